@@ -23,8 +23,7 @@ MAX_RANK = len(LEVEL_NAMES)
 
 _T13_RANK = LEVEL_NAMES.index("T13") + 1
 _CODE_OF_RANK = {
-    rank: T13_CODE if rank == _T13_RANK else rank - (rank > _T13_RANK)
-    for rank in range(1, MAX_RANK + 1)
+    rank: T13_CODE if rank == _T13_RANK else rank - (rank > _T13_RANK) for rank in range(1, MAX_RANK + 1)
 }
 _RANK_OF_CODE = {code: rank for rank, code in _CODE_OF_RANK.items()}
 

@@ -1,0 +1,429 @@
+"""Settings: one frozen dataclass a stage, and the command line that is built from it.
+
+Defaults are those of the preset `full`; `PRESETS` holds what `paper` and `small` change. Every
+length is in millimetres and says so in its name. A stage saves its settings as `settings.json`
+beside its results, and the stages after it read them there instead of guessing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+Preset = Literal["paper", "full", "small"]
+Device = Literal["auto", "gpu", "cpu"]
+Split = Literal["training", "validation", "test"]
+Settings = TypeVar("Settings")
+
+#: Range of Hounsfield units that the networks see, mapped linearly to [-1, 1]; air is the lower end.
+HU_RANGE = (-1024, 3071)
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Put a VerSe data set on disk: generated, copied from a folder or zips, or one CT with its mask."""
+
+    source: str = "phantom"
+    """"phantom" (generated, no network), "pairs" (with --ct and --mask), or a path: a folder that holds a VerSe
+    tree or its zip archives, or one such archive."""
+    data_dir: Path = Path("data")
+    """Folder that receives the data set."""
+    phantoms: tuple[int, int, int] = (12, 3, 5)
+    """Number of generated series for training, validation and test."""
+    ct: Path | None = None
+    """With "pairs": the CT, a NIfTI file in Hounsfield units."""
+    mask: Path | None = None
+    """With "pairs": its mask, a NIfTI file with VerSe labels on the grid of the CT."""
+    split: Split = "training"
+    """With "pairs": the split that the case joins."""
+    workers: int = 0
+    """Processes used to generate phantoms; 0 means one a core."""
+    seed: int = 0
+    """The same seed gives the same phantoms."""
+    skip_bad: bool = False
+    """End with exit status 0 although cases were bad (they are listed and left out)."""
+
+
+@dataclass(frozen=True)
+class HeatmapPreparationSettings:
+    """Bring every CT and its centroids to the small grid of the heatmap network."""
+
+    data_dir: Path = Path("data")
+    """Folder with the data set in VerSe layout."""
+    work_dir: Path = Path("work")
+    """Folder that receives `heatmap/training` and `heatmap/validation`."""
+    preset: Preset = "full"
+    """Set of defaults that the other options start from."""
+    spacing_mm: float = 1.0
+    """Isotropic spacing of the working grid, in mm, that the CT is brought to before it is resized."""
+    heatmap_shape: tuple[int, int, int] = (64, 64, 128)
+    """Shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
+    workers: int = 0
+    """Processes that prepare cases; 0 means one a core."""
+    seed: int = 0
+    """Not used by this stage; accepted so that every script takes it."""
+    skip_bad: bool = False
+    """End with exit status 0 although cases were bad (they are listed and left out)."""
+
+
+@dataclass(frozen=True)
+class SegmentationPreparationSettings:
+    """Resample every CT and mask once to the working grid, for training the segmentation network."""
+
+    data_dir: Path = Path("data")
+    """Folder with the data set in VerSe layout."""
+    work_dir: Path = Path("work")
+    """Folder that receives `segmentation/training` and `segmentation/validation`."""
+    preset: Preset = "full"
+    """Set of defaults that the other options start from."""
+    spacing_mm: float = 1.0
+    """Isotropic spacing of the working grid in mm (2 in the preset small: an eighth of the voxels)."""
+    workers: int = 0
+    """Processes that prepare cases; 0 means one a core."""
+    seed: int = 0
+    """Not used by this stage; accepted so that every script takes it."""
+    skip_bad: bool = False
+    """End with exit status 0 although cases were bad (they are listed and left out)."""
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """Ranges that the random transformations of one example are drawn from; "U" is uniform."""
+
+    flip_probability: float = 0.5
+    """Probability of mirroring left and right."""
+    gain: tuple[float, float] = (0.75, 1.25)
+    """Range of the factor on normalised intensities."""
+    offset: tuple[float, float] = (-0.25, 0.25)
+    """Range of the offset added to normalised intensities."""
+    zoom_p: tuple[float, float] = (0.8, 1.2)
+    """Range of the zoom along P."""
+    zoom_r: tuple[float, float] = (0.8, 1.2)
+    """Range of the zoom along R."""
+    zoom_i: tuple[float, float] = (0.7, 1.3)
+    """Range of the zoom along I."""
+    rotation_degrees: float = 20.0
+    """Largest rotation about each axis, either way, in degrees."""
+    noise_probability: float = 0.8
+    """Probability of adding Gaussian noise."""
+    noise_sigma: tuple[float, float] = (0.001, 0.03)
+    """Range of the noise's standard deviation, in normalised intensities."""
+    blur_probability: float = 0.8
+    """Probability of blurring."""
+    blur_sigma_mm: tuple[float, float] = (0.5, 1.5)
+    """Range of the blur's standard deviation in mm (for the heatmap network: in its voxels)."""
+
+
+#: The heatmap network's augmentation, in voxels of its own grid (Serrador et al. 2024).
+HEATMAP_AUGMENTATION = AugmentationSettings(
+    zoom_p=(0.9, 1.1),
+    zoom_r=(0.9, 1.1),
+    zoom_i=(0.9, 1.1),
+    rotation_degrees=10.0,
+    noise_sigma=(0.001, 0.005),
+    blur_sigma_mm=(0.5, 1.0),
+)
+
+
+@dataclass(frozen=True)
+class HeatmapTrainingSettings:
+    """Train the network that finds the spine as a heatmap over the whole volume."""
+
+    work_dir: Path = Path("work")
+    """Folder with `heatmap/`; receives `models/heatmap`."""
+    preset: Preset = "full"
+    """Set of defaults that the other options start from."""
+    filters: tuple[int, ...] = (8, 16, 32)
+    """Filters a level of the U-Net, from full resolution down."""
+    sigma_voxels: float = 10.0
+    """Standard deviation of the target's Gaussians, in voxels of the heatmap grid."""
+    shift_voxels: float = 20.0
+    """Largest random shift along each axis, in voxels of the heatmap grid."""
+    augmentation: AugmentationSettings = HEATMAP_AUGMENTATION
+    """Random transformations of the training volumes."""
+    epochs: int = 300
+    """Epochs to train."""
+    examples_per_epoch: int = 0
+    """Examples in an epoch; 0 takes every case once."""
+    batch_size: int = 4
+    """Examples a step and replica."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    final_learning_rate: float = 1e-3
+    """Learning rate that a cosine reaches in the last epoch; equal to learning_rate it stays constant."""
+    norm_momentum: float = 0.99
+    """Momentum of the batch normalisation's moving statistics."""
+    validate_every: int = 5
+    """Epochs between two validations."""
+    seed: int = 0
+    """Seed of weights and examples."""
+    device: Device = "auto"
+    """Device to train on; "auto" takes a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class SegmentationTrainingSettings:
+    """Train the iterative 3D U-Net that segments the first vertebra its memory does not hold yet."""
+
+    work_dir: Path = Path("work")
+    """Folder with `segmentation/`; receives `models/segmentation`."""
+    preset: Preset = "full"
+    """Set of defaults that the other options start from."""
+    filters: tuple[int, ...] = (16, 32, 64, 128)
+    """Filters a level of the U-Net, from full resolution down."""
+    patch_voxels: int = 128
+    """Edge of the cubic patch in voxels of the working grid."""
+    patch_kinds: Literal["paper", "walk"] = "walk"
+    """How patches are drawn: as published, or as the walk of the inference meets them (DESIGN: preset full)."""
+    empty_memory_probability: float = 0.3
+    """With patch_kinds "paper": probability of emptying the memory."""
+    walk_shares: tuple[float, float, float, float] = (0.6, 0.2, 0.1, 0.1)
+    """With patch_kinds "walk": shares of patches with memory, with emptied memory, at the natural top of the
+    spine, and with nothing left to find."""
+    shift_mm: float = 32.0
+    """Largest shift of a patch around its target along each axis, in mm."""
+    augmentation: AugmentationSettings = AugmentationSettings()
+    """Random transformations of the training patches."""
+    fp_weight_schedule: Literal["ramp", "constant"] = "ramp"
+    """Weight of false positives in the loss: rising from .1 to 1 as published, or the constant .132 at which the
+    released code stayed."""
+    epochs: int = 45
+    """Epochs to train."""
+    examples_per_epoch: int = 0
+    """Examples in an epoch; 0 takes every vertebra as often as the levels' balance asks for."""
+    batch_size: int = 1
+    """Examples a step and replica."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    final_learning_rate: float = 1e-3
+    """Learning rate that a cosine reaches in the last epoch; equal to learning_rate it stays constant."""
+    norm_momentum: float = 0.99
+    """Momentum of the batch normalisation's moving statistics."""
+    validate_every: int = 5
+    """Epochs between two validations."""
+    seed: int = 0
+    """Seed of weights and examples."""
+    device: Device = "auto"
+    """Device to train on; "auto" takes a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """Segment and number the vertebrae of CT scans."""
+
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """NIfTI files, or folders of them (in a folder with *_ct.nii.gz files only those are read)."""
+    work_dir: Path = Path("work")
+    """Folder with the trained networks under `models/`."""
+    output: Path = Path("predictions")
+    """Folder that receives the predictions in VerSe layout."""
+    model: Path | None = None
+    """Directory of the segmentation network; by default work_dir/models/segmentation."""
+    heatmap_model: Path | None = None
+    """Directory of the heatmap network; by default work_dir/models/heatmap."""
+    first_label: str | None = None
+    """Level of the top-most vertebra, such as L1; without it vertebrae are counted from 1."""
+    heat_threshold: float = 0.3
+    """Heat at which the spine begins."""
+    max_steps: int = 10
+    """Most steps spent on one vertebra before its last centres are averaged."""
+    max_vertebrae: int = 26
+    """Most vertebrae in one scan."""
+    min_volume_mm3: float = 1000.0
+    """Smallest volume of a vertebra, in cubic millimetres; less counts as nothing found."""
+    seed: int = 0
+    """Not used by this stage; accepted so that every script takes it."""
+    device: Device = "auto"
+    """Device to run on; "auto" takes a GPU if there is one."""
+    skip_bad: bool = False
+    """End with exit status 0 although scans were bad (they are listed and left out)."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Score predictions against the reference masks of a VerSe data set."""
+
+    data_dir: Path = Path("data")
+    """Folder with the reference data set in VerSe layout."""
+    split: Literal["training", "validation", "test", "all"] = "test"
+    """Split that is scored."""
+    predictions: Path = Path("predictions")
+    """Folder with predictions in VerSe layout."""
+    output: Path = Path("evaluation")
+    """Folder that receives tables, figure and summary."""
+    found_dice: float = 0.5
+    """Dice from which a reference vertebra counts as found."""
+    workers: int = 0
+    """Processes that score cases; 0 means one a core."""
+    seed: int = 0
+    """Not used by this stage; accepted so that every script takes it."""
+    skip_bad: bool = False
+    """End with exit status 0 although cases were bad (they are listed and left out)."""
+
+
+#: What the presets change in the defaults above. `full` changes nothing.
+PRESETS: dict[str, dict[type, dict[str, Any]]] = {
+    "paper": {SegmentationTrainingSettings: {"patch_kinds": "paper"}},
+    "full": {},
+    "small": {
+        HeatmapPreparationSettings: {"spacing_mm": 2.0},
+        SegmentationPreparationSettings: {"spacing_mm": 2.0},
+        # A laptop's few hundred steps: small epochs, a falling rate, and statistics that keep up.
+        HeatmapTrainingSettings: {
+            "epochs": 10,
+            "examples_per_epoch": 24,
+            "batch_size": 1,
+            "learning_rate": 3e-3,
+            "final_learning_rate": 1e-4,
+            "norm_momentum": 0.9,
+        },
+        SegmentationTrainingSettings: {
+            "filters": (8, 16, 32, 64),
+            "patch_voxels": 64,
+            "epochs": 15,
+            "examples_per_epoch": 120,
+            "batch_size": 2,
+            "learning_rate": 2e-3,
+            "final_learning_rate": 1e-4,
+            "norm_momentum": 0.9,
+        },
+    },
+}
+
+
+def preset_settings(stage: type[Settings], preset: str = "full", **changes: Any) -> Settings:
+    """Give the settings of a stage under a preset.
+
+    Parameters
+    ----------
+    stage : type
+        One of the dataclasses of this module.
+    preset : str
+        "paper", "full" or "small".
+    **changes
+        Fields that differ from the preset.
+
+    Returns
+    -------
+    Settings
+        An instance of `stage`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"Expected a preset of {sorted(PRESETS)}, received {preset!r}.")
+    own = PRESETS[preset].get(stage, {})
+    names = {field.name for field in dataclasses.fields(stage)}
+    named = {"preset": preset} if "preset" in names else {}
+    return stage(**{**own, **named, **changes})
+
+
+def settings_from_command_line(stage: type[Settings], arguments: list[str] | None = None) -> Settings:
+    """Read the settings of a stage from the command line; a wrong one ends the program with status 2.
+
+    Parameters
+    ----------
+    stage : type
+        One of the dataclasses of this module.
+    arguments : list of str, optional
+        The command line without the program's name; by default that of the running program.
+
+    Returns
+    -------
+    Settings
+        An instance of `stage`: the preset's defaults, changed by the options given.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    preset = _preset_named_in(arguments)
+    has_defaults = all(field.default is not dataclasses.MISSING for field in dataclasses.fields(stage))
+    keywords = {"default": preset_settings(stage, preset)} if has_defaults else {}
+    return tyro.cli(stage, args=arguments, **keywords)
+
+
+def _preset_named_in(arguments: list[str]) -> str:
+    """The preset must be known before the parser is built, since it gives the parser's defaults."""
+    chosen = "full"
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--preset":
+            chosen = following
+        elif argument.startswith("--preset="):
+            chosen = argument.partition("=")[2]
+    return chosen if chosen in PRESETS else "full"
+
+
+def settings_as_json(settings: Any) -> dict[str, Any]:
+    """Give a settings object as a dictionary that JSON can hold, with its class name as "stage"."""
+    return {"stage": type(settings).__name__, **_plain(dataclasses.asdict(settings))}
+
+
+def save_settings(settings: Any, directory: Path, **facts: Any) -> Path:
+    """Write `settings.json` into a directory, whole or not at all.
+
+    Parameters
+    ----------
+    settings : Settings
+        A settings object.
+    directory : Path
+        Folder, made if it is not there.
+    **facts
+        What a later stage must know beside the settings, such as the spacing of the data used.
+
+    Returns
+    -------
+    Path
+        The file written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / SETTINGS_FILE
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps({**settings_as_json(settings), **_plain(facts)}, indent=2) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def load_settings(directory: Path) -> dict[str, Any]:
+    """Read the `settings.json` that an earlier stage left in a directory.
+
+    Raises
+    ------
+    ValueError
+        If the file is not there or is no JSON object; the text names it.
+    """
+    path = directory / SETTINGS_FILE
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected the settings of an earlier stage, found no such file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}.")
+    return found
+
+
+def worker_count(workers: int) -> int:
+    """Give the number of processes to use: the number asked for, or one a core for 0."""
+    if workers < 0:
+        raise ValueError(f"Expected a number of workers from 0 up, received {workers}.")
+    if workers:
+        return workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
