@@ -8,6 +8,7 @@ beside its results, and the stages after it read them there instead of guessing.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -32,8 +33,8 @@ class DataSettings:
     """Put a VerSe data set on disk: generated, copied from a folder or zips, or one CT with its mask."""
 
     source: str = "phantom"
-    """"phantom" (generated, no network), "pairs" (with --ct and --mask), or a path: a folder that holds a VerSe
-    tree or its zip archives, or one such archive."""
+    """"phantom" (generated, no network), "pairs" (with --ct and --mask), or a path: a folder that holds a
+    VerSe tree or its zip archives, or one such archive."""
     data_dir: Path = Path("data")
     """Folder that receives the data set."""
     phantoms: tuple[int, int, int] = (12, 3, 5)
@@ -182,7 +183,7 @@ class SegmentationTrainingSettings:
     patch_voxels: int = 128
     """Edge of the cubic patch in voxels of the working grid."""
     patch_kinds: Literal["paper", "walk"] = "walk"
-    """How patches are drawn: as published, or as the walk of the inference meets them (DESIGN: preset full)."""
+    """How patches are drawn: as published ("paper"), or as the walk of the inference meets them."""
     empty_memory_probability: float = 0.3
     """With patch_kinds "paper": probability of emptying the memory."""
     walk_shares: tuple[float, float, float, float] = (0.6, 0.2, 0.1, 0.1)
@@ -193,8 +194,8 @@ class SegmentationTrainingSettings:
     augmentation: AugmentationSettings = AugmentationSettings()
     """Random transformations of the training patches."""
     fp_weight_schedule: Literal["ramp", "constant"] = "ramp"
-    """Weight of false positives in the loss: rising from .1 to 1 as published, or the constant .132 at which the
-    released code stayed."""
+    """Weight of false positives in the loss: rising from .1 to 1 as published, or the constant .132 at
+    which the released code stayed."""
     epochs: int = 45
     """Epochs to train."""
     examples_per_epoch: int = 0
@@ -219,7 +220,7 @@ class SegmentationTrainingSettings:
 class InferenceSettings:
     """Segment and number the vertebrae of CT scans."""
 
-    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    inputs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """NIfTI files, or folders of them (in a folder with *_ct.nii.gz files only those are read)."""
     work_dir: Path = Path("work")
     """Folder with the trained networks under `models/`."""
@@ -346,19 +347,14 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     preset = _preset_named_in(arguments)
-    has_defaults = all(field.default is not dataclasses.MISSING for field in dataclasses.fields(stage))
-    keywords = {"default": preset_settings(stage, preset)} if has_defaults else {}
-    return tyro.cli(stage, args=arguments, **keywords)
+    return tyro.cli(stage, args=arguments, default=preset_settings(stage, preset))
 
 
 def _preset_named_in(arguments: list[str]) -> str:
     """The preset must be known before the parser is built, since it gives the parser's defaults."""
-    chosen = "full"
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument == "--preset":
-            chosen = following
-        elif argument.startswith("--preset="):
-            chosen = argument.partition("=")[2]
+    joined = [argument.partition("=")[2] for argument in arguments if argument.startswith("--preset=")]
+    apart = [after for option, after in itertools.pairwise(arguments) if option == "--preset"]
+    chosen = [*joined, *apart, "full"][0]
     return chosen if chosen in PRESETS else "full"
 
 
