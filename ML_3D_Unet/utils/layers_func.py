@@ -57,6 +57,7 @@ def n_conv_block(
     Parameters
     ----------
     x : tensor (batch, a, b, c, channels)
+        Input.
     n_convs, n_filters, ksize, padding, norm, activation
         See `layers.conv_block_layers`.
     depth : int, optional
@@ -100,9 +101,11 @@ def downsample_block(
     Parameters
     ----------
     x : tensor (batch, a, b, c, channels)
+        Input.
     n_convs, n_filters, ksize, padding, activation, norm, depth, **kwargs
         See `n_conv_block`.
     pooling : {'max', 'avg'}
+        What each group of 2×2×2 voxels becomes.
     dropout : float
         Rate, applied to what goes down a level.
 
@@ -126,7 +129,8 @@ def downsample_block(
 def _skip_of_level(layers_to_concat: Mapping[str, Tensor], depth: int | None) -> Tensor:
     if str(depth) not in layers_to_concat:
         raise ValueError(
-            f"Expected depth to be a level in layers_to_concat, {sorted(layers_to_concat)}, received {depth!r}."
+            f"Expected depth to be one of the levels {sorted(layers_to_concat)} of layers_to_concat, "
+            f"received {depth!r}."
         )
     return layers_to_concat[str(depth)]
 
@@ -152,6 +156,7 @@ def upsample_block(
     layers_to_concat : dict of str to tensor
         The encoder's outputs, by level.
     x : tensor (batch, a, b, c, channels)
+        Input.
         From the level below.
     n_convs, n_filters, ksize, padding, activation, norm, **kwargs
         See `n_conv_block`.
@@ -197,6 +202,7 @@ def encoder_unet3d(
     Parameters
     ----------
     x : tensor (batch, a, b, c, channels)
+        Input.
     n_filters, ksize, dropout, depth
         See `layers.filters_per_level`, `layers.ksize_per_level`, `layers.dropout_per_level`.
     n_convs, padding, activation, pooling, norm, **kwargs
@@ -310,9 +316,12 @@ def create_unet3d(
         Kernels; None is 3.
     padding : {'same'}
         With any other the two arms of the network would not meet.
-    activation : str or callable
+    activation : str or callable, optional
+        What `keras.layers.Activation` takes.
     pooling : {'max', 'avg'}
+        What each group of 2×2×2 voxels becomes on the way down.
     norm : {None, 'batch_norm'}
+        Between a convolution and its activation.
     dropout : float or sequence of at most ``depth - 1`` floats, optional
         Rate of each level, on its way down and where the decoder joins it.
     depth : int, optional
