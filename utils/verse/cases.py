@@ -11,7 +11,7 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,13 +70,31 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseFile:
-    """A file whose name is that of a VerSe CT, mask or centroid file."""
+    """A file whose name is that of a VerSe CT, mask or centroid file.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    key, subject : str
+        As those of `Case`.
+    kind : str
+        The name after the key, without ".gz".
+    dataset : str
+        The innermost folder that names a split, such as "dataset-01training", or "".
+    """
 
     path: Path
     key: str
     subject: str
     kind: str
-    split: str
+    dataset: str
+
+    @property
+    def split(self) -> str:
+        """"training", "validation", "test", or "" outside every split's folder."""
+        match = _SPLIT_FOLDER.fullmatch(self.dataset)
+        return match["split"] if match else ""
 
     @property
     def role(self) -> str:
@@ -120,33 +138,33 @@ def index_cases(data_dir: Path, *, split: str | None = None) -> list[Case]:
 
 def case_files(data_dir: Path) -> Iterator[CaseFile]:
     """Give every VerSe file below a folder in a fixed order; hidden and temporary ones are left out."""
+    top = data_dir.resolve().name
     for path in _visible_files(data_dir):
-        file = parse_case_file(path, data_dir)
+        file = parse_case_file(path, (top, *path.relative_to(data_dir).parts[:-1]))
         if file is not None:
             yield file
 
 
-def parse_case_file(path: Path, data_dir: Path) -> CaseFile | None:
-    """Read what a file's name says; None if it is not the name of a VerSe CT, mask or centroid file.
+def parse_case_file(path: Path, folders: Sequence[str]) -> CaseFile | None:
+    """Read what a file's name and folders say; None if it is no VerSe CT, mask or centroid file.
 
     Parameters
     ----------
     path : Path
-        The file; need not exist.
-    data_dir : Path
-        Folder of the tree that `path` lies in: folders above it name no split.
+        The file; it need not exist.
+    folders : sequence of str
+        Names of the folders that may name its split, outermost first.
+
+    Returns
+    -------
+    CaseFile or None
+        What was read.
     """
     match = _FILE_NAME.fullmatch(path.name)
     if match is None or (match["gz"] and match["kind"].endswith("json")):
         return None
-    folders = (data_dir.resolve().name, *path.relative_to(data_dir).parts[:-1])
-    return CaseFile(path, match["key"], match["subject"], match["kind"], split_of_folders(folders))
-
-
-def split_of_folders(folders: tuple[str, ...]) -> str:
-    """Give the split that the innermost of nested folders names, or "" if none does."""
-    matches = [_SPLIT_FOLDER.fullmatch(folder) for folder in reversed(folders)]
-    return next((match["split"] for match in matches if match), "")
+    dataset = next((folder for folder in reversed(folders) if _SPLIT_FOLDER.fullmatch(folder)), "")
+    return CaseFile(path, match["key"], match["subject"], match["kind"], dataset)
 
 
 def subjects_in_several_splits(cases: list[Case]) -> dict[str, list[str]]:

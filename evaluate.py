@@ -1,0 +1,24 @@
+"""Score predicted vertebrae against the reference masks of a VerSe data set.
+
+Reads   DATA_DIR (reference masks of one split) and PREDICTIONS (what infer.py wrote), paired by case.
+Writes  OUTPUT/summary.json, vertebrae.csv (a row a vertebra), cases.csv, evaluation.md, evaluation.png
+        and settings.json; prints the overall table.
+Run     python evaluate.py --data-dir data --split test --predictions predictions --output evaluation
+Time    one to five seconds a case and core.
+
+Exit status 1 if a case had no readable prediction (it counts as missed), with --skip-bad 0.
+"""
+
+import sys
+
+from utils.prediction.evaluation import evaluate
+from utils.settings import EvaluationSettings, settings_from_command_line
+
+
+def main(settings: EvaluationSettings) -> int:
+    """Evaluate and give the exit status."""
+    return evaluate(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(settings_from_command_line(EvaluationSettings)))
