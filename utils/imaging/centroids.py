@@ -1,0 +1,164 @@
+"""Centroids of vertebrae: VerSe's JSON files, and points derived from a mask.
+
+A file holds voxel indices of the volume turned to the *declared* direction, which need not be the
+direction of the stored volume. In memory points are kept in the world (mm, RAS+) and go to any grid
+through its affine, so no index is ever flipped or scaled by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel import orientations
+from scipy import ndimage
+
+from utils.imaging.volume import Grid, Volume, oriented_grid, transform_points
+from utils.verse.labels import rank_of_code
+
+#: A point may lie this far outside its scan before file and scan count as not belonging together.
+_OUTSIDE_MM = 30.0
+
+
+@dataclass(frozen=True, eq=False)
+class Centroids:
+    """One point a vertebra.
+
+    Attributes
+    ----------
+    codes : np.ndarray of int, (n,)
+        VerSe labels, from the top of the spine down.
+    points_mm : np.ndarray of float64, (n, 3)
+        World coordinates in mm, RAS+.
+    """
+
+    codes: np.ndarray
+    points_mm: np.ndarray
+
+    def voxels(self, frame: Grid | Volume | np.ndarray) -> np.ndarray:
+        """Give the points as voxel indices, (n, 3), of a grid, a volume, or an affine (4, 4)."""
+        affine = frame if isinstance(frame, np.ndarray) else frame.affine
+        return transform_points(self.points_mm, np.eye(4), affine)
+
+
+def read_centroids(path: Path, grid: Grid) -> Centroids:
+    """Read a VerSe centroid file.
+
+    Headers may be missing (the indices are then those of the stored volume), keys may be in either
+    case, and entries that are NaN are dropped.
+
+    Parameters
+    ----------
+    path : Path
+        JSON file.
+    grid : Grid
+        Native grid of the CT or mask that the file belongs to.
+
+    Returns
+    -------
+    Centroids
+        Ordered from the top of the spine down; may be empty.
+
+    Raises
+    ------
+    ValueError
+        If the file is not there, is no such JSON, names a label twice or one that is no vertebra, or
+        holds a point far outside the grid. The text names the file.
+    """
+    entries = _entries(path)
+    try:
+        frame = oriented_grid(grid, _declared_axes(entries, grid))
+        found = [_point(entry) for entry in entries if "direction" not in entry]
+        points = {code: point for code, point in found if all(map(math.isfinite, point))}
+        if len({code for code, _ in found}) < len(found):
+            raise ValueError(f"expected every label once, found labels {sorted(code for code, _ in found)}")
+        ordered = sorted(points, key=rank_of_code)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: expected VerSe centroids, but {error}") from None
+    voxels = np.array([points[code] for code in ordered], np.float64).reshape(-1, 3)
+    _check_inside(path, voxels, frame)
+    return Centroids(np.array(ordered, int), transform_points(voxels, frame.affine, np.eye(4)))
+
+
+def write_centroids(path: Path, centroids: Centroids, grid: Grid, *, source: str | None = None) -> None:
+    """Write a VerSe centroid file, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        JSON file; its folder is made if it is not there.
+    centroids : Centroids
+        The points.
+    grid : Grid
+        Grid whose voxel indices and axes the file uses.
+    source : str, optional
+        Where the points come from if not from an annotator, such as "mask"; kept in the header.
+    """
+    path = Path(path)
+    header: dict[str, Any] = {"direction": list(orientations.aff2axcodes(grid.affine))}
+    if source is not None:
+        header["source"] = source
+    points = [
+        {"label": int(code), **{axis: round(float(value), 3) for axis, value in zip("XYZ", voxel)}}
+        for code, voxel in zip(centroids.codes, centroids.voxels(grid))
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps([header, *points]) + "\n")
+    temporary.replace(path)
+
+
+def centroids_of_mask(mask: Volume) -> Centroids:
+    """Give the centre of mass of every vertebra of a mask, from the top of the spine down."""
+    boxes = {index + 1: box for index, box in enumerate(ndimage.find_objects(mask.data)) if box is not None}
+    codes = sorted(boxes, key=rank_of_code)
+    voxels = [
+        np.add(ndimage.center_of_mass(mask.data[boxes[code]] == code), [side.start for side in boxes[code]])
+        for code in codes
+    ]
+    return Centroids(np.array(codes, int), transform_points(np.array(voxels), mask.affine, np.eye(4)))
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """Read the list of entries, with their keys in lower case."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected a centroid file, found no such file.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError(f"{path}: expected a JSON list of objects, found {type(found).__name__}.")
+    return [{str(key).lower(): value for key, value in entry.items()} for entry in found]
+
+
+def _declared_axes(entries: list[dict[str, Any]], grid: Grid) -> tuple[str, ...]:
+    for entry in entries:
+        if "direction" in entry:
+            axes = tuple(str(axis).upper() for axis in entry["direction"])
+            pairs = {"L": "LR", "R": "LR", "P": "PA", "A": "PA", "I": "IS", "S": "IS"}
+            if sorted(pairs.get(axis, axis) for axis in axes) != ["IS", "LR", "PA"]:
+                raise ValueError(f"expected a direction such as P, I, R, found {', '.join(axes)}.")
+            return axes
+    return tuple(orientations.aff2axcodes(grid.affine))
+
+
+def _point(entry: dict[str, Any]) -> tuple[int, tuple[float, ...]]:
+    absent = [key for key in ("label", "x", "y", "z") if key not in entry]
+    if absent:
+        raise ValueError(f"expected label, X, Y and Z in every entry, found one without {', '.join(absent)}.")
+    values = [math.nan if entry[axis] is None else float(entry[axis]) for axis in "xyz"]
+    return int(entry["label"]), tuple(values)
+
+
+def _check_inside(path: Path, voxels: np.ndarray, frame: Grid) -> None:
+    beyond = np.maximum(-0.5 - voxels, voxels - (np.array(frame.shape) - 0.5)) * frame.spacing_mm
+    if beyond.size and beyond.max() > _OUTSIDE_MM:
+        raise ValueError(
+            f"{path}: expected points inside {frame.shape} voxels, found one {beyond.max():.0f} mm outside."
+        )

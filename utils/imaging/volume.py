@@ -1,0 +1,679 @@
+"""Volumes with their affine: the one place that reads and writes NIfTI, orients and resamples.
+
+A `Volume` never changes; every function gives a new one. Orientation follows the affine that nibabel
+resolves, and nothing outside this module knows about LPS or RAS.
+
+Working and native grids have parallel axes, so resampling separates: one sparse matrix an axis. A
+column of such a matrix is SciPy's own answer to a unit impulse, which makes the product of the three
+equal to SciPy's N-dimensional spline (`mode="nearest"`) at a fraction of its cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel import orientations
+from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
+from scipy import ndimage, sparse
+
+from utils.settings import HU_RANGE
+from utils.verse.labels import CODES
+
+#: Orientation of every working volume: index grows towards posterior, right, inferior.
+WORKING_AXES = ("P", "R", "I")
+#: Above this spacing the working grid is so much coarser than a CT that it must be smoothed first.
+FINE_SPACING_MM = 1.0
+
+#: Largest extent of a scan along an axis; more means that the header's unit is wrong.
+_MAX_EXTENT_MM = 4000.0
+#: Largest distance, in voxels, between corners of two grids that count as the same grid.
+_SAME_GRID_VOXELS = 0.1
+#: Weights below this change no voxel by a hundredth of a Hounsfield unit.
+_NEGLIGIBLE_WEIGHT = 1e-6
+#: Size of the slabs that are resampled at once, in voxels.
+_SLAB_VOXELS = 2**21
+#: What nibabel, gzip and NumPy raise on a broken file.
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    TypeError,
+    KeyError,
+    ImageFileError,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a volume lie.
+
+    Attributes
+    ----------
+    shape : tuple of int, (3,)
+        Number of voxels along each axis.
+    affine : np.ndarray of float64, (4, 4)
+        Voxel index to world, in mm, RAS+.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Distance of neighbouring voxels along each axis, in mm, (3,)."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A three-dimensional array and the affine that places it in the world.
+
+    Attributes
+    ----------
+    data : np.ndarray, (i, j, k)
+        Intensities or labels.
+    affine : np.ndarray of float64, (4, 4)
+        Voxel index to world, in mm, RAS+.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels along each axis."""
+        return self.data.shape
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Distance of neighbouring voxels along each axis, in mm, (3,)."""
+        return self.grid.spacing_mm
+
+    @property
+    def grid(self) -> Grid:
+        """The volume's grid, without its data."""
+        return Grid(tuple(int(n) for n in self.data.shape), self.affine)
+
+
+# Reading and writing -------------------------------------------------------------------------------
+
+
+def read_ct(path: Path) -> Volume:
+    """Read a CT in Hounsfield units on its native grid.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI file, three axes.
+
+    Returns
+    -------
+    Volume
+        int16 where the file stores int16 unscaled, else float32; voxels that are no finite number
+        become -1024 HU (air).
+
+    Raises
+    ------
+    ValueError
+        If the file is not there, cannot be read whole, has not three axes, has no usable spacing, or
+        holds no finite value. The text names the file, what was expected and what was found.
+    """
+    image = _open_nifti(path)
+    data = _read_data(path, image)
+    if data.dtype.kind == "f":
+        data = _without_gaps(path, data)
+    return Volume(data, np.array(image.affine, np.float64))
+
+
+def read_mask(path: Path) -> Volume:
+    """Read a VerSe mask on its native grid.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI file of any number type, three axes.
+
+    Returns
+    -------
+    Volume of uint8
+        VerSe codes, 0 outside. Values are rounded before they are cast, since VerSe has float64 masks.
+
+    Raises
+    ------
+    ValueError
+        As `read_ct`, and if the file holds a number that is no VerSe code.
+    """
+    image = _open_nifti(path)
+    data = _read_data(path, image)
+    if data.dtype.kind == "f":
+        data = np.rint(_without_gaps(path, data, fill=0))
+    present = np.unique(data)
+    unknown = [f"{value:g}" for value in present if value not in (0, *CODES)]
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise ValueError(f"{path}: expected VerSe labels (0-25 or 28), found {shown}.")
+    return Volume(data.astype(np.uint8), np.array(image.affine, np.float64))
+
+
+def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
+    """Read a CT and its mask, which must lie on the same grid.
+
+    Raises
+    ------
+    ValueError
+        As `read_ct` and `read_mask`, and if shapes differ or a corner lies a tenth of a voxel apart.
+    """
+    ct, mask = read_ct(ct_path), read_mask(mask_path)
+    if ct.shape != mask.shape:
+        raise ValueError(f"{mask_path}: expected the shape of {ct_path}, {ct.shape}, found {mask.shape}.")
+    apart = np.abs(transform_points(_corners(ct.shape), mask.affine, ct.affine) - _corners(ct.shape)).max()
+    if apart > _SAME_GRID_VOXELS:
+        raise ValueError(
+            f"{mask_path}: expected the position of {ct_path}, found corners {apart:.2g} voxels apart."
+        )
+    return ct, mask
+
+
+def write_volume(path: Path, volume: Volume) -> None:
+    """Write a volume as NIfTI, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        File ending in .nii or .nii.gz; its folder is made if it is not there.
+    volume : Volume
+        The number type of its data is kept.
+    """
+    path = Path(path)
+    image = nibabel.Nifti1Image(np.asarray(volume.data), volume.affine, dtype=volume.data.dtype)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
+    try:
+        nibabel.save(image, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_memory_map(path: Path) -> Volume:
+    """Open an uncompressed NIfTI file without reading it.
+
+    Returns
+    -------
+    Volume
+        Its data is a read-only memory map, so a crop reads only what it needs.
+
+    Raises
+    ------
+    ValueError
+        As `read_ct`, and if the file is compressed or scaled.
+    """
+    image = _open_nifti(path)
+    with _named_errors(path):
+        data = np.asanyarray(image.dataobj)
+    if not isinstance(data, np.memmap):
+        raise ValueError(f"{path}: expected an uncompressed and unscaled NIfTI file, found another.")
+    return Volume(data, np.array(image.affine, np.float64))
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Give the many errors of a broken file one form that names it."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: expected a whole NIfTI file, found a broken one ({found}).") from None
+
+
+def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
+    """Load header and affine, and refuse what no later step could use."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: expected a NIfTI file, found {'a folder' if path.is_dir() else 'no such file'}."
+        )
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: expected a NIfTI file, found an empty file.")
+    with _named_errors(path), LoggingOutputSuppressor():
+        image = nibabel.load(path)
+        stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
+    if stored is None:
+        raise ValueError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
+    if len(image.shape) != 3 or 0 in image.shape:
+        raise ValueError(f"{path}: expected a volume with 3 axes, found shape {image.shape}.")
+    _check_spacing(path, image, stored)
+    return image
+
+
+def _header_as_stored(image: nibabel.Nifti1Pair) -> Any:
+    """Read the header again without nibabel's silent repair of zero spacings."""
+    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
+        "rb"
+    ) as stream:
+        return image.header_class.from_fileobj(stream, check=False)
+
+
+def _check_spacing(path: Path, image: nibabel.Nifti1Pair, stored: Any) -> None:
+    affine = image.affine
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    declared_mm = np.asarray(stored["pixdim"][1:4], np.float64)
+    for found in (declared_mm, spacing_mm):
+        if not np.all(np.isfinite(found)) or np.any(found == 0):
+            raise ValueError(f"{path}: expected spacings over 0 mm, found {_listed(found)} mm.")
+    # The determinant relative to the spacings is the volume of the unit cell: 1 for a right angle.
+    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
+        raise ValueError(f"{path}: expected an affine that can be inverted, found {affine[:3].tolist()}.")
+    extent_mm = spacing_mm * image.shape
+    if extent_mm.max() > _MAX_EXTENT_MM:
+        raise ValueError(
+            f"{path}: expected a scan under {_MAX_EXTENT_MM:g} mm long, found {_listed(extent_mm)} mm."
+        )
+
+
+def _listed(numbers: np.ndarray) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
+
+
+def _read_data(path: Path, image: nibabel.Nifti1Pair) -> np.ndarray:
+    with _named_errors(path):
+        slope, intercept = image.header.get_slope_inter()
+        unscaled = slope in (None, 1.0) and intercept in (None, 0.0)
+        stored = image.header.get_data_dtype()
+        if unscaled and stored.kind in "iu" and np.can_cast(stored, np.int16):
+            # Half the memory of float32, and exact. A copy, since a memory map dies with its file.
+            return np.array(image.dataobj, np.int16)
+        return image.get_fdata(dtype=np.float32, caching="unchanged")
+
+
+def _without_gaps(path: Path, data: np.ndarray, *, fill: float = HU_RANGE[0]) -> np.ndarray:
+    finite = np.isfinite(data)
+    if finite.all():
+        return data
+    if not finite.any():
+        raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
+    return np.where(finite, data, np.float32(fill))
+
+
+# Orientation and grids -----------------------------------------------------------------------------
+
+
+def oriented(volume: Volume, axes: Sequence[str] = WORKING_AXES) -> Volume:
+    """Flip and transpose a volume so that its axes grow towards given directions.
+
+    Parameters
+    ----------
+    volume : Volume
+        Any volume.
+    axes : sequence of str, (3,)
+        One of L/R, one of P/A and one of I/S, in any order.
+
+    Returns
+    -------
+    Volume
+        A view of the data; the affine follows, so every voxel stays where it was in the world.
+    """
+    turn = _turn(volume.affine, axes)
+    data = orientations.apply_orientation(volume.data, turn)
+    return Volume(data, volume.affine @ orientations.inv_ornt_aff(turn, volume.shape))
+
+
+def oriented_grid(grid: Grid, axes: Sequence[str] = WORKING_AXES) -> Grid:
+    """Flip and transpose a grid as `oriented` does with a volume."""
+    turn = _turn(grid.affine, axes)
+    shape = [0, 0, 0]
+    for axis, (target, _) in enumerate(turn):
+        shape[int(target)] = grid.shape[axis]
+    return Grid(tuple(shape), grid.affine @ orientations.inv_ornt_aff(turn, grid.shape))
+
+
+def working_grid(grid: Grid, spacing_mm: float) -> Grid:
+    """Give the isotropic (P, R, I) grid that covers a native grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Native grid.
+    spacing_mm : float
+        Spacing of the new grid, in mm.
+
+    Returns
+    -------
+    Grid
+        Same centre, axes parallel to the native ones; at most one voxel larger than the native extent.
+
+    Raises
+    ------
+    ValueError
+        If the spacing is no positive number.
+    """
+    if not (np.isfinite(spacing_mm) and spacing_mm > 0):
+        raise ValueError(f"Expected a spacing over 0 mm, received {spacing_mm}.")
+    turned = oriented_grid(grid)
+    # Headers hold float32: 1.0000001 mm must not add a voxel.
+    voxels = np.ceil(np.array(turned.shape) * turned.spacing_mm / spacing_mm - 1e-3)
+    shape = tuple(int(n) for n in np.maximum(voxels, 1))
+    return _concentric(turned, shape, spacing_mm / turned.spacing_mm)
+
+
+def resized_grid(grid: Grid, shape: Sequence[int]) -> Grid:
+    """Give the (P, R, I) grid of a given shape that has exactly the extent of a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Any grid.
+    shape : sequence of int, (3,)
+        Voxels along P, R and I.
+
+    Returns
+    -------
+    Grid
+        Its outer faces are those of `grid`.
+    """
+    turned = oriented_grid(grid)
+    return _concentric(turned, tuple(int(n) for n in shape), np.array(turned.shape) / np.array(shape))
+
+
+def transform_points(points: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray) -> np.ndarray:
+    """Map voxel indices of one frame to voxel indices of another, through the world.
+
+    Parameters
+    ----------
+    points : np.ndarray, (n, 3)
+        Voxel indices, fractions allowed, in the frame of `from_affine`.
+    from_affine, to_affine : np.ndarray, (4, 4)
+        Voxel index to world, in mm. The identity stands for the world itself.
+
+    Returns
+    -------
+    np.ndarray of float64, (n, 3)
+        Voxel indices in the frame of `to_affine`.
+    """
+    points = np.asarray(points, np.float64).reshape(-1, 3)
+    mapping = np.linalg.inv(to_affine) @ from_affine
+    return points @ mapping[:3, :3].T + mapping[:3, 3]
+
+
+def _turn(affine: np.ndarray, axes: Sequence[str]) -> np.ndarray:
+    return orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt("".join(axes))
+    )
+
+
+def _concentric(grid: Grid, shape: tuple[int, ...], factor: np.ndarray) -> Grid:
+    """Give a grid of the same axes and centre whose voxels are `factor` times as large."""
+    centre, new_centre = (np.array(grid.shape) - 1) / 2, (np.array(shape) - 1) / 2
+    to_old = np.eye(4)
+    to_old[:3, :3] = np.diag(factor)
+    to_old[:3, 3] = centre - factor * new_centre
+    return Grid(shape, grid.affine @ to_old)
+
+
+def _corners(shape: Sequence[int]) -> np.ndarray:
+    return np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+
+
+# Resampling ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _AxisMap:
+    """Where the voxels of a grid lie along one axis of a volume: position = offset + scale * index."""
+
+    axis: int
+    voxels: int
+    new_voxels: int
+    scale: float
+    offset: float
+
+    @property
+    def positions(self) -> np.ndarray:
+        return self.offset + self.scale * np.arange(self.new_voxels)
+
+
+def resample_ct(volume: Volume, grid: Grid, *, antialias: bool = False) -> Volume:
+    """Bring a CT to a grid of parallel axes with cubic B-splines.
+
+    Equal to `scipy.ndimage.affine_transform(order=3, mode="nearest")`: the border voxel is repeated
+    twelve times before the spline is fitted, and further out the value stays.
+
+    Parameters
+    ----------
+    volume : Volume
+        CT of any number type.
+    grid : Grid
+        Grid whose axes are parallel to the volume's, in any order and direction.
+    antialias : bool
+        Smooth an axis first, by a Gaussian of max(0, (factor - 1) / 2) voxels, where `factor` is how
+        many of the volume's voxels make one of the grid's (Serrador et al. 2024, heatmap input).
+
+    Returns
+    -------
+    Volume of float32
+        Not clipped: splines overshoot at edges.
+
+    Raises
+    ------
+    ValueError
+        If the axes are not parallel.
+    """
+    maps = _axis_maps(volume.grid, grid)
+    matrices = [_spline_matrix(axis_map, sigma=_sigma(axis_map) if antialias else 0.0) for axis_map in maps]
+    return Volume(_separable(volume.data, maps, matrices), grid.affine)
+
+
+def resample_linear(volume: Volume, grid: Grid, *, outside: float = 0.0) -> Volume:
+    """Bring a volume, such as a probability, to a grid of parallel axes with linear interpolation.
+
+    Parameters
+    ----------
+    volume : Volume
+        Volume of any number type.
+    grid : Grid
+        Grid whose axes are parallel to the volume's.
+    outside : float
+        Value beyond the outer faces of the volume; between them and the outermost voxel centres the
+        border voxel counts.
+
+    Returns
+    -------
+    Volume of float32
+        The interpolated values.
+    """
+    maps = _axis_maps(volume.grid, grid)
+    data = volume.data if outside == 0 else volume.data - np.float32(outside)
+    result = _separable(data, maps, [_linear_matrix(axis_map) for axis_map in maps])
+    if outside != 0:
+        result += np.float32(outside)
+    return Volume(result, grid.affine)
+
+
+def resample_labels(mask: Volume, grid: Grid) -> Volume:
+    """Bring a label volume to a grid of parallel axes, vertebra by vertebra.
+
+    Each label's indicator is interpolated linearly in its own bounding box; a voxel takes the label
+    that reaches one half. Indicators sum to 1 at most, so no other label is larger; of two that both
+    reach exactly one half the smaller label wins.
+
+    Parameters
+    ----------
+    mask : Volume of uint8
+        Labels, 0 outside.
+    grid : Grid
+        Grid whose axes are parallel to the volume's.
+
+    Returns
+    -------
+    Volume of uint8
+        Labels, 0 outside and beyond the outer faces of `mask`.
+    """
+    maps = _axis_maps(mask.grid, grid)
+    matrices = [_linear_matrix(axis_map) for axis_map in maps]
+    result = np.zeros(grid.shape, np.uint8)
+    for index, box in enumerate(ndimage.find_objects(mask.data)):
+        if box is not None:
+            _add_label(
+                result, mask.data[box] == index + 1, box, label=index + 1, maps=maps, matrices=matrices
+            )
+    return Volume(result, grid.affine)
+
+
+def _add_label(
+    result: np.ndarray,
+    indicator: np.ndarray,
+    box: tuple[slice, ...],
+    *,
+    label: int,
+    maps: list[_AxisMap],
+    matrices: list[sparse.csr_array],
+) -> None:
+    """Write one label where its interpolated indicator reaches one half and nothing stands yet."""
+    parts, reach = [], []
+    for axis_map, matrix in zip(maps, matrices):
+        columns = matrix[:, box[axis_map.axis]]
+        rows = np.flatnonzero(columns.sum(axis=1) > 0)
+        if rows.size == 0:
+            return
+        reach.append(slice(rows[0], rows[-1] + 1))
+        parts.append(columns[reach[-1]])
+    region = result[tuple(reach)]
+    # Rounding must not decide about a voxel that lies exactly half way.
+    inside = _separable(indicator, maps, parts) >= 0.5 - 1e-5
+    region[inside & (region == 0)] = label
+
+
+def _axis_maps(from_grid: Grid, to_grid: Grid) -> list[_AxisMap]:
+    """Pair every axis of the new grid with its axis of the old one."""
+    mapping = np.linalg.inv(from_grid.affine) @ to_grid.affine
+    axes = np.abs(mapping[:3, :3]).argmax(axis=0)
+    scales = mapping[axes, range(3)]
+    slanted = mapping[:3, :3].copy()
+    slanted[axes, range(3)] = 0
+    drift = (np.abs(slanted) * to_grid.shape).sum(axis=1).max()
+    if sorted(axes) != [0, 1, 2] or drift > _SAME_GRID_VOXELS:
+        raise ValueError(
+            f"Expected grids with parallel axes, received ones that drift {drift:.2g} voxels apart."
+        )
+    return [
+        _AxisMap(int(axis), from_grid.shape[axis], new_voxels, float(scale), float(mapping[axis, 3]))
+        for axis, new_voxels, scale in zip(axes, to_grid.shape, scales)
+    ]
+
+
+def _sigma(axis_map: _AxisMap) -> float:
+    return max(0.0, (abs(axis_map.scale) - 1) / 2)
+
+
+def _spline_matrix(axis_map: _AxisMap, *, sigma: float, order: int = 3) -> sparse.csr_array:
+    """Smoothing and interpolation along one axis as a matrix (new voxels, voxels)."""
+    impulses = np.eye(axis_map.voxels)
+    if sigma > 0:
+        impulses = ndimage.gaussian_filter1d(impulses, sigma, axis=1, mode="nearest")
+    positions = axis_map.positions[None]
+    columns = [ndimage.map_coordinates(i, positions, order=order, mode="nearest") for i in impulses]
+    weights = np.stack(columns, axis=1)
+    weights[np.abs(weights) < _NEGLIGIBLE_WEIGHT] = 0
+    return sparse.csr_array(weights.astype(np.float32))
+
+
+def _linear_matrix(axis_map: _AxisMap) -> sparse.csr_array:
+    """Linear interpolation along one axis; rows beyond the outer faces are empty."""
+    matrix = _spline_matrix(axis_map, sigma=0.0, order=1)
+    positions = axis_map.positions
+    inside = (positions >= -0.5 - 1e-6) & (positions <= axis_map.voxels - 0.5 + 1e-6)
+    return sparse.csr_array(sparse.diags_array(inside.astype(np.float32)) @ matrix)
+
+
+def _separable(data: np.ndarray, maps: list[_AxisMap], matrices: list[sparse.csr_array]) -> np.ndarray:
+    """Apply one matrix an axis and bring the axes into the order of the new grid."""
+    # The axis that shrinks most goes first: fewer voxels for the others.
+    for axis_map, matrix in sorted(zip(maps, matrices), key=lambda pair: pair[1].shape[0] / pair[1].shape[1]):
+        data = _along_axis(data, matrix, axis_map.axis)
+    return np.ascontiguousarray(data.transpose([axis_map.axis for axis_map in maps]))
+
+
+def _along_axis(data: np.ndarray, matrix: sparse.csr_array, axis: int) -> np.ndarray:
+    """Multiply every line of voxels along an axis by a matrix, slab by slab to bound the memory."""
+    lines = np.moveaxis(data, axis, 0)
+    result = np.empty((matrix.shape[0], *lines.shape[1:]), np.float32)
+    step = max(1, _SLAB_VOXELS // (max(matrix.shape) * lines.shape[2]))
+    for begin in range(0, lines.shape[1], step):
+        slab = np.ascontiguousarray(lines[:, begin : begin + step], np.float32)
+        result[:, begin : begin + step] = (matrix @ slab.reshape(len(slab), -1)).reshape(-1, *slab.shape[1:])
+    return np.moveaxis(result, 0, axis)
+
+
+# Intensities ---------------------------------------------------------------------------------------
+
+
+def clip_hu(volume: Volume) -> Volume:
+    """Clip a CT to the range of Hounsfield units that the networks see."""
+    return Volume(np.clip(volume.data, *HU_RANGE), volume.affine)
+
+
+def working_ct(ct: Volume, spacing_mm: float) -> Volume:
+    """Bring a native CT to its working grid: clipped, resampled, clipped again.
+
+    Clipped first, since padding of -2048 HU and metal would make the spline ring. Grids coarser than
+    1 mm are smoothed before (`resample_ct`).
+
+    Parameters
+    ----------
+    ct : Volume
+        CT in HU on its native grid.
+    spacing_mm : float
+        Spacing of the working grid, in mm.
+
+    Returns
+    -------
+    Volume of float32
+        HU within `HU_RANGE`, axes (P, R, I).
+    """
+    grid = working_grid(ct.grid, spacing_mm)
+    return clip_hu(resample_ct(clip_hu(ct), grid, antialias=spacing_mm > FINE_SPACING_MM))
+
+
+def heatmap_ct(working: Volume, shape: Sequence[int]) -> Volume:
+    """Resize a whole working CT to the small grid of the heatmap network.
+
+    Parameters
+    ----------
+    working : Volume
+        CT on its working grid (`working_ct`).
+    shape : sequence of int, (3,)
+        Voxels of the small grid along P, R and I.
+
+    Returns
+    -------
+    Volume of float32
+        HU, smoothed by max(0, (factor - 1) / 2) voxels an axis, cubic, clipped to the input's range
+        (Serrador et al. 2024).
+    """
+    small = resample_ct(working, resized_grid(working.grid, shape), antialias=True)
+    return Volume(np.clip(small.data, working.data.min(), working.data.max()), small.affine)
+
+
+def normalise_hu(hu: np.ndarray) -> np.ndarray:
+    """Clip Hounsfield units to [-1024, 3071] and map them linearly to [-1, 1], as float32."""
+    low, high = HU_RANGE
+    clipped = np.clip(np.asarray(hu), low, high).astype(np.float32)
+    return (clipped - low) * np.float32(2 / (high - low)) - 1
+
+
+def denormalise_hu(intensity: np.ndarray) -> np.ndarray:
+    """Map intensities in [-1, 1] back to Hounsfield units, as float32: the inverse of `normalise_hu`."""
+    low, high = HU_RANGE
+    return (np.asarray(intensity, np.float32) + 1) * np.float32((high - low) / 2) + low
