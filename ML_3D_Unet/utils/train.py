@@ -318,6 +318,8 @@ class Trainer:
         dataset = data
         if not isinstance(data, _DATASETS):
             dataset = data(self._epoch_number())
+        if not isinstance(dataset, _DATASETS):
+            raise ValueError(f"Expected a dataset of epoch {self._epoch_number()}, received {dataset!r}.")
         if not isinstance(dataset, tf.data.Dataset):
             return dataset
         if self._is_unbatched(dataset):
@@ -460,7 +462,8 @@ class Trainer:
     def _set_learning_rate(self) -> float:
         if self.learning_rate_schedule is not None:
             self.optimizer.learning_rate.assign(self.learning_rate_schedule(self._epoch_number()))
-        return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+        # By way of its text: the float32 nearest to 0.001 is to be reported as 0.001.
+        return float(str(keras.ops.convert_to_numpy(self.optimizer.learning_rate)))
 
     def _say(self, text: str) -> None:
         if self.is_chief:
@@ -500,9 +503,11 @@ class Trainer:
         Parameters
         ----------
         train_ds, valid_ds : tf.data.Dataset, tf.distribute.DistributedDataset, or callable
-            Batches (x, y) of all replicas together, or what `prepare` makes them of. A callable gives the
-            dataset of an epoch from its number, which starts at 0. On several replicas a training batch
-            is cut to a multiple of their number, because none may go without an example.
+            Batches (x, y) of all replicas together, or what `prepare` makes them of; x and y may be nested,
+            and the first axis of every tensor counts the examples. A callable gives the dataset of an epoch
+            from its number, which starts at 0. On several replicas a training batch is cut to a multiple
+            of their number, because none may go without an example. Batches of the same size run the same
+            compiled step; a smaller last one is compiled for itself.
         train_size, validation_size : int, optional
             Examples an epoch: where an endless dataset is left, and the length of the bar. None is until
             the dataset ends.
