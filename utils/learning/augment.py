@@ -1,0 +1,233 @@
+"""Random transformations of a training example: parameters drawn on the host, applied on the device.
+
+`draw_augmentation` makes the few random numbers, with NumPy; everything that touches voxels is
+TensorFlow on tensors of fixed shape, without Python branches on values, so that it runs eagerly, in a
+`tf.function` and under XLA alike. One composed affine serves the CT and its labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from utils.settings import HU_RANGE, AugmentationSettings
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The random numbers of one example.
+
+    Attributes
+    ----------
+    matrix : np.ndarray of float, (3, 3)
+        Takes an offset from the fixed point in the augmented image, in voxels, to the offset in the source.
+    gain, offset : float
+        Normalised intensities become gain * intensity + offset.
+    noise_sigma : float
+        Standard deviation of the noise in normalised intensities; 0 for none.
+    blur_sigma_mm : float
+        Standard deviation of the blur in mm; 0 for none.
+    noise_seed : np.ndarray of int32, (2,)
+        Seed of the noise field, which is drawn on the device.
+    """
+
+    matrix: np.ndarray
+    gain: float
+    offset: float
+    noise_sigma: float
+    blur_sigma_mm: float
+    noise_seed: np.ndarray
+
+
+NO_AUGMENTATION = Augmentation(np.eye(3), 1.0, 0.0, 0.0, 0.0, np.zeros(2, np.int32))
+
+
+def draw_augmentation(generator: np.random.Generator, settings: AugmentationSettings) -> Augmentation:
+    """Draw the random numbers of one example (Serrador et al. 2024, section on augmentation).
+
+    Parameters
+    ----------
+    generator : np.random.Generator
+        Source of randomness, made from (seed, epoch, position).
+    settings : AugmentationSettings
+        Ranges and probabilities.
+
+    Returns
+    -------
+    Augmentation
+        Parameters for `resample_ct`, `resample_labels`, `add_noise` and `blur`.
+    """
+    flip = generator.random() < settings.flip_probability
+    gain, offset = generator.uniform(*settings.gain), generator.uniform(*settings.offset)
+    zoom = [generator.uniform(*limits) for limits in (settings.zoom_p, settings.zoom_r, settings.zoom_i)]
+    degrees = generator.uniform(-settings.rotation_degrees, settings.rotation_degrees, 3)
+    noise = generator.uniform(*settings.noise_sigma) * (generator.random() < settings.noise_probability)
+    blur_mm = generator.uniform(*settings.blur_sigma_mm) * (generator.random() < settings.blur_probability)
+    seed = generator.integers(0, 2**31 - 1, 2).astype(np.int32)
+    return Augmentation(output_to_source(flip, zoom, degrees), gain, offset, noise, blur_mm, seed)
+
+
+def output_to_source(flip: bool, zoom: list[float], degrees: np.ndarray) -> np.ndarray:
+    """Compose the linear map from the augmented image back to the source.
+
+    The image is mirrored along R, zoomed, then turned about R, about P and about I; a voxel of the result
+    therefore finds its source by undoing the turns first and the mirroring last.
+
+    Parameters
+    ----------
+    flip : bool
+        Whether R is mirrored.
+    zoom : list of float, 3
+        Magnification along P, R and I.
+    degrees : np.ndarray of float, (3,)
+        Angles about P, R and I.
+
+    Returns
+    -------
+    np.ndarray of float, (3, 3)
+        The matrix, for offsets from the fixed point in (P, R, I).
+    """
+    about_p, about_r, about_i = (_rotation(axis, angle) for axis, angle in enumerate(degrees))
+    forward = about_i @ about_p @ about_r @ np.diag(zoom) @ np.diag([1.0, -1.0 if flip else 1.0, 1.0])
+    return np.linalg.inv(forward)
+
+
+def _rotation(axis: int, degrees: float) -> np.ndarray:
+    first, second = (other for other in range(3) if other != axis)
+    matrix = np.eye(3)
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    matrix[first, first] = matrix[second, second] = cosine
+    matrix[first, second], matrix[second, first] = -sine, sine
+    return matrix
+
+
+def sampling_coordinates(affine: tf.Tensor, shape: tuple[int, int, int]) -> tuple[tf.Tensor, ...]:
+    """Give the source coordinates of every voxel of an output grid.
+
+    Parameters
+    ----------
+    affine : tf.Tensor of float32, (3, 4)
+        Takes an output voxel index to a source voxel index.
+    shape : tuple of int, 3
+        Shape of the output grid.
+
+    Returns
+    -------
+    tuple of tf.Tensor of float32, 3 of `shape`
+        Source coordinates in voxels, one tensor a source axis.
+    """
+    steps = [tf.range(size, dtype=tf.float32) for size in shape]
+    along = [tf.reshape(step, [-1 if k == axis else 1 for k in range(3)]) for axis, step in enumerate(steps)]
+    return tuple(
+        sum(affine[row, axis] * along[axis] for axis in range(3)) + affine[row, 3] for row in range(3)
+    )
+
+
+def sample_linear(volume: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
+    """Interpolate a volume trilinearly; beyond its border the nearest voxel counts.
+
+    Parameters
+    ----------
+    volume : tf.Tensor, 3-D
+        Source, of any numeric type.
+    coordinates : tuple of tf.Tensor of float32, 3
+        Source coordinates in voxels.
+    last : tf.Tensor of int32, (3,)
+        Largest index along each axis that holds data (the rest of `volume` is padding).
+
+    Returns
+    -------
+    tf.Tensor of float32
+        Values, of the shape of the coordinates.
+    """
+    limit = tf.cast(last, tf.float32)
+    clipped = [tf.clip_by_value(coordinates[axis], 0.0, limit[axis]) for axis in range(3)]
+    floors = [tf.minimum(tf.floor(clipped[k]), tf.maximum(limit[k] - 1.0, 0.0)) for k in range(3)]
+    fractions = [clipped[axis] - floors[axis] for axis in range(3)]
+    indices = [tf.cast(floor, tf.int32) for floor in floors]
+    flat = tf.reshape(volume, [-1])
+    result = tf.zeros_like(clipped[0])
+    for corner in np.ndindex(2, 2, 2):
+        weight, index = tf.ones_like(clipped[0]), tf.zeros_like(indices[0])
+        for axis, step in enumerate(corner):
+            weight *= fractions[axis] if step else 1.0 - fractions[axis]
+            index = index * volume.shape[axis] + tf.minimum(indices[axis] + step, last[axis])
+        result += weight * tf.cast(tf.gather(flat, index), tf.float32)
+    return result
+
+
+def sample_nearest(volume: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
+    """Look up the nearest voxel of a label volume; outside it is 0.
+
+    Parameters and shapes are those of `sample_linear`; the result has the volume's type.
+    """
+    rounded = [tf.cast(tf.floor(coordinate + 0.5), tf.int32) for coordinate in coordinates]
+    inside = tf.ones_like(rounded[0], tf.bool)
+    index = tf.zeros_like(rounded[0])
+    for axis in range(3):
+        inside &= (rounded[axis] >= 0) & (rounded[axis] <= last[axis])
+        index = index * volume.shape[axis] + tf.clip_by_value(rounded[axis], 0, last[axis])
+    found = tf.gather(tf.reshape(volume, [-1]), index)
+    return tf.where(inside, found, tf.zeros_like(found))
+
+
+def is_inside(coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
+    """Tell which coordinates lie within half a voxel of a volume whose largest index is `last`."""
+    limit = tf.cast(last, tf.float32) + 0.5
+    checks = [(coordinates[axis] >= -0.5) & (coordinates[axis] <= limit[axis]) for axis in range(3)]
+    return checks[0] & checks[1] & checks[2]
+
+
+def normalised(ct_hu: tf.Tensor) -> tf.Tensor:
+    """Clip Hounsfield units to `HU_RANGE` and map them linearly to [-1, 1], in float32."""
+    low, high = HU_RANGE
+    clipped = tf.clip_by_value(tf.cast(ct_hu, tf.float32), float(low), float(high))
+    return (clipped - low) * (2.0 / (high - low)) - 1.0
+
+
+def add_noise(image: tf.Tensor, sigma: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Add Gaussian noise that depends on the seed alone.
+
+    The generator is named, since the one chosen by default differs from device to device.
+    """
+    noise = tf.random.stateless_normal(tf.shape(image), seed, dtype=tf.float32, alg="philox")
+    return image + sigma * noise
+
+
+def blur(image: tf.Tensor, sigma_voxels: tf.Tensor, radius: int) -> tf.Tensor:
+    """Blur a volume with a separable Gaussian, repeating the voxels at its border.
+
+    Parameters
+    ----------
+    image : tf.Tensor of float32, 3-D
+        Volume of static shape.
+    sigma_voxels : tf.Tensor of float32, scalar
+        Standard deviation in voxels; 0 leaves the volume as it is.
+    radius : int
+        Half width of the kernel in voxels, fixed so that nothing is retraced.
+
+    Returns
+    -------
+    tf.Tensor of float32, shape of `image`
+        The blurred volume.
+    """
+    offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
+    # A tiny width stands for none: every weight but the middle one underflows to 0.
+    weights = tf.exp(-0.5 * tf.square(offsets / tf.maximum(sigma_voxels, 1e-3)))
+    weights /= tf.reduce_sum(weights)
+    for axis in range(3):
+        size = image.shape[axis]
+        index = tf.range(size)
+        shifted = [
+            tf.gather(image, tf.clip_by_value(index + k - radius, 0, size - 1), axis=axis)
+            for k in range(2 * radius + 1)
+        ]
+        image = tf.add_n([weights[k] * moved for k, moved in enumerate(shifted)])
+    return image
+
+
+def blur_radius(settings: AugmentationSettings, spacing_mm: float) -> int:
+    """Give the kernel's half width in voxels that holds three standard deviations of the widest blur."""
+    return max(1, int(np.ceil(3.0 * settings.blur_sigma_mm[1] / spacing_mm)))

@@ -1,0 +1,167 @@
+"""Examples for the heatmap network: the whole volume on the small grid, and the heat around the centroids.
+
+The host draws a composed affine and a few numbers (`draw_heatmap_example`); `heatmap_example` builds input
+and target from them on the device. Validation is the same with nothing drawn. The target is computed
+from the moved centroids, so its Gaussians keep their width under zoom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from utils.learning import augment
+from utils.settings import AugmentationSettings, HeatmapTrainingSettings
+from utils.verse.labels import MAX_RANK
+
+OUTSIDE = -1.0
+
+
+def draw_heatmap_example(
+    generator: np.random.Generator | None,
+    centroids_voxels: np.ndarray,
+    *,
+    shape: tuple[int, int, int],
+    settings: HeatmapTrainingSettings,
+) -> dict[str, np.ndarray]:
+    """Draw the parameters of one example.
+
+    Parameters
+    ----------
+    generator : np.random.Generator or None
+        Source of randomness; None leaves the volume as it is (validation).
+    centroids_voxels : np.ndarray of float, (n, 3)
+        Centroids in voxel indices of the heatmap grid.
+    shape : tuple of int, 3
+        Shape of the heatmap grid.
+    settings : HeatmapTrainingSettings
+        Ranges of the augmentation and of the shift.
+
+    Returns
+    -------
+    dict of str to np.ndarray
+        "affine" (3, 4) from output to source voxels, "points" (MAX_RANK, 3) and "present" (MAX_RANK,) the
+        moved centroids, "gain", "offset", "noise_sigma", "blur_sigma", "noise_seed".
+
+    Raises
+    ------
+    ValueError
+        If there are more centroids than levels.
+    """
+    if len(centroids_voxels) > MAX_RANK:
+        raise ValueError(f"Expected at most {MAX_RANK} centroids, received {len(centroids_voxels)}.")
+    drawn, shift = augment.NO_AUGMENTATION, np.zeros(3)
+    if generator is not None:
+        drawn = augment.draw_augmentation(generator, settings.augmentation)
+        shift = generator.uniform(-settings.shift_voxels, settings.shift_voxels, 3)
+    middle = (np.array(shape) - 1) / 2
+    translation = middle - drawn.matrix @ (middle + shift)
+    points = np.zeros((MAX_RANK, 3), np.float32)
+    present = np.zeros(MAX_RANK, np.float32)
+    points[: len(centroids_voxels)] = np.linalg.solve(drawn.matrix, (centroids_voxels - translation).T).T
+    present[: len(centroids_voxels)] = 1.0
+    return {
+        "affine": np.column_stack([drawn.matrix, translation]).astype(np.float32),
+        "points": points,
+        "present": present,
+        "gain": np.float32(drawn.gain),
+        "offset": np.float32(drawn.offset),
+        "noise_sigma": np.float32(drawn.noise_sigma),
+        "blur_sigma": np.float32(drawn.blur_sigma_mm),
+        "noise_seed": drawn.noise_seed,
+    }
+
+
+def heat_target(
+    points: tf.Tensor, present: tf.Tensor, *, shape: tuple[int, int, int], sigma_voxels: float
+) -> tf.Tensor:
+    """Sum a Gaussian around every centroid and divide by the sum's maximum (Serrador et al. 2024).
+
+    A three-dimensional Gaussian is the product of three one-dimensional ones, so no distance is computed
+    on the grid itself.
+
+    Parameters
+    ----------
+    points : tf.Tensor of float32, (n, 3)
+        Centroids in voxel indices.
+    present : tf.Tensor of float32, (n,)
+        1 for a centroid, 0 for padding.
+    shape : tuple of int, 3
+        Shape of the grid.
+    sigma_voxels : float
+        Standard deviation in voxels.
+
+    Returns
+    -------
+    tf.Tensor of float32, (*shape, 2)
+        Heat in [0, 1] and its complement; heat is 0 everywhere if there is no centroid.
+    """
+    profiles = [
+        tf.exp(-0.5 * tf.square((tf.range(size, dtype=tf.float32) - points[:, axis, None]) / sigma_voxels))
+        for axis, size in enumerate(shape)
+    ]
+    heat = tf.einsum("np,nr,ni->pri", present[:, None] * profiles[0], profiles[1], profiles[2])
+    heat = tf.math.divide_no_nan(heat, tf.reduce_max(heat))
+    return tf.stack([heat, 1.0 - heat], axis=-1)
+
+
+def heatmap_example(
+    ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor], *, sigma_voxels: float, radius: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Build one example on the device.
+
+    Parameters
+    ----------
+    ct_hu : tf.Tensor of int16, (P, R, I)
+        The whole scan on the heatmap grid, in HU.
+    drawn : dict of str to tf.Tensor
+        Parameters from `draw_heatmap_example`.
+    sigma_voxels : float
+        Standard deviation of the target's Gaussians, in voxels.
+    radius : int
+        Half width of the blur's kernel, in voxels.
+
+    Returns
+    -------
+    tuple of tf.Tensor of float32
+        Input (P, R, I, 1) in normalised intensities, and target (P, R, I, 2). Intensities are not clipped.
+    """
+    shape = tuple(ct_hu.shape)
+    last = tf.constant([size - 1 for size in shape], tf.int32)
+    coordinates = augment.sampling_coordinates(drawn["affine"], shape)
+    image = augment.sample_linear(augment.normalised(ct_hu), coordinates, last)
+    image = drawn["gain"] * image + drawn["offset"]
+    image = tf.where(augment.is_inside(coordinates, last), image, OUTSIDE)
+    image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
+    image = augment.blur(image, drawn["blur_sigma"], radius)
+    target = heat_target(drawn["points"], drawn["present"], shape=shape, sigma_voxels=sigma_voxels)
+    return image[..., None], target
+
+
+def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
+    """Give the function that builds a batch inside the compiled step: `(batch, training) -> (x, y)`.
+
+    Training and validation differ by what was drawn alone, so the flag is not looked at.
+    """
+    augmentation: AugmentationSettings = settings.augmentation
+    # The heatmap grid is its own unit of length, hence a spacing of 1.
+    radius = augment.blur_radius(augmentation, 1.0)
+
+    @tf.function(jit_compile=True)
+    def one(ct_hu, drawn):
+        return heatmap_example(ct_hu, drawn, sigma_voxels=settings.sigma_voxels, radius=radius)
+
+    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        return _stack_examples(one, batch)
+
+    return build
+
+
+def _stack_examples(one: Callable, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    drawn = {name: value for name, value in batch.items() if name != "ct_hu"}
+    signature = (tf.float32, tf.float32)
+    return tf.map_fn(
+        lambda item: one(item[0], item[1]), (batch["ct_hu"], drawn), fn_output_signature=signature
+    )

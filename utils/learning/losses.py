@@ -1,0 +1,107 @@
+"""Losses and scores, one number an example, in float32.
+
+They follow Serrador et al. 2024. Means, never sums, go over the voxels: a sum over two million voxels
+times a loss scale would overflow.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+#: The weight of false positives at which the released code stayed in every epoch.
+CONSTANT_FP_WEIGHT = 0.132
+
+
+def fp_weight(epoch: tf.Tensor, epochs: int, schedule: str = "ramp") -> tf.Tensor:
+    """Give the weight of false positives in an epoch: .1 + .9 / (1 + exp(-(epoch - E/3) / (E/10))).
+
+    Parameters
+    ----------
+    epoch : tf.Tensor or tf.Variable, scalar
+        Epoch from 0. It must be a tensor: a Python number would be frozen at the first trace.
+    epochs : int
+        E, the number of epochs of the whole run.
+    schedule : str
+        "ramp", or "constant" for the weight of the released code.
+
+    Returns
+    -------
+    tf.Tensor of float32, scalar
+        The weight, growing from about .13 to 1.
+
+    Raises
+    ------
+    ValueError
+        If the schedule is not known.
+    """
+    if schedule not in ("ramp", "constant"):
+        raise ValueError(f"Expected the schedule 'ramp' or 'constant', received {schedule!r}.")
+    if schedule == "constant":
+        return tf.constant(CONSTANT_FP_WEIGHT, tf.float32)
+    progress = (tf.cast(epoch, tf.float32) - epochs / 3.0) / (epochs / 10.0)
+    return 0.1 + 0.9 * tf.sigmoid(progress)
+
+
+def vertebra_loss(truth: tf.Tensor, prediction: tf.Tensor, weight_of_fp: tf.Tensor) -> tf.Tensor:
+    """Mean over the voxels of w * (weight_of_fp * FP + FN), with soft false positives and negatives.
+
+    Parameters
+    ----------
+    truth : tf.Tensor of float32, (batch, P, R, I, 2)
+        Channel 0 the vertebra (0 or 1), channel 1 the boundary weight w.
+    prediction : tf.Tensor, (batch, P, R, I, 1)
+        Probability of the vertebra.
+    weight_of_fp : tf.Tensor of float32, scalar
+        Weight of false positives.
+
+    Returns
+    -------
+    tf.Tensor of float32, (batch,)
+        Loss of each example.
+    """
+    vertebra, weight = truth[..., 0], truth[..., 1]
+    probability = tf.cast(prediction[..., 0], tf.float32)
+    false_positive = (1.0 - vertebra) * probability
+    false_negative = vertebra * (1.0 - probability)
+    return tf.reduce_mean(weight * (weight_of_fp * false_positive + false_negative), axis=[1, 2, 3])
+
+
+def vertebra_dice(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
+    """Dice of the prediction thresholded at .5; 1 where target and prediction are both empty.
+
+    Shapes are those of `vertebra_loss`.
+    """
+    vertebra = truth[..., 0]
+    found = tf.cast(prediction[..., 0] >= 0.5, tf.float32)
+    axes = [1, 2, 3]
+    overlap = tf.reduce_sum(vertebra * found, axes)
+    size = tf.reduce_sum(vertebra, axes) + tf.reduce_sum(found, axes)
+    return tf.where(size > 0.0, 2.0 * overlap / tf.maximum(size, 1.0), 1.0)
+
+
+def heatmap_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
+    """Kullback-Leibler divergence, averaged over the voxels, plus one minus the soft Dice of both channels.
+
+    Parameters
+    ----------
+    truth, prediction : tf.Tensor, (batch, P, R, I, 2)
+        Heat and its complement; they sum to 1 in every voxel.
+
+    Returns
+    -------
+    tf.Tensor of float32, (batch,)
+        Loss of each example.
+    """
+    prediction = tf.cast(prediction, tf.float32)
+    smallest = 1e-7
+    ratio = tf.maximum(truth, smallest) / tf.maximum(prediction, smallest)
+    divergence = tf.reduce_mean(tf.reduce_sum(truth * tf.math.log(ratio), axis=-1), axis=[1, 2, 3])
+    return divergence + 1.0 - heatmap_dice(truth, prediction)
+
+
+def heatmap_dice(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
+    """Soft Dice over both channels: 2 * sum(t * p) / (sum(t) + sum(p)). Shapes as in `heatmap_loss`."""
+    prediction = tf.cast(prediction, tf.float32)
+    axes = [1, 2, 3, 4]
+    overlap = tf.reduce_mean(truth * prediction, axes)
+    return 2.0 * overlap / (tf.reduce_mean(truth, axes) + tf.reduce_mean(prediction, axes))

@@ -1,0 +1,102 @@
+"""The two networks, built from their settings, and trained ones read back from their directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ML_3D_Unet.utils.layers_func import create_unet3d
+from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings, load_settings
+
+MODEL_FILE = "best.keras"
+
+
+def build_heatmap_network(settings: HeatmapTrainingSettings, shape: tuple[int, int, int]) -> keras.Model:
+    """Build the heatmap U-Net: the whole volume in, heat and its complement out (softmax).
+
+    Parameters
+    ----------
+    settings : HeatmapTrainingSettings
+        Filters and the momentum of the batch normalisation.
+    shape : tuple of int, 3
+        Shape of the heatmap grid (P, R, I).
+
+    Returns
+    -------
+    keras.Model
+        From (batch, P, R, I, 1) to (batch, P, R, I, 2).
+    """
+    return create_unet3d(
+        input_shape=(*shape, 1),
+        n_filters=list(settings.filters),
+        norm="batch_norm",
+        norm_momentum=settings.norm_momentum,
+        n_outputs=2,
+        final_activation="softmax",
+        stem=False,
+        **_COMMON,
+    )
+
+
+def build_segmentation_network(settings: SegmentationTrainingSettings) -> keras.Model:
+    """Build the segmentation U-Net: CT patch and memory in, probability of the next vertebra out.
+
+    Parameters
+    ----------
+    settings : SegmentationTrainingSettings
+        Patch size, filters and the momentum of the batch normalisation.
+
+    Returns
+    -------
+    keras.Model
+        From (batch, n, n, n, 2) to (batch, n, n, n, 1).
+    """
+    return create_unet3d(
+        input_shape=(*(settings.patch_voxels,) * 3, 2),
+        n_filters=list(settings.filters),
+        norm="batch_norm",
+        norm_momentum=settings.norm_momentum,
+        **_COMMON,
+    )
+
+
+_COMMON: dict[str, Any] = {
+    "n_convs": 2,
+    "ksize": 3,
+    "padding": "same",
+    "pooling": "max",
+    "dropout": None,
+    "upsampling": True,
+    "activation": "relu",
+}
+
+
+def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
+    """Read a trained network and the settings saved beside it.
+
+    Parameters
+    ----------
+    directory : Path
+        A model directory, as a training script leaves it.
+
+    Returns
+    -------
+    tuple of keras.Model, dict
+        The network, without optimizer, and its settings.
+
+    Raises
+    ------
+    ValueError
+        If the network or its settings are not there or cannot be read; the text names the file.
+    """
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a trained network, found no such file.")
+    settings = load_settings(directory)
+    try:
+        return keras.models.load_model(path, compile=False), settings
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: expected a Keras model, found {first_line}") from error

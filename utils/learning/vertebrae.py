@@ -1,0 +1,283 @@
+"""Examples for the segmentation network: a patch of CT, the memory, the target vertebra, its weights.
+
+The host decides what a patch shows (`draw_patch`: kind, position, affine) and reads one block of the
+scan; `vertebra_example` does the rest on the device. Mask and memory are read off the one resampled
+label volume by cranio-caudal rank. Validation is the same without randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from utils.learning import augment
+from utils.settings import SegmentationTrainingSettings
+from utils.verse.labels import MAX_RANK
+
+#: Constants of the patch rule, in mm (Serrador et al. 2024): margin above the target, and the reach of the
+#: random shift that follows it.
+TOP_MARGIN_MM, TOP_REACH_MM = 2.0, 63.0
+#: Context that stays above the top-most vertebra of the spine in a patch of kind "natural top", in mm.
+CONTEXT_ABOVE_MM = (32.0, 80.0)
+LEAST_SHARE_INSIDE = 1.0 / 3.0
+MOST_DRAWS = 20
+#: Rank of a target that no vertebra has: all vertebrae are then in the memory.
+NOTHING_LEFT = MAX_RANK + 1
+#: Weight of the boundary: 1 + 8 exp(-d^2 / 36), d in mm; beyond 18 mm it is under .001 and is left out.
+BOUNDARY_PEAK, BOUNDARY_VARIANCE_MM2, BOUNDARY_REACH_MM = 8.0, 36.0, 18.0
+#: Edges of the blocks read from disk, in patch edges: few, so that nothing is retraced.
+BLOCK_EDGES = (1.375, 1.75, 2.25, 3.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The vertebra that a patch is about, in voxels of the working grid.
+
+    Attributes
+    ----------
+    rank : int
+        Cranio-caudal rank.
+    voxels : np.ndarray of float, (n, 3)
+        Indices of (a sample of) its voxels.
+    centre : np.ndarray of float, (3,)
+        Its centre of mass.
+    is_top : bool
+        Whether no vertebra of the scan lies above it.
+    """
+
+    rank: int
+    voxels: np.ndarray
+    centre: np.ndarray
+    is_top: bool
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What a patch shows and where it lies.
+
+    Attributes
+    ----------
+    affine : np.ndarray of float, (3, 4)
+        Takes a voxel index of the patch to one of the scan.
+    target_rank : int
+        Rank that is to be segmented; `NOTHING_LEFT` for none.
+    remembers : bool
+        Whether the memory holds the vertebrae above the target (else it is empty).
+    """
+
+    affine: np.ndarray
+    target_rank: int
+    remembers: bool
+
+
+def draw_kind(generator: np.random.Generator | None, settings: SegmentationTrainingSettings) -> str:
+    """Draw the kind of a patch: "memory", "emptied", "natural top" or "nothing left".
+
+    With `patch_kinds` "paper" only the first two exist; without a generator it is "memory".
+    """
+    if generator is None:
+        return "memory"
+    if settings.patch_kinds == "paper":
+        return "emptied" if generator.random() < settings.empty_memory_probability else "memory"
+    shares = np.array(settings.walk_shares) / np.sum(settings.walk_shares)
+    return str(generator.choice(["memory", "emptied", "natural top", "nothing left"], p=shares))
+
+
+def draw_patch(
+    generator: np.random.Generator | None,
+    target: Target,
+    kind: str,
+    *,
+    matrix: np.ndarray,
+    spacing_mm: float,
+    settings: SegmentationTrainingSettings,
+) -> Patch:
+    """Place a patch around a target.
+
+    Parameters
+    ----------
+    generator : np.random.Generator or None
+        Source of randomness; None centres the patch on the target.
+    target : Target
+        The vertebra; for kind "nothing left" the place around which the patch lies.
+    kind : str
+        One of the kinds of `draw_kind`.
+    matrix : np.ndarray of float, (3, 3)
+        Linear map from the augmented image to the scan, in voxels.
+    spacing_mm : float
+        Spacing of the working grid.
+    settings : SegmentationTrainingSettings
+        Patch size and shift.
+
+    Returns
+    -------
+    Patch
+        Drawn anew, up to `MOST_DRAWS` times, while under a third of the target lies inside; centred on the
+        target if that never happens.
+    """
+    moved = np.linalg.solve(matrix, (target.voxels - target.centre).T).T
+    edge = settings.patch_voxels
+    centred = np.full(3, -edge / 2.0)
+    begin = centred
+    for _ in range(MOST_DRAWS if generator is not None else 0):
+        begin = _draw_begin(generator, moved, kind, is_top=target.is_top, unit=(spacing_mm, settings))
+        inside = np.all((moved >= begin - 0.5) & (moved < begin + edge - 0.5), axis=1)
+        if kind == "nothing left" or inside.mean() >= LEAST_SHARE_INSIDE:
+            break
+        begin = centred
+    affine = np.column_stack([matrix, target.centre + matrix @ begin])
+    rank = NOTHING_LEFT if kind == "nothing left" else target.rank
+    return Patch(affine, rank, remembers=kind != "emptied")
+
+
+def _draw_begin(
+    generator: np.random.Generator,
+    moved: np.ndarray,
+    kind: str,
+    *,
+    is_top: bool,
+    unit: tuple[float, SegmentationTrainingSettings],
+) -> np.ndarray:
+    """Draw a patch's first voxel, relative to the target's centre in the augmented image."""
+    spacing_mm, settings = unit
+    edge, shift = settings.patch_voxels, settings.shift_mm / spacing_mm
+    begin = generator.uniform(-shift, shift, 3) - edge / 2.0
+    top = moved[:, 2].min()
+    if kind == "emptied" or (is_top and settings.patch_kinds == "paper" and kind == "memory"):
+        begin[:2] = generator.uniform(-edge / 2.0, edge / 2.0 - 1.0, 2) - edge / 2.0
+        begin[2] = top + (generator.uniform(0.0, TOP_REACH_MM) - TOP_MARGIN_MM) / spacing_mm
+    elif kind == "natural top":
+        begin[2] = top - generator.uniform(*CONTEXT_ABOVE_MM) / spacing_mm
+    elif kind == "nothing left":
+        begin[2] += generator.uniform(0.0, shift)
+    return begin
+
+
+def block_of_patch(
+    affine: np.ndarray, patch_voxels: int, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Give the block of the scan that a patch needs.
+
+    Parameters
+    ----------
+    affine : np.ndarray of float, (3, 4)
+        Takes a voxel index of the patch to one of the scan.
+    patch_voxels : int
+        Edge of the patch.
+    shape : tuple of int, 3
+        Shape of the scan.
+
+    Returns
+    -------
+    tuple of np.ndarray of int (3,), np.ndarray of int (3,), int
+        First voxel and end (exclusive) of the block inside the scan, and the edge it is padded to: one of
+        `BLOCK_EDGES` times the patch's edge, rounded up to a multiple of 8.
+    """
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (patch_voxels - 1)
+    reached = corners @ affine[:, :3].T + affine[:, 3]
+    limit = np.array(shape)
+    begin = np.clip(np.floor(reached.min(axis=0)).astype(int) - 1, 0, limit - 1)
+    end = np.clip(np.ceil(reached.max(axis=0)).astype(int) + 2, begin + 1, limit)
+    edges = [int(np.ceil(factor * patch_voxels / 8.0)) * 8 for factor in BLOCK_EDGES]
+    needed = int((end - begin).max())
+    fitting = [edge for edge in edges if edge >= needed]
+    return begin, end, fitting[0] if fitting else needed
+
+
+def boundary_weight(vertebra: tf.Tensor, spacing_mm: float) -> tf.Tensor:
+    """Weigh voxels by their distance to the vertebra's boundary: 1 + 8 exp(-d^2 / 36).
+
+    d is the distance in mm to the nearest voxel of the other class, from three passes along the axes, each
+    the minimum over shifts of the squared distance so far plus the squared shift (Felzenszwalb and
+    Huttenlocher 2012, with a bounded reach). The distance transforms of the vertebra and of its complement
+    are 0 on their own class, so their sum is the one that counts everywhere.
+
+    Parameters
+    ----------
+    vertebra : tf.Tensor of bool, (P, R, I)
+        The target. Empty or full, it has weight 1 everywhere.
+    spacing_mm : float
+        Isotropic spacing.
+
+    Returns
+    -------
+    tf.Tensor of float32, (P, R, I)
+        Weights from 1 to 9; off by less than .001 beyond 18 mm.
+    """
+    to_vertebra = _squared_distance(vertebra, spacing_mm)
+    to_rest = _squared_distance(~vertebra, spacing_mm)
+    return 1.0 + BOUNDARY_PEAK * tf.exp(-(to_vertebra + to_rest) / BOUNDARY_VARIANCE_MM2)
+
+
+def _squared_distance(seeds: tf.Tensor, spacing_mm: float) -> tf.Tensor:
+    far = 1e9
+    squared = tf.where(seeds, 0.0, far)
+    radius = int(BOUNDARY_REACH_MM / spacing_mm)
+    for axis in range(3):
+        size = squared.shape[axis]
+        padding = [[radius, radius] if k == axis else [0, 0] for k in range(3)]
+        padded = tf.pad(squared, padding, constant_values=far)
+        for step in range(2 * radius + 1):
+            begin = [step if k == axis else 0 for k in range(3)]
+            extent = [size if k == axis else -1 for k in range(3)]
+            cost = float(((step - radius) * spacing_mm) ** 2)
+            squared = tf.minimum(squared, tf.slice(padded, begin, extent) + cost)
+    return squared
+
+
+def vertebra_example(
+    drawn: dict[str, tf.Tensor], *, patch_voxels: int, spacing_mm: float, radius: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Build one example on the device.
+
+    Parameters
+    ----------
+    drawn : dict of str to tf.Tensor
+        "ct_hu" int16 and "ranks" uint8, both (edge, edge, edge): the block of the scan; "last" (3,) the
+        largest index an axis that holds data; "affine" (3, 4) from patch to block voxels; "target_rank",
+        "remembers", "gain", "offset", "noise_sigma", "blur_sigma" (voxels), "noise_seed".
+    patch_voxels : int
+        Edge of the patch.
+    spacing_mm : float
+        Spacing of the working grid.
+    radius : int
+        Half width of the blur's kernel, in voxels.
+
+    Returns
+    -------
+    tuple of tf.Tensor of float32
+        Input (n, n, n, 2): CT in [-1, 1] and memory; target (n, n, n, 2): vertebra and boundary weight.
+    """
+    coordinates = augment.sampling_coordinates(drawn["affine"], (patch_voxels,) * 3)
+    image = augment.sample_linear(augment.normalised(drawn["ct_hu"]), coordinates, drawn["last"])
+    image = drawn["gain"] * image + drawn["offset"]
+    image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
+    image = tf.clip_by_value(augment.blur(image, drawn["blur_sigma"], radius), -1.0, 1.0)
+    ranks = tf.cast(augment.sample_nearest(drawn["ranks"], coordinates, drawn["last"]), tf.int32)
+    vertebra = tf.equal(ranks, drawn["target_rank"])
+    memory = (ranks > 0) & (ranks < drawn["target_rank"]) & drawn["remembers"]
+    weight = boundary_weight(vertebra, spacing_mm)
+    x = tf.stack([image, tf.cast(memory, tf.float32)], axis=-1)
+    return x, tf.stack([tf.cast(vertebra, tf.float32), weight], axis=-1)
+
+
+def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_mm: float) -> Callable:
+    """Give the function that builds a batch inside the compiled step: `(batch, training) -> (x, y)`.
+
+    Training and validation differ by what was drawn alone, so the flag is not looked at.
+    """
+    radius = augment.blur_radius(settings.augmentation, spacing_mm)
+
+    @tf.function(jit_compile=True)
+    def one(drawn):
+        return vertebra_example(
+            drawn, patch_voxels=settings.patch_voxels, spacing_mm=spacing_mm, radius=radius
+        )
+
+    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.map_fn(one, batch, fn_output_signature=(tf.float32, tf.float32))
+
+    return build
