@@ -77,7 +77,8 @@ def row(stretch: str, field: tuple[float, ...]) -> str:
     ratio, profile = ratios_of(mask), ratios_of(body)
     cells = [
         f"{mask[:-1].min():.2f}", f"{mask[-2]:.2f}", last_of(names, mask[:-1] < HEAT_THRESHOLD),
-        f"{ratio[:-1].min():.2f}", f"{ratio[-1]:.2f}", last_of(names, ratio < 0.5), last_of(names, profile < 0.5),
+        f"{ratio[:-1].min():.2f}", f"{ratio[-1]:.2f}",
+        last_of(names, ratio < 0.5), last_of(names, profile < 0.5),
     ]  # fmt: skip
     return f"{stretch:8}{field!s:24}" + "".join(f"{cell:>11}" for cell in cells)
 
