@@ -24,11 +24,12 @@ REGIONS = ("cervical", "thoracic", "lumbar")
 REGION_COLOURS = {"cervical": "#0072B2", "thoracic": "#D55E00", "lumbar": "#009E73"}
 
 _EXPLANATION = """\
-Dice is 0 where a reference vertebra has no match, and means run over all reference vertebrae. *Found*: Dice of at
-least {found_dice:g}; *missed*: the rest. *Extra*: predicted, at most a tenth of it in any reference vertebra, and not
-touching the border of the volume. Surface distances are means over the vertebrae whose match overlaps them.
-Identification rate and localisation error follow VerSe (Sekuboyina et al., 2021), with the centres of the masks;
-"–" where they are not defined, as for vertebrae that are only counted.
+Dice is 0 where a reference vertebra has no match, and means run over all reference vertebrae. *Found*:
+Dice of at least {found_dice:g}; *missed*: the rest. *Extra*: predicted, at most a tenth of it in any
+reference vertebra, and not touching the border of the volume. Surface distances are means over the
+vertebrae whose match overlaps them. Identification rate and localisation error follow VerSe (Sekuboyina
+et al., 2021), with the centres of the masks. "–" stands where nothing is defined, such as the label of
+vertebrae that are only counted.
 """
 
 

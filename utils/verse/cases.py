@@ -92,7 +92,7 @@ class CaseFile:
 
     @property
     def split(self) -> str:
-        """"training", "validation", "test", or "" outside every split's folder."""
+        """ "training", "validation", "test", or "" outside every split's folder."""
         match = _SPLIT_FOLDER.fullmatch(self.dataset)
         return match["split"] if match else ""
 
@@ -139,7 +139,7 @@ def index_cases(data_dir: Path, *, split: str | None = None) -> list[Case]:
 def case_files(data_dir: Path) -> Iterator[CaseFile]:
     """Give every VerSe file below a folder in a fixed order; hidden and temporary ones are left out."""
     top = data_dir.resolve().name
-    for path in _visible_files(data_dir):
+    for path in visible_files(data_dir):
         file = parse_case_file(path, (top, *path.relative_to(data_dir).parts[:-1]))
         if file is not None:
             yield file
@@ -179,7 +179,7 @@ def subjects_in_several_splits(cases: list[Case]) -> dict[str, list[str]]:
     return {subject: sorted(names) for subject, names in sorted(splits.items()) if len(names) > 1}
 
 
-def _visible_files(data_dir: Path) -> Iterator[Path]:
+def visible_files(data_dir: Path) -> Iterator[Path]:
     """Files below a folder, links followed (data sets are often linked in), each folder once."""
     seen: set[str] = set()
     for folder, folders, names in os.walk(data_dir, followlinks=True):

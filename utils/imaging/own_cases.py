@@ -1,0 +1,93 @@
+"""A user's own labelled CT enters the data set as one more VerSe case: source "pairs"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from utils.imaging.centroids import centroids_of_mask, write_centroids
+from utils.imaging.volume import Volume, read_ct, read_mask, read_pair, write_volume
+from utils.settings import DataSettings
+from utils.verse.cases import OWN_SPLIT_FOLDER, case_files, parse_case_file
+
+#: Largest difference of two affines that say the same, in mm: NIfTI keeps them in single precision.
+_AFFINE_TOLERANCE_MM = 1e-3
+
+
+def add_own_case(settings: DataSettings) -> list[str]:
+    """Write a CT and its mask as a case in VerSe layout, with the centres of the mask as centroids.
+
+    Parameters
+    ----------
+    settings : DataSettings
+        `ct`, `mask`, `split` and `data_dir` are used.
+
+    Returns
+    -------
+    list of str
+        Nothing: a bad pair is an error.
+
+    Raises
+    ------
+    ValueError
+        If the pair cannot be read or does not fit together, has no vertebra, or if a case of that name is
+        there in another split or with other content. Nothing is written then.
+    """
+    ct, mask = read_pair(settings.ct, settings.mask)
+    if not mask.data.any():
+        raise ValueError(f"{settings.mask}: expected VerSe labels (1-25 or 28), found only background.")
+    key = own_key(settings.ct)
+    _check_free(settings, key)
+    subject = key.partition("_")[0]
+    top = settings.data_dir / OWN_SPLIT_FOLDER.format(split=settings.split)
+    ct_path = top / "rawdata" / subject / f"{key}_ct.nii.gz"
+    mask_path = top / "derivatives" / subject / f"{key}_seg-vert_msk.nii.gz"
+    _check_same_content(settings.ct, ct, ct_path, read=read_ct)
+    _check_same_content(settings.mask, mask, mask_path, read=read_mask)
+    # The CT goes last: until it is there the case is incomplete, and a rerun writes what is missing.
+    if not mask_path.exists():
+        write_volume(mask_path, mask)
+    centroids_path = mask_path.with_name(f"{key}_seg-vb_ctd.json")
+    write_centroids(centroids_path, centroids_of_mask(mask), mask.grid, source="mask")
+    if not ct_path.exists():
+        write_volume(ct_path, ct)
+    return []
+
+
+def own_key(ct_path: Path) -> str:
+    """Give the key of a user's CT: the VerSe key its name holds, else "sub-" and its letters and digits.
+
+    Raises
+    ------
+    ValueError
+        If the name has neither letter nor digit before its suffixes.
+    """
+    named = parse_case_file(Path(ct_path), ())
+    if named is not None:
+        return named.key
+    name = re.sub(r"[^A-Za-z0-9]", "", Path(ct_path).name.partition(".")[0])
+    if not name:
+        raise ValueError(f"{ct_path}: expected a file name with letters or digits, found none.")
+    return f"sub-{name}"
+
+
+def _check_free(settings: DataSettings, key: str) -> None:
+    """Refuse a key that another data set has, and a patient who is in another split already."""
+    folder, subject = OWN_SPLIT_FOLDER.format(split=settings.split), key.partition("_")[0]
+    for file in case_files(settings.data_dir):
+        same_key = file.key == key and file.dataset != folder
+        if same_key or (file.subject == subject and file.split != settings.split):
+            raise ValueError(f"{settings.ct}: expected a new case, found {subject} already at {file.path}.")
+
+
+def _check_same_content(source: Path, volume: Volume, path: Path, *, read: Callable[[Path], Volume]) -> None:
+    """Refuse to overwrite a file that holds anything else than this volume."""
+    if not path.exists():
+        return
+    there = read(path)
+    same_place = np.allclose(there.affine, volume.affine, rtol=0, atol=_AFFINE_TOLERANCE_MM)
+    if there.shape != volume.shape or not same_place or not np.array_equal(there.data, volume.data):
+        raise ValueError(f"{source}: expected a new case or the same one, found {path} with other content.")
