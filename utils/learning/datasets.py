@@ -398,6 +398,7 @@ def _batch_shape(shape: tuple[int, ...]) -> list[int | None]:
     return [None, *([None] * 3 if len(shape) == 3 else shape)]
 
 
-def example_count(items: int, settings: HeatmapTrainingSettings | SegmentationTrainingSettings) -> int:
-    """Give the number of training examples in an epoch: the one asked for, or one pass over the items."""
-    return settings.examples_per_epoch or items
+def examples_in_epoch(data: SegmentationData, settings: SegmentationTrainingSettings) -> int:
+    """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
+    balanced = balanced_positions([v.rank for v in data.vertebrae], settings.seed)
+    return settings.examples_per_epoch or len(balanced)

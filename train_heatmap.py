@@ -1,0 +1,24 @@
+"""Train the network that finds the spine in a whole scan.
+
+Reads   work/heatmap/{training,validation}    (from pre_processing_heatmap.py)
+Writes  work/models/heatmap                   best.keras, last.keras, history.csv, curves.png, settings.json
+
+    python train_heatmap.py --work-dir work --preset small
+
+About three minutes on two CPU cores with the preset small. A killed run goes on where it stopped.
+"""
+
+import sys
+
+from utils.settings import HeatmapTrainingSettings, settings_from_command_line
+
+
+def main(settings: HeatmapTrainingSettings) -> int:
+    """Train the heatmap network and give the exit status."""
+    from utils.learning.training import train_heatmap  # after the command line: TensorFlow loads slowly
+
+    return train_heatmap(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(settings_from_command_line(HeatmapTrainingSettings)))

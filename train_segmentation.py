@@ -1,0 +1,24 @@
+"""Train the iterative 3D U-Net that segments the first vertebra which its memory does not hold yet.
+
+Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
+Writes  work/models/segmentation    best.keras, last.keras, history.csv, curves.png, settings.json
+
+    python train_segmentation.py --work-dir work --preset small
+
+About ten minutes on two CPU cores with the preset small. A killed run goes on where it stopped.
+"""
+
+import sys
+
+from utils.settings import SegmentationTrainingSettings, settings_from_command_line
+
+
+def main(settings: SegmentationTrainingSettings) -> int:
+    """Train the segmentation network and give the exit status."""
+    from utils.learning.training import train_segmentation  # after the command line: TensorFlow loads slowly
+
+    return train_segmentation(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(settings_from_command_line(SegmentationTrainingSettings)))
