@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
-from utils.imaging.volume import Grid, Volume, oriented_grid, transform_points
+from utils.imaging.volume import Grid, Volume, oriented_grid, transform_points, whole_file
 from utils.verse.labels import rank_of_code
 
 #: A point may lie this far outside its scan before file and scan count as not belonging together.
@@ -99,7 +98,6 @@ def write_centroids(path: Path, centroids: Centroids, grid: Grid, *, source: str
     source : str, optional
         Where the points come from if not from an annotator, such as "mask"; kept in the header.
     """
-    path = Path(path)
     header: dict[str, Any] = {"direction": list(orientations.aff2axcodes(grid.affine))}
     if source is not None:
         header["source"] = source
@@ -107,10 +105,8 @@ def write_centroids(path: Path, centroids: Centroids, grid: Grid, *, source: str
         {"label": int(code), **{axis: round(float(value), 3) for axis, value in zip("XYZ", voxel)}}
         for code, voxel in zip(centroids.codes, centroids.voxels(grid))
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps([header, *points]) + "\n")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps([header, *points]) + "\n")
 
 
 def centroids_of_mask(mask: Volume) -> Centroids:

@@ -197,11 +197,27 @@ def write_volume(path: Path, volume: Volume) -> None:
     path = Path(path)
     image = nibabel.Nifti1Image(np.asarray(volume.data), volume.affine, dtype=volume.data.dtype)
     image.header.set_xyzt_units("mm")
+    # nibabel takes the format from the name's end.
+    with whole_file(path, suffix=".nii.gz" if path.name.endswith(".gz") else ".nii") as temporary:
+        nibabel.save(image, temporary)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, suffix: str = "") -> Iterator[Path]:
+    """Give a temporary name to write to; it becomes `path` if all goes well and vanishes otherwise.
+
+    Parameters
+    ----------
+    path : Path
+        File that shall appear whole or not at all; its folder is made if it is not there.
+    suffix : str
+        End of the temporary name.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
     try:
-        nibabel.save(image, temporary)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

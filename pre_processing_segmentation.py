@@ -1,0 +1,22 @@
+"""Prepare the data of the segmentation network: every CT and mask resampled once to the working grid.
+
+Reads   the VerSe tree in --data-dir (the splits training and validation).
+Writes  segmentation/training, segmentation/validation (each with vertebrae.csv) and
+        segmentation/settings.json in --work-dir.
+Command python pre_processing_segmentation.py --data-dir data --work-dir work --preset small
+Time    about 3 s a case and core; a rerun prepares only what is missing.
+"""
+
+import sys
+
+from utils.imaging.prepare import prepare_segmentation
+from utils.settings import SegmentationPreparationSettings, settings_from_command_line
+
+
+def main(settings: SegmentationPreparationSettings) -> int:
+    """Prepare all cases and give the exit status."""
+    return prepare_segmentation(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(settings_from_command_line(SegmentationPreparationSettings)))
