@@ -151,7 +151,7 @@ def test_ksize_is_a_scalar_one_triple_or_one_triple_a_level(ksize, depth, expect
 
 @pytest.mark.parametrize("ksize", [0, 2.5, "3", [3, 3], [3, 3, 3, 3], [[3, 3, 3]] * 2, [[3, 3, 3], 3, 3, 3]])
 def test_any_other_ksize_is_refused(ksize):
-    with pytest.raises(ValueError, match="Expected ksize to be .* received"):
+    with pytest.raises(ValueError, match=r"Expected ksize to be .* received"):
         create_unet3d((8, 8, 8, 1), n_filters=[2, 4, 8, 16], ksize=ksize)
 
 
