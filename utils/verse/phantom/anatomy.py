@@ -1,0 +1,279 @@
+"""First step of the phantom: draw one subject's spine, level by level - sizes, curve, pose, collapse.
+
+The means follow Panjabi et al., "Cervical human vertebrae", Spine 16 (1991) 861-869, "Thoracic human vertebrae",
+Spine 16 (1991) 888-901, and "Human lumbar vertebrae", Spine 17 (1992) 299-306, with body heights raised by about a
+tenth, since those specimens were measured between the endplates' hollows and were of small stature. Variants come at the rate at
+which VerSe has them: L6 in 44, T13 in 18, and no T12 in 6 of 374 scans (Sekuboyina et al., 2021).
+
+The *body frame* is millimetres along posterior, right, inferior, like the project's working volumes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, region_of_code
+
+RATE_L6, RATE_T13, RATE_NO_T12 = 44 / 374, 18 / 374, 6 / 374
+# Between subjects of all ages and both sexes body heights spread by a tenth and more.
+STATURE_SD, HEIGHT_SD, PROPORTION_SD = 0.09, 0.055, 0.04
+RATE_COLLAPSED_SPINE, RATE_COLLAPSED = 0.22, 0.2
+
+# Body height, width, depth; canal width, depth; pedicle width, height; spinous process length and drop
+# (degrees below the endplate); span of the transverse processes; disc below; all mm but the drop.
+_COLUMNS = (
+    "height width depth canal_width canal_depth pedicle_width pedicle_height"
+    " spinous_length spinous_drop transverse_span disc"
+).split()
+_MEANS = {
+    "C1": (10, 12, 9, 27, 22, 6, 8, 6, 5, 74, 4),
+    "C2": (17, 18, 15, 24, 19, 7, 9, 16, 24, 54, 4.5),
+    "C3": (13.5, 17.5, 15.5, 23, 16, 5.5, 7, 13, 22, 53, 5),
+    "C4": (13.2, 18, 15.5, 23, 15.5, 5.5, 7, 13, 22, 54, 5),
+    "C5": (13.2, 18.5, 15.6, 24, 15.5, 5.8, 6.8, 14, 24, 55, 5),
+    "C6": (13.4, 19.8, 16.3, 25, 15.5, 6, 7, 19, 26, 58, 5),
+    "C7": (14.8, 22, 17, 25, 15.5, 6.5, 7.5, 26, 28, 68, 5),
+    "T1": (16, 26.5, 17.5, 21, 16, 8, 9.5, 28, 32, 74, 4.5),
+    "T2": (17, 27, 18.5, 18.5, 16, 7.5, 11, 28, 36, 70, 4.2),
+    "T3": (17.5, 26.8, 20, 17.5, 16, 6.2, 11.5, 29, 42, 63, 4),
+    "T4": (18.2, 26.8, 21.5, 17, 16, 5.8, 12, 30, 48, 61, 4),
+    "T5": (18.8, 27.2, 23, 17, 16, 5.8, 12, 32, 54, 60, 4),
+    "T6": (19.4, 28, 24.5, 17, 16, 6, 12.3, 33, 56, 60, 4.2),
+    "T7": (20, 29, 26, 17, 16, 6.2, 12.3, 33, 56, 60, 4.5),
+    "T8": (20.6, 30.5, 27, 17.3, 16, 6.6, 12.6, 31, 53, 60, 4.8),
+    "T9": (21.2, 32, 28, 17.5, 16, 7.5, 13.5, 29, 45, 59, 5),
+    "T10": (22, 34, 29, 18, 16, 8, 14.5, 27, 36, 57, 5.5),
+    "T11": (23, 37, 29.5, 19.5, 16.5, 8.5, 15.5, 25, 24, 52, 6),
+    "T12": (24.5, 40, 30, 22, 17.5, 8.5, 15.5, 25, 16, 48, 6.5),
+    "T13": (25.3, 41, 31, 22.5, 17.5, 8.5, 15.5, 26, 14, 52, 7),
+    "L1": (26.5, 42, 31.5, 23, 17.5, 8.5, 15, 28, 12, 70, 8),
+    "L2": (27, 44, 33, 23, 17, 9, 14.5, 30, 11, 78, 9),
+    "L3": (27.5, 46, 34, 23.5, 17, 10.5, 14, 30, 10, 88, 10),
+    "L4": (27.5, 48, 34.5, 24, 17.5, 13, 14, 28, 10, 86, 11),
+    "L5": (27.5, 50, 35, 26, 18, 16, 14, 22, 14, 88, 10),
+    "L6": (27.5, 50, 35, 27, 18, 17, 14, 20, 14, 90, 9),
+}
+# Sagittal tilt of each level, degrees: positive where the axis of the body, followed downwards, leans backwards.
+_TILT = {
+    "C1": -12, "C2": -11, "C3": -7, "C4": -2, "C5": 4, "C6": 10, "C7": 16, "T1": 21, "T2": 21, "T3": 19, "T4": 15,
+    "T5": 11, "T6": 6, "T7": 2, "T8": -2, "T9": -6, "T10": -9, "T11": -12, "T12": -14, "T13": -14.5, "L1": -14.5,
+    "L2": -11, "L3": -4, "L4": 6, "L5": 18, "L6": 24,
+}  # fmt: skip
+SACRAL_TILT = 38.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of one vertebra in mm (`spinous_drop` in degrees); `heights`: anterior, middle, posterior."""
+
+    height: float
+    width: float
+    depth: float
+    canal_width: float
+    canal_depth: float
+    pedicle_width: float
+    pedicle_height: float
+    spinous_length: float
+    spinous_drop: float
+    transverse_span: float
+    disc: float
+    heights: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Vertebra:
+    """One vertebra: VerSe code, sizes, and pose in the body frame.
+
+    Attributes
+    ----------
+    code : int
+        VerSe label.
+    size : Size
+        Its sizes.
+    origin : np.ndarray, shape (3,)
+        Centre of the body (of C1: of the dens within its ring), mm.
+    rotation : np.ndarray, shape (3, 3)
+        Columns: its own posterior, right, inferior direction.
+    facet_gap_mm : tuple of float
+        Joint space below it, right and left.
+    """
+
+    code: int
+    size: Size
+    origin: np.ndarray
+    rotation: np.ndarray
+    facet_gap_mm: tuple[float, float]
+
+    @property
+    def name(self) -> str:
+        """Anatomical name, such as "T12"."""
+        return name_of_code(self.code)
+
+    @property
+    def region(self) -> str:
+        """Region of the spine: cervical, thoracic or lumbar."""
+        return region_of_code(self.code)
+
+    def world(self, *point: float) -> np.ndarray:
+        """Where a point of the vertebra's own frame lies in the body frame, mm."""
+        return self.origin + self.rotation @ np.asarray(point, float)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One subject.
+
+    Attributes
+    ----------
+    vertebrae : tuple of Vertebra
+        From C1 downwards.
+    stature : float
+        Size of the whole body, 1 on average.
+    fat_mm : float
+        Thickness of the fat under the skin.
+    girth : float
+        Circumference of the trunk for its stature, 1 on average.
+    sacrum : tuple of np.ndarray
+        Centre of the sacrum's first body, and its axes.
+    """
+
+    vertebrae: tuple[Vertebra, ...]
+    stature: float
+    fat_mm: float
+    girth: float
+    sacrum: tuple[np.ndarray, np.ndarray]
+
+    def vertebra(self, code: int) -> Vertebra:
+        """The vertebra with a VerSe code; `ValueError` where the subject has none."""
+        for vertebra in self.vertebrae:
+            if vertebra.code == code:
+                return vertebra
+        raise ValueError(f"Expected one of {[v.code for v in self.vertebrae]}, received {code}.")
+
+    def body_centres(self) -> np.ndarray:
+        """Centres of all bodies in the body frame, shape (n, 3), mm."""
+        return np.array([v.origin for v in self.vertebrae])
+
+
+def draw_anatomy(rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> Anatomy:
+    """Draw one subject's whole spine, C1 to the sacrum.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+        Source of all its randomness.
+    keep : tuple of int
+        VerSe codes that this subject must have (a T13, say), whatever the draw of variants.
+
+    Returns
+    -------
+    Anatomy
+        The subject.
+    """
+    names = _draw_levels(rng, [name_of_code(code) for code in keep])
+    stature = float(np.clip(rng.normal(1.0, STATURE_SD), 0.76, 1.24))
+    sizes = _draw_sizes(rng, names, stature)
+    tilts = _draw_tilts(rng, names, sizes)
+    origins, rotations = _stack(sizes, tilts)
+    gaps = rng.uniform(0.2, 1.2, (len(names), 2))
+    vertebrae = tuple(
+        Vertebra(code_of_name(n), s, o, r, (float(g[0]), float(g[1])))
+        for n, s, o, r, g in zip(names, sizes, origins, rotations, gaps)
+    )
+    return Anatomy(
+        vertebrae,
+        stature,
+        fat_mm=float(rng.uniform(8, 32)),
+        girth=float(rng.uniform(0.85, 1.2)),
+        sacrum=(origins[-1], rotations[-1]),
+    )
+
+
+def _draw_levels(rng: np.random.Generator, keep: list[str]) -> list[str]:
+    has_t13, has_l6, no_t12 = rng.random(3) < (RATE_T13, RATE_L6, RATE_NO_T12)
+    absent = {"T13"} if not has_t13 else set()
+    absent |= {"L6"} if not has_l6 else set()
+    # A twelfth rib pair is missing or a thirteenth is there, never both.
+    absent |= {"T12"} if no_t12 and not has_t13 and "T13" not in keep else set()
+    return [name for name in LEVEL_NAMES if name not in absent - set(keep)]
+
+
+def _draw_sizes(rng: np.random.Generator, names: list[str], stature: float) -> list[Size]:
+    proportions = np.exp(rng.normal(0, PROPORTION_SD, len(_COLUMNS)))
+    proportions[0] = np.exp(rng.normal(0, HEIGHT_SD))
+    proportions[_COLUMNS.index("spinous_drop")] = 1 / stature  # an angle does not grow with the body
+    proportions[_COLUMNS.index("disc")] = np.exp(rng.normal(-0.05, 0.2))
+    brittle = rng.random() < RATE_COLLAPSED_SPINE
+    sizes = []
+    for name in names:
+        noise = np.exp(rng.normal(0, 0.03, len(_COLUMNS)))
+        values = dict(
+            zip(_COLUMNS, (float(x) for x in np.array(_MEANS[name]) * stature * proportions * noise))
+        )
+        heights = _draw_heights(rng, name, brittle)
+        sizes.append(_collapsed(values, heights))
+    return sizes
+
+
+def _draw_heights(rng: np.random.Generator, name: str, brittle: bool) -> np.ndarray:
+    """Anterior, middle and posterior height as fractions of the level's height."""
+    normal = np.array([1.0, 0.9, 1.0]) + rng.normal(0, 0.02, 3)
+    if name.startswith("L"):
+        normal[0] += 0.04 * (int(name[1:]) - 2)  # lumbar bodies are taller in front, L5 most of all
+    wedge, biconcave, crush = ((0.6, 0.75, 1.0), (0.92, 0.62, 0.95), (0.55, 0.5, 0.65))
+    kind = (wedge, biconcave, crush)[rng.choice(3, p=(0.55, 0.3, 0.15))]
+    severity = rng.uniform(0.4, 1.15)
+    if not (brittle and rng.random() < RATE_COLLAPSED) or name.startswith("C"):
+        return normal
+    return normal * (1 - severity * (1 - np.array(kind)))
+
+
+def _collapsed(values: dict[str, float], fractions: np.ndarray) -> Size:
+    heights = tuple(float(values["height"] * f) for f in fractions)
+    return Size(**{**values, "height": float((heights[0] + heights[2]) / 2)}, heights=heights)
+
+
+def _draw_tilts(rng: np.random.Generator, names: list[str], sizes: list[Size]) -> np.ndarray:
+    """Sagittal, coronal and axial angle of each vertebra and of the sacrum, degrees, shape (n + 1, 3)."""
+    n = len(names)
+    sagittal = np.array([*(_TILT[name] for name in names), SACRAL_TILT]) * rng.uniform(0.65, 1.3)
+    sagittal = sagittal + rng.normal(0, 3) + np.interp(np.arange(n + 1), [0, n / 2, n], rng.normal(0, 4, 3))
+    # A wedged body bends the spine forwards: everything above it leans.
+    wedging = [np.degrees((s.heights[2] - s.heights[0]) / s.depth) for s in sizes]
+    lean = np.array([*np.cumsum(wedging[::-1])[::-1], 0.0])
+    excess = np.array([max(w, 0.0) for w in wedging])
+    lean = np.array([*np.cumsum(excess[::-1])[::-1], 0.0]) - excess.sum() / 2
+    sagittal = np.clip(sagittal + 0.5 * lean + rng.normal(0, 1.2, n + 1), -45, 50)
+    amplitude = rng.gamma(1.2, 3.0) if rng.random() < 0.7 else rng.uniform(6, 16)
+    waves, phase = rng.uniform(0.6, 1.6), rng.uniform(0, 2 * np.pi)
+    wave = np.sin(2 * np.pi * waves * np.arange(n + 1) / n + phase)
+    coronal = min(amplitude, 16.0) * wave + rng.normal(0, 2) + rng.normal(0, 0.8, n + 1)
+    # The curve of scoliosis turns the vertebrae as well, most where it is farthest to the side.
+    axial = min(amplitude, 16.0) * 0.6 * np.roll(wave, 2) + rng.normal(0, 3) + rng.normal(0, 0.8, n + 1)
+    return np.stack([sagittal, coronal, axial], axis=1)
+
+
+def rotation_of(angles_deg: np.ndarray) -> np.ndarray:
+    """Rotation (3, 3) for a sagittal, a coronal and an axial angle in degrees; columns posterior, right, inferior."""
+    s, c, a = np.radians(angles_deg)
+    tilt = np.array([[np.cos(s), 0, np.sin(s)], [0, 1, 0], [-np.sin(s), 0, np.cos(s)]])
+    lean = np.array([[1, 0, 0], [0, np.cos(c), np.sin(c)], [0, -np.sin(c), np.cos(c)]])
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    return tilt @ lean @ turn
+
+
+def _stack(sizes: list[Size], tilts: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Place the vertebrae on top of each other, the sacrum last: origins and rotations."""
+    rotations = [rotation_of(angles) for angles in tilts]
+    origins = [np.zeros(3)]
+    below = [*sizes[1:], replace(sizes[-1], height=28.0)]
+    for k, (size, lower) in enumerate(zip(sizes, below)):
+        down, down_lower = rotations[k][:, 2], rotations[k + 1][:, 2]
+        middle = (down + down_lower) / np.linalg.norm(down + down_lower)
+        step = size.height / 2 * down + size.disc * middle + lower.height / 2 * down_lower
+        if k == 0:  # C1 rides on the shoulders of C2, its ring around the dens
+            step = (size.height / 2 + size.disc / 2 + lower.height / 2) * down_lower
+        origins.append(origins[-1] + step)
+    return origins, rotations

@@ -1,0 +1,125 @@
+"""The three steps of the phantom in a row: a scan as a pure function of (seed, subject, series)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from utils.verse.phantom.acquisition import (
+    RAS_FROM_PRI,
+    Acquisition,
+    acquire,
+    cut_codes,
+    draw_acquisition,
+    grid_of,
+    whole_codes,
+)
+from utils.verse.phantom.anatomy import Anatomy, draw_anatomy
+from utils.verse.phantom.tissue import Tissue, draw_tissue, render_tissue
+
+STEP_MM = 0.8
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A scan of a phantom and all that is known of it.
+
+    Attributes
+    ----------
+    ct : np.ndarray of int16, shape (x, y, z)
+        Hounsfield units.
+    mask : np.ndarray of uint8, shape (x, y, z)
+        VerSe codes of the vertebrae that lie wholly in the scan.
+    affine : np.ndarray, shape (4, 4)
+        From voxels to RAS+ mm, of both.
+    points : tuple of (int, np.ndarray of shape (3,))
+        Code and body centre in RAS+ mm of every labelled vertebra, downwards; C1's lies between its masses, in the dens.
+    cut : tuple of int
+        Codes of the vertebrae that the scan cuts; they are seen, but have no label.
+    bone : np.ndarray of uint8, shape (x, y, z)
+        Codes of all bones, with those of cut vertebrae, ribs, sacrum and skull.
+    """
+
+    ct: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+    points: tuple[tuple[int, np.ndarray], ...]
+    cut: tuple[int, ...]
+    bone: np.ndarray
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Codes of the labelled vertebrae, downwards."""
+        return tuple(code for code, _ in self.points)
+
+    def part_of_cut(self, code: int) -> np.ndarray:
+        """Where a cut vertebra is seen: bool, shape of the scan."""
+        return self.bone == code
+
+    def voxel_points(self) -> dict[int, np.ndarray]:
+        """Body centres as voxel indices of this array."""
+        inverse = np.linalg.inv(self.affine)
+        return {code: apply_affine(inverse, point) for code, point in self.points}
+
+
+def make_phantom(
+    seed: int,
+    *,
+    subject: int = 0,
+    series: int = 0,
+    style: str = "2019",
+    whole: tuple[int, int] | None = None,
+    step_mm: float = STEP_MM,
+) -> Phantom:
+    """Make one scan of one phantom.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the data set.
+    subject, series : int
+        Number of the subject, and of the scan of that subject: two series show one anatomy.
+    style : str
+        "2019", "2020", "2020-ax" or "2020-sag"; see `draw_acquisition`.
+    whole : tuple of int, optional
+        Codes of the first and the last vertebra to be seen whole; drawn if left out.
+    step_mm : float
+        Spacing of the grid on which the body is rendered.
+
+    Returns
+    -------
+    Phantom
+        The scan; the same arguments give the same arrays.
+    """
+    anatomy, scan, rng = _draw(seed, (subject, series), style=style, whole=whole)
+    tissue = render_tissue(anatomy, draw_tissue(rng, anatomy), grid_of(scan, step_mm))
+    labelled = whole_codes(anatomy, scan)
+    ct, mask, bone = acquire(tissue, scan, labelled)
+    points = tuple((code, RAS_FROM_PRI @ anatomy.vertebra(code).origin) for code in labelled)
+    return Phantom(ct, mask, scan.affine, points, tuple(cut_codes(anatomy, scan)), bone)
+
+
+def make_tissue(
+    seed: int,
+    *,
+    subject: int = 0,
+    series: int = 0,
+    style: str = "2019",
+    whole: tuple[int, int] | None = None,
+    step_mm: float = STEP_MM,
+) -> Tissue:
+    """Make the body that `make_phantom` would scan with the same arguments, before the scan."""
+    anatomy, scan, rng = _draw(seed, (subject, series), style=style, whole=whole)
+    return render_tissue(anatomy, draw_tissue(rng, anatomy), grid_of(scan, step_mm))
+
+
+def _draw(
+    seed: int, number: tuple[int, int], *, style: str, whole: tuple[int, int] | None
+) -> tuple[Anatomy, Acquisition, np.random.Generator]:
+    subject, series = number
+    # The anatomy belongs to the subject, everything else to the series.
+    anatomy = draw_anatomy(np.random.default_rng([seed, subject]), keep=whole or ())
+    rng = np.random.default_rng([seed, subject, series + 1])
+    return anatomy, draw_acquisition(rng, anatomy, style=style, whole=whole), rng
