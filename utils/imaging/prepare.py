@@ -13,7 +13,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +67,29 @@ class _Job:
     case: Case
     folder: Path
     settings: PreparationSettings
+    suffixes: tuple[str, ...]
 
     def output(self, suffix: str) -> Path:
         return self.folder / f"{self.case.key}{suffix}"
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.output(suffix) for suffix in self.suffixes]
+
+    @property
+    def sources(self) -> list[Path]:
+        return [path for path in (self.case.ct, self.case.mask, self.case.centroids) if path is not None]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all files are there, and newer than what they were made from."""
+        if not all(path.is_file() for path in self.outputs):
+            return False
+        return min(map(_modified, self.outputs)) >= max(map(_modified, self.sources))
+
+    def discard(self) -> None:
+        for path in self.outputs:
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -262,10 +282,10 @@ def _prepare(settings: PreparationSettings, stage: _Stage) -> int:
     _discard_outdated(root, settings, stage)
     _discard_moved(root, cases, stage)
     save_settings(settings, root, preparation=_PREPARATION)
-    jobs = [_Job(case, root / case.split, settings) for case in usable]
-    waiting = [job for job in jobs if not _is_prepared(job, stage)]
+    jobs = [_Job(case, root / case.split, settings, stage.suffixes) for case in usable]
+    waiting = [job for job in jobs if not job.is_done]
     bad = _run_jobs(waiting, stage, workers)
-    return _conclude(jobs, waiting, bad, stage)
+    return _conclude(jobs, waiting, bad, root)
 
 
 def _complete_cases(cases: Sequence[Case], data_dir: Path, stage: _Stage) -> list[Case]:
@@ -276,15 +296,13 @@ def _complete_cases(cases: Sequence[Case], data_dir: Path, stage: _Stage) -> lis
             continue
         absent = stage.missing(case)
         if absent:
-            _complain(
-                f"warning: {case.key} ({case.split}) is incomplete and left out: no {' and no '.join(absent)}"
-            )
+            _complain(f"warning: {case.key} ({case.split}) is left out, it has no {' and no '.join(absent)}")
         else:
             usable.append(case)
     if not any(case.split == "training" for case in usable):
         splits = ", ".join(sorted({case.split or "no split" for case in cases}))
         raise ValueError(
-            f"{data_dir}: expected a complete case in the split training, found none in {len(cases)} cases ({splits})."
+            f"{data_dir}: expected a complete case of the split training, found {len(cases)} others ({splits})."
         )
     return usable
 
@@ -317,16 +335,8 @@ def _discard_moved(root: Path, cases: Sequence[Case], stage: _Stage) -> None:
 
 def _prepared_files(folder: Path, stage: _Stage) -> Iterator[Path]:
     if folder.is_dir():
-        names = (*stage.suffixes, ".part", ".part.nii")
+        names = (*stage.suffixes, VERTEBRAE_FILE, ".part", ".part.nii")
         yield from (path for path in sorted(folder.iterdir()) if path.name.endswith(names))
-
-
-def _is_prepared(job: _Job, stage: _Stage) -> bool:
-    outputs = [job.output(suffix) for suffix in stage.suffixes]
-    if not all(path.is_file() for path in outputs):
-        return False
-    sources = [path for path in (job.case.ct, job.case.mask, job.case.centroids) if path is not None]
-    return min(path.stat().st_mtime for path in outputs) >= max(path.stat().st_mtime for path in sources)
 
 
 def _run_jobs(jobs: Sequence[_Job], stage: _Stage, workers: int) -> list[_Outcome]:
@@ -358,7 +368,7 @@ def _outcomes(jobs: Sequence[_Job], attempt: Callable[[_Job], _Outcome], workers
         pool.shutdown(cancel_futures=True)
 
 
-def _result(future, job: _Job) -> _Outcome:
+def _result(future: Future[_Outcome], job: _Job) -> _Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -370,19 +380,22 @@ def _attempt(work: Callable[[_Job], str], job: _Job) -> _Outcome:
     """Prepare one case; whatever is wrong with it must not end the others."""
     started = time.perf_counter()
     note, error = "", ""
+    # What stands there is outdated or half of a case; if this attempt fails nothing may be left to use.
+    job.discard()
     try:
         note = work(job)
     except ValueError as problem:
         error = str(problem)
     except Exception as problem:
         error = f"{job.case.ct}: {type(problem).__name__}: {problem}"
+    if error:
+        job.discard()
     return _Outcome(job.case.key, time.perf_counter() - started, note=note, error=error)
 
 
-def _conclude(jobs: Sequence[_Job], waiting: Sequence[_Job], bad: Sequence[_Outcome], stage: _Stage) -> int:
-    ready = [job for job in jobs if _is_prepared(job, stage)]
+def _conclude(jobs: Sequence[_Job], waiting: Sequence[_Job], bad: Sequence[_Outcome], root: Path) -> int:
+    ready = [job for job in jobs if job.is_done]
     counts = [f"{sum(job.case.split == split for job in ready)} {split}" for split in PREPARED_SPLITS]
-    root = jobs[0].settings.work_dir / stage.name
     print(f"{root}: {' and '.join(counts)} cases ready, {len(waiting) - len(bad)} of them prepared now.")
     if bad:
         _complain(f"error: {len(bad)} bad cases left out: {', '.join(outcome.key for outcome in bad)}")
@@ -390,6 +403,10 @@ def _conclude(jobs: Sequence[_Job], waiting: Sequence[_Job], bad: Sequence[_Outc
         _complain("error: expected a case to train on, found none that could be prepared.")
         return 1
     return 1 if bad and not jobs[0].settings.skip_bad else 0
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _complain(line: str) -> None:
