@@ -307,7 +307,7 @@ class Trainer:
         if not self.jit_compile:
             return self._gradients
         if self.strategy.num_replicas_in_sync > 1:
-            tqdm.write("XLA is left out: it cannot compile the step for several replicas.")
+            self._say("XLA is left out: it cannot compile the step for several replicas.")
             return self._gradients
         return tf.function(self._gradients, jit_compile=True)
 
@@ -398,9 +398,7 @@ class Trainer:
     def _check_weights(self) -> None:
         """Stop before a checkpoint is written if the last step's update left a weight not finite."""
         for variable in self.model.weights:
-            if variable.dtype.startswith("float") and not bool(
-                tf.reduce_all(tf.math.is_finite(variable.value))
-            ):
+            if "float" in variable.dtype and not bool(tf.reduce_all(tf.math.is_finite(variable.value))):
                 raise FloatingPointError(
                     f"{self.model_dir}: expected finite weights after epoch {self._epoch_number() + 1}, "
                     f"received NaN or infinity in {variable.path}."
