@@ -8,8 +8,11 @@ the network comes in as a function, and nothing here loads TensorFlow.
 
 What the published walk leaves open:
 
-- *Empty prediction*: under the minimum volume, or mostly made of voxels already given. The patch moves a
-  quarter of its edge down the heatmap, a few times at most, then the walk ends.
+- *Empty prediction*, or one mostly made of voxels already given: the patch moves a quarter of its edge
+  down the heatmap, a few times at most, then the walk ends.
+- *A fragment*, under the minimum volume even where the patch rests on it, such as what the field of view
+  leaves of a vertebra: it goes into the memory without becoming a vertebra, a few times at most. Ignored,
+  it would stay the first that the memory does not hold, and the walk would never get past it.
 - *No rest* after `max_steps`: one last prediction at the mean of the last three centres.
 - *Identical patches*: patches begin at whole voxels, so the point that rests repeats its patch. The network
   is deterministic; an identical patch is looked up, never predicted again.
@@ -39,6 +42,8 @@ from utils.prediction.locate import heat_at, point_below, top_of_spine
 PredictPatch = Callable[[np.ndarray, np.ndarray], np.ndarray]
 #: Voxels kept around a vertebra, so that its surface lies between known probabilities.
 BOX_MARGIN = 2
+#: Number of passed-over fragments among the labels during the walk.
+FRAGMENT = 255
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,15 @@ class WalkSettings:
     max_vertebrae: int = 26
     """Most vertebrae in one scan: C1 to L6 with T13."""
     min_volume_mm3: float = 1000.0
-    """Smallest volume of a vertebra; less counts as an empty prediction."""
+    """Smallest volume of a vertebra; less is a fragment."""
     probability_threshold: float = 0.5
     """Probability from which a voxel belongs to the vertebra."""
     rest_mm: float = 2.0
     """The last three centres must lie closer together than this."""
     max_steps_down: int = 4
     """Most times that the patch moves down after empty predictions: one whole patch."""
+    max_fragments: int = 2
+    """Most fragments that are passed over on the way to one vertebra."""
     relative_heat: float = 0.5
     """Share of the mean heat at the last three vertebrae under which the relative rule ends. On perfect
     heatmaps a vertebra has at least .63, what lies below the last at most .52 (benchmarks/trial_end_rule)."""
@@ -138,9 +145,9 @@ def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSetti
         if vertebra is None or _lies_below_the_spine(vertebra, found, settings):
             break
         found.append(vertebra)
-        box = tuple(slice(b, b + n) for b, n in zip(vertebra.begin, vertebra.mask.shape))
-        labels[box][vertebra.mask] = len(found)
+        _remember(labels, vertebra, len(found))
         point = None if _is_the_last(vertebra, settings) else vertebra.centre
+    labels[labels == FRAGMENT] = 0
     return WalkResult(tuple(found), Volume(labels, ct.affine))
 
 
@@ -164,27 +171,53 @@ def _lies_below_the_spine(
     return vertebra.heat < settings.relative_heat * np.mean([above.heat for above in found[-3:]])
 
 
-def _next_vertebra(scene: _Scene, labels: np.ndarray, point: np.ndarray) -> FoundVertebra | None:
+def _next_vertebra(scene: _Scene, labels: np.ndarray, point: np.ndarray | None) -> FoundVertebra | None:
     settings = scene.settings
+    fragments = steps_down = 0
+    look = _looker(scene, labels)
+    while point is not None and fragments <= settings.max_fragments and steps_down <= settings.max_steps_down:
+        vertebra = _come_to_rest(look, point, settings)
+        if vertebra is None:
+            point = _step_down(scene, point)
+            steps_down += 1
+        elif _is_a_fragment(vertebra, settings):
+            _remember(labels, vertebra, FRAGMENT)
+            look, point = _looker(scene, labels), vertebra.centre
+            fragments += 1
+        else:
+            return vertebra
+    return None
+
+
+def _looker(scene: _Scene, labels: np.ndarray) -> Callable[[np.ndarray], FoundVertebra | None]:
+    """Give the look at a point; it remembers what each patch showed, as long as the memory stays."""
+    half = scene.settings.patch_voxels // 2
 
     @cache
-    def look_at(begin: tuple[int, int, int]) -> FoundVertebra | None:
+    def look_from(begin: tuple[int, ...]) -> FoundVertebra | None:
         return _look(scene, labels, np.array(begin))
 
-    for _ in range(settings.max_steps_down + 1):
-        vertebra = _come_to_rest(lambda at: look_at(_patch_begin(at, settings)), point, settings)
-        if vertebra is not None:
-            return vertebra
-        point = point_below(
-            scene.heat,
-            point,
-            scene.ct.affine,
-            distance_mm=settings.step_down_mm,
-            threshold=settings.heat_threshold,
-        )
-        if point is None:
-            break
-    return None
+    return lambda point: look_from(tuple(int(middle) - half for middle in np.floor(point + 0.5)))
+
+
+def _step_down(scene: _Scene, point: np.ndarray) -> np.ndarray | None:
+    settings = scene.settings
+    return point_below(
+        scene.heat,
+        point,
+        scene.ct.affine,
+        distance_mm=settings.step_down_mm,
+        threshold=settings.heat_threshold,
+    )
+
+
+def _is_a_fragment(vertebra: FoundVertebra, settings: WalkSettings) -> bool:
+    return np.count_nonzero(vertebra.mask) * settings.spacing_mm**3 < settings.min_volume_mm3
+
+
+def _remember(labels: np.ndarray, vertebra: FoundVertebra, number: int) -> None:
+    box = tuple(slice(b, b + n) for b, n in zip(vertebra.begin, vertebra.mask.shape))
+    labels[box][vertebra.mask] = number
 
 
 def _come_to_rest(
@@ -210,10 +243,6 @@ def _rests(seen: list[FoundVertebra], settings: WalkSettings) -> bool:
     return pdist([each.centre for each in seen[-3:]]).max() * settings.spacing_mm < settings.rest_mm
 
 
-def _patch_begin(point: np.ndarray, settings: WalkSettings) -> tuple[int, int, int]:
-    return tuple(int(begin) for begin in np.floor(point + 0.5) - settings.patch_voxels // 2)
-
-
 def _look(scene: _Scene, labels: np.ndarray, begin: np.ndarray) -> FoundVertebra | None:
     """Predict one patch; None if it shows no vertebra that is new."""
     settings = scene.settings
@@ -222,7 +251,7 @@ def _look(scene: _Scene, labels: np.ndarray, begin: np.ndarray) -> FoundVertebra
     probability, memory = probability[in_patch], memory[in_patch]
     predicted = _largest_component(probability >= settings.probability_threshold)
     mask = predicted & ~memory
-    if not _is_a_new_vertebra(mask, predicted, settings):
+    if not mask.any() or 2 * np.count_nonzero(mask) < np.count_nonzero(predicted):
         return None
     corner = np.array([side.start for side in in_scan])
     centre = ndimage.center_of_mass(predicted) + corner
@@ -247,13 +276,6 @@ def _predict(scene: _Scene, labels: np.ndarray, begin: np.ndarray) -> tuple[np.n
     if np.isnan(probability).any():
         raise ValueError("Expected probabilities, received NaN from the segmentation network.")
     return probability, memory
-
-
-def _is_a_new_vertebra(mask: np.ndarray, predicted: np.ndarray, settings: WalkSettings) -> bool:
-    """Tell whether the new voxels of a prediction are enough, and at least half of it."""
-    voxels = np.count_nonzero(mask)
-    large = voxels > 0 and voxels * settings.spacing_mm**3 >= settings.min_volume_mm3
-    return large and 2 * voxels >= np.count_nonzero(predicted)
 
 
 def _largest_component(mask: np.ndarray) -> np.ndarray:

@@ -1,0 +1,318 @@
+"""From the walk to the files of a case: labels on the native grid, centroids, table, snapshot.
+
+Every vertebra goes back to the native grid by its probability, linear in its own bounding box; a voxel
+takes the vertebra of the largest probability, from the threshold on. Labels are never resampled.
+Everything before the section *Files* is pure.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
+from utils.imaging.volume import Grid, Volume, resample_linear, transform_points, whole_file, write_volume
+from utils.prediction.snapshot import snapshot_figure
+from utils.prediction.traverse import FoundVertebra
+from utils.verse.labels import MAX_RANK, T13_CODE, code_of_name, code_of_rank, name_of_code, rank_of_code
+
+#: Columns of a case's table, which other programs read.
+TABLE_COLUMNS = (
+    *("case", "label", "name", "numbering", "volume_mm3", "mean_hu"),
+    *("centre_x", "centre_y", "centre_z", "steps", "converged", "mean_probability"),
+)
+COUNT = "count"
+ANATOMICAL = "anatomical"
+#: Ends of the names of a case's files, in the order of writing. The mask is last: a case is done when it is
+#: there, so a run that was killed does the case again.
+SETTINGS_SUFFIX = "_settings.json"
+TABLE_SUFFIX = "_vertebrae.csv"
+CENTROIDS_SUFFIX = "_seg-vb_ctd.json"
+SNAPSHOT_SUFFIX = "_seg-vert_snp.png"
+MASK_SUFFIX = "_seg-vert_msk.nii.gz"
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The labels of a scan's vertebrae from the top down.
+
+    Attributes
+    ----------
+    codes : tuple of int
+        Labels in the mask; fewer than there are vertebrae if the levels end before them.
+    kind : str
+        `COUNT` (1 for the top-most vertebra found) or `ANATOMICAL` (VerSe codes).
+    """
+
+    codes: tuple[int, ...]
+    kind: str
+
+    def name(self, code: int) -> str:
+        """Give the name of a label: its level, or its number where vertebrae are only counted."""
+        return name_of_code(code) if self.kind == ANATOMICAL else str(code)
+
+
+@dataclass(frozen=True, eq=False)
+class NativeVertebrae:
+    """Labels on the native grid, and the probability that each voxel's label won with.
+
+    Attributes
+    ----------
+    labels : Volume of uint8
+        Codes, 0 outside.
+    probability : np.ndarray of float16
+        The largest probability of any vertebra; 0 far from all.
+    """
+
+    labels: Volume
+    probability: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class CasePrediction:
+    """All that is written for one case.
+
+    Attributes
+    ----------
+    key : str
+        The case, such as "sub-verse500_dir-ax".
+    ct, labels : Volume
+        The scan and its labels, on the native grid.
+    numbering : Numbering
+        What the labels mean.
+    table : tuple of dict
+        A row a vertebra, `TABLE_COLUMNS`.
+    settings : dict
+        What the prediction was made with.
+    """
+
+    key: str
+    ct: Volume
+    labels: Volume
+    numbering: Numbering
+    table: tuple[dict[str, Any], ...]
+    settings: dict[str, Any]
+
+
+def from_the_top_down(vertebrae: Sequence[FoundVertebra]) -> list[FoundVertebra]:
+    """Sort vertebrae by the height of their centres: the walk may find one above another late."""
+    return sorted(vertebrae, key=lambda vertebra: vertebra.centre[2])
+
+
+def number_vertebrae(count: int, first_label: str | None = None) -> Numbering:
+    """Number vertebrae from the top down.
+
+    Parameters
+    ----------
+    count : int
+        How many there are.
+    first_label : str, optional
+        Level of the top-most one, such as "L1". Without it they are counted from 1.
+
+    Returns
+    -------
+    Numbering
+        Below T12 follows L1: T13 is rare and cannot be told by counting, so it is only given where
+        `first_label` names it. The levels end with L6; vertebrae below it get no label.
+
+    Raises
+    ------
+    ValueError
+        If there is no such level.
+    """
+    first = 1 if first_label is None else code_of_name(first_label)
+    levels = [code_of_rank(rank) for rank in range(rank_of_code(first), MAX_RANK + 1)]
+    codes = [code for code in levels if code != T13_CODE or code == first]
+    return Numbering(tuple(codes[:count]), COUNT if first_label is None else ANATOMICAL)
+
+
+def native_vertebrae(
+    vertebrae: Sequence[FoundVertebra],
+    affine: np.ndarray,
+    grid: Grid,
+    *,
+    codes: Sequence[int],
+    threshold: float = 0.5,
+) -> NativeVertebrae:
+    """Bring vertebrae to the native grid of their scan.
+
+    Parameters
+    ----------
+    vertebrae : sequence of FoundVertebra
+        From the walk; those beyond the last code are left out.
+    affine : np.ndarray (4, 4)
+        Affine of the working grid, to mm.
+    grid : Grid
+        Native grid.
+    codes : sequence of int
+        Label of each vertebra.
+    threshold : float
+        Probability from which a voxel belongs to a vertebra.
+
+    Returns
+    -------
+    NativeVertebrae
+        Linear between the voxels of the working grid; the larger probability wins where two meet.
+    """
+    labels = np.zeros(grid.shape, np.uint8)
+    # Half precision: one such volume of a whole-body scan at full precision is a gigabyte.
+    largest = np.zeros(grid.shape, np.float16)
+    for code, vertebra in zip(codes, vertebrae):
+        patch = Volume(vertebra.probability, _moved(affine, vertebra.begin))
+        box = _box_in(grid, patch.grid)
+        sizes = tuple(side.stop - side.start for side in box)
+        if 0 in sizes:
+            continue
+        part = Grid(sizes, _moved(grid.affine, [side.start for side in box]))
+        probability = resample_linear(patch, part).data
+        wins = probability > largest[box]
+        largest[box][wins] = probability[wins]
+        labels[box][wins & (probability >= threshold)] = code
+    return NativeVertebrae(Volume(labels, grid.affine), largest)
+
+
+def vertebra_table(
+    key: str,
+    ct: Volume,
+    native: NativeVertebrae,
+    vertebrae: Sequence[FoundVertebra],
+    *,
+    numbering: Numbering,
+) -> list[dict[str, Any]]:
+    """Describe every vertebra of a case that has a voxel on the native grid.
+
+    Parameters
+    ----------
+    key : str
+        The case.
+    ct : Volume
+        The scan on its native grid, in Hounsfield units.
+    native : NativeVertebrae
+        Its labels.
+    vertebrae : sequence of FoundVertebra
+        From the top down, in the order of the codes.
+    numbering : Numbering
+        Their labels.
+
+    Returns
+    -------
+    list of dict
+        `TABLE_COLUMNS`. Volume in cubic mm, centre of mass in world mm (RAS+), mean probability over
+        the vertebra's voxels.
+    """
+    boxes = ndimage.find_objects(native.labels.data, max_label=max(numbering.codes, default=0))
+    voxel_mm3 = abs(np.linalg.det(ct.affine[:3, :3]))
+    rows = []
+    for code, vertebra in zip(numbering.codes, vertebrae):
+        box = boxes[code - 1]
+        if box is None:
+            continue
+        inside = native.labels.data[box] == code
+        index = np.mean(np.nonzero(inside), axis=1) + [side.start for side in box]
+        rows.append(
+            {
+                **dict(zip(TABLE_COLUMNS, (key, code, numbering.name(code), numbering.kind))),
+                "volume_mm3": round(float(inside.sum() * voxel_mm3), 1),
+                "mean_hu": round(float(ct.data[box][inside].mean(dtype=np.float64)), 1),
+                **_centre_columns(transform_points(index, ct.affine, np.eye(4))[0]),
+                **{"steps": vertebra.steps, "converged": int(vertebra.converged)},
+                "mean_probability": round(float(native.probability[box][inside].mean(dtype=np.float64)), 4),
+            }
+        )
+    return rows
+
+
+def vertebra_points(labels: Volume) -> Centroids:
+    """Give the point of every vertebra that the centroid file holds: the centre of its mask.
+
+    VerSe's annotated points are the centres of the vertebral *bodies*, about 11 mm in front of the
+    mask's centre. The one place to change for a better estimate.
+    """
+    return centroids_of_mask(labels)
+
+
+def _centre_columns(centre_mm: np.ndarray) -> dict[str, float]:
+    return {f"centre_{axis}": round(float(value), 2) for axis, value in zip("xyz", centre_mm)}
+
+
+def _moved(affine: np.ndarray, begin: Sequence[int]) -> np.ndarray:
+    """Give the affine of the part of a grid that begins at a voxel."""
+    moved = affine.copy()
+    moved[:3, 3] = affine[:3, :3] @ np.asarray(begin, float) + affine[:3, 3]
+    return moved
+
+
+def _box_in(grid: Grid, patch: Grid) -> tuple[slice, ...]:
+    """Give the voxels of a grid that a patch of another one can reach."""
+    faces = np.array(list(np.ndindex(2, 2, 2))) * patch.shape - 0.5
+    corners = transform_points(faces, patch.affine, grid.affine)
+    first = np.clip(np.floor(corners.min(axis=0)), 0, grid.shape).astype(int)
+    last = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, grid.shape).astype(int)
+    return tuple(slice(begin, max(begin, end)) for begin, end in zip(first.tolist(), last.tolist()))
+
+
+# Files ---------------------------------------------------------------------------------------------
+
+
+def case_path(output: Path, key: str, suffix: str) -> Path:
+    """Give the path of one of a case's files: `output/derivatives/<subject>/<key><suffix>`."""
+    return output / "derivatives" / key.partition("_")[0] / f"{key}{suffix}"
+
+
+def write_case(prediction: CasePrediction, output: Path) -> None:
+    """Write the files of one case, each whole or not at all, the mask last.
+
+    Parameters
+    ----------
+    prediction : CasePrediction
+        The case.
+    output : Path
+        Folder of the predictions.
+    """
+
+    def path(suffix: str) -> Path:
+        return case_path(output, prediction.key, suffix)
+
+    # An older mask would make the case look done while the files beside it are new.
+    path(MASK_SUFFIX).unlink(missing_ok=True)
+    points = vertebra_points(prediction.labels)
+    names = [prediction.numbering.name(code) for code in points.codes]
+    with whole_file(path(SETTINGS_SUFFIX)) as temporary:
+        temporary.write_text(json.dumps(prediction.settings, indent=2) + "\n")
+    with whole_file(path(TABLE_SUFFIX)) as temporary:
+        _write_table(temporary, prediction.table)
+    write_centroids(path(CENTROIDS_SUFFIX), points, prediction.labels.grid, source="mask")
+    title = f"{prediction.key}: {len(names)} vertebrae" + _remark(prediction.numbering)
+    figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)
+    with whole_file(path(SNAPSHOT_SUFFIX)) as temporary:
+        figure.savefig(temporary, format="png")
+    write_volume(path(MASK_SUFFIX), prediction.labels)
+
+
+def read_case_settings(output: Path, key: str) -> dict[str, Any] | None:
+    """Read what a finished case was made with; None if it is not finished."""
+    path = case_path(output, key, SETTINGS_SUFFIX)
+    if not case_path(output, key, MASK_SUFFIX).is_file() or not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return None
+
+
+def _write_table(path: Path, table: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, TABLE_COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def _remark(numbering: Numbering) -> str:
+    return ", counted from the top" if numbering.kind == COUNT else ""

@@ -1,0 +1,178 @@
+"""A picture of a case: two slices that follow the spine, with the vertebrae in colour and their names.
+
+The sagittal slice runs through the middle of every vertebra, whatever the spine's curve to the side; the
+coronal slice runs through the bodies. Both are drawn in mm, so nothing is stretched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from utils.imaging.centroids import Centroids
+from utils.imaging.volume import Grid, Volume, transform_points, working_grid
+
+#: Bone window in HU: trabecular bone grey, cortex white, soft tissue dark.
+WINDOW_HU = (-250, 1100)
+#: How far behind the centre of the vertebral body the centre of the whole vertebra lies.
+BODY_IN_FRONT_MM = 11.0
+#: What is shown on either side of the column.
+HALF_WIDTH_MM = 90.0
+HEIGHT_INCHES = 9.0
+_FINEST_MM = 0.5
+_MOST_ROWS = 1200
+
+
+@dataclass(frozen=True, eq=False)
+class CurvedSlice:
+    """A slice whose rows follow a curve.
+
+    Attributes
+    ----------
+    ct : np.ndarray (rows, columns)
+        HU, rows from the top down.
+    labels : np.ndarray of uint8 (rows, columns)
+        Codes.
+    points : np.ndarray (n, 2)
+        Row and column of the vertebrae's points.
+    spacing_mm : float
+        Edge of a pixel.
+    """
+
+    ct: np.ndarray
+    labels: np.ndarray
+    points: np.ndarray
+    spacing_mm: float
+
+
+def snapshot_figure(
+    ct: Volume, labels: Volume, points: Centroids, *, names: Sequence[str], title: str
+) -> Figure:
+    """Draw a case.
+
+    Parameters
+    ----------
+    ct, labels : Volume
+        Scan in HU and its labels, on one grid.
+    points : Centroids
+        Centre of every vertebra's mask.
+    names : sequence of str
+        Name of every point.
+    title : str
+        Line above the picture.
+
+    Returns
+    -------
+    Figure
+        Sagittal slice, front to the left, and coronal slice, the patient's right to the left.
+    """
+    sagittal, coronal = curved_slices(ct, labels, points)
+    widths = [each.ct.shape[1] / each.ct.shape[0] * HEIGHT_INCHES for each in (sagittal, coronal)]
+    figure = Figure(
+        figsize=(sum(widths) + 0.4, HEIGHT_INCHES + 0.5), dpi=110, facecolor="black", layout="compressed"
+    )
+    left, right = figure.subplots(1, 2, width_ratios=widths)
+    _draw(left, sagittal, codes=points.codes, names=names, ends=("A", "P"))
+    _draw(right, coronal, codes=points.codes, names=names, ends=("R", "L"))
+    figure.suptitle(title, color="white", fontsize=11)
+    return figure
+
+
+def curved_slices(ct: Volume, labels: Volume, points: Centroids) -> tuple[CurvedSlice, CurvedSlice]:
+    """Cut the sagittal and the coronal slice that follow the vertebrae.
+
+    Parameters
+    ----------
+    ct, labels : Volume
+        Scan and labels, on one grid.
+    points : Centroids
+        Centre of every vertebra's mask; without any the slices are plain and run through the middle.
+
+    Returns
+    -------
+    tuple of CurvedSlice
+        Sagittal (columns towards the back) and coronal (columns towards the left).
+    """
+    extent_mm = float((np.array(ct.shape) * ct.spacing_mm).max())
+    frame = working_grid(ct.grid, max(_FINEST_MM, extent_mm / _MOST_ROWS))
+    centres = points.voxels(frame)
+    if not len(centres):
+        centres = (np.array(frame.shape)[None] - 1) / 2
+    rows = np.arange(frame.shape[2])
+    order = np.argsort(centres[:, 2])
+    middle_p, middle_r = (np.interp(rows, centres[order, 2], centres[order, axis]) for axis in (0, 1))
+    bodies_p = middle_p - BODY_IN_FRONT_MM / frame.spacing_mm[0]
+    across_p, across_r = (_columns(frame, centres, axis) for axis in (0, 1))
+    sagittal = np.stack(np.broadcast_arrays(across_p, middle_r[:, None], rows[:, None]), axis=-1)
+    # Reversed: by convention the patient's right is shown on the left.
+    coronal = np.stack(np.broadcast_arrays(bodies_p[:, None], across_r[::-1], rows[:, None]), axis=-1)
+    shown = points.voxels(frame)
+    return (
+        _sample(ct, labels, frame, sagittal, shown[:, [2, 0]] - [0, across_p[0]]),
+        _sample(ct, labels, frame, coronal, np.abs(shown[:, [2, 1]] - [0, across_r[-1]])),
+    )
+
+
+def _columns(frame: Grid, centres: np.ndarray, axis: int) -> np.ndarray:
+    reach = HALF_WIDTH_MM / frame.spacing_mm[axis]
+    first = max(0, int(centres[:, axis].min() - reach))
+    last = min(frame.shape[axis], int(centres[:, axis].max() + reach) + 1)
+    return np.arange(first, last)
+
+
+def _sample(ct: Volume, labels: Volume, frame: Grid, voxels: np.ndarray, points: np.ndarray) -> CurvedSlice:
+    at = transform_points(voxels.reshape(-1, 3), frame.affine, ct.affine).T
+    # Nearest labels are right here: a picture samples the mask, it does not become one.
+    values = ndimage.map_coordinates(ct.data, at, order=1, output=np.float32, mode="nearest")
+    codes = ndimage.map_coordinates(labels.data, at, order=0, mode="constant")
+    shape = voxels.shape[:2]
+    return CurvedSlice(values.reshape(shape), codes.reshape(shape), points, float(frame.spacing_mm[0]))
+
+
+def colour_of(code: int) -> np.ndarray:
+    """Give the colour (3,) of a label; the golden ratio keeps neighbours far apart in hue."""
+    return hsv_to_rgb((code * 0.618034 % 1.0, 0.85, 1.0))
+
+
+def _overlay(labels: np.ndarray) -> np.ndarray:
+    """Colour the labels: thin inside, solid on the outline."""
+    colours = np.zeros((*labels.shape, 4))
+    edge = ndimage.grey_dilation(labels, 3) != ndimage.grey_erosion(labels, 3)
+    for code in np.unique(labels[labels > 0]):
+        colours[labels == code] = (*colour_of(int(code)), 0.25)
+    colours[edge & (labels > 0), 3] = 0.9
+    return colours
+
+
+def _draw(
+    axes: Axes, slice_: CurvedSlice, *, codes: Sequence[int], names: Sequence[str], ends: tuple[str, str]
+) -> None:
+    rows, columns = slice_.ct.shape
+    low, high = WINDOW_HU
+    axes.imshow(slice_.ct, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
+    axes.imshow(_overlay(slice_.labels), interpolation="nearest")
+    style = {"color": "white", "fontweight": "bold", "ha": "center", "va": "center"}
+    outline = [patheffects.withStroke(linewidth=2, foreground="black")]
+    for (row, column), name in zip(slice_.points, names):
+        axes.text(column, row, name, fontsize=8, path_effects=outline, **style)
+    for place, end in zip((0.03, 0.97), ends):
+        axes.text(place, 0.5, end, fontsize=9, transform=axes.transAxes, path_effects=outline, **style)
+    _draw_scale(axes, rows, columns, slice_.spacing_mm)
+    axes.set_axis_off()
+
+
+def _draw_scale(axes: Axes, rows: int, columns: int, spacing_mm: float) -> None:
+    """Draw a bar of 5 cm, which says the scale without axes."""
+    length = 50 / spacing_mm
+    if length > columns * 0.8:
+        return
+    left, bottom = columns * 0.05, rows * 0.975
+    axes.plot([left, left + length], [bottom, bottom], color="white", linewidth=2)
+    axes.text(left + length / 2, bottom - rows * 0.012, "5 cm", color="white", fontsize=7, ha="center")
