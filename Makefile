@@ -1,0 +1,68 @@
+# Everything runs in .venv, which the targets make when it is not there yet.
+#
+#   make demo         phantoms, both trainings, inference, evaluation: about fifteen minutes on a laptop
+#   make train-small  the same with more phantoms and a longer training
+#   make test         the tests        make lint       style
+#   make benchmark    every benchmark  make clean      remove caches and the demo
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.ONESHELL:
+.SHELLFLAGS := -eu -o pipefail -c
+
+# The first Python from 3.10 on; override with `make PYTHON=python3.12 demo`.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10 python3.13; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+REQUIREMENTS := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements-gpu.txt || echo requirements.txt)
+RUN := .venv/bin/python
+# TensorFlow's start-up messages would bury the pipeline's own lines.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo train-small test lint benchmark clean distclean
+
+.venv: .venv/installed
+.venv/installed: requirements.txt requirements-gpu.txt
+	test -n "$(PYTHON)" || { echo "Expected Python 3.10 to 3.13, found none; set PYTHON=..." >&2; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# One command after the other, each printed before it runs.
+define pipeline
+set -x
+$(RUN) get_verse_data.py --source phantom --data-dir $(1)/data --phantoms $(2) --seed 0
+$(RUN) pre_processing_heatmap.py --data-dir $(1)/data --work-dir $(1)/work --preset small
+$(RUN) train_heatmap.py --work-dir $(1)/work --preset small $(3)
+$(RUN) pre_processing_segmentation.py --data-dir $(1)/data --work-dir $(1)/work --preset small
+$(RUN) train_segmentation.py --work-dir $(1)/work --preset small $(4)
+$(RUN) infer.py $(1)/data/*/*test --work-dir $(1)/work --output $(1)/predictions
+$(RUN) evaluate.py --data-dir $(1)/data --split test --predictions $(1)/predictions --output $(1)/evaluation
+endef
+
+demo: .venv/installed
+	@$(call pipeline,demo,12 3 5,,)
+
+train-small: .venv/installed
+	@$(call pipeline,train-small,60 5 20,--epochs 20 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160)
+
+test: .venv/installed-dev
+	$(RUN) -m pytest
+
+lint: .venv/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+benchmark: .venv/installed-dev
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) "$$script"; done
+
+clean:
+	rm -rf demo .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv train-small
