@@ -18,10 +18,14 @@ from nibabel import orientations
 from scipy import ndimage
 
 from utils.imaging.volume import Grid, Volume, oriented_grid, transform_points, whole_file
-from utils.verse.labels import rank_of_code
+from utils.verse.labels import code_of_name, rank_of_code
 
 #: A point may lie this far outside its scan before file and scan count as not belonging together.
 _OUTSIDE_MM = 30.0
+#: Power of the depth that leaves the body alone. On three VerSe cases at 1 mm the mean distance to the
+#: annotated points is 11.5 mm for 0 (centre of mass), 2.1 mm for 4, 1.4 mm for 6, 1.4 mm for 8.
+_DEPTH_POWER = 6
+_C1 = code_of_name("C1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +114,56 @@ def write_centroids(path: Path, centroids: Centroids, grid: Grid, *, source: str
 
 
 def centroids_of_mask(mask: Volume) -> Centroids:
-    """Give the centre of mass of every vertebra of a mask, from the top of the spine down."""
+    """Estimate the point that VerSe would annotate for every vertebra of a mask.
+
+    That is the centre of the vertebral body, about 11 mm in front of the mask's centre of mass. The
+    body is the thickest part, so it is the mean of the vertebra's voxels weighted by a power of their
+    depth below its surface. C1 has no body: its point is the centre of mass.
+
+    Parameters
+    ----------
+    mask : Volume of uint8
+        VerSe codes.
+
+    Returns
+    -------
+    Centroids
+        One point a label, from the top of the spine down; empty for an empty mask.
+    """
     boxes = {index + 1: box for index, box in enumerate(ndimage.find_objects(mask.data)) if box is not None}
     codes = sorted(boxes, key=rank_of_code)
-    voxels = [
-        np.add(ndimage.center_of_mass(mask.data[boxes[code]] == code), [side.start for side in boxes[code]])
-        for code in codes
-    ]
+    voxels = []
+    for code in codes:
+        vertebra = mask.data[boxes[code]] == code
+        centre = ndimage.center_of_mass(vertebra) if code == _C1 else body_centre(vertebra, mask.spacing_mm)
+        voxels.append(np.add(centre, [side.start for side in boxes[code]]))
     return Centroids(np.array(codes, int), transform_points(np.array(voxels), mask.affine, np.eye(4)))
+
+
+def body_centre(vertebra: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """Estimate the centre of the vertebral body in one vertebra's mask.
+
+    Parameters
+    ----------
+    vertebra : np.ndarray of bool, (i, j, k)
+        The vertebra in its bounding box; at least one voxel.
+    spacing_mm : np.ndarray, (3,)
+        Spacing of the voxels.
+
+    Returns
+    -------
+    np.ndarray of float64, (3,)
+        Voxel index. The median distance to the annotated points of three VerSe cases is .8 mm.
+    """
+    # About 1 mm is fine enough, and at native .3 mm the distance transform would take seconds.
+    steps = np.clip(np.minimum(1 / np.asarray(spacing_mm), np.array(vertebra.shape) / 10), 1, None).astype(
+        int
+    )
+    sampled = vertebra[tuple(slice(None, None, step) for step in steps)]
+    if not sampled.any():
+        sampled, steps = vertebra, np.ones(3, int)
+    depth_mm = ndimage.distance_transform_edt(np.pad(sampled, 1), sampling=spacing_mm * steps)
+    return (np.array(ndimage.center_of_mass(depth_mm**_DEPTH_POWER)) - 1) * steps
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

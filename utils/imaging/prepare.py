@@ -302,7 +302,7 @@ def _complete_cases(cases: Sequence[Case], data_dir: Path, stage: _Stage) -> lis
     if not any(case.split == "training" for case in usable):
         splits = ", ".join(sorted({case.split or "no split" for case in cases}))
         raise ValueError(
-            f"{data_dir}: expected a complete case of the split training, found {len(cases)} others ({splits})."
+            f"{data_dir}: expected a complete training case, found none in {len(cases)} cases ({splits})."
         )
     return usable
 
