@@ -1,0 +1,166 @@
+"""Every script, run in sequence from a shell on a few tiny phantoms, with what it wrote read back."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from utils.imaging.volume import read_ct, read_mask
+from utils.settings import load_settings
+from utils.verse.cases import index_cases
+
+PROJECT = Path(__file__).resolve().parents[1]
+SCRIPTS = (
+    "get_verse_data.py",
+    "pre_processing_heatmap.py",
+    "train_heatmap.py",
+    "pre_processing_segmentation.py",
+    "train_segmentation.py",
+    "infer.py",
+    "evaluate.py",
+)
+# Small enough for seconds: what is tested is that the parts fit together, not that the networks are good.
+TINY_NETWORK = ("--filters", "2", "4", "8", "8", "--patch-voxels", "32")
+SHORT = ("--epochs", "2", "--examples-per-epoch", "2", "--validate-every", "2", "--batch-size", "2")
+
+
+def run_script(*arguments: str | Path, folder: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Run the whole pipeline once; the folder is `pipeline["folder"]`."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    data, work = ("--data-dir", folder / "data"), ("--work-dir", folder / "work")
+    small, output = ("--preset", "small"), ("--output", folder / "evaluation")
+    steps = {
+        "get_verse_data.py": ("--source", "phantom", *data, "--phantoms", "2", "1", "1", "--seed", "3"),
+        "pre_processing_heatmap.py": (*data, *work, *small),
+        "train_heatmap.py": (*work, *small, *SHORT, "--filters", "2", "4", "4"),
+        "pre_processing_segmentation.py": (*data, *work, *small),
+        "train_segmentation.py": (*work, *small, *SHORT, *TINY_NETWORK),
+        "infer.py": (folder / "data", *work, "--output", folder / "predictions"),
+        "evaluate.py": (*data, *("--split", "test", "--predictions", folder / "predictions"), *output),
+    }
+    done = {script: run_script(script, *arguments) for script, arguments in steps.items()}
+    return {**done, "folder": folder}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_ends_well(pipeline, script):
+    result = pipeline[script]
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_data_set_has_the_splits_asked_for(pipeline):
+    cases = index_cases(pipeline["folder"] / "data")
+    splits = sorted(case.split for case in cases)
+    assert splits == ["test", "training", "training", "validation"]
+    assert all(case.complete for case in cases)
+
+
+def test_preparation_covers_training_and_validation_only(pipeline):
+    folder = pipeline["folder"]
+    keys = {
+        split: {c.key for c in index_cases(folder / "data", split=split)}
+        for split in ("training", "validation")
+    }
+    for stage in ("heatmap", "segmentation"):
+        for split, expected in keys.items():
+            written = {
+                p.name.removesuffix("_ct.nii") for p in (folder / "work" / stage / split).glob("*_ct.nii")
+            }
+            assert written == expected
+        assert not (folder / "work" / stage / "test").exists()
+
+
+def test_vertebrae_table_agrees_with_the_masks(pipeline):
+    folder = pipeline["folder"]
+    for case in index_cases(folder / "data", split="training"):
+        table = pd.read_csv(folder / "work/segmentation/training/vertebrae.csv")
+        listed = set(table.loc[table["case"] == case.key, "label"])
+        assert listed == set(np.unique(read_mask(case.mask).data)) - {0}
+
+
+@pytest.mark.parametrize("stage", ["heatmap", "segmentation"])
+def test_model_directory_is_whole(pipeline, stage):
+    directory = pipeline["folder"] / "work" / "models" / stage
+    names = {path.name for path in directory.iterdir()}
+    assert {"best.keras", "last.keras", "history.csv", "curves.png", "settings.json"} <= names
+    history = pd.read_csv(directory / "history.csv")
+    assert list(history["epoch"]) == [1, 2]
+    assert np.isfinite(history["loss"]).all() and np.isfinite(history["val_loss"].iloc[-1])
+    assert load_settings(directory)["spacing_mm"] == 2.0
+    assert not [name for name in names if name.endswith(".part")]
+
+
+def test_predictions_are_a_verse_data_set_on_the_native_grid(pipeline):
+    folder = pipeline["folder"]
+    scans = {case.key: case for case in index_cases(folder / "data")}
+    predicted = {case.key: case for case in index_cases(folder / "predictions")}
+    assert set(predicted) == set(scans)
+    for key, case in predicted.items():
+        ct, mask = read_ct(scans[key].ct), read_mask(case.mask)
+        assert mask.shape == ct.shape
+        np.testing.assert_allclose(mask.affine, ct.affine, atol=1e-4)
+        table = pd.read_csv(case.mask.with_name(f"{key}_vertebrae.csv"))
+        assert set(table["label"]) == set(np.unique(mask.data)) - {0}
+        assert case.centroids is not None
+        assert case.mask.with_name(f"{key}_seg-vert_snp.png").stat().st_size > 1000
+
+
+def test_evaluation_counts_the_reference(pipeline):
+    folder = pipeline["folder"]
+    summary = json.loads((folder / "evaluation" / "summary.json").read_text())
+    (case,) = index_cases(folder / "data", split="test")
+    reference = len(set(np.unique(read_mask(case.mask).data)) - {0})
+    assert summary["vertebrae"] == reference == summary["found"] + summary["missed"]
+    assert 0.0 <= summary["mean_dice"] <= 1.0
+    assert summary["identification_rate"] is None  # counted, not named
+    for name in ("vertebrae.csv", "evaluation.md", "evaluation.png"):
+        assert (folder / "evaluation" / name).stat().st_size > 0
+
+
+def test_a_second_training_says_that_it_is_done(pipeline):
+    work = pipeline["folder"] / "work"
+    again = run_script(
+        "train_heatmap.py", "--work-dir", work, "--preset", "small", *SHORT, "--filters", "2", "4", "4"
+    )
+    assert again.returncode == 0
+    assert "already complete" in again.stdout
+
+
+def test_a_training_on_data_of_another_preset_is_refused(pipeline):
+    work = pipeline["folder"] / "work"
+    result = run_script("train_segmentation.py", "--work-dir", work, "--preset", "full", "--device", "cpu")
+    assert result.returncode == 1
+    assert "preset" in result.stderr and str(work / "segmentation") in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_full_preset_without_a_gpu_ends_with_status_2(tmp_path):
+    result = run_script("train_heatmap.py", "--work-dir", tmp_path)
+    assert result.returncode == 2
+    assert "--device cpu" in result.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_the_options(script):
+    result = run_script(script, "--help")
+    assert result.returncode == 0
+    assert re.search(r"--seed", result.stdout)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_wrong_option_ends_with_status_2(script):
+    assert run_script(script, "--no-such-option").returncode == 2
