@@ -76,7 +76,7 @@ def test_a_wrong_command_line_ends_with_status_2(stage, arguments, capsys):
 def test_command_line_of_the_contract():
     data = settings_from_command_line(
         DataSettings,
-        ["--source", "phantom", "--data-dir", "data", "--phantoms", "12", "3", "5", "--seed", "0"],
+        ["--source=phantom", "--data-dir=data", "--phantoms", "12", "3", "5", "--seed=0"],
     )
     assert data == DataSettings()
     inference = settings_from_command_line(

@@ -51,7 +51,8 @@ def add_own_case(settings: DataSettings) -> list[str]:
     if not mask_path.exists():
         write_volume(mask_path, mask)
     centroids_path = mask_path.with_name(f"{key}_seg-vb_ctd.json")
-    write_centroids(centroids_path, centroids_of_mask(mask), mask.grid, source="mask")
+    if not centroids_path.exists():
+        write_centroids(centroids_path, centroids_of_mask(mask), mask.grid, source="mask")
     if not ct_path.exists():
         write_volume(ct_path, ct)
     return []
