@@ -15,6 +15,7 @@ from utils.prediction.evaluation import check_same_grid, evaluate, pair_with_pre
 from utils.prediction.metrics import VertebraScore
 from utils.prediction.report import (
     CaseResult,
+    case_line,
     case_table,
     dice_figure,
     markdown_table,
@@ -293,6 +294,11 @@ def test_means_are_over_reference_vertebrae_and_bad_references_are_no_scans():
     assert (found["identification_rate"], found["localisation_error_mm"]) == (0.5, 1)
     assert found["extra_per_scan"] == 1
     assert case_table(results())["message"].tolist() == ["", "sub-b is bad"]
+
+
+def test_log_line_of_a_case():
+    assert case_line(results()[0]) == "sub-a: scored, 1 of 2 found, 1 extra, mean Dice 0.450"
+    assert case_line(results()[1]) == "sub-b: bad reference, 0 of 0 found, 0 extra, mean Dice –"
 
 
 def test_regions_with_reference_vertebrae_from_the_neck_down():

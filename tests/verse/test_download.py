@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils.settings import DataSettings
+from utils.verse import download
 from utils.verse.cases import index_cases
 from utils.verse.download import extract_archive, get_data, is_safe
 
@@ -186,6 +187,19 @@ def test_a_command_line_that_asks_for_nothing_possible_ends_with_status_2(tmp_pa
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_phantoms_are_asked_for_as_set(tmp_path, monkeypatch):
+    calls = []
+
+    def write(data_dir, counts, *, seed, workers):
+        calls.append((counts, seed, workers))
+        put_tree(data_dir, CASE)
+
+    monkeypatch.setattr(download, "write_phantom_data_set", write)
+    asked = settings(tmp_path, "phantom", phantoms=(1, 0, 2), seed=7, workers=3)
+    assert get_data(asked) == 0
+    assert calls == [((1, 0, 2), 7, 3)]
 
 
 def test_a_further_source_is_one_more_entry(tmp_path):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.imaging.volume import Volume, read_mask
 from utils.prediction.metrics import Numbering, score_masks, score_without_prediction
-from utils.prediction.report import CaseResult, Status, overall_table, write_report
+from utils.prediction.report import CaseResult, Status, case_line, overall_table, write_report
 from utils.settings import EvaluationSettings, save_settings, worker_count
 from utils.verse.cases import Case, index_cases
 
@@ -44,7 +44,10 @@ def evaluate(settings: EvaluationSettings) -> int:
         print(error, file=sys.stderr)
         return 1
     score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
-    results = list(_scored(score, pairs, workers=workers))
+    results = []
+    for result in _scored(score, pairs, workers=workers):
+        tqdm.write(case_line(result))
+        results.append(result)
     scores = write_report(results, settings.output, found_dice=settings.found_dice)
     save_settings(settings, settings.output)
     bad = [result.message for result in results if result.message]

@@ -22,6 +22,7 @@ Status = Literal["scored", "no prediction", "bad prediction", "bad reference"]
 REGIONS = ("cervical", "thoracic", "lumbar")
 #: Okabe and Ito's colours, told apart with any colour vision.
 REGION_COLOURS = {"cervical": "#0072B2", "thoracic": "#D55E00", "lumbar": "#009E73"}
+_FEWEST_FOR_BOX = 5
 
 _EXPLANATION = """\
 Dice is 0 where a reference vertebra has no match, and means run over all reference vertebrae. *Found*:
@@ -191,6 +192,13 @@ def write_report(results: Sequence[CaseResult], output: Path, *, found_dice: flo
     return scores
 
 
+def case_line(result: CaseResult) -> str:
+    """Give a case's scores in one line, for the log."""
+    scores = vertebra_scores(vertebra_table([result]))
+    counts = f"{scores['found']} of {scores['vertebrae']} found, {scores['extra']} extra"
+    return f"{result.key}: {result.status}, {counts}, mean Dice {_cell(scores['mean_dice'])}"
+
+
 def overall_table(scores: dict[str, Any]) -> str:
     """Give the summary as text in two columns, for the terminal and the page."""
     rows = [{"score": name, "value": value} for name, value in scores.items() if name != "bad_cases"]
@@ -242,8 +250,10 @@ def dice_figure(vertebrae: pd.DataFrame, *, found_dice: float) -> Figure:
 def _draw_level(axes: Any, position: int, dice: np.ndarray, colour: str) -> None:
     # Spread over a fixed width in order of Dice, so that equal values do not hide one another.
     shifts = np.linspace(-0.18, 0.18, len(dice)) if len(dice) > 1 else np.zeros(1)
-    if len(dice) > 2:
-        axes.boxplot(dice, positions=[position], widths=0.6, showfliers=False, medianprops={"color": colour})
+    if len(dice) >= _FEWEST_FOR_BOX:
+        grey = {name: {"color": "0.6"} for name in ("boxprops", "whiskerprops", "capprops")}
+        box = {"widths": 0.6, "showfliers": False, "medianprops": {"color": colour}, **grey}
+        axes.boxplot(dice, positions=[position], **box)
     axes.plot(position + shifts, np.sort(dice), "o", color=colour, markersize=4, alpha=0.7)
 
 

@@ -32,6 +32,7 @@ from utils.verse.cases import (
     subjects_in_several_splits,
     visible_files,
 )
+from utils.verse.phantom import write_phantom_data_set
 
 #: A source puts files into `data_dir` and gives a line for everything that was bad.
 Source = Callable[[DataSettings], list[str]]
@@ -92,8 +93,6 @@ def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
 
 def generated(settings: DataSettings) -> list[str]:
     """Write generated series: source "phantom"."""
-    from utils.verse.phantom import write_phantom_data_set  # Here, since no other source needs SciPy.
-
     workers = worker_count(settings.workers)
     write_phantom_data_set(settings.data_dir, settings.phantoms, seed=settings.seed, workers=workers)
     return []
