@@ -34,26 +34,42 @@ def evaluate(settings: EvaluationSettings) -> int:
     Returns
     -------
     int
-        Exit status: 1 if a case had no prediction or one could not be read (unless `skip_bad`), or if
-        there is nothing to score; else 0. Every bad case is one line on the standard error.
+        Exit status: 2 if a setting is out of range, 1 if a case had no prediction or one could not be read
+        (unless `skip_bad`), or if there is nothing to score, else 0. Every bad case is one line on the
+        standard error.
     """
+    if settings.workers < 0 or not 0 < settings.found_dice <= 1:
+        print("Expected --workers from 0 up and --found-dice over 0 and up to 1.", file=sys.stderr)
+        return 2
     try:
-        pairs = pair_with_predictions(reference_cases(settings), settings.predictions)
-        workers = worker_count(settings.workers)
-    except ValueError as error:
+        results = score_cases(settings)
+        scores = write_report(results, settings.output, found_dice=settings.found_dice)
+        save_settings(settings, settings.output)
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
-    results = []
-    for result in _scored(score, pairs, workers=workers):
-        tqdm.write(case_line(result))
-        results.append(result)
-    scores = write_report(results, settings.output, found_dice=settings.found_dice)
-    save_settings(settings, settings.output)
     bad = [result.message for result in results if result.message]
-    print(*bad, sep="\n", end="\n" if bad else "", file=sys.stderr)
+    for message in bad:
+        print(message, file=sys.stderr)
     print(overall_table(scores))
     return 1 if bad and not settings.skip_bad else 0
+
+
+def score_cases(settings: EvaluationSettings) -> list[CaseResult]:
+    """Score every case of the split, with a line in the log for each.
+
+    Raises
+    ------
+    ValueError
+        If there are no references or no predictions at all.
+    """
+    pairs = pair_with_predictions(reference_cases(settings), settings.predictions)
+    score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
+    results = []
+    for result in _scored(score, pairs, workers=worker_count(settings.workers)):
+        tqdm.write(case_line(result))
+        results.append(result)
+    return results
 
 
 def reference_cases(settings: EvaluationSettings) -> list[Case]:
