@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -236,7 +236,7 @@ def open_memory_map(path: Path) -> Volume:
     ValueError
         As `read_ct`, and if the file is compressed or scaled.
     """
-    image = _open_nifti(path)
+    image = _open_nifti(path, memory_map="r")
     with _named_errors(path):
         data = np.asanyarray(image.dataobj)
     if not isinstance(data, np.memmap):
@@ -254,7 +254,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: expected a whole NIfTI file, found a broken one ({found}).") from None
 
 
-def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
+def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibabel.Nifti1Pair:
     """Load header and affine, and refuse what no later step could use."""
     path = Path(path)
     if not path.is_file():
@@ -264,7 +264,7 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: expected a NIfTI file, found an empty file.")
     with _named_errors(path), LoggingOutputSuppressor():
-        image = nibabel.load(path)
+        image = nibabel.load(path, mmap=memory_map)
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
         raise ValueError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
@@ -305,12 +305,12 @@ def _listed(numbers: np.ndarray) -> str:
 
 def _read_data(path: Path, image: nibabel.Nifti1Pair) -> np.ndarray:
     with _named_errors(path):
-        slope, intercept = image.header.get_slope_inter()
-        unscaled = slope in (None, 1.0) and intercept in (None, 0.0)
-        stored = image.header.get_data_dtype()
+        stored = image.dataobj.dtype
+        # The loaded header has forgotten its scaling; the array proxy applies it.
+        unscaled = (image.dataobj.slope, image.dataobj.inter) == (1, 0)
         if unscaled and stored.kind in "iu" and np.can_cast(stored, np.int16):
-            # Half the memory of float32, and exact. A copy, since a memory map dies with its file.
-            return np.array(image.dataobj, np.int16)
+            # Half the memory of float32, and exact.
+            return np.asanyarray(image.dataobj, np.int16)
         return image.get_fdata(dtype=np.float32, caching="unchanged")
 
 

@@ -1,0 +1,205 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tests.imaging.examples import DATA, NO_DATA, oblique_affine, real, two_vertebrae
+from utils.imaging.centroids import Centroids, body_centre, centroids_of_mask, read_centroids, write_centroids
+from utils.imaging.volume import (
+    Grid,
+    Volume,
+    oriented_grid,
+    read_mask,
+    resample_labels,
+    working_grid,
+)
+
+ORIENTATIONS = [
+    axes for order in itertools.permutations(["LR", "PA", "IS"]) for axes in itertools.product(*order)
+]
+GRID = Grid((10, 20, 30), np.eye(4))
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
+REAL_CASES = ["sub-verse014", "sub-verse004", "sub-gl003"]
+
+
+def written(path, *entries):
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def point(label=20, x=2.0, y=3.0, z=4.0):
+    return {"label": label, "X": x, "Y": y, "Z": z}
+
+
+def test_declared_directions_worked_out_by_hand(tmp_path):
+    # The volume is (R, A, S), 10 x 20 x 30. In (P, I, R) X counts from the front: A = 20 - 1 - 2.5.
+    path = written(tmp_path / "ctd.json", {"direction": ["P", "I", "R"]}, point(20, 2.5, 3, 4))
+    found = read_centroids(path, GRID)
+    np.testing.assert_allclose(found.points_mm, [[4, 20 - 1 - 2.5, 30 - 1 - 3]])
+    np.testing.assert_array_equal(found.codes, [20])
+
+
+def test_indices_are_those_of_voxel_centres_in_the_world(tmp_path):
+    affine = np.diag([2.0, 3, 4, 1])
+    affine[:3, 3] = [10, 20, 30]
+    path = written(tmp_path / "ctd.json", {"direction": ["R", "A", "S"]}, point(20, 1, 1.5, 2))
+    found = read_centroids(path, Grid((10, 10, 10), affine))
+    np.testing.assert_allclose(found.points_mm, [[12, 24.5, 38]])
+
+
+@pytest.mark.parametrize("axes", ORIENTATIONS, ids="".join)
+def test_points_survive_files_in_all_48_orientations(tmp_path, axes):
+    native = Grid((11, 12, 13), oblique_affine())
+    turned = oriented_grid(native, axes)
+    points_mm = (native.affine @ [[1, 9.25], [2, 3], [3, 5.5], [1, 1]]).T[:, :3]
+    write_centroids(tmp_path / "ctd.json", Centroids(np.array([19, 28]), points_mm), turned)
+    assert json.loads((tmp_path / "ctd.json").read_text())[0] == {"direction": list(axes)}
+    found = read_centroids(tmp_path / "ctd.json", native)
+    np.testing.assert_allclose(found.points_mm, points_mm, atol=2e-3)
+    np.testing.assert_allclose(found.voxels(native), [[1, 2, 3], [9.25, 3, 5.5]], atol=2e-3)
+
+
+def test_without_a_header_indices_are_those_of_the_stored_volume(tmp_path):
+    found = read_centroids(written(tmp_path / "ctd.json", point(20, 2, 3, 4)), GRID)
+    np.testing.assert_allclose(found.points_mm, [[2, 3, 4]])
+
+
+def test_keys_in_lower_case_and_a_header_in_any_place(tmp_path):
+    entries = ({"label": 20, "x": 2, "y": 3, "z": 4}, {"Direction": ["l", "a", "s"]})
+    found = read_centroids(written(tmp_path / "ctd.json", *entries), GRID)
+    np.testing.assert_allclose(found.points_mm, [[10 - 1 - 2, 3, 4]])
+
+
+@pytest.mark.parametrize("nothing", [float("nan"), None, float("inf")])
+def test_entries_without_a_position_are_dropped(tmp_path, nothing):
+    path = written(tmp_path / "ctd.json", point(20), point(21, y=nothing), point(22))
+    np.testing.assert_array_equal(read_centroids(path, GRID).codes, [20, 22])
+
+
+def test_points_come_from_the_top_of_the_spine_down(tmp_path):
+    path = written(tmp_path / "ctd.json", point(20), point(28), point(7), point(19))
+    np.testing.assert_array_equal(read_centroids(path, GRID).codes, [7, 19, 28, 20])
+
+
+def test_a_file_without_points_gives_none(tmp_path):
+    found = read_centroids(written(tmp_path / "ctd.json", {"direction": ["R", "A", "S"]}), GRID)
+    assert found.codes.shape == (0,) and found.points_mm.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no such file"),
+        ("", "JSON"),
+        ("no json", "JSON"),
+        ('{"label": 20}', "list of objects"),
+        ("[1, 2]", "list of objects"),
+        ('[{"label": 20, "X": 1, "Y": 2}]', "without z"),
+        ('[{"X": 1, "Y": 2, "Z": 3}]', "without label"),
+        ('[{"label": 20, "X": "far", "Y": 2, "Z": 3}]', "far"),
+        ('[{"label": 20, "X": [1], "Y": 2, "Z": 3}]', "list"),
+        ('[{"label": 27, "X": 1, "Y": 2, "Z": 3}]', "27"),
+        (json.dumps([point(20), point(20)]), r"every label once, found labels \[20, 20\]"),
+        (json.dumps([{"direction": ["P", "I"]}, point()]), "direction"),
+        (json.dumps([{"direction": ["P", "A", "R"]}, point()]), "direction"),
+        (json.dumps([{"direction": 3}, point()]), "expected VerSe centroids"),
+        (json.dumps([point(20, 2, 3, 300)]), r"inside \(10, 20, 30\) voxels, found one 270 mm outside"),
+    ],
+)
+def test_bad_files_are_named_with_what_was_found(tmp_path, text, said):
+    path = tmp_path / "bad_ctd.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=said) as caught:
+        read_centroids(path, GRID)
+    assert str(caught.value).startswith(f"{path}: expected")
+
+
+def test_a_binary_file_is_no_centroid_file(tmp_path):
+    path = tmp_path / "bad_ctd.json"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ValueError, match=r"bad_ctd\.json: expected JSON"):
+        read_centroids(path, GRID)
+
+
+def test_derived_points_say_where_they_come_from(tmp_path):
+    _, mask = two_vertebrae()
+    write_centroids(tmp_path / "ctd.json", centroids_of_mask(mask), mask.grid, source="mask")
+    header, first, second = json.loads((tmp_path / "ctd.json").read_text())
+    assert header == {"direction": ["R", "A", "S"], "source": "mask"}
+    assert first == {"label": 28, "X": 8.5, "Y": 6.5, "Z": 18.5}
+    assert second == {"label": 20, "X": 8.5, "Y": 6.5, "Z": 3.5}
+
+
+def test_voxels_takes_a_grid_a_volume_or_an_affine():
+    centroids = Centroids(np.array([20]), np.array([[4.0, 6.0, 8.0]]))
+    volume = Volume(np.zeros((3, 3, 3)), np.diag([2.0, 2, 2, 1]))
+    for frame in (volume, volume.grid, volume.affine):
+        np.testing.assert_allclose(centroids.voxels(frame), [[2, 3, 4]])
+
+
+def test_a_block_has_its_body_in_its_middle():
+    # 6 x 6 x 8 voxels from (6, 4, 0) on: the middle is (8.5, 6.5, 3.5) voxels of 2 mm.
+    _, mask = two_vertebrae()
+    found = centroids_of_mask(mask)
+    np.testing.assert_array_equal(found.codes, [28, 20])
+    np.testing.assert_allclose(found.points_mm, [[17, 13, 37], [17, 13, 7]], atol=1e-9)
+
+
+def test_the_atlas_has_its_point_in_the_middle_of_its_ring():
+    ring = np.zeros((20, 20, 6), np.uint8)
+    ring[2:18, 2:18] = 1
+    ring[5:15, 8:15] = 0  # Thicker in front than behind, so that a thickest part would be elsewhere.
+    found = centroids_of_mask(Volume(ring, np.eye(4)))
+    np.testing.assert_allclose(found.points_mm[0], np.argwhere(ring).mean(axis=0))
+
+
+def test_a_thin_process_does_not_draw_the_point_away():
+    vertebra = np.zeros((60, 21, 21), bool)
+    vertebra[:21] = True
+    vertebra[21:, 9:12, 9:12] = True
+    np.testing.assert_allclose(body_centre(vertebra, np.ones(3)), [10, 10, 10], atol=0.3)
+
+
+def test_the_body_is_found_at_any_spacing():
+    # 6 x 20 x 20 mm with voxels of .3 x .3 x 2 mm; indices of the middle are half of (size - 1).
+    vertebra = np.ones((20, 66, 10), bool)
+    np.testing.assert_allclose(body_centre(vertebra, np.array([0.3, 0.3, 2.0])), [9.5, 32.5, 4.5], atol=1.5)
+
+
+def test_one_voxel_is_its_own_centre():
+    np.testing.assert_allclose(body_centre(np.ones((1, 1, 1), bool), np.full(3, 0.2)), [0, 0, 0])
+
+
+def test_an_empty_mask_has_no_points():
+    found = centroids_of_mask(Volume(np.zeros((3, 3, 3), np.uint8), np.eye(4)))
+    assert found.codes.shape == (0,) and found.points_mm.shape == (0, 3)
+
+
+def real_mask_and_centroids(name):
+    mask = read_mask(real(f"**/{name}*_msk.nii.gz"))
+    return mask, read_centroids(real(f"**/{name}*_ctd.json"), mask.grid)
+
+
+@needs_data
+@pytest.mark.parametrize("name", REAL_CASES)
+def test_every_annotated_point_falls_into_its_own_vertebra(name):
+    mask, centroids = real_mask_and_centroids(name)
+    working = resample_labels(mask, working_grid(mask.grid, 1.0))
+    found = working.data[tuple(np.rint(centroids.voxels(working)).astype(int).T)]
+    # The point of sub-gl003's C1 lies in the dens, which is C2, in the files themselves.
+    expected = np.where((centroids.codes == 1) & (name == "sub-gl003"), 2, centroids.codes)
+    np.testing.assert_array_equal(found, expected)
+
+
+@needs_data
+@pytest.mark.parametrize("name", REAL_CASES)
+def test_derived_points_lie_where_annotators_put_them(name):
+    mask, annotated = real_mask_and_centroids(name)
+    derived = centroids_of_mask(mask)
+    np.testing.assert_array_equal(derived.codes, annotated.codes)
+    apart_mm = np.linalg.norm(derived.points_mm - annotated.points_mm, axis=1)
+    assert np.median(apart_mm) < 1.5
+    # L1 of sub-verse004 is the worst; centres of mass are about 11 mm away on average.
+    assert apart_mm.max() < 10 and apart_mm.mean() < 3
