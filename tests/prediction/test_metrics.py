@@ -262,3 +262,11 @@ def test_a_label_in_several_pieces_is_one_vertebra():
     scores = score_masks(volume(*pieces), volume(pieces[0]), AFFINE)
     assert len(scores) == 1
     assert scores[0].dice == pytest.approx(2 * 64 / (72 + 64))
+
+
+def test_spacing_is_that_of_the_voxel_axes_of_an_oblique_affine():
+    affine = np.array([[0, 0, 3.0, 7], [-0.5, 0, 0, 1], [0, 1.0, 0, -2], [0, 0, 0, 1]])
+    reference, predicted = volume((8, (4, 4, 4), (6, 6, 6))), volume((8, (6, 4, 5), (6, 6, 6)))
+    score = by_label(score_masks(reference, predicted, affine))[8]
+    expected = surface_distances_mm(reference == 8, predicted == 8, spacing_mm=(0.5, 1.0, 3.0))
+    assert (score.mean_surface_distance_mm, score.hausdorff_95_mm) == expected
