@@ -81,11 +81,14 @@ class _Job:
         return [path for path in (self.case.ct, self.case.mask, self.case.centroids) if path is not None]
 
     @property
+    def is_there(self) -> bool:
+        """Whether all files are there."""
+        return all(path.is_file() for path in self.outputs)
+
+    @property
     def is_done(self) -> bool:
         """Whether all files are there, and newer than what they were made from."""
-        if not all(path.is_file() for path in self.outputs):
-            return False
-        return min(map(_modified, self.outputs)) >= max(map(_modified, self.sources))
+        return self.is_there and min(map(_modified, self.outputs)) >= max(map(_modified, self.sources))
 
     def discard(self) -> None:
         for path in self.outputs:
@@ -150,10 +153,7 @@ def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
     int
         Exit status: 0, or 1 if a case was bad (unless `skip_bad`) or nothing is there to train on.
     """
-    status = _prepare(settings, _SEGMENTATION)
-    for split in PREPARED_SPLITS:
-        _join_tables(settings.work_dir / _SEGMENTATION.name / split)
-    return status
+    return _prepare(settings, _SEGMENTATION)
 
 
 def vertebra_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dict[str, object]]:
@@ -271,20 +271,28 @@ _SEGMENTATION = _Stage(
 
 
 def _prepare(settings: PreparationSettings, stage: _Stage) -> int:
-    root = settings.work_dir / stage.name
+    """Run a stage; what stops it as a whole (no data, a full disk) is one line and exit status 1."""
     try:
-        cases = index_cases(settings.data_dir)
-        usable = _complete_cases(cases, settings.data_dir, stage)
-        workers = worker_count(settings.workers)
-    except ValueError as error:
+        return _run_stage(settings, stage)
+    except (ValueError, OSError) as error:
         _complain(f"error: {error}")
         return 1
+
+
+def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
+    root = settings.work_dir / stage.name
+    cases = index_cases(settings.data_dir)
+    usable = _complete_cases(cases, settings.data_dir, stage)
+    workers = worker_count(settings.workers)
     _discard_outdated(root, settings, stage)
     _discard_moved(root, cases, stage)
     save_settings(settings, root, preparation=_PREPARATION)
     jobs = [_Job(case, root / case.split, settings, stage.suffixes) for case in usable]
     waiting = [job for job in jobs if not job.is_done]
     bad = _run_jobs(waiting, stage, workers)
+    if "_" + VERTEBRAE_FILE in stage.suffixes:
+        for split in PREPARED_SPLITS:
+            _join_tables(root / split)
     return _conclude(jobs, waiting, bad, root)
 
 
@@ -394,7 +402,7 @@ def _attempt(work: Callable[[_Job], str], job: _Job) -> _Outcome:
 
 
 def _conclude(jobs: Sequence[_Job], waiting: Sequence[_Job], bad: Sequence[_Outcome], root: Path) -> int:
-    ready = [job for job in jobs if job.is_done]
+    ready = [job for job in jobs if job.is_there]
     counts = [f"{sum(job.case.split == split for job in ready)} {split}" for split in PREPARED_SPLITS]
     print(f"{root}: {' and '.join(counts)} cases ready, {len(waiting) - len(bad)} of them prepared now.")
     if bad:
