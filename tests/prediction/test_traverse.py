@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.prediction.column import AFFINE, CENTRES, column, heat_of, oracle
 from utils.imaging.centroids import centroids_of_mask, read_centroids
 from utils.imaging.volume import (
     Volume,
@@ -21,36 +22,6 @@ from utils.verse.labels import ranks_of_mask
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 SMALL = WalkSettings(patch_voxels=32, spacing_mm=2.0, min_volume_mm3=200.0)
-# P to the back (-y), R to the right (+x), I down (-z), 2 mm.
-AFFINE = np.array([[0, 2, 0, 11], [-2, 0, 0, -7], [0, 0, -2, 300], [0, 0, 0, 1]], float)
-CENTRES = np.array([[20, 22, 14 + 10 * i] for i in range(6)], float)
-
-
-def column(shape: tuple[int, int, int] = (40, 44, 84)) -> Volume:
-    """Six blocks of 9 x 11 x 7 voxels (5544 mm3), ranks 1 to 6, with the centres `CENTRES`."""
-    ranks = np.zeros(shape, np.float32)
-    for rank, (p, r, i) in enumerate(CENTRES.astype(int), start=1):
-        ranks[p - 4 : p + 5, r - 5 : r + 6, i - 3 : i + 4] = rank
-    return Volume(ranks, AFFINE)
-
-
-def heat_of(
-    points_voxels: np.ndarray, shape: tuple[int, ...], affine: np.ndarray, *, sigma: np.ndarray | float
-) -> Volume:
-    """The training target of the heatmap network."""
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    heat = sum(np.exp(-((((grid - point) / sigma) ** 2).sum(-1)) / 2) for point in points_voxels)
-    return Volume((heat / heat.max()).astype(np.float32), affine)
-
-
-def oracle(ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    """What the network is trained to give: the top-most vertebra of the patch that is not in the memory.
-
-    The "CT" holds the ranks themselves, so that a pure function of the patch can know the answer.
-    """
-    found = set(np.unique(ct[memory > 0]))
-    left = sorted(set(np.unique(ct)) - found - {0})
-    return (ct == left[0]).astype(np.float32) if left else np.zeros_like(ct)
 
 
 def block_at(begin: tuple[int, int, int], size: int = 8) -> np.ndarray:

@@ -77,6 +77,17 @@ class WalkSettings:
     """Share of the mean heat at the last three vertebrae under which the relative rule ends. On perfect
     heatmaps a vertebra has at least .63, what lies below the last at most .52 (benchmarks/trial_end_rule)."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no walk can follow."""
+        if not 0 < self.heat_threshold <= 1:
+            raise ValueError(f"Expected a heat threshold over 0 and up to 1, received {self.heat_threshold}.")
+        if self.max_steps < 1:
+            raise ValueError(f"Expected at least 1 step for a vertebra, received {self.max_steps}.")
+        if not 1 <= self.max_vertebrae < FRAGMENT:
+            raise ValueError(
+                f"Expected 1 to {FRAGMENT - 1} vertebrae at most, received {self.max_vertebrae}."
+            )
+
     @property
     def step_down_mm(self) -> float:
         """Distance that the patch moves down after an empty prediction: a quarter of its edge."""

@@ -1,0 +1,33 @@
+"""Segment and number the vertebrae of CT scans.
+
+Finds the spine as a heatmap, walks down it one vertebra at a time, and writes what it found in VerSe
+layout, so that it can be evaluated, viewed or trained on.
+
+Reads   CT scans: NIfTI files, or folders of them, of any spacing and orientation
+        work/models/segmentation and work/models/heatmap, else the networks shipped in models/starter
+Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
+            <key>_seg-vert_msk.nii.gz   labels on the grid of the scan
+            <key>_seg-vb_ctd.json       a point a vertebra
+            <key>_seg-vert_snp.png      a picture to check the result with
+            <key>_vertebrae.csv         a row a vertebra: label, volume, mean HU, position, confidence
+            <key>_settings.json         what it was made with
+
+    python infer.py CT_OR_FOLDER [...] --work-dir work --output predictions [--first-label L1]
+
+Without --first-label vertebrae are counted from 1, top down; with it they get VerSe's labels (after T12
+comes L1: a T13 is not told from the count). Takes some seconds to minutes a scan, by preset and device.
+"""
+
+import sys
+
+from utils.prediction.predict import infer
+from utils.settings import InferenceSettings, settings_from_command_line
+
+
+def main(settings: InferenceSettings) -> int:
+    """Run the inference; gives the exit status."""
+    return infer(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(settings_from_command_line(InferenceSettings)))

@@ -1,0 +1,314 @@
+"""A run of the inference: inputs, networks, bad scans, reruns."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.prediction.column import AFFINE, HU_A_RANK, column, column_ct, oracle
+from utils.imaging.volume import Volume, denormalise_hu, oriented, read_mask, write_volume
+from utils.prediction import predict
+from utils.prediction.predict import Networks, find_scans, infer, load_networks
+from utils.settings import InferenceSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class FakeNetworks:
+    """The two networks for the column's CT: each vertebra is told by its Hounsfield units."""
+
+    def __init__(self):
+        self.patches = 0
+
+    def heat(self, ct: np.ndarray) -> np.ndarray:
+        return (denormalise_hu(ct) > 0).astype(np.float32)
+
+    def patch(self, ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
+        self.patches += 1
+        return oracle(np.rint(np.maximum(denormalise_hu(ct), 0) / HU_A_RANK), memory)
+
+    def networks(self, preset: str = "small") -> Networks:
+        return Networks(
+            self.heat, self.patch, (40, 44, 84), 32, 2.0, preset, {"heatmap": "a", "segmentation": "b"}
+        )
+
+
+@pytest.fixture(autouse=True)
+def same_device(monkeypatch):
+    """TensorFlow's devices are chosen once a process; a test must not choose for those after it."""
+    monkeypatch.setattr("utils.learning.runtime.choose_device", lambda device: "cpu")
+
+
+@pytest.fixture
+def fake(monkeypatch) -> FakeNetworks:
+    fake = FakeNetworks()
+    monkeypatch.setattr(predict, "load_networks", lambda settings: fake.networks())
+    return fake
+
+
+def settings_for(*inputs: Path, output: Path, **changes) -> InferenceSettings:
+    return InferenceSettings(inputs=inputs, output=output, device="cpu", **changes)
+
+
+def write_column(path: Path, axes: str = "LAS") -> Path:
+    write_volume(path, oriented(column_ct(), tuple(axes)))
+    return path
+
+
+def mask_path(output: Path, key: str) -> Path:
+    return output / "derivatives" / key.partition("_")[0] / f"{key}_seg-vert_msk.nii.gz"
+
+
+# Inputs
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_a_folder_with_verse_cts_gives_only_those(tmp_path):
+    touch(tmp_path, "rawdata/sub-b/sub-b_dir-ax_ct.nii.gz", "rawdata/sub-a/sub-a_ct.nii.gz", "other.nii.gz")
+    touch(tmp_path, "derivatives/sub-a/sub-a_seg-vert_msk.nii.gz", "notes.txt")
+    scans, bad = find_scans([tmp_path])
+    assert [scan.key for scan in scans] == ["sub-a", "sub-b_dir-ax"] and not bad
+
+
+def test_any_other_folder_gives_all_but_masks(tmp_path):
+    touch(tmp_path, "one.nii", "deep/two.nii.gz", "one_msk.nii", "two_seg.nii.gz", "x_seg-vert_msk.nii.gz")
+    touch(tmp_path, "three_segment.nii", "report.pdf")
+    scans, bad = find_scans([tmp_path])
+    assert sorted(scan.path.name for scan in scans) == ["one.nii", "three_segment.nii", "two.nii.gz"]
+    assert sorted(scan.key for scan in scans) == ["sub-one", "sub-threesegment", "sub-two"] and not bad
+
+
+def test_inputs_that_give_no_scan_are_named(tmp_path):
+    touch(tmp_path, "a_msk.nii.gz")
+    (tmp_path / "empty").mkdir()
+    inputs = [tmp_path / "a_msk.nii.gz", tmp_path / "empty", tmp_path / "absent.nii"]
+    scans, bad = find_scans(inputs)
+    assert not scans
+    assert [str(path) in line for path, line in zip(inputs, bad)] == [True] * 3
+
+
+def test_a_file_named_twice_is_one_scan(tmp_path):
+    touch(tmp_path, "sub-a_ct.nii.gz")
+    scans, _ = find_scans([tmp_path, tmp_path / "sub-a_ct.nii.gz"])
+    assert len(scans) == 1
+
+
+# Command line
+
+
+def test_two_inputs_with_one_output_end_before_anything_runs(tmp_path, fake, capsys):
+    first, second = (write_column(tmp_path / folder / "sub-a_ct.nii.gz") for folder in ("x", "y"))
+    other = write_column(tmp_path / "sub-b_ct.nii.gz")
+    assert infer(settings_for(other, first, second, output=tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert str(first) in error and str(second) in error and len(error.splitlines()) == 1
+    assert fake.patches == 0 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"first_label": "X9"}, {"heat_threshold": 0.0}, {"max_steps": 0}, {"max_vertebrae": 255}]
+)
+def test_a_wrong_option_ends_with_status_2(tmp_path, fake, capsys, changes):
+    scan = write_column(tmp_path / "sub-a_ct.nii.gz")
+    assert infer(settings_for(scan, output=tmp_path / "out", **changes)) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert fake.patches == 0
+
+
+def test_the_script_answers_a_wrong_command_line_without_tensorflow(tmp_path):
+    command = "import sys, runpy; sys.argv = ['infer.py']\n"
+    command += "try: runpy.run_path('infer.py', run_name='__main__')\n"
+    command += "except SystemExit as end: print(end.code, 'tensorflow' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.split() == ["2", "False"]
+    assert "expected at least one NIfTI file" in result.stderr
+
+
+# Cases
+
+
+def test_a_folder_is_predicted_on_its_native_grids(tmp_path, fake, capsys):
+    write_column(tmp_path / "in" / "sub-a_ct.nii.gz", "LAS")
+    write_column(tmp_path / "in" / "sub-b_dir-ax_ct.nii.gz", "PIR")
+    out = tmp_path / "out"
+    assert infer(settings_for(tmp_path / "in", output=out, first_label="T10")) == 0
+    expected = np.where(column().data > 0, column().data + 16, 0)
+    for key, axes in (("sub-a", "LAS"), ("sub-b_dir-ax", "PIR")):
+        mask = read_mask(mask_path(out, key))
+        turned = oriented(Volume(expected.astype(np.uint8), AFFINE), tuple(axes))
+        np.testing.assert_array_equal(mask.data, turned.data)
+        np.testing.assert_allclose(mask.affine, turned.affine)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sub-")]
+    assert [line.partition(", ")[0] for line in lines] == ["sub-a: 6 vertebrae", "sub-b_dir-ax: 6 vertebrae"]
+    assert all(line.endswith(" s") for line in lines)
+
+
+def test_bad_scans_are_named_and_do_not_stop_the_folder(tmp_path, fake, capsys):
+    folder, good = tmp_path / "in", column_ct()
+    write_column(folder / "good.nii.gz")
+    whole = (folder / "good.nii.gz").read_bytes()
+    (folder / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.nii.gz").touch()
+    (folder / "text.nii.gz").write_text("no image")
+    (folder / "zipped-text.nii.gz").write_bytes(gzip.compress(b"no image"))
+    write_volume(folder / "nan.nii.gz", Volume(np.full((9, 9, 9), np.nan, np.float32), AFFINE))
+    nibabel.save(nibabel.Nifti1Image(good.data[..., None].repeat(2, -1), AFFINE), folder / "4d.nii.gz")
+    flat = nibabel.Nifti1Image(good.data, None)
+    flat.header["pixdim"][1:4] = 0
+    nibabel.save(flat, folder / "spacing.nii.gz")
+    bad = ("truncated", "empty", "text", "zipped-text", "nan", "4d", "spacing")
+    out = tmp_path / "out"
+    assert infer(settings_for(folder, tmp_path / "missing.nii.gz", output=out)) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bad scan")]
+    assert len(errors) == len(bad) + 1
+    for name in (*bad, "missing"):
+        assert sum(f"/{name}.nii.gz:" in line for line in errors) == 1, name
+    assert [path.name for path in out.rglob("*_msk.nii.gz")] == ["sub-good_seg-vert_msk.nii.gz"]
+    assert infer(settings_for(folder, output=out, skip_bad=True)) == 0
+
+
+def test_only_bad_inputs_need_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "load_networks", lambda settings: pytest.fail("networks were loaded"))
+    assert infer(settings_for(tmp_path / "missing.nii.gz", output=tmp_path / "out")) == 1
+
+
+def test_an_unexpected_error_is_one_line_too(tmp_path, fake, capsys, monkeypatch):
+    def broken(ct):
+        raise RuntimeError("out of memory\nmany\nmore lines")
+
+    monkeypatch.setattr(fake, "heat", broken)
+    scan = write_column(tmp_path / "sub-a_ct.nii.gz")
+    assert infer(settings_for(scan, output=tmp_path / "out")) == 1
+    assert f"bad scan: {scan}: RuntimeError: out of memory\n" in capsys.readouterr().err
+
+
+def test_a_rerun_does_only_what_is_not_done(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    calls = fake.patches
+    assert infer(settings_for(scan, output=out, seed=1)) == 0
+    assert fake.patches == calls and "sub-a: already predicted" in capsys.readouterr().out
+    mask_path(out, "sub-a").unlink()  # as a run leaves it that is killed before the mask
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 2 * calls
+    assert infer(settings_for(scan, output=out, first_label="L1")) == 0
+    assert fake.patches == 3 * calls
+    write_column(scan, "PIR")  # another scan of the same name
+    assert infer(settings_for(scan, output=out, first_label="L1")) == 0
+    assert fake.patches == 4 * calls
+
+
+def test_more_vertebrae_than_labels_is_a_warning(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out, first_label="L3")) == 0
+    assert set(np.unique(read_mask(mask_path(out, "sub-a")).data)) == {0, 22, 23, 24, 25}
+    assert "6 vertebrae found, but VerSe has 4 labels from L3 down" in capsys.readouterr().err
+
+
+def test_a_scan_without_a_spine_is_a_warning(tmp_path, fake, capsys):
+    write_volume(tmp_path / "air.nii.gz", Volume(np.full((20, 20, 20), -1000, np.int16), AFFINE))
+    fake.heat = lambda ct: np.zeros((40, 44, 84), np.float32)
+    assert infer(settings_for(tmp_path / "air.nii.gz", output=tmp_path / "out")) == 0
+    assert "no vertebra found" in capsys.readouterr().err
+    assert not read_mask(mask_path(tmp_path / "out", "sub-air")).data.any()
+
+
+def test_the_preset_of_the_network_decides_about_the_end():
+    assert FakeNetworks().networks("paper").walk["end_rule"] == "absolute"
+    assert FakeNetworks().networks("full").walk["end_rule"] == "relative"
+    assert FakeNetworks().networks("small").walk["end_rule"] == "relative"
+
+
+# Networks
+
+
+def save_model(directory: Path, shape: tuple[int, ...], outputs: int, **facts) -> Path:
+    """A network of one 1 x 1 x 1 convolution that gives sigmoid of the sum of its channels, or softmax."""
+    import keras
+
+    activation = "sigmoid" if outputs == 1 else "softmax"
+    image = keras.Input(shape)
+    layer = keras.layers.Conv3D(outputs, 1, activation=activation, kernel_initializer="ones")
+    directory.mkdir(parents=True)
+    keras.Model(image, layer(image)).save(directory / "best.keras")
+    (directory / "settings.json").write_text(json.dumps(facts))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    work = tmp_path_factory.mktemp("work")
+    save_model(
+        work / "models" / "segmentation", (8, 8, 8, 2), 1, spacing_mm=2.0, preset="small", patch_voxels=8
+    )
+    save_model(work / "models" / "heatmap", (4, 5, 6, 1), 2, spacing_mm=2.0, preset="small")
+    save_model(work / "other" / "heatmap", (4, 5, 6, 1), 2, spacing_mm=1.0, preset="full")
+    save_model(work / "unnamed", (8, 8, 8, 2), 1, preset="full")
+    return work
+
+
+def test_networks_are_loaded_as_functions_on_arrays(models, tmp_path):
+    networks = load_networks(InferenceSettings(work_dir=models))
+    assert (networks.heatmap_shape, networks.patch_voxels) == ((4, 5, 6), 8)
+    assert (networks.spacing_mm, networks.preset) == (2.0, "small")
+    ct, memory = np.full((8, 8, 8), 0.25, np.float32), np.ones((8, 8, 8), np.float32)
+    np.testing.assert_allclose(networks.patch(ct, memory), 1 / (1 + np.exp(-1.25)), rtol=1e-5)
+    heat = networks.heat(np.zeros((4, 5, 6), np.float32))
+    assert heat.shape == (4, 5, 6)
+    np.testing.assert_allclose(heat, 0.5)
+
+
+def test_networks_of_two_presets_are_refused(models):
+    settings = InferenceSettings(work_dir=models, heatmap_model=models / "other" / "heatmap")
+    with pytest.raises(ValueError, match="a model of another preset") as error:
+        load_networks(settings)
+    assert str(models / "other" / "heatmap") in str(error.value)
+    assert str(models / "models" / "segmentation") in str(error.value)
+
+
+def test_a_network_of_another_kind_is_refused(models):
+    with pytest.raises(ValueError, match="expected a segmentation network"):
+        load_networks(InferenceSettings(work_dir=models, model=models / "models" / "heatmap"))
+
+
+def test_a_network_without_spacing_is_refused(models):
+    with pytest.raises(ValueError, match="spacing_mm"):
+        load_networks(InferenceSettings(work_dir=models, model=models / "unnamed"))
+
+
+def test_missing_networks_name_the_command_that_trains_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "STARTER_DIR", tmp_path / "starter")
+    scan = write_column(tmp_path / "sub-a_ct.nii.gz")
+    settings = settings_for(scan, output=tmp_path / "out", work_dir=tmp_path / "work")
+    assert infer(settings) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert str(tmp_path / "work" / "models" / "segmentation") in line
+    assert f"python train_segmentation.py --work-dir {tmp_path / 'work'}" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_networks_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "STARTER_DIR", tmp_path / "starter")
+    starter, work = tmp_path / "starter", tmp_path / "work"
+    touch(starter, "segmentation/best.keras", "heatmap/best.keras")
+    settings = InferenceSettings(work_dir=work)
+    assert predict.model_directories(settings) == (starter / "segmentation", starter / "heatmap")
+    touch(work, "models/heatmap/best.keras")
+    # Not a heatmap network that may belong to another preset: the one beside the segmentation network.
+    assert predict.model_directories(settings) == (starter / "segmentation", starter / "heatmap")
+    touch(work, "models/segmentation/best.keras")
+    assert predict.model_directories(settings) == (work / "models/segmentation", work / "models/heatmap")
+    named = InferenceSettings(work_dir=work, model=tmp_path / "mine")
+    assert predict.model_directories(named) == (tmp_path / "mine", work / "models/heatmap")

@@ -1,0 +1,89 @@
+"""The picture of a case: slices that follow the spine."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from utils.imaging.centroids import centroids_of_mask
+from utils.imaging.volume import Volume, oriented
+from utils.prediction.snapshot import BODY_IN_FRONT_MM, colour_of, curved_slices, snapshot_figure
+
+# P to the back (-y), R to the right (+x), I down (-z): 1 x 1 x 2 mm, 120 x 100 x 160 mm.
+AFFINE = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, -2, 0], [0, 0, 0, 1]], float)
+# A column that bends to the side and to the back; blocks of 41 x 21 x 11 voxels.
+CENTRES = [(40, 30, 12), (55, 45, 32), (70, 60, 52)]
+
+
+def bent_column() -> Volume:
+    labels = np.zeros((120, 100, 80), np.uint8)
+    for code, (p, r, i) in enumerate(CENTRES, start=20):
+        labels[p - 20 : p + 21, r - 10 : r + 11, i - 5 : i + 6] = code
+    return Volume(labels, AFFINE)
+
+
+@pytest.fixture(params=["PRI", "LAS"])
+def scan(request) -> tuple[Volume, Volume]:
+    labels = oriented(bent_column(), tuple(request.param))
+    return Volume(labels.data.astype(np.int16) * 10, labels.affine), labels
+
+
+def test_every_slice_runs_through_every_vertebra(scan):
+    points = centroids_of_mask(scan[1])
+    for curved in curved_slices(*scan, points):
+        at = np.rint(curved.points).astype(int)
+        assert curved.labels[tuple(at.T)].tolist() == [20, 21, 22]
+
+
+def test_pixels_are_square_and_cover_the_scan(scan):
+    sagittal, coronal = curved_slices(*scan, centroids_of_mask(scan[1]))
+    assert sagittal.spacing_mm == coronal.spacing_mm == 0.5
+    assert sagittal.ct.shape == (320, 240) and coronal.ct.shape == (320, 200)
+    # A block is 41 mm deep, 21 mm wide and 22 mm high; 0.5 mm pixels. The slices follow the spine, so only
+    # the rows at the block's centre are sure to show its full width.
+    for curved, width_mm in ((sagittal, 41), (coronal, 21)):
+        row = round(float(curved.points[1][0]))
+        assert abs((curved.labels[row] == 21).sum() * 0.5 - width_mm) <= 1
+
+
+def test_the_front_and_the_right_are_on_the_left(scan):
+    sagittal, coronal = curved_slices(*scan, centroids_of_mask(scan[1]))
+    # The column bends backwards and to the right on its way down.
+    assert np.all(np.diff(sagittal.points[:, 1]) > 0)
+    assert np.all(np.diff(coronal.points[:, 1]) < 0)
+    assert np.all(np.diff(sagittal.points[:, 0]) > 0)
+
+
+def test_the_coronal_slice_runs_in_front_of_the_masks_centres():
+    labels = bent_column()
+    depth = np.broadcast_to(
+        np.arange(120, dtype=np.float32)[:, None, None], labels.shape
+    )  # mm from the front
+    _, coronal = curved_slices(Volume(depth, AFFINE), labels, centroids_of_mask(labels))
+    rows, columns = np.rint(coronal.points).astype(int).T
+    np.testing.assert_allclose(coronal.ct[rows, columns], np.array([40, 55, 70]) - BODY_IN_FRONT_MM, atol=0.5)
+
+
+def test_a_scan_without_vertebrae_has_plain_slices():
+    labels = Volume(np.zeros((120, 100, 80), np.uint8), AFFINE)
+    side = np.broadcast_to(np.arange(100, dtype=np.float32)[:, None], labels.shape)
+    sagittal, _ = curved_slices(Volume(side, AFFINE), labels, centroids_of_mask(labels))
+    np.testing.assert_allclose(sagittal.ct, 49.5, atol=0.5)
+    assert len(sagittal.points) == 0
+
+
+def test_the_figure_shows_every_colour(scan):
+    figure = snapshot_figure(
+        *scan, centroids_of_mask(scan[1]), names=["L1", "L2", "L3"], title="sub-bent: 3 vertebrae"
+    )
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [name for name in texts if name.startswith("L") and len(name) == 2] == ["L1", "L2", "L3"] * 2
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="rgba")
+    height, width = (figure.get_size_inches()[::-1] * figure.dpi).round().astype(int)
+    pixels = np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)[..., :3] / 255
+    for code in (20, 21, 22):
+        outline = np.abs(pixels - colour_of(code)).max(axis=-1) < 0.15
+        assert outline.sum() > 100

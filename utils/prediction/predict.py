@@ -1,0 +1,467 @@
+"""A run of the inference: which scans, which networks, one case after the other.
+
+The networks are loaded and compiled once. A scan that cannot be used is reported in one line and does
+not stop the others. TensorFlow is imported only when a network is needed, so a wrong command line is
+answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.imaging.own_cases import own_key
+from utils.imaging.volume import Volume, normalise_hu, read_ct, working_ct
+from utils.prediction.derivatives import (
+    CasePrediction,
+    from_the_top_down,
+    native_vertebrae,
+    number_vertebrae,
+    read_case_settings,
+    vertebra_table,
+    write_case,
+)
+from utils.prediction.locate import PredictHeat, locate_spine
+from utils.prediction.traverse import FoundVertebra, PredictPatch, WalkSettings, walk
+from utils.settings import InferenceSettings, settings_as_json
+from utils.verse.cases import visible_files
+
+if TYPE_CHECKING:
+    import keras
+
+#: Networks that are shipped with the code: the last place that is looked at.
+STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / "starter"
+_SCAN_SUFFIXES = (".nii", ".nii.gz")
+_CT_SUFFIXES = ("_ct.nii", "_ct.nii.gz")
+_MASK_NAME = re.compile(r"_(msk|seg)(?![a-z])", re.IGNORECASE)
+#: Settings that change nothing in what a case's files hold.
+_INDIFFERENT = ("inputs", "output", "work_dir", "model", "heatmap_model", "seed", "device", "skip_bad")
+#: Counted up when predictions change their meaning, so that older ones are made again.
+_INFERENCE = 1
+
+
+class CommandLineError(ValueError):
+    """A wrong command line: nothing has been run, exit status 2."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file to segment, and the key that its predictions are named by."""
+
+    path: Path
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """The two trained networks as functions on arrays, and the settings they were trained with.
+
+    Attributes
+    ----------
+    heat : callable
+        From the whole CT on the heatmap grid to the heat.
+    patch : callable
+        From the CT and the memory of a patch to the probability of the next vertebra.
+    heatmap_shape : tuple of int, 3
+        Shape of the heatmap grid.
+    patch_voxels : int
+        Edge of the patch.
+    spacing_mm : float
+        Spacing of the working grid.
+    preset : str
+        Preset of the segmentation network.
+    origin : dict
+        Which files the networks come from; a case that was made with others is made again.
+    """
+
+    heat: PredictHeat
+    patch: PredictPatch
+    heatmap_shape: tuple[int, int, int]
+    patch_voxels: int
+    spacing_mm: float
+    preset: str
+    origin: dict[str, Any]
+
+    @property
+    def walk(self) -> dict[str, Any]:
+        """What the networks fix of a walk; `paper` ends it at an absolute heat, as published."""
+        end_rule = "absolute" if self.preset == "paper" else "relative"
+        return {"patch_voxels": self.patch_voxels, "spacing_mm": self.spacing_mm, "end_rule": end_rule}
+
+
+def infer(settings: InferenceSettings) -> int:
+    """Segment and number the vertebrae of scans.
+
+    Writes a folder a subject under `output/derivatives`: mask, centroids, table, snapshot and settings.
+    A case whose files were made from the same scan with the same settings and networks is not done again.
+
+    Parameters
+    ----------
+    settings : InferenceSettings
+        What to segment, with which networks.
+
+    Returns
+    -------
+    int
+        Exit status: 0, 1 if a scan was bad (unless `skip_bad`) or a network is missing, 2 for a wrong
+        command line.
+    """
+    try:
+        scans, bad = find_scans(settings.inputs)
+        _check_command_line(scans, settings)
+        for line in bad:
+            _complain(f"bad scan: {line}")
+        failed = bool(bad) | (bool(scans) and _run(scans, settings))
+    except CommandLineError as error:
+        _complain(f"error: {error}")
+        return 2
+    except ValueError as error:
+        _complain(f"error: {error}")
+        return 1
+    return 1 if failed and not settings.skip_bad else 0
+
+
+# Scans ---------------------------------------------------------------------------------------------
+
+
+def find_scans(inputs: Sequence[Path]) -> tuple[list[Scan], list[str]]:
+    """Find the scans among files and folders.
+
+    Parameters
+    ----------
+    inputs : sequence of Path
+        NIfTI files, and folders that are searched to any depth. A folder with VerSe CTs (`*_ct.nii.gz`)
+        gives only those, any other all its NIfTI files but masks (`_msk` or `_seg` in the name).
+
+    Returns
+    -------
+    scans : list of Scan
+        Each file once, in the order of the inputs.
+    bad : list of str
+        What is wrong with inputs that give no scan.
+    """
+    scans: dict[tuple[str, Path], Scan] = {}
+    bad = []
+    for path in (Path(path) for path in inputs):
+        try:
+            for scan in map(_scan_of, _files_of(path)):
+                scans.setdefault((scan.key, scan.path.resolve()), scan)
+        except ValueError as error:
+            bad.append(str(error))
+    return list(scans.values()), bad
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = [each for each in visible_files(path) if each.name.endswith(_SCAN_SUFFIXES)]
+        files = [each for each in files if not _is_mask(each)]
+        chosen = [each for each in files if each.name.endswith(_CT_SUFFIXES)] or files
+        if not chosen:
+            raise ValueError(f"{path}: expected a folder with NIfTI files, found no scan in it.")
+        return chosen
+    if not path.exists():
+        raise ValueError(f"{path}: expected a NIfTI file or a folder, found no such file.")
+    if _is_mask(path):
+        raise ValueError(f"{path}: expected a CT, found a file named as a mask.")
+    return [path]
+
+
+def _is_mask(path: Path) -> bool:
+    return _MASK_NAME.search(path.name) is not None
+
+
+def _scan_of(path: Path) -> Scan:
+    return Scan(path, own_key(path))
+
+
+def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> None:
+    if not settings.inputs:
+        raise CommandLineError("expected at least one NIfTI file or folder, received none (see --help).")
+    try:
+        number_vertebrae(0, settings.first_label)
+        walk_settings(settings)
+    except ValueError as error:
+        raise CommandLineError(str(error)) from None
+    by_key: dict[str, Scan] = {}
+    for scan in scans:
+        other = by_key.setdefault(scan.key, scan)
+        if other is not scan:
+            raise CommandLineError(
+                f"expected inputs of different names, found {other.path} and {scan.path}, "
+                f"which would both be written as {scan.key}."
+            )
+
+
+# Networks ------------------------------------------------------------------------------------------
+
+
+def load_networks(settings: InferenceSettings) -> Networks:
+    """Load and compile the two networks.
+
+    Parameters
+    ----------
+    settings : InferenceSettings
+        `model` and `heatmap_model` name their directories. By default the segmentation network is that
+        of the work folder, else the one shipped with the code; the heatmap network is the one beside
+        it, else that of the work folder, else the one shipped.
+
+    Returns
+    -------
+    Networks
+        Ready to be called.
+
+    Raises
+    ------
+    ValueError
+        If a network is not there, is of another kind, or if the two were trained at different spacings.
+        The text names the directories.
+    """
+    from utils.learning.models import load_model
+
+    segmentation_dir, heatmap_dir = model_directories(settings)
+    segmentation, trained = load_model(segmentation_dir)
+    heatmap, heatmap_trained = load_model(heatmap_dir)
+    _check_kinds(segmentation_dir, segmentation, heatmap_dir, heatmap)
+    spacing_mm, heatmap_spacing_mm = (
+        _spacing(segmentation_dir, trained),
+        _spacing(heatmap_dir, heatmap_trained),
+    )
+    if not np.isclose(spacing_mm, heatmap_spacing_mm):
+        raise ValueError(
+            f"{heatmap_dir}: a model of another preset: expected the spacing of {segmentation_dir}, "
+            f"{spacing_mm:g} mm, found {heatmap_spacing_mm:g} mm."
+        )
+    return Networks(
+        heat=_heat_function(heatmap),
+        patch=_patch_function(segmentation),
+        heatmap_shape=tuple(heatmap.input_shape[1:4]),
+        patch_voxels=segmentation.input_shape[1],
+        spacing_mm=spacing_mm,
+        preset=str(trained.get("preset", "full")),
+        origin={"segmentation": _identity(segmentation_dir), "heatmap": _identity(heatmap_dir)},
+    )
+
+
+def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
+    """Give the directories of the segmentation and of the heatmap network (see `load_networks`)."""
+    models = settings.work_dir / "models"
+    segmentation = settings.model or _first_with_model(
+        (models / "segmentation", STARTER_DIR / "segmentation"),
+        f"python train_segmentation.py --work-dir {settings.work_dir}",
+        "--model",
+    )
+    heatmap = settings.heatmap_model or _first_with_model(
+        (segmentation.parent / "heatmap", models / "heatmap", STARTER_DIR / "heatmap"),
+        f"python train_heatmap.py --work-dir {settings.work_dir}",
+        "--heatmap-model",
+    )
+    return segmentation, heatmap
+
+
+def _first_with_model(places: Sequence[Path], command: str, option: str) -> Path:
+    from utils.learning.models import MODEL_FILE
+
+    for place in places:
+        if (place / MODEL_FILE).is_file():
+            return place
+    raise ValueError(
+        f"{places[0]}: expected a trained network, found no {MODEL_FILE}. "
+        f"Train one with `{command}`, or name its directory with {option}."
+    )
+
+
+def _check_kinds(
+    segmentation_dir: Path, segmentation: keras.Model, heatmap_dir: Path, heatmap: keras.Model
+) -> None:
+    shape = segmentation.input_shape
+    if len(shape) != 5 or shape[4] != 2 or len(set(shape[1:4])) != 1 or segmentation.output_shape[-1] != 1:
+        raise ValueError(f"{segmentation_dir}: expected a segmentation network, found input shape {shape}.")
+    shape = heatmap.input_shape
+    if len(shape) != 5 or shape[4] != 1 or heatmap.output_shape[-1] != 2:
+        raise ValueError(f"{heatmap_dir}: expected a heatmap network, found input shape {shape}.")
+
+
+def _spacing(directory: Path, trained: dict[str, Any]) -> float:
+    try:
+        return float(trained["spacing_mm"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{directory / 'settings.json'}: expected the spacing_mm of the training, "
+            f"found {trained.get('spacing_mm')!r}."
+        ) from None
+
+
+def _heat_function(model: keras.Model) -> PredictHeat:
+    run = _compiled(model)
+    return lambda ct: run(ct[None, ..., None])[0, ..., 0]
+
+
+def _patch_function(model: keras.Model) -> PredictPatch:
+    run = _compiled(model)
+    return lambda ct, memory: run(np.stack([ct, memory], axis=-1)[None])[0, ..., 0]
+
+
+def _compiled(model: keras.Model):
+    """Trace the network once for its one shape: `model.predict` sets up a data pipeline for every patch."""
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)])
+    def forward(batch: tf.Tensor) -> tf.Tensor:
+        return model(batch, training=False)
+
+    return lambda batch: forward(tf.constant(batch, tf.float32)).numpy()
+
+
+def _identity(directory: Path) -> dict[str, Any]:
+    from utils.learning.models import MODEL_FILE
+
+    path = directory / MODEL_FILE
+    stat = path.stat()
+    return {"directory": str(directory.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+
+
+# Cases ---------------------------------------------------------------------------------------------
+
+
+def walk_settings(settings: InferenceSettings, **of_networks: Any) -> WalkSettings:
+    """Give how to walk: what the command line says, and what the networks fix (`Networks.walk`)."""
+    return WalkSettings(
+        heat_threshold=settings.heat_threshold,
+        max_steps=settings.max_steps,
+        max_vertebrae=settings.max_vertebrae,
+        min_volume_mm3=settings.min_volume_mm3,
+        **of_networks,
+    )
+
+
+def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[list[FoundVertebra], np.ndarray]:
+    """Find the vertebrae of a scan.
+
+    Parameters
+    ----------
+    ct : Volume
+        The scan in Hounsfield units, on any grid.
+    networks : Networks
+        The trained networks.
+    settings : WalkSettings
+        How to walk.
+
+    Returns
+    -------
+    vertebrae : list of FoundVertebra
+        From the top down.
+    affine : np.ndarray (4, 4)
+        Affine of the working grid, which they lie on.
+    """
+    working = working_ct(ct, networks.spacing_mm)
+    heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
+    normalised = Volume(normalise_hu(working.data), working.affine)
+    found = walk(normalised, heat, networks.patch, settings=settings)
+    return from_the_top_down(found.vertebrae), working.affine
+
+
+def predict_case(scan: Scan, networks: Networks, settings: InferenceSettings) -> tuple[CasePrediction, str]:
+    """Read, segment and number one scan.
+
+    Returns
+    -------
+    prediction : CasePrediction
+        What is to be written.
+    warning : str
+        What the user should know about it, or "".
+
+    Raises
+    ------
+    ValueError
+        If the scan cannot be used; the text names its file.
+    """
+    ct = read_ct(scan.path)
+    vertebrae, affine = segment(ct, networks, walk_settings(settings, **networks.walk))
+    numbering = number_vertebrae(len(vertebrae), settings.first_label)
+    native = native_vertebrae(vertebrae, affine, ct.grid, codes=numbering.codes)
+    table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
+    record = _record(scan, networks, settings)
+    warning = _warning(len(vertebrae), len(numbering.codes), settings.first_label)
+    return CasePrediction(scan.key, ct, native.labels, numbering, tuple(table), record), warning
+
+
+def _warning(found: int, labelled: int, first_label: str | None) -> str:
+    if not found:
+        return "no vertebra found"
+    if labelled < found:
+        start = f"from {first_label} down" if first_label else "from 1 up"
+        return f"{found} vertebrae found, but VerSe has {labelled} labels {start}; the lowest are left out"
+    return ""
+
+
+def _record(scan: Scan, networks: Networks, settings: InferenceSettings) -> dict[str, Any]:
+    plain = settings_as_json(settings)
+    for name in _INDIFFERENT:
+        del plain[name]
+    stat = scan.path.stat()
+    source = {"path": str(scan.path.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    facts = {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
+    return {**plain, **facts, "scan": source, "networks": networks.origin}
+
+
+def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
+    """Run all scans; tells whether one was bad."""
+    from utils.learning.runtime import choose_device
+
+    choose_device(settings.device)
+    networks = load_networks(settings)
+    bad = []
+    with tqdm(total=len(scans), desc="infer", unit="scan") as bar:
+        for scan, error in _attempts(scans, networks, settings):
+            if error:
+                bad.append(scan)
+                _complain(f"bad scan: {error}")
+            bar.update()
+    print(f"{settings.output}: {len(scans) - len(bad)} of {len(scans)} scans predicted.", flush=True)
+    return bool(bad)
+
+
+def _attempts(
+    scans: Sequence[Scan], networks: Networks, settings: InferenceSettings
+) -> Iterator[tuple[Scan, str]]:
+    """Do one scan after the other; gives what was wrong with each, or ""."""
+    for scan in scans:
+        try:
+            _do_case(scan, networks, settings)
+            yield scan, ""
+        except ValueError as error:
+            named = str(scan.path) in str(error)
+            yield scan, str(error) if named else f"{scan.path}: {error}"
+        except Exception as error:  # whatever is wrong with one scan must not end the others
+            first_line = (str(error).splitlines() or [""])[0]
+            yield scan, f"{scan.path}: {type(error).__name__}: {first_line}"
+
+
+def _do_case(scan: Scan, networks: Networks, settings: InferenceSettings) -> None:
+    if _is_done(scan, networks, settings):
+        tqdm.write(f"{scan.key}: already predicted")
+        return
+    started = time.perf_counter()
+    prediction, warning = predict_case(scan, networks, settings)
+    write_case(prediction, settings.output)
+    if warning:
+        _complain(f"warning: {scan.path}: {warning}.")
+    seconds = time.perf_counter() - started
+    tqdm.write(f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s")
+
+
+def _is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:
+    found = read_case_settings(settings.output, scan.key)
+    return found is not None and found == _record(scan, networks, settings)
+
+
+def _complain(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
