@@ -1,0 +1,87 @@
+"""Small prepared data sets and parameters that the tests of this folder share."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from utils.imaging.volume import Volume, write_volume
+from utils.settings import (
+    HeatmapPreparationSettings,
+    SegmentationPreparationSettings,
+    preset_settings,
+    save_settings,
+)
+from utils.verse.labels import rank_of_code
+
+SPACING_MM = 2.0
+SCAN_SHAPE, HEATMAP_SHAPE = (16, 14, 24), (8, 8, 16)
+#: Working axes (P, R, I) at 2 mm.
+AFFINE = np.array([[0, -2.0, 0, 5], [-2.0, 0, 0, 7], [0, 0, -2.0, 9], [0, 0, 0, 1]])
+#: Codes from the top down; 28 is T13, between T12 (19) and L1 (20).
+CASES = {
+    "training": {"sub-a": (19, 28, 20), "sub-b": (20, 21)},
+    "validation": {"sub-c": (8, 9)},
+}
+
+
+def scan(codes, seed=0):
+    """CT and mask of a column of blocks 6 x 6 x 5, 7 voxels apart; give the rows of its table too."""
+    mask = np.zeros(SCAN_SHAPE, np.uint8)
+    rows = []
+    for place, code in enumerate(codes):
+        begin, end = np.array([5, 4, 2 + 7 * place]), np.array([11, 10, 7 + 7 * place])
+        mask[tuple(slice(*pair) for pair in zip(begin, end))] = code
+        rows.append(table_row(code, begin, end))
+    noise = np.random.default_rng(seed).integers(-40, 40, SCAN_SHAPE)
+    return (np.where(mask > 0, 500, -100) + noise).astype(np.int16), mask, rows
+
+
+def table_row(code, begin, end):
+    row = {
+        "label": code,
+        "rank": rank_of_code(code),
+        "voxels": int(np.prod(end - begin)),
+        "touches_border": 0,
+    }
+    named = {"centre": (begin + end - 1) / 2, "begin": begin, "end": end}
+    return {**row, **{f"{name}_{axis}": v for name, point in named.items() for axis, v in zip("pri", point)}}
+
+
+def write_table(path: Path, rows):
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_segmentation_stage(work_dir: Path, preset="small") -> Path:
+    """Write what pre-processing leaves for the segmentation network; give the folder."""
+    folder = work_dir / "segmentation"
+    save_settings(preset_settings(SegmentationPreparationSettings, preset, spacing_mm=SPACING_MM), folder)
+    for split, cases in CASES.items():
+        table = []
+        for seed, (key, codes) in enumerate(cases.items()):
+            ct, mask, rows = scan(codes, seed)
+            write_volume(folder / split / f"{key}_ct.nii", Volume(ct, AFFINE))
+            write_volume(folder / split / f"{key}_msk.nii", Volume(mask, AFFINE))
+            table += [{"case": key, **row} for row in rows]
+        write_table(folder / split / "vertebrae.csv", table)
+    return folder
+
+
+def write_heatmap_stage(work_dir: Path, preset="small") -> Path:
+    """Write what pre-processing leaves for the heatmap network; give the folder."""
+    folder = work_dir / "heatmap"
+    settings = preset_settings(HeatmapPreparationSettings, preset, heatmap_shape=HEATMAP_SHAPE)
+    save_settings(settings, folder)
+    generator = np.random.default_rng(0)
+    for split, cases in CASES.items():
+        for key, codes in cases.items():
+            ct = generator.integers(-1024, 1500, HEATMAP_SHAPE).astype(np.int16)
+            write_volume(folder / split / f"{key}_ct.nii", Volume(ct, AFFINE))
+            points = [{"label": c, "X": 3.5, "Y": 4.0, "Z": 2.0 + 4 * i} for i, c in enumerate(codes)]
+            text = json.dumps([{"direction": ["P", "R", "I"]}, *points])
+            (folder / split / f"{key}_ctd.json").write_text(text)
+    return folder

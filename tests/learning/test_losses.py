@@ -1,0 +1,92 @@
+"""Losses and scores on examples of one and two voxels, worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from utils.learning import losses
+
+
+def voxels(*rows):
+    """Give a batch of one example, (1, voxels, 1, 1, channels)."""
+    return tf.reshape(tf.constant(rows, tf.float32), [1, len(rows), 1, 1, -1])
+
+
+def test_vertebra_loss_of_two_voxels():
+    truth = voxels([1.0, 9.0], [0.0, 2.0])
+    prediction = voxels([0.25], [0.5])
+    # (9 * .75 + 2 * .5 * .5) / 2
+    np.testing.assert_allclose(losses.vertebra_loss(truth, prediction, tf.constant(0.5)), [3.625])
+
+
+def test_vertebra_loss_is_one_number_an_example():
+    truth = tf.concat([voxels([1.0, 1.0]), voxels([0.0, 4.0])], 0)
+    prediction = tf.cast(tf.concat([voxels([1.0]), voxels([0.5])], 0), tf.float16)
+    found = losses.vertebra_loss(truth, prediction, tf.constant(0.25))
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(found, [0.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "expected"),
+    [
+        ((1, 1, 0, 0), (0.9, 0.5, 0.49, 0.1), 1.0),
+        ((1, 1, 0, 0), (0.9, 0.1, 0.8, 0.1), 0.5),
+        ((1, 0, 0, 0), (0.9, 0.9, 0.9, 0.1), 0.5),
+        ((0, 0, 0, 0), (0.1, 0.2, 0.3, 0.4), 1.0),
+        ((0, 0, 0, 0), (0.1, 0.2, 0.3, 0.6), 0.0),
+        ((1, 0, 0, 0), (0.1, 0.2, 0.3, 0.4), 0.0),
+    ],
+)
+def test_vertebra_dice(truth, prediction, expected):
+    pairs = voxels(*[[t, 5.0] for t in truth])
+    np.testing.assert_allclose(losses.vertebra_dice(pairs, voxels(*[[p] for p in prediction])), [expected])
+
+
+def test_heatmap_loss_of_a_perfect_binary_map_is_0():
+    truth = voxels([1.0, 0.0], [0.0, 1.0], [0.0, 1.0])
+    np.testing.assert_allclose(losses.heatmap_loss(truth, truth), [0.0], atol=1e-6)
+    np.testing.assert_allclose(losses.heatmap_dice(truth, truth), [1.0], atol=1e-6)
+
+
+def test_heatmap_loss_of_one_voxel():
+    truth, prediction = voxels([0.5, 0.5]), voxels([0.25, 0.75])
+    divergence = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    dice = 2 * (0.125 + 0.375) / (1 + 1)
+    np.testing.assert_allclose(losses.heatmap_dice(truth, prediction), [dice], rtol=1e-6)
+    np.testing.assert_allclose(losses.heatmap_loss(truth, prediction), [divergence + 1 - dice], rtol=1e-6)
+
+
+def test_heatmap_divergence_is_a_mean_over_voxels():
+    truth = voxels([1.0, 0.0], [0.0, 1.0])
+    prediction = voxels([0.5, 0.5], [0.0, 1.0])
+    expected = 0.5 * math.log(2) + 1 - 2 * 1.5 / 4
+    np.testing.assert_allclose(losses.heatmap_loss(truth, prediction), [expected], rtol=1e-6)
+
+
+def test_heatmap_loss_stays_finite_for_certain_errors():
+    truth, prediction = voxels([1.0, 0.0]), tf.cast(voxels([0.0, 1.0]), tf.float16)
+    np.testing.assert_allclose(losses.heatmap_loss(truth, prediction), [math.log(1e7) + 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    # E = 45: the middle of the ramp is epoch 15, its width 4.5; exp(10 / 3) = 28.0316.
+    [(0, 0.1 + 0.9 / 29.0316), (15, 0.55), (24, 0.1 + 0.9 / (1 + math.exp(-2))), (44, 0.99857)],
+)
+def test_weight_of_false_positives_rises(epoch, expected):
+    found = losses.fp_weight(tf.Variable(epoch, dtype=tf.int64), 45)
+    assert float(found) == pytest.approx(expected, abs=1e-5)
+
+
+def test_constant_weight_is_that_of_the_released_code():
+    epochs = [0, 15, 44]
+    found = [float(losses.fp_weight(tf.constant(epoch), 45, "constant")) for epoch in epochs]
+    assert found == pytest.approx([0.132] * 3)
+
+
+def test_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match=r"'ramp' or 'constant', received 'linear'"):
+        losses.fp_weight(tf.constant(0), 45, "linear")

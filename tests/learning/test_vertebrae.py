@@ -1,0 +1,360 @@
+"""Patch rules over many draws, the boundary weight against SciPy, and whole examples on a made-up spine."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import ndimage
+
+from utils.learning import augment, vertebrae
+from utils.learning.vertebrae import NOTHING_LEFT, Target
+from utils.settings import SegmentationTrainingSettings as Settings
+from utils.verse.labels import ranks_of_mask
+
+WALK, PAPER = Settings(patch_kinds="walk"), Settings(patch_kinds="paper")
+SMALL = Settings(patch_kinds="walk", patch_voxels=64)
+CENTRE = np.array([70.0, 81.5, 203.0])
+IDENTITY = np.eye(3)
+
+
+def column(half_height):
+    """A line of voxels along I through `CENTRE`: P and R never decide what lies inside."""
+    offsets = np.arange(-half_height, half_height + 1)
+    return np.stack(
+        [np.full(offsets.shape, CENTRE[0]), np.full(offsets.shape, CENTRE[1]), CENTRE[2] + offsets], 1
+    )
+
+
+def target_of(voxels, is_top=False):
+    return Target(rank=10, voxels=voxels, centre=CENTRE, is_top=is_top)
+
+
+def block_target():
+    """A vertebra's size: 60 x 70 x 40 mm."""
+    offsets = np.stack(np.meshgrid(*(np.arange(-h, h + 1, 5) for h in (30, 35, 20)), indexing="ij"), -1)
+    return target_of(CENTRE + offsets.reshape(-1, 3))
+
+
+def begins(target, kind, settings, spacing_mm=1.0, count=400):
+    """First voxels of many patches without augmentation, relative to that of the centred patch."""
+    generator = np.random.default_rng(0)
+    patches = [
+        vertebrae.draw_patch(
+            generator, target, kind, matrix=IDENTITY, spacing_mm=spacing_mm, settings=settings
+        )
+        for _ in range(count)
+    ]
+    return np.array([patch.affine[:, 3] for patch in patches]) - (CENTRE - settings.patch_voxels / 2)
+
+
+def spread(values, low, high):
+    margin = 0.03 * (high - low)
+    return low <= np.min(values) < low + margin and high - margin < np.max(values) <= high
+
+
+# ---------------------------------------------------------------- kinds
+
+
+def kinds(settings, count=4000):
+    generator = np.random.default_rng(0)
+    drawn = [vertebrae.draw_kind(generator, settings) for _ in range(count)]
+    return {kind: drawn.count(kind) / count for kind in set(drawn)}
+
+
+def test_kinds_of_the_walk():
+    shares = {"memory": 0.6, "emptied": 0.2, "natural top": 0.1, "nothing left": 0.1}
+    assert kinds(WALK) == pytest.approx(shares, abs=0.025)
+
+
+def test_kinds_of_the_paper():
+    assert kinds(PAPER) == pytest.approx({"memory": 0.7, "emptied": 0.3}, abs=0.025)
+
+
+@pytest.mark.parametrize("settings", [WALK, PAPER])
+def test_validation_has_its_memory(settings):
+    assert vertebrae.draw_kind(None, settings) == "memory"
+
+
+# ---------------------------------------------------------------- places
+
+
+@pytest.mark.parametrize(("settings", "spacing_mm", "reach"), [(WALK, 1.0, 32), (SMALL, 2.0, 16)])
+def test_memory_shifts_by_32_mm(settings, spacing_mm, reach):
+    found = begins(target_of(column(15)), "memory", settings, spacing_mm)
+    assert all(spread(found[:, axis], -reach, reach) for axis in range(3))
+
+
+@pytest.mark.parametrize("settings", [WALK, PAPER])
+def test_emptied_begins_around_the_top(settings):
+    found = begins(target_of(column(100)), "emptied", settings, count=800)
+    assert spread(found[:, 0], -64, 63) and spread(found[:, 1], -64, 63)
+    # The centred patch begins 64 above the centre, the target 100.
+    assert spread(found[:, 2] - 64 - -100, -2, 61)
+
+
+def test_emptied_at_2_mm():
+    found = begins(target_of(column(50)), "emptied", SMALL, 2.0, count=800)
+    assert spread(found[:, 0], -32, 31) and spread(found[:, 1], -32, 31)
+    assert spread(found[:, 2] - 32 - -50, -1, 30.5)
+
+
+def test_top_of_the_spine_is_placed_as_emptied_in_the_paper():
+    found = begins(target_of(column(100), is_top=True), "memory", PAPER, count=800)
+    assert spread(found[:, 0], -64, 63) and spread(found[:, 2] + 36, -2, 61)
+    walk = begins(target_of(column(100), is_top=True), "memory", WALK)
+    assert spread(walk[:, 0], -32, 32)
+
+
+def test_natural_top_keeps_32_mm_of_context():
+    found = begins(target_of(column(15)), "natural top", WALK)
+    above = -15 - (found[:, 2] - 64)
+    assert spread(above, 32, 80) and spread(found[:, 0], -32, 32)
+    small = begins(target_of(column(8)), "natural top", SMALL, 2.0)
+    assert spread(-8 - (small[:, 2] - 32), 16, 40)
+
+
+def test_nothing_left_lies_lower():
+    found = begins(target_of(column(15)), "nothing left", WALK, count=2000)
+    assert spread(found[:, 0], -32, 32)
+    assert found[:, 2].min() >= -32 and 60 < found[:, 2].max() <= 64 and 13 < found[:, 2].mean() < 19
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "remembers"),
+    [
+        ("memory", 10, True),
+        ("natural top", 10, True),
+        ("emptied", 10, False),
+        ("nothing left", NOTHING_LEFT, True),
+    ],
+)
+def test_what_a_kind_shows(kind, rank, remembers):
+    patch = vertebrae.draw_patch(
+        np.random.default_rng(0), block_target(), kind, matrix=IDENTITY, spacing_mm=1.0, settings=WALK
+    )
+    assert (patch.target_rank, patch.remembers) == (rank, remembers)
+
+
+@pytest.mark.parametrize("kind", ["memory", "emptied", "natural top"])
+def test_a_third_of_the_target_is_inside(kind):
+    generator, target = np.random.default_rng(1), block_target()
+    shares = []
+    for _ in range(300):
+        matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
+        patch = vertebrae.draw_patch(generator, target, kind, matrix=matrix, spacing_mm=1.0, settings=WALK)
+        np.testing.assert_array_equal(patch.affine[:, :3], matrix)
+        places = np.linalg.solve(matrix, (target.voxels - patch.affine[:, 3]).T).T
+        shares.append(np.mean(np.all((places >= -0.5) & (places < 127.5), axis=1)))
+    assert min(shares) >= 1 / 3
+    if kind == "emptied":
+        assert min(shares) < 0.5  # cut targets do occur
+
+
+def test_centred_if_a_third_never_fits():
+    corners = np.array([[-500, 0, 0], [500, 0, 0], [0, -500, 0], [0, 500, 0], [0, 0, 0]])
+    found = begins(target_of(CENTRE + corners), "memory", WALK, count=5)
+    np.testing.assert_array_equal(found, 0)
+
+
+def test_validation_is_centred():
+    patch = vertebrae.draw_patch(
+        None, block_target(), "memory", matrix=IDENTITY, spacing_mm=1.0, settings=WALK
+    )
+    np.testing.assert_array_equal(patch.affine @ [64, 64, 64, 1], CENTRE)
+
+
+def test_same_generator_state_gives_the_same_patch():
+    draws = [begins(block_target(), "emptied", WALK, count=3) for _ in range(2)]
+    np.testing.assert_array_equal(*draws)
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def test_block_holds_all_that_a_patch_needs():
+    """Resampling from the block is resampling from the whole scan, near and beyond its edges."""
+    generator, shape, edge = np.random.default_rng(0), (30, 26, 40), 8
+    ct = generator.uniform(-1, 1, shape).astype(np.float32)
+    labels = generator.integers(1, 27, shape).astype(np.uint8)
+    for _ in range(40):
+        matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
+        affine = np.column_stack([matrix, generator.uniform(-14, np.array(shape) + 6)])
+        begin, end, block_edge = vertebrae.block_of_patch(affine, edge, shape)
+        assert (begin >= 0).all() and (end <= shape).all() and (end > begin).all()
+        box = tuple(slice(b, e) for b, e in zip(begin, end))
+        padding = [(0, block_edge - (e - b)) for b, e in zip(begin, end)]
+        moved = np.column_stack([matrix, affine[:, 3] - begin])
+        clear = np.all([np.abs(c.numpy() % 1 - 0.5) > 1e-3 for c in coordinates(affine, edge)], axis=0)
+        for sample, volume, junk in ((augment.sample_linear, ct, 1e6), (augment.sample_nearest, labels, 99)):
+            block = np.pad(volume[box], padding, constant_values=junk)
+            whole = sample(tf.constant(volume), coordinates(affine, edge), last_of(volume.shape))
+            part = sample(tf.constant(block), coordinates(moved, edge), last_of(end - begin))
+            where = clear if volume is labels else ...  # a label may change at a tie
+            np.testing.assert_allclose(part.numpy()[where], whole.numpy()[where], atol=1e-4)
+
+
+def coordinates(affine, edge):
+    return augment.sampling_coordinates(tf.constant(affine, tf.float32), (edge,) * 3)
+
+
+def last_of(shape):
+    return tf.constant(np.array(shape) - 1, tf.int32)
+
+
+def test_blocks_have_few_edges():
+    generator, edges = np.random.default_rng(0), []
+    for _ in range(500):
+        matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
+        affine = np.column_stack([matrix, generator.uniform(0, 300, 3)])
+        begin, end, edge = vertebrae.block_of_patch(affine, 64, (400, 400, 800))
+        assert edge >= (end - begin).max()
+        edges.append(edge)
+    # 1.375, 1.75, 2.25, 3 and 4 times 64
+    assert set(edges) <= {88, 112, 144, 192, 256} and len(set(edges)) > 1
+
+
+def test_block_beyond_the_largest_edge_has_its_own():
+    affine = np.column_stack([6.0 * IDENTITY, np.zeros(3)])
+    begin, end, edge = vertebrae.block_of_patch(affine, 8, (100, 100, 100))
+    # Samples at 0 to 42, one more voxel for the interpolation, one to spare.
+    assert (begin == 0).all() and (end >= 44).all() and edge == (end - begin).max()
+
+
+# ---------------------------------------------------------------- boundary weight
+
+
+def weight_of_scipy(vertebra, spacing_mm):
+    distance = np.where(
+        vertebra,
+        ndimage.distance_transform_edt(vertebra, sampling=spacing_mm),
+        ndimage.distance_transform_edt(~vertebra, sampling=spacing_mm),
+    )
+    return 1 + 8 * np.exp(-(distance**2) / 36)
+
+
+def blob(shape=(46, 26, 24)):
+    """Two overlapping balls, more than 18 mm from the far end."""
+    p, r, i = np.ogrid[tuple(map(slice, shape))]
+    ball = (p - 12) ** 2 + (r - 11) ** 2 + (i - 10) ** 2 < 64
+    return ball | ((p - 18) ** 2 + (r - 14) ** 2 + (i - 15) ** 2 < 20)
+
+
+@pytest.mark.parametrize("spacing_mm", [1.0, 2.0])
+@pytest.mark.parametrize("touches", [False, True])
+def test_boundary_weight_is_that_of_scipy(spacing_mm, touches):
+    vertebra = blob()[6:, 5:, 4:] if touches else blob()
+    assert vertebra[0].any() == touches
+    found = vertebrae.boundary_weight(tf.constant(vertebra), spacing_mm)
+    np.testing.assert_allclose(found, weight_of_scipy(vertebra, spacing_mm), atol=1e-3)
+
+
+def test_boundary_weight_by_hand():
+    line = np.zeros((1, 1, 6), bool)
+    line[..., 0] = True
+    found = vertebrae.boundary_weight(tf.constant(line), 2.0).numpy()[0, 0]
+    distances = np.array([2, 2, 4, 6, 8, 10])  # of the one voxel, then of those below it
+    np.testing.assert_allclose(found, 1 + 8 * np.exp(-(distances**2) / 36), rtol=1e-6)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_boundary_weight_of_empty_and_full_targets_is_1(filled):
+    found = vertebrae.boundary_weight(tf.fill([9, 8, 7], filled), 1.0)
+    np.testing.assert_array_equal(found, np.ones((9, 8, 7)))
+
+
+# ---------------------------------------------------------------- whole examples
+
+EDGE = 16
+#: T12 (19), T13 (28) and L1 (20), as slabs along I with gaps between them.
+SLABS = {19: slice(1, 5), 28: slice(6, 10), 20: slice(11, 15)}
+
+
+def spine():
+    mask = np.zeros((EDGE,) * 3, np.uint8)
+    for code, slab in SLABS.items():
+        mask[4:12, 3:13, slab] = code
+    return mask
+
+
+def drawn(rank, **changes):
+    ct = np.random.default_rng(0).integers(-1024, 3071, (EDGE,) * 3).astype(np.int16)
+    plain = {
+        "ct_hu": ct,
+        "ranks": ranks_of_mask(spine()),
+        "last": np.full(3, EDGE - 1, np.int32),
+        "affine": np.eye(3, 4, dtype=np.float32),
+        "target_rank": np.int32(rank),
+        "remembers": np.bool_(True),
+        "gain": np.float32(1),
+        "offset": np.float32(0),
+        "noise_sigma": np.float32(0),
+        "blur_sigma": np.float32(0),
+        "noise_seed": np.zeros(2, np.int32),
+    }
+    return {name: tf.constant(value) for name, value in {**plain, **changes}.items()}
+
+
+def example(parameters):
+    x, y = vertebrae.vertebra_example(parameters, patch_voxels=EDGE, spacing_mm=2.0, radius=2)
+    return x.numpy(), y.numpy()
+
+
+@pytest.mark.parametrize(
+    ("rank", "target", "memory"),
+    [(19, [19], []), (20, [28], [19]), (21, [20], [19, 28]), (NOTHING_LEFT, [], [19, 28, 20])],
+)
+def test_memory_is_all_above_and_target_the_one(rank, target, memory):
+    x, y = example(drawn(rank))
+    np.testing.assert_array_equal(x[..., 1], np.isin(spine(), memory))
+    np.testing.assert_array_equal(y[..., 0], np.isin(spine(), target))
+    expected = weight_of_scipy(np.isin(spine(), target), 2.0) if target else np.ones((EDGE,) * 3)
+    np.testing.assert_allclose(y[..., 1], expected, atol=1e-3)
+
+
+def test_emptied_memory_leaves_the_target():
+    x, y = example(drawn(21, remembers=np.bool_(False)))
+    assert not x[..., 1].any()
+    np.testing.assert_array_equal(y[..., 0], spine() == 20)
+
+
+def test_intensities_are_scaled_then_clipped():
+    parameters = drawn(21, gain=np.float32(1.25), offset=np.float32(-0.25))
+    x, _ = example(parameters)
+    normalised = (parameters["ct_hu"].numpy() + 1024.0) * 2 / 4095 - 1
+    np.testing.assert_allclose(x[..., 0], np.clip(1.25 * normalised - 0.25, -1, 1), atol=1e-5)
+    assert (x[..., 0] == -1).any()
+
+
+def test_image_memory_and_target_move_together():
+    affine = np.eye(3, 4, dtype=np.float32)
+    affine[2, 3] = 5.0  # the patch begins 5 voxels lower
+    plain, moved = example(drawn(21)), example(drawn(21, affine=affine))
+    for before, after in zip(plain[0].T, moved[0].T):
+        np.testing.assert_array_equal(after[:11], before[5:])
+    np.testing.assert_array_equal(moved[1][:, :, :11, 0], plain[1][:, :, 5:, 0])
+    # Beyond the scan: its nearest voxel in the CT, and no vertebra.
+    np.testing.assert_array_equal(moved[0][:, :, 11:, 0], np.repeat(plain[0][:, :, 15:, 0], 5, axis=2))
+    assert not moved[0][:, :, 11:, 1].any() and not moved[1][:, :, 11:, 0].any()
+
+
+def test_batches_under_xla_are_the_eager_examples():
+    generator = np.random.default_rng(0)
+    batch = []
+    for rank in (19, 20, 21, NOTHING_LEFT):
+        matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
+        affine = np.column_stack([matrix, 8 - matrix @ generator.uniform(6, 9, 3)]).astype(np.float32)
+        # The noise is looked at by itself in test_augment.
+        batch.append(
+            drawn(
+                rank, affine=affine, blur_sigma=np.float32(0.2 * rank - 3.5), remembers=np.bool_(rank != 20)
+            )
+        )
+    settings = Settings(patch_voxels=EDGE)
+    stacked = {name: tf.stack([one[name] for one in batch]) for name in batch[0]}
+    x, y = vertebrae.segmentation_batch_builder(settings, 2.0)(stacked, True)
+    assert x.shape == (4, *(EDGE,) * 3, 2) and y.shape == (4, *(EDGE,) * 3, 2)
+    how = {"patch_voxels": EDGE, "spacing_mm": 2.0, "radius": 3}  # 3 * 1.5 mm in voxels of 2 mm
+    for build in (vertebrae.vertebra_example, tf.function(vertebrae.vertebra_example)):
+        for k, one in enumerate(batch):
+            expected_x, expected_y = build(one, **how)
+            np.testing.assert_allclose(x[k], expected_x, atol=2e-4)
+            np.testing.assert_allclose(y[k], expected_y, atol=1e-3)
