@@ -2,8 +2,8 @@
 
 Builds columns of vertebrae with anatomical distances between the centres of their bodies, lays the
 training target of the heatmap network over fields of view of several sizes, and reads the heat at the
-centre of every vertebra's mask, which is what the walk reads. The distances are rounded from the heights
-of bodies and discs in Busscher et al., European Spine Journal 19 (2010) 1104.
+centre of every vertebra's mask, which is what the walk reads. The distances are those of a typical adult,
+rounded; compare the heights of bodies and discs in Busscher et al., European Spine Journal 19 (2010) 1104.
 
 Reads and writes no file.
 

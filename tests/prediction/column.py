@@ -41,6 +41,9 @@ def oracle(ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
 
     The "CT" holds the ranks themselves, so that a pure function of the patch can know the answer.
     """
-    found = set(np.unique(ct[memory > 0]))
-    left = sorted(set(np.unique(ct)) - found - {0})
-    return (ct == left[0]).astype(np.float32) if left else np.zeros_like(ct)
+    ranks = ct.astype(np.uint8)
+    present = np.bincount(ranks.ravel(), minlength=256) > 0
+    found = np.bincount(ranks[memory > 0], minlength=256) > 0
+    left = np.flatnonzero(present & ~found)
+    left = left[left > 0]
+    return (ranks == left[0]).astype(np.float32) if left.size else np.zeros(ct.shape, np.float32)

@@ -119,7 +119,8 @@ def infer(settings: InferenceSettings) -> int:
         _check_command_line(scans, settings)
         for line in bad:
             _complain(f"bad scan: {line}")
-        failed = bool(bad) | (bool(scans) and _run(scans, settings))
+        failed = _run(scans, settings) if scans else False
+        failed = failed or bool(bad)
     except CommandLineError as error:
         _complain(f"error: {error}")
         return 2
