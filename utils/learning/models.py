@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,6 @@ def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
     settings = load_settings(directory)
     try:
         return keras.models.load_model(path, compile=False), settings
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: expected a Keras model, found {first_line}") from error
