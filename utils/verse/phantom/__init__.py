@@ -1,4 +1,4 @@
-"""CT-like spines with known labels: data for tests and for the demonstration, drawn in three separate steps."""
+"""CT-like spines with known labels, for tests and the demonstration, made in three separate steps."""
 
 from utils.verse.phantom.acquisition import (
     Acquisition,
@@ -11,7 +11,8 @@ from utils.verse.phantom.acquisition import (
 from utils.verse.phantom.anatomy import Anatomy, Vertebra, draw_anatomy
 from utils.verse.phantom.make import Phantom, make_phantom, make_tissue
 from utils.verse.phantom.skeleton import RIB, SACRUM, SKULL, bones
-from utils.verse.phantom.tissue import Tissue, draw_tissue, render_tissue
+from utils.verse.phantom.tissue import Tissue, render_tissue
+from utils.verse.phantom.values import draw_tissue
 from utils.verse.phantom.write import centroid_records, plan_data_set, write_phantom_data_set
 
 __all__ = [

@@ -1,4 +1,7 @@
-"""Third step of the phantom: scan the rendered body - field of view, spacing, orientation, blur, noise, padding."""
+"""Third step of the phantom: scan the rendered body.
+
+A scan has a field of view, a spacing and an orientation of its own, blur, noise, drift and padding.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from scipy import ndimage
 from utils.verse.labels import rank_of_code
 from utils.verse.phantom.anatomy import Anatomy, rotation_of
 from utils.verse.phantom.shapes import Grid, Solid
-from utils.verse.phantom.skeleton import RIB, bones
 from utils.verse.phantom.tissue import Tissue
+from utils.verse.phantom.vertebra import vertebra_solids
 
 # From the body frame (posterior, right, inferior) to the scanner's RAS+ millimetres of a NIfTI affine.
 RAS_FROM_PRI = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, -1]])
@@ -26,6 +29,8 @@ _DIRECTIONS = {
 }
 STYLES = ("2019", "2020-ax", "2020-sag")
 HU_RANGE = (-1024, 3071)
+# About what a core renders in ten seconds.
+MAX_VOXELS = 9e6
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ def draw_acquisition(
     anatomy : Anatomy
         The subject.
     style : str
-        "2019" (PIR, about 1 mm), "2020-ax" (LPS, thick axial slices), "2020-sag" (PIR, thick sagittal slices);
-        "2020" is drawn from the last two.
+        "2019" (PIR, about 1 mm), "2020-ax" (LPS, thick axial slices), "2020-sag" (PIR, thick sagittal
+        slices); "2020" is drawn from the last two.
     whole : tuple of int, optional
         Codes of the first and the last vertebra that must be seen whole; drawn if left out.
 
@@ -110,7 +115,7 @@ def draw_acquisition(
     low, high = _draw_box(rng, anatomy, (first, last), frame)
     spacing = _draw_spacing(rng, style, high - low)
     axes = "LPS" if style == "2020-ax" else "PIR"
-    padded = style != "2019" and rng.random() < 0.4
+    padded = rng.random() < (0.15 if style == "2019" else 0.4)
     affine, shape = _place(frame, (low, high), spacing, axes)
     return Acquisition(
         affine,
@@ -129,8 +134,8 @@ def _draw_stretch(rng: np.random.Generator, anatomy: Anatomy) -> tuple[int, int]
     total = len(anatomy.vertebrae)
     count = int(rng.integers(4, 11)) if rng.random() < 0.9 else int(rng.integers(11, 25))
     count = min(count, total)
-    # Beyond the ends and back: so that C1 and L5 are met as often as VerSe meets them, not once in a while.
-    start = int(np.clip(rng.integers(-4, total - count + 5), 0, total - count))
+    # Beyond the ends and back: most scans of VerSe reach L5, many C1, and few show only the middle.
+    start = int(np.clip(rng.integers(-4, total - count + 10), 0, total - count))
     return anatomy.vertebrae[start].code, anatomy.vertebrae[start + count - 1].code
 
 
@@ -139,7 +144,7 @@ def _draw_box(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Field of view around a stretch of vertebrae: lowest and highest corner in the turned body frame, mm."""
     first, last = (rank_of_code(code) for code in stretch)
-    parts = [s for code, s in bones(anatomy) if code < RIB and first <= rank_of_code(code) <= last]
+    parts = [s for code, s in vertebra_solids(anatomy) if first <= rank_of_code(code) <= last]
     bounds = [_turned_bounds(solid, frame) for solid in parts]
     low = np.min([b[0] for b in bounds], axis=0)
     high = np.max([b[1] for b in bounds], axis=0)
@@ -149,7 +154,7 @@ def _draw_box(
     if wide:
         before, behind, sides = before + 50, behind + 20, sides + rng.uniform(30, 80)
     ends = np.where(rng.random(2) < 0.8, rng.uniform(1, 12, 2), rng.uniform(12, 30, 2))
-    return low - (before, sides[0], ends[0]), high + (behind, sides[1], ends[1])
+    return low - np.array([before, sides[0], ends[0]]), high + np.array([behind, sides[1], ends[1]])
 
 
 def _turned_bounds(solid: Solid, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,14 +165,12 @@ def _turned_bounds(solid: Solid, frame: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _draw_spacing(rng: np.random.Generator, style: str, size_mm: np.ndarray) -> np.ndarray:
     """Spacing along posterior, right and inferior, mm; coarser where the field of view is large."""
-    large = float(np.prod(size_mm)) > 4.5e6
+    volume = float(np.prod(size_mm))
     if style == "2019":
         return np.array([1.0, 2.0 if rng.random() < 0.15 else 1.0, 1.0])
-    fine = (
-        rng.uniform(0.7, 1.0)
-        if large
-        else rng.choice([0.3, 0.4, 0.5, 0.6, 0.7, 0.8], p=(0.05, 0.1, 0.2, 0.25, 0.2, 0.2))
-    )
+    fine = rng.choice([0.3, 0.4, 0.5, 0.6, 0.7, 0.8], p=(0.05, 0.1, 0.2, 0.25, 0.2, 0.2))
+    if volume > 4.5e6:
+        fine = rng.uniform(0.7, 1.0) if volume < 8e6 else rng.uniform(0.9, 1.3)
     thick = rng.choice([0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0])
     if style == "2020-ax":
         return np.array([fine, fine, max(thick, fine)])
@@ -206,14 +209,13 @@ def cut_codes(anatomy: Anatomy, scan: Acquisition) -> list[int]:
 def _visible(anatomy: Anatomy, scan: Acquisition) -> list[tuple[int, np.ndarray]]:
     """For each vertebra, which of the balls that span it lie inside the scan and its circle."""
     found = []
-    for code, solid in bones(anatomy):
-        if code < RIB:
-            points, radii = solid.corners()
-            voxels, reach = scan.voxels_of(points), radii[:, None] / scan.spacing_mm
-            inside = ((voxels - reach > -0.6) & (voxels + reach < np.array(scan.shape) - 0.4)).all(1)
-            if scan.padding_hu is not None:
-                inside &= _beyond_circle(scan, np.moveaxis(voxels, -1, 0)) < -radii
-            found.append((code, inside))
+    for code, solid in vertebra_solids(anatomy):
+        points, radii = solid.corners()
+        voxels, reach = scan.voxels_of(points), radii[:, None] / scan.spacing_mm
+        inside = ((voxels - reach > -0.6) & (voxels + reach < np.array(scan.shape) - 0.4)).all(1)
+        if scan.padding_hu is not None:
+            inside &= _beyond_circle(scan, np.moveaxis(voxels, -1, 0)) < -radii
+        found.append((code, inside))
     return found
 
 
@@ -229,9 +231,11 @@ def _beyond_circle(scan: Acquisition, voxels: np.ndarray | list[np.ndarray]) -> 
 
 
 def grid_of(scan: Acquisition, step_mm: float) -> Grid:
-    """The grid in the body frame that holds a scan with a small margin."""
+    """The grid in the body frame that holds a scan with a small margin; coarser for a very large one."""
     ends = np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]) * (np.array(scan.shape) - 1)
     corners = apply_affine(scan.affine, ends) @ RAS_FROM_PRI
+    volume = float(np.prod(corners.max(0) - corners.min(0)))
+    step_mm = max(step_mm, float(np.cbrt(volume / MAX_VOXELS)))
     low, high = corners.min(0) - 2 * step_mm, corners.max(0) + 2 * step_mm
     return Grid(low, step_mm, tuple(int(n) for n in np.ceil((high - low) / step_mm).astype(int) + 1))
 
@@ -287,7 +291,7 @@ def _sampling(grid: Grid, scan: Acquisition) -> tuple[np.ndarray, np.ndarray]:
 def _sample(
     array: np.ndarray, matrix: np.ndarray, offset: np.ndarray, shape: tuple, *, order: int
 ) -> np.ndarray:
-    """Resample; where the axes are only permuted and scaled, as separable interpolation, which is far quicker."""
+    """Resample; axes that are only permuted and scaled go the separable way, which is far quicker."""
     source = np.argmax(np.abs(matrix), axis=0)
     aligned = np.count_nonzero(np.abs(matrix) > 1e-6) == 3
     if not aligned:
@@ -298,7 +302,7 @@ def _sample(
 
 
 def _blur_sigma(grid: Grid, scan: Acquisition) -> np.ndarray:
-    """Blur along the grid's axes, in its voxels: the scanner's spread in the plane, the slice's thickness across it."""
+    """Blur along the grid's axes, in its voxels: point spread in the plane, thickness across it."""
     directions = np.abs(RAS_FROM_PRI.T @ scan.affine[:3, :3] / scan.spacing_mm)
     sigma = np.zeros(3)
     for k in range(3):

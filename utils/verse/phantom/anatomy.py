@@ -1,9 +1,10 @@
 """First step of the phantom: draw one subject's spine, level by level - sizes, curve, pose, collapse.
 
-The means follow Panjabi et al., "Cervical human vertebrae", Spine 16 (1991) 861-869, "Thoracic human vertebrae",
-Spine 16 (1991) 888-901, and "Human lumbar vertebrae", Spine 17 (1992) 299-306, with body heights raised by about a
-tenth, since those specimens were measured between the endplates' hollows and were of small stature. Variants come at the rate at
-which VerSe has them: L6 in 44, T13 in 18, and no T12 in 6 of 374 scans (Sekuboyina et al., 2021).
+The means follow Panjabi et al., "Cervical human vertebrae", Spine 16 (1991) 861-869, "Thoracic human
+vertebrae", Spine 16 (1991) 888-901, and "Human lumbar vertebrae", Spine 17 (1992) 299-306, with body
+heights raised by about a tenth to the values seen on CT. Curvature follows the usual ranges of adults:
+kyphosis about 40 degrees, lumbar lordosis about 55. Variants come at the rate at which VerSe has them: L6
+in 44, T13 in 18, and no T12 in 6 of 374 scans (Sekuboyina et al., 2021).
 
 The *body frame* is millimetres along posterior, right, inferior, like the project's working volumes.
 """
@@ -24,9 +25,18 @@ RATE_COLLAPSED_SPINE, RATE_COLLAPSED = 0.22, 0.2
 # Body height, width, depth; canal width, depth; pedicle width, height; spinous process length and drop
 # (degrees below the endplate); span of the transverse processes; disc below; all mm but the drop.
 _COLUMNS = (
-    "height width depth canal_width canal_depth pedicle_width pedicle_height"
-    " spinous_length spinous_drop transverse_span disc"
-).split()
+    "height",
+    "width",
+    "depth",
+    "canal_width",
+    "canal_depth",
+    "pedicle_width",
+    "pedicle_height",
+    "spinous_length",
+    "spinous_drop",
+    "transverse_span",
+    "disc",
+)
 _MEANS = {
     "C1": (10, 12, 9, 27, 22, 6, 8, 6, 5, 74, 4),
     "C2": (17, 18, 15, 24, 19, 7, 9, 16, 24, 54, 4.5),
@@ -55,12 +65,13 @@ _MEANS = {
     "L5": (27.5, 50, 35, 26, 18, 16, 14, 22, 14, 88, 10),
     "L6": (27.5, 50, 35, 27, 18, 17, 14, 20, 14, 90, 9),
 }
-# Sagittal tilt of each level, degrees: positive where the axis of the body, followed downwards, leans backwards.
+# Sagittal tilt of each level, degrees: positive where the body's axis, followed downwards, leans backwards.
 _TILT = {
-    "C1": -12, "C2": -11, "C3": -7, "C4": -2, "C5": 4, "C6": 10, "C7": 16, "T1": 21, "T2": 21, "T3": 19, "T4": 15,
-    "T5": 11, "T6": 6, "T7": 2, "T8": -2, "T9": -6, "T10": -9, "T11": -12, "T12": -14, "T13": -14.5, "L1": -14.5,
-    "L2": -11, "L3": -4, "L4": 6, "L5": 18, "L6": 24,
-}  # fmt: skip
+    **{"C1": -12, "C2": -11, "C3": -7, "C4": -2, "C5": 4, "C6": 10, "C7": 16},
+    **{"T1": 21, "T2": 21, "T3": 19, "T4": 15, "T5": 11, "T6": 6, "T7": 2, "T8": -2, "T9": -6},
+    **{"T10": -9, "T11": -12, "T12": -14, "T13": -14.5},
+    **{"L1": -14.5, "L2": -11, "L3": -4, "L4": 6, "L5": 18, "L6": 24},
+}
 SACRAL_TILT = 38.0
 
 
@@ -83,6 +94,29 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Quirks:
+    """How one vertebra departs from symmetry and from its level.
+
+    Attributes
+    ----------
+    spinous_turn : float
+        How far the spinous process points to the right, radians.
+    transverse_lift : tuple of float
+        How far the right and the left transverse process point upwards, radians.
+    thickness : float
+        Thickness of arch and processes, 1 on average.
+    spurs : tuple of (float, float, float)
+        Bone spurs on the rim of the body: angle from the front in radians, -1 at the upper rim or 1 at the
+        lower, length in mm.
+    """
+
+    spinous_turn: float
+    transverse_lift: tuple[float, float]
+    thickness: float
+    spurs: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
 class Vertebra:
     """One vertebra: VerSe code, sizes, and pose in the body frame.
 
@@ -98,6 +132,8 @@ class Vertebra:
         Columns: its own posterior, right, inferior direction.
     facet_gap_mm : tuple of float
         Joint space below it, right and left.
+    quirks : Quirks
+        What makes it unlike its neighbours.
     """
 
     code: int
@@ -105,6 +141,7 @@ class Vertebra:
     origin: np.ndarray
     rotation: np.ndarray
     facet_gap_mm: tuple[float, float]
+    quirks: Quirks
 
     @property
     def name(self) -> str:
@@ -121,7 +158,7 @@ class Vertebra:
         return self.origin + self.rotation @ np.asarray(point, float)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that what follows from it can be cached
 class Anatomy:
     """One subject.
 
@@ -178,9 +215,11 @@ def draw_anatomy(rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> Ana
     tilts = _draw_tilts(rng, names, sizes)
     origins, rotations = _stack(sizes, tilts)
     gaps = rng.uniform(0.2, 1.2, (len(names), 2))
+    worn = rng.choice([0.0, 0.3, 1.2])
+    quirks = [_draw_quirks(rng, name, worn) for name in names]
     vertebrae = tuple(
-        Vertebra(code_of_name(n), s, o, r, (float(g[0]), float(g[1])))
-        for n, s, o, r, g in zip(names, sizes, origins, rotations, gaps)
+        Vertebra(code_of_name(n), s, o, r, (float(g[0]), float(g[1])), q)
+        for n, s, o, r, g, q in zip(names, sizes, origins, rotations, gaps, quirks)
     )
     return Anatomy(
         vertebrae,
@@ -198,6 +237,15 @@ def _draw_levels(rng: np.random.Generator, keep: list[str]) -> list[str]:
     # A twelfth rib pair is missing or a thirteenth is there, never both.
     absent |= {"T12"} if no_t12 and not has_t13 and "T13" not in keep else set()
     return [name for name in LEVEL_NAMES if name not in absent - set(keep)]
+
+
+def _draw_quirks(rng: np.random.Generator, name: str, worn: float) -> Quirks:
+    spurs = []
+    for _ in range(rng.poisson(worn)):
+        longest = 2.5 if name.startswith("C") else 5.0
+        spurs.append((rng.normal(0, 0.9), float(rng.choice([-1, 1])), rng.uniform(1.0, longest)))
+    lift = rng.normal(0, 0.1, 2)
+    return Quirks(rng.normal(0, 0.06), (lift[0], lift[1]), float(np.exp(rng.normal(0, 0.08))), tuple(spurs))
 
 
 def _draw_sizes(rng: np.random.Generator, names: list[str], stature: float) -> list[Size]:
@@ -242,7 +290,6 @@ def _draw_tilts(rng: np.random.Generator, names: list[str], sizes: list[Size]) -
     sagittal = sagittal + rng.normal(0, 3) + np.interp(np.arange(n + 1), [0, n / 2, n], rng.normal(0, 4, 3))
     # A wedged body bends the spine forwards: everything above it leans.
     wedging = [np.degrees((s.heights[2] - s.heights[0]) / s.depth) for s in sizes]
-    lean = np.array([*np.cumsum(wedging[::-1])[::-1], 0.0])
     excess = np.array([max(w, 0.0) for w in wedging])
     lean = np.array([*np.cumsum(excess[::-1])[::-1], 0.0]) - excess.sum() / 2
     sagittal = np.clip(sagittal + 0.5 * lean + rng.normal(0, 1.2, n + 1), -45, 50)
@@ -256,7 +303,7 @@ def _draw_tilts(rng: np.random.Generator, names: list[str], sizes: list[Size]) -
 
 
 def rotation_of(angles_deg: np.ndarray) -> np.ndarray:
-    """Rotation (3, 3) for a sagittal, a coronal and an axial angle in degrees; columns posterior, right, inferior."""
+    """Rotation (3, 3) for a sagittal, coronal and axial angle in degrees; columns P, R, I."""
     s, c, a = np.radians(angles_deg)
     tilt = np.array([[np.cos(s), 0, np.sin(s)], [0, 1, 0], [-np.sin(s), 0, np.cos(s)]])
     lean = np.array([[1, 0, 0], [0, np.cos(c), np.sin(c)], [0, -np.sin(c), np.cos(c)]])

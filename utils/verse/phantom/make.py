@@ -17,7 +17,8 @@ from utils.verse.phantom.acquisition import (
     whole_codes,
 )
 from utils.verse.phantom.anatomy import Anatomy, draw_anatomy
-from utils.verse.phantom.tissue import Tissue, draw_tissue, render_tissue
+from utils.verse.phantom.tissue import Tissue, render_tissue
+from utils.verse.phantom.values import draw_tissue
 
 STEP_MM = 0.8
 
@@ -35,7 +36,8 @@ class Phantom:
     affine : np.ndarray, shape (4, 4)
         From voxels to RAS+ mm, of both.
     points : tuple of (int, np.ndarray of shape (3,))
-        Code and body centre in RAS+ mm of every labelled vertebra, downwards; C1's lies between its masses, in the dens.
+        Code and body centre in RAS+ mm of every labelled vertebra, downwards; C1 has no body, its point
+        lies within its ring, in the dens.
     cut : tuple of int
         Codes of the vertebrae that the scan cuts; they are seen, but have no label.
     bone : np.ndarray of uint8, shape (x, y, z)

@@ -1,9 +1,10 @@
 """Signed distance functions of the few shapes a skeleton is built from, painted into a voxel grid.
 
 Everything here lives in the *body frame*: millimetres along posterior, right, inferior. A distance is
-negative inside. Each shape is evaluated only in its own box of the grid, so that a spine costs little more than
-its bones. The distances of the vertebral body and of tapered plates are first-order approximations, exact at the surface
-to a fraction of a millimetre, which is all that partial volume and a cortical shell need.
+negative inside. Each shape is evaluated only in its own box of the grid, so that a spine costs little
+more than its bones. The distances of the vertebral body and of tapered plates are first-order
+approximations, right to a fraction of a millimetre near the surface, which is all that partial volume and
+a cortical shell need.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Cut:
-    """A joint's face: within `radius_mm` of the point, nothing is left on the side that `normal` points to."""
+    """A joint's face: within `radius_mm` of the point nothing is left where `normal` points to."""
 
     point: np.ndarray
     normal: np.ndarray

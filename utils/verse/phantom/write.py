@@ -186,7 +186,7 @@ def _run(jobs: list[tuple[Path, Series, int, float]], workers: int) -> Iterator[
 def _one_thread_each() -> Iterator[None]:
     """Keep the numerical libraries of new processes to one thread: the processes are the parallelism."""
     before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
-    os.environ.update({name: "1" for name in _THREAD_SETTINGS})
+    os.environ.update(dict.fromkeys(_THREAD_SETTINGS, "1"))
     try:
         yield
     finally:
