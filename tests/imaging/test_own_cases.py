@@ -93,5 +93,6 @@ def test_keys():
     assert own_key(Path("a/chest_ct.nii.gz")) == "sub-chestct"
     assert own_key(Path("sub-verse014_ct.nii.gz")) == "sub-verse014"
     assert own_key(Path("sub-gl003_dir-ax_ct.nii.gz")) == "sub-gl003_dir-ax"
+    assert own_key(Path("scan.1.nii.gz")) == "sub-scan1" != own_key(Path("scan.2.nii.gz"))
     with pytest.raises(ValueError, match="letters or digits"):
         own_key(Path("__.nii.gz"))

@@ -69,7 +69,8 @@ def own_key(ct_path: Path) -> str:
     named = parse_case_file(Path(ct_path), ())
     if named is not None:
         return named.key
-    name = re.sub(r"[^A-Za-z0-9]", "", Path(ct_path).name.partition(".")[0])
+    stem = re.sub(r"\.nii(\.gz)?$", "", Path(ct_path).name, flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9]", "", stem)
     if not name:
         raise ValueError(f"{ct_path}: expected a file name with letters or digits, found none.")
     return f"sub-{name}"
