@@ -165,7 +165,17 @@ def test_a_thin_process_does_not_draw_the_point_away():
 def test_the_body_is_found_at_any_spacing():
     # 6 x 20 x 20 mm with voxels of .3 x .3 x 2 mm; indices of the middle are half of (size - 1).
     vertebra = np.ones((20, 66, 10), bool)
-    np.testing.assert_allclose(body_centre(vertebra, np.array([0.3, 0.3, 2.0])), [9.5, 32.5, 4.5], atol=1.5)
+    np.testing.assert_allclose(body_centre(vertebra, np.array([0.3, 0.3, 2.0])), [9.5, 32.5, 4.5], atol=0.5)
+
+
+def test_depth_is_measured_in_mm_where_voxels_are_not_cubes():
+    # A plate of 24 x 24 x 8 mm, 4 mm deep, before a rod of 24 x 12 x 40 mm, 6 mm deep, whose middle is at
+    # (36, 12, 20) mm; voxels of .25 x .25 x 2 mm. In voxels the plate would be the deeper one.
+    vertebra = np.zeros((192, 96, 20), bool)
+    vertebra[:96, :, 8:12] = True
+    vertebra[96:, 24:72, :] = True
+    found_mm = (body_centre(vertebra, np.array([0.25, 0.25, 2.0])) + 0.5) * (0.25, 0.25, 2.0)
+    np.testing.assert_allclose(found_mm, [36, 12, 20], atol=3)
 
 
 def test_one_voxel_is_its_own_centre():

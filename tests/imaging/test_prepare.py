@@ -407,6 +407,28 @@ def test_another_spacing_leaves_nothing_of_the_old_one(tmp_path, capsys):
     assert {row["case"] for row in table(root / "training" / "vertebrae.csv")} == {"sub-a01"}
 
 
+def test_a_run_stopped_after_a_change_of_spacing_leaves_no_table_of_the_old_one(tmp_path, monkeypatch):
+    write_case(tmp_path / "data", "sub-a01")
+    assert prepare_segmentation(segmentation(tmp_path)) == 0
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "_run_jobs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_segmentation(segmentation(tmp_path, spacing_mm=2.0))
+    assert names(tmp_path / "work" / "segmentation") == ["settings.json"]
+
+
+def test_outdated_files_are_gone_before_new_ones_are_made(tmp_path):
+    case = Case("sub-a01", "sub-a01", ct=tmp_path / "sub-a01_ct.nii.gz")
+    job = prepare._Job(case, tmp_path, segmentation(tmp_path), ("_ct.nii", "_msk.nii"))
+    for path in job.outputs:
+        path.write_text("outdated")
+    outcome = prepare._attempt(lambda job: str(names(tmp_path)), job)
+    assert (outcome.error, outcome.note) == ("", "[]")
+
+
 def test_a_second_data_set_joins_the_first(tmp_path):
     write_case(tmp_path / "one", "sub-a01")
     write_case(tmp_path / "two", "sub-b01")

@@ -159,11 +159,12 @@ def body_centre(vertebra: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     steps = np.clip(np.minimum(1 / np.asarray(spacing_mm), np.array(vertebra.shape) / 10), 1, None).astype(
         int
     )
-    sampled = vertebra[tuple(slice(None, None, step) for step in steps)]
+    first = (np.array(vertebra.shape) - 1) % steps // 2
+    sampled = vertebra[tuple(slice(start, None, step) for start, step in zip(first, steps))]
     if not sampled.any():
-        sampled, steps = vertebra, np.ones(3, int)
+        sampled, first, steps = vertebra, np.zeros(3, int), np.ones(3, int)
     depth_mm = ndimage.distance_transform_edt(np.pad(sampled, 1), sampling=spacing_mm * steps)
-    return (np.array(ndimage.center_of_mass(depth_mm**_DEPTH_POWER)) - 1) * steps
+    return (np.array(ndimage.center_of_mass(depth_mm**_DEPTH_POWER)) - 1) * steps + first
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
