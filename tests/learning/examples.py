@@ -8,8 +8,10 @@ import numpy as np
 
 from utils.imaging.volume import Volume, write_volume
 from utils.settings import (
+    AugmentationSettings,
     HeatmapPreparationSettings,
     SegmentationPreparationSettings,
+    SegmentationTrainingSettings,
     preset_settings,
     save_settings,
 )
@@ -18,7 +20,7 @@ from utils.verse.labels import rank_of_code
 SPACING_MM = 2.0
 SCAN_SHAPE, HEATMAP_SHAPE = (16, 14, 24), (8, 8, 16)
 #: Working axes (P, R, I) at 2 mm.
-AFFINE = np.array([[0, -2.0, 0, 5], [-2.0, 0, 0, 7], [0, 0, -2.0, 9], [0, 0, 0, 1]])
+AFFINE = np.array([[0, 2.0, 0, 5], [-2.0, 0, 0, 7], [0, 0, -2.0, 9], [0, 0, 0, 1]])
 #: Codes from the top down; 28 is T13, between T12 (19) and L1 (20).
 CASES = {
     "training": {"sub-a": (19, 28, 20), "sub-b": (20, 21)},
@@ -85,3 +87,22 @@ def write_heatmap_stage(work_dir: Path, preset="small") -> Path:
             text = json.dumps([{"direction": ["P", "R", "I"]}, *points])
             (folder / split / f"{key}_ctd.json").write_text(text)
     return folder
+
+
+def training_settings(work_dir: Path, **changes) -> SegmentationTrainingSettings:
+    """Settings of a training of seconds: 3 epochs of 4 examples, whose blocks all have one edge."""
+    tiny = {
+        "patch_voxels": 16,
+        "filters": (2, 3, 4, 4),
+        "epochs": 3,
+        "examples_per_epoch": 4,
+        "batch_size": 2,
+    }
+    augmentation = AugmentationSettings(zoom_i=(0.9, 1.1))
+    more = {"shift_mm": 8.0, "augmentation": augmentation, "validate_every": 2, "device": "cpu", **changes}
+    return preset_settings(SegmentationTrainingSettings, "small", work_dir=work_dir, **{**tiny, **more})
+
+
+def history_of(directory: Path) -> list[dict[str, str]]:
+    with (directory / "history.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))

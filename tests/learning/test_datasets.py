@@ -1,0 +1,294 @@
+"""Balance, order, and that an example is a function of (seed, epoch, position) however it is met."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.learning import examples
+from utils.imaging.volume import Volume, write_volume
+from utils.learning import datasets, vertebrae
+from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
+
+SETTINGS = SegmentationTrainingSettings(patch_voxels=8, batch_size=2, examples_per_epoch=5, seed=3)
+HEATMAP_SETTINGS = HeatmapTrainingSettings(batch_size=2, examples_per_epoch=5, seed=3)
+
+
+@pytest.fixture(scope="module")
+def segmentation(tmp_path_factory):
+    return examples.write_segmentation_stage(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def data(segmentation):
+    return datasets.read_segmentation_data(segmentation / "training")
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    folder = examples.write_heatmap_stage(tmp_path_factory.mktemp("work"))
+    return datasets.read_heatmap_cases(folder / "training")
+
+
+# ---------------------------------------------------------------- balance and order
+
+
+def test_whole_ratios_are_exact():
+    # Level 20 thrice, 21 once, 3 thrice: every level ends with three.
+    ranks = [20, 20, 21, 3, 3, 20, 3]
+    assert datasets.balanced_positions(ranks, 0).tolist() == [0, 1, 2, 2, 2, 3, 4, 5, 6]
+
+
+def test_fractions_are_decided_by_chance_once_a_seed():
+    ranks = [5] * 3 + [6] * 2  # 1.5 times each
+    draws = [np.bincount(datasets.balanced_positions(ranks, seed)) for seed in range(400)]
+    assert all((counts[:3] == 1).all() and set(counts[3:]) <= {1, 2} for counts in draws)
+    np.testing.assert_allclose(np.mean(draws, axis=0)[3:], 1.5, atol=0.08)
+    again = np.bincount(datasets.balanced_positions(ranks, 7))
+    np.testing.assert_array_equal(again, draws[7])
+
+
+@pytest.mark.parametrize("count", [3, 5, 12])
+def test_passes_go_on_from_epoch_to_epoch(count):
+    items = np.array([4, 8, 8, 15, 16])
+    epochs = [datasets.epoch_order(items, count, seed=1, epoch=epoch) for epoch in range(10)]
+    assert [len(epoch) for epoch in epochs] == [count] * 10
+    passes = np.concatenate(epochs).reshape(-1, 5)
+    assert all(sorted(one) == [4, 8, 8, 15, 16] for one in passes.tolist())
+    assert len({tuple(one) for one in passes.tolist()}) > 1
+
+
+def test_an_epoch_of_0_is_one_pass():
+    found = datasets.epoch_order(np.arange(6), 0, seed=1, epoch=4)
+    assert sorted(found) == list(range(6))
+    assert found.tolist() != datasets.epoch_order(np.arange(6), 0, seed=2, epoch=4).tolist()
+
+
+def test_examples_in_an_epoch(data):
+    # Levels T12, T13, L1, L1, L2: 2 + 2 + 1 + 1 + 2.
+    whole = SegmentationTrainingSettings(patch_voxels=8)
+    assert datasets.examples_in_epoch(data, whole) == 8
+    assert datasets.examples_in_epoch(data, SETTINGS) == 5
+
+
+# ---------------------------------------------------------------- pipelines
+
+
+def stages(data, cases):
+    """Both stages: their dataset function for training or not, the items of a pass, and one example alone."""
+
+    def segmentation_alone(item, generator):
+        return datasets.segmentation_example(
+            data, item, generator, spacing_mm=examples.SPACING_MM, settings=SETTINGS
+        )
+
+    def heatmap_alone(item, generator):
+        case = cases[item]
+        drawn = datasets.draw_heatmap_example(
+            generator, case.centroids_voxels, shape=examples.HEATMAP_SHAPE, settings=HEATMAP_SETTINGS
+        )
+        return {"ct_hu": case.ct_hu, **drawn}
+
+    return {
+        "segmentation": (
+            lambda training: datasets.segmentation_dataset(
+                data, SETTINGS, spacing_mm=examples.SPACING_MM, training=training
+            ),
+            datasets.balanced_positions([v.rank for v in data.vertebrae], SETTINGS.seed),
+            segmentation_alone,
+        ),
+        "heatmap": (
+            lambda training: datasets.heatmap_dataset(cases, HEATMAP_SETTINGS, training=training),
+            np.arange(len(cases)),
+            heatmap_alone,
+        ),
+    }
+
+
+def unbatched(dataset):
+    batches = list(dataset.as_numpy_iterator())
+    return [
+        {name: value[k] for name, value in batch.items()}
+        for batch in batches
+        for k in range(len(batch["ct_hu"]))
+    ]
+
+
+def assert_same(first, second):
+    """Compare two examples; a block may be padded further in a batch than alone."""
+    assert first.keys() == second.keys()
+    for name in first:
+        a, b = np.asarray(first[name]), np.asarray(second[name])
+        assert a.dtype == b.dtype
+        if a.ndim == 3:
+            most = np.maximum(a.shape, b.shape)
+            a, b = (np.pad(one, [(0, m - s) for m, s in zip(most, one.shape)]) for one in (a, b))
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", ["segmentation", "heatmap"])
+def test_an_example_depends_on_seed_epoch_and_position_alone(data, cases, stage):
+    dataset, items, alone = stages(data, cases)[stage]
+    epoch_of = dataset(True)
+    later, first = epoch_of(1), epoch_of(0)  # in any order
+    found = unbatched(later)
+    order = datasets.epoch_order(items, 5, seed=3, epoch=1)
+    assert len(found) == 5
+    for position, example in enumerate(found):
+        generator = np.random.default_rng([3, datasets._EXAMPLE, 1, position])
+        assert_same(example, alone(int(order[position]), generator))
+    for example, again in zip(found, unbatched(later)):
+        assert_same(example, again)
+    # From the middle of the epoch, and from another pipeline.
+    for example, again in zip(found[2:], unbatched(dataset(True)(1).skip(1))):
+        assert_same(example, again)
+    differing = [not np.array_equal(a["affine"], b["affine"]) for a, b in zip(found, unbatched(first))]
+    assert all(differing)
+
+
+@pytest.mark.parametrize(("stage", "count"), [("segmentation", 5), ("heatmap", 2)])
+def test_validation_is_in_order_and_never_changes(data, cases, stage, count):
+    dataset, _, alone = stages(data, cases)[stage]
+    epochs = [unbatched(dataset(False)(epoch)) for epoch in (0, 7)]
+    assert len(epochs[0]) == len(epochs[1]) == count
+    for position, (example, again) in enumerate(zip(*epochs)):
+        assert_same(example, again)
+        assert_same(example, alone(position, None))
+
+
+def test_batches_keep_their_rest(data):
+    batches = datasets.segmentation_dataset(data, SETTINGS, spacing_mm=2.0, training=True)(0)
+    assert [len(batch["last"]) for batch in batches] == [2, 2, 1]
+    signature = batches.element_spec
+    assert signature["ct_hu"].dtype == tf.int16 and signature["ranks"].dtype == tf.uint8
+    assert signature["affine"].shape.as_list() == [None, 3, 4]
+
+
+def test_collate_pads_to_the_largest_block():
+    small = {"block": np.ones((2, 2, 2), np.int16), "vector": np.arange(3), "number": np.float32(1)}
+    large = {"block": np.full((3, 3, 3), 2, np.int16), "vector": np.arange(3) + 1, "number": np.float32(2)}
+    batch = datasets.collate([small, large])
+    assert batch["block"].shape == (2, 3, 3, 3) and batch["block"].dtype == np.int16
+    assert batch["block"][0].sum() == 8 and (batch["block"][0, :2, :2, :2] == 1).all()
+    assert (batch["block"][1] == 2).all()
+    assert batch["vector"].tolist() == [[0, 1, 2], [1, 2, 3]] and batch["number"].tolist() == [1, 2]
+
+
+# ---------------------------------------------------------------- segmentation examples
+
+
+def of_kind(data, item, shares, seed=0):
+    """One example of a kind, its parameters and what the device makes of it."""
+    settings = SegmentationTrainingSettings(patch_voxels=24, walk_shares=shares)
+    drawn = datasets.segmentation_example(
+        data, item, np.random.default_rng(seed), spacing_mm=2.0, settings=settings
+    )
+    tensors = {name: tf.constant(value) for name, value in drawn.items()}
+    x, y = vertebrae.vertebra_example(tensors, patch_voxels=24, spacing_mm=2.0, radius=2)
+    return drawn, x.numpy(), y.numpy()
+
+
+def test_validation_patch_is_the_scan_around_the_target(data):
+    # L1 of sub-a: rows 5:11, 4:10, 16:21, centre (7.5, 6.5, 18). A patch of 8 begins 4 before it.
+    drawn = datasets.segmentation_example(data, 2, None, spacing_mm=2.0, settings=SETTINGS)
+    tensors = {name: tf.constant(value) for name, value in drawn.items()}
+    x, y = (t.numpy() for t in vertebrae.vertebra_example(tensors, patch_voxels=8, spacing_mm=2.0, radius=2))
+    ct, mask, _ = examples.scan((19, 28, 20), 0)
+    # Half-voxel positions on P and R: the mean of four voxels.
+    part = ct[3:12, 2:11, 14:22].astype(float)
+    mean = (part[1:, 1:] + part[:-1, 1:] + part[1:, :-1] + part[:-1, :-1]) / 4
+    np.testing.assert_allclose(x[..., 0], (mean + 1024) * 2 / 4095 - 1, atol=1e-5)
+    # At a tie the higher index counts.
+    np.testing.assert_array_equal(y[..., 0], mask[4:12, 3:11, 14:22] == 20)
+    np.testing.assert_array_equal(x[..., 1], np.isin(mask[4:12, 3:11, 14:22], (19, 28)))
+    assert x[..., 1].sum() == 0 and y[..., 0].sum() == 180
+
+
+def test_t13_is_above_l1_and_below_t12(data):
+    assert [v.label for v in data.vertebrae] == [19, 28, 20, 20, 21]
+    assert data.ranks_of_case == {"sub-a": [19, 20, 21], "sub-b": [21, 22]}
+    ranks = [of_kind(data, item, (1, 0, 0, 0))[0]["target_rank"] for item in range(3)]
+    assert ranks == [19, 20, 21]
+
+
+def test_natural_top_shows_the_first_vertebra_of_the_scan(data):
+    for item, rank in ((2, 19), (4, 21)):
+        drawn, x, y = of_kind(data, item, (0, 0, 1, 0))
+        assert drawn["target_rank"] == rank
+        assert not x[..., 1].any() and y[..., 0].any()
+
+
+def test_nothing_left_has_all_in_memory(data):
+    found = [of_kind(data, 0, (0, 0, 0, 1), seed) for seed in range(8)]
+    assert all(drawn["target_rank"] == vertebrae.NOTHING_LEFT and drawn["remembers"] for drawn, _, _ in found)
+    assert not any(y[..., 0].any() for _, _, y in found)
+    assert all((y[..., 1] == 1).all() for _, _, y in found)
+    assert any(x[..., 1].any() for _, x, _ in found)
+
+
+def test_emptied_keeps_the_target(data):
+    drawn, x, y = of_kind(data, 1, (0, 1, 0, 0))
+    assert drawn["target_rank"] == 20 and not drawn["remembers"]
+    assert not x[..., 1].any() and y[..., 0].any()
+
+
+def test_blur_is_handed_over_in_voxels(data):
+    sigma = [of_kind(data, 0, (1, 0, 0, 0), seed)[0]["blur_sigma"] for seed in range(30)]
+    assert max(sigma) <= 0.75 and min(s for s in sigma if s) >= 0.25  # .5 to 1.5 mm at 2 mm
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_heatmap_cases_hold_their_centroids_in_voxels(cases):
+    assert [case.key for case in cases] == ["sub-a", "sub-b"]
+    assert cases[0].ct_hu.shape == examples.HEATMAP_SHAPE and cases[0].ct_hu.dtype == np.int16
+    np.testing.assert_allclose(cases[1].centroids_voxels, [[3.5, 4, 2], [3.5, 4, 6]], atol=1e-6)
+
+
+def test_nothing_prepared_is_no_case(tmp_path):
+    assert datasets.read_heatmap_cases(tmp_path / "none") == []
+    assert datasets.read_segmentation_data(tmp_path / "none").vertebrae == ()
+
+
+def copy_of(folder, tmp_path):
+    return shutil.copytree(folder / "training", tmp_path / "training")
+
+
+def test_missing_column_is_named(segmentation, tmp_path):
+    folder = copy_of(segmentation, tmp_path)
+    table = folder / "vertebrae.csv"
+    table.write_text(table.read_text().replace("centre_p", "centre_x"))
+    with pytest.raises(ValueError, match=r"vertebrae\.csv: expected the columns.*centre_p"):
+        datasets.read_segmentation_data(folder)
+
+
+def test_mask_of_another_shape_is_named(segmentation, tmp_path):
+    folder = copy_of(segmentation, tmp_path)
+    write_volume(folder / "sub-b_msk.nii", Volume(np.zeros((4, 5, 6), np.uint8), examples.AFFINE))
+    with pytest.raises(ValueError, match=r"sub-b_msk\.nii: expected the shape of the CT.*\(4, 5, 6\)"):
+        _ = datasets.read_segmentation_data(folder).scans
+
+
+def test_missing_scan_is_named(segmentation, tmp_path):
+    folder = copy_of(segmentation, tmp_path)
+    (folder / "sub-a_ct.nii").unlink()
+    with pytest.raises(ValueError, match=r"sub-a_ct\.nii"):
+        _ = datasets.read_segmentation_data(folder).scans
+
+
+def test_vertebra_absent_from_its_mask_is_named(segmentation, tmp_path):
+    folder = copy_of(segmentation, tmp_path)
+    empty = np.zeros(examples.SCAN_SHAPE, np.uint8)
+    write_volume(folder / "sub-a_msk.nii", Volume(empty, examples.AFFINE))
+    changed = datasets.read_segmentation_data(folder)
+    with pytest.raises(ValueError, match=r"sub-a_msk\.nii: expected label 19 as in vertebrae\.csv"):
+        datasets.segmentation_example(changed, 0, None, spacing_mm=2.0, settings=SETTINGS)
+
+
+def test_heatmap_case_of_another_shape_is_named(tmp_path):
+    folder = examples.write_heatmap_stage(tmp_path) / "training"
+    write_volume(folder / "sub-b_ct.nii", Volume(np.zeros((8, 8, 17), np.int16), examples.AFFINE))
+    with pytest.raises(ValueError, match=r"sub-b_ct\.nii: expected shape \(8, 8, 16\), found \(8, 8, 17\)"):
+        datasets.read_heatmap_cases(folder)

@@ -1,0 +1,62 @@
+"""Trainings that need a process of their own, for deterministic operations. Started by test_training.py.
+
+    python -m tests.learning.training_runs FOLDER
+
+FOLDER holds `whole` and `broken`, each with prepared segmentation data. Trains the one unbroken and the
+other stopped after its first epoch and started again; the last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ML_3D_Unet.utils.train import Trainer
+from tests.learning import examples
+from utils.learning import training
+
+
+def stop_after_first_epoch(self, *arguments):
+    save_epoch(self, *arguments)
+    raise KeyboardInterrupt
+
+
+save_epoch = Trainer._save_epoch
+
+
+def differing_weights(folder: Path) -> int:
+    pair = [
+        keras.models.load_model(folder / name / "models" / "segmentation" / "last.keras", compile=False)
+        for name in ("whole", "broken")
+    ]
+    weights = [model.get_weights() for model in pair]
+    return sum(not np.array_equal(a, b) for a, b in zip(*weights))
+
+
+def compare(folder: Path) -> dict:
+    status = [training.train_segmentation(examples.training_settings(folder / "whole"))]
+    stopped = False
+    with mock.patch.object(Trainer, "_save_epoch", stop_after_first_epoch):
+        try:
+            training.train_segmentation(examples.training_settings(folder / "broken"))
+        except KeyboardInterrupt:
+            stopped = True
+    halfway = examples.history_of(folder / "broken" / "models" / "segmentation")
+    status.append(training.train_segmentation(examples.training_settings(folder / "broken")))
+    return {
+        "status": status,
+        "stopped": stopped,
+        "epochs_before": [row["epoch"] for row in halfway],
+        "differing_weights": differing_weights(folder),
+    }
+
+
+if __name__ == "__main__":
+    tf.config.experimental.enable_op_determinism()
+    print(json.dumps(compare(Path(sys.argv[1]))))
