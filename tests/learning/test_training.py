@@ -20,6 +20,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 MODEL_FILES = {"best.keras", "last.keras", "history.csv", "curves.png", "settings.json"}
 
 
+@pytest.fixture(autouse=True)
+def chosen_device(monkeypatch):
+    """Leave the devices alone: TensorFlow refuses to hide a GPU that this process has used already."""
+
+    def say(device, preset):
+        print(f"Device chosen for {device}, {preset}.")
+
+    monkeypatch.setattr(training.runtime, "choose_device", say)
+
+
 # ---------------------------------------------------------------- the weight of false positives
 
 
@@ -160,7 +170,7 @@ def heatmap_settings(work_dir, **changes):
 def test_heatmap_training_leaves_its_files(tmp_path, capsys):
     examples.write_heatmap_stage(tmp_path)
     assert training.train_heatmap(heatmap_settings(tmp_path)) == 0
-    assert capsys.readouterr().out.startswith("Device: CPU.\n")
+    assert capsys.readouterr().out.startswith("Device chosen for cpu, small.\n")
     directory = tmp_path / "models" / "heatmap"
     assert {path.name for path in directory.iterdir()} >= MODEL_FILES
     model, settings = models.load_model(directory)
