@@ -48,7 +48,7 @@ demo: .venv/installed
 	@$(call pipeline,demo,12 3 5,,)
 
 train-small: .venv/installed
-	@$(call pipeline,train-small,60 5 20,--epochs 20 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160)
+	@$(call pipeline,train-small,60 5 20,--epochs 12 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160)
 
 test: .venv/installed-dev
 	$(RUN) -m pytest

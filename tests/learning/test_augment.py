@@ -98,7 +98,6 @@ def test_eager_traced_and_xla_agree():
     assert_eager_traced_and_xla_agree(every_operation, [random_ct(), random_labels(), 1.1])
 
 
-@pytest.mark.xfail(strict=True, reason="stateless_normal draws other numbers under XLA than eagerly")
 def test_noise_is_the_same_eager_traced_and_under_xla():
     arguments = [random_ct(), 0.02, np.array([5, 6], np.int32)]
     assert_eager_traced_and_xla_agree(augment.add_noise, arguments)

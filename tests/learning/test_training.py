@@ -236,7 +236,6 @@ def test_a_directory_of_data_with_another_spacing_is_refused(tmp_path, capsys, s
     assert f"{directory}: " in said and "spacing_mm" in said
 
 
-@pytest.mark.xfail(strict=True, reason="tf.data hands the ValueError on as its own error, with a traceback")
 def test_a_bad_mask_met_in_training_is_named(tmp_path, capsys):
     """What is wrong with a case that is not the first is found inside the pipeline."""
     folder = examples.write_segmentation_stage(tmp_path) / "training"

@@ -7,6 +7,7 @@ TensorFlow on tensors of fixed shape, without Python branches on values, so that
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -188,12 +189,33 @@ def normalised(ct_hu: tf.Tensor) -> tf.Tensor:
 
 
 def add_noise(image: tf.Tensor, sigma: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Add Gaussian noise that depends on the seed alone.
+    """Add Gaussian noise that depends on the seed alone, whatever the device and the compiler.
 
-    The generator is named, since the one chosen by default differs from device to device.
+    TensorFlow's normal numbers differ between its own kernels and XLA even for a named generator; its
+    random bits do not. They are turned into numbers in (0, 1), and these into normal ones by the inverse of
+    the normal distribution.
+
+    Parameters
+    ----------
+    image : tf.Tensor of float32
+        Normalised intensities, of static shape.
+    sigma : tf.Tensor of float32, scalar
+        Standard deviation of the noise.
+    seed : tf.Tensor of int32, (2,)
+        Seed.
+
+    Returns
+    -------
+    tf.Tensor of float32, shape of `image`
+        The image with noise.
     """
-    noise = tf.random.stateless_normal(tf.shape(image), seed, dtype=tf.float32, alg="philox")
-    return image + sigma * noise
+    bits = tf.random.stateless_uniform(
+        image.shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+    # 23 bits: with 24 the largest number would round to 1, whose normal number is infinite.
+    kept = tf.bitwise.right_shift(tf.bitcast(bits, tf.uint32), tf.constant(9, tf.uint32))
+    uniform = (tf.cast(kept, tf.float32) + 0.5) * 2.0**-23
+    return image + sigma * math.sqrt(2.0) * tf.math.erfinv(2.0 * uniform - 1.0)
 
 
 def blur(image: tf.Tensor, sigma_voxels: tf.Tensor, radius: int) -> tf.Tensor:

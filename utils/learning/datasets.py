@@ -80,6 +80,11 @@ class SegmentationData:
             raise ValueError(f"{name}: expected the shape of the CT, {ct.shape}, found {mask.shape}.")
         return ct, mask
 
+    def check(self) -> None:
+        """Open every scan and look every vertebra up; `ValueError` names the first file that is wrong."""
+        for vertebra in self.vertebrae:
+            _target_of(self, vertebra)
+
     @cached_property
     def ranks_of_case(self) -> dict[str, list[int]]:
         """Ranks of the vertebrae of every case, from the top."""
@@ -322,6 +327,8 @@ def _target_of(data: SegmentationData, vertebra: Vertebra) -> Target:
             f"{where}: expected label {vertebra.label} as in vertebrae.csv, found no voxel of it."
         )
     thinned = voxels[:: max(1, len(voxels) // MOST_TARGET_VOXELS)]
+    # The patch rule measures from the target's top, so that must not be thinned away.
+    thinned = np.vstack([voxels[voxels[:, 2].argmin()], thinned])
     is_top = vertebra.rank == data.ranks_of_case[vertebra.case][0]
     return Target(vertebra.rank, thinned, vertebra.centre, is_top)
 

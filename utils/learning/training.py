@@ -110,8 +110,8 @@ def cosine_schedule(first: float, last: float, epochs: int) -> Callable[[int], f
 def _reporting(train: Callable[[Any], None], settings: Any) -> int:
     """Run a training; what is wrong with files or numbers is one line and exit status 1."""
     runtime.choose_device(settings.device, settings.preset)
-    runtime.set_seed(settings.seed)
     try:
+        runtime.set_seed(settings.seed)
         train(settings)
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -151,6 +151,9 @@ def _train_segmentation(settings: SegmentationTrainingSettings) -> None:
     facts = _prepared_facts(source, settings.preset, ("spacing_mm",))
     data, held_out = (datasets.read_segmentation_data(source / split) for split in ("training", "validation"))
     _expect_cases(data.vertebrae, source / "training")
+    # Inside the pipeline an error would come out as TensorFlow's, with a traceback.
+    data.check()
+    held_out.check()
     _claim_directory(settings, directory, facts)
     spacing_mm = facts["spacing_mm"]
     trainer = VertebraTrainer(
@@ -212,5 +215,10 @@ def _claim_directory(settings: Any, directory: Path, facts: dict[str, Any]) -> N
             raise ValueError(
                 f"{directory}: expected a run with the same settings to go on with, found other values of "
                 f"{', '.join(differing)}; delete the directory or choose another --work-dir."
+            )
+        if found.get("epochs") != wanted["epochs"]:
+            print(
+                f"{directory}: {found.get('epochs')} epochs before, {wanted['epochs']} now: what follows the "
+                "length of the run (learning rate, weight of false positives) is stretched from here on."
             )
     save_settings(settings, directory, **facts)
