@@ -107,6 +107,20 @@ def test_shift_is_of_the_result_and_fills_its_range():
     assert (np.abs(ways) <= 20.001).all() and (ways.max(axis=0) > 19).all() and (ways.min(axis=0) < -19).all()
 
 
+def test_what_the_shift_lets_in_is_empty_without_noise_or_blur():
+    settings = moved_alone(6.0, flip_probability=0.0, rotation_degrees=0.0)
+    drawn, tensors = drawn_tensors(np.random.default_rng(3), CENTROIDS, settings)
+    ct = tf.fill(SHAPE, tf.constant(1000, tf.int16))
+    noisy = {**tensors, "noise_sigma": tf.constant(0.1), "blur_sigma": tf.constant(1.0)}
+    image = heatmap.heatmap_example(ct, noisy, sigma_voxels=4.0, radius=3)[0][..., 0]
+    came_in = np.zeros(SHAPE, bool)
+    for axis, shift in enumerate(drawn["shift"]):
+        place = np.indices(SHAPE)[axis] - shift
+        came_in |= (place < -0.5) | (place > SHAPE[axis] - 0.5)
+    assert came_in.any() and (image.numpy()[came_in] == -1.0).all()
+    assert not (image.numpy()[~came_in] == -1.0).any()
+
+
 def test_same_generator_state_gives_the_same_draw():
     draws = [drawn_tensors(np.random.default_rng(5), CENTROIDS, Settings())[0] for _ in range(2)]
     assert draws[0].keys() == draws[1].keys()

@@ -42,8 +42,9 @@ def draw_heatmap_example(
     Returns
     -------
     dict of str to np.ndarray
-        "affine" (3, 4) from output to source voxels, "points" (MAX_RANK, 3) and "present" (MAX_RANK,) the
-        moved centroids, "gain", "offset", "noise_sigma", "blur_sigma", "noise_seed".
+        "affine" (3, 4) from output to source voxels, "shift" (3,) its last part in output voxels, "points"
+        (MAX_RANK, 3) and "present" (MAX_RANK,) the moved centroids, "gain", "offset", "noise_sigma",
+        "blur_sigma", "noise_seed".
 
     Raises
     ------
@@ -64,6 +65,7 @@ def draw_heatmap_example(
     present[: len(centroids_voxels)] = 1.0
     return {
         "affine": np.column_stack([drawn.matrix, translation]).astype(np.float32),
+        "shift": shift.astype(np.float32),
         "points": points,
         "present": present,
         "gain": np.float32(drawn.gain),
@@ -136,8 +138,15 @@ def heatmap_example(
     image = tf.where(augment.is_inside(coordinates, last), image, OUTSIDE)
     image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
     image = augment.blur(image, drawn["blur_sigma"], radius)
+    # The shift comes last: what it lets in is empty, without noise or blur.
+    before_shift = augment.sampling_coordinates(_moved_back(drawn["shift"]), shape)
+    image = tf.where(augment.is_inside(before_shift, last), image, OUTSIDE)
     target = heat_target(drawn["points"], drawn["present"], shape=shape, sigma_voxels=sigma_voxels)
     return image[..., None], target
+
+
+def _moved_back(shift: tf.Tensor) -> tf.Tensor:
+    return tf.concat([tf.eye(3), -shift[:, None]], axis=1)
 
 
 def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
