@@ -453,7 +453,7 @@ def test_pairs_in_different_places_are_refused(tmp_path):
         read_pair(ct, mask)
 
 
-def zeros_in_header(path: Path, field: str, index: int, value: float) -> Path:
+def zeros_in_header(path: Path, field: str, index: int | tuple[()], value: float) -> Path:
     """Change a number of a written header, which nibabel itself would not write."""
     image = nibabel.Nifti1Image(np.zeros((3, 3, 3), np.int16), np.eye(4))
     nibabel.save(image, path)
@@ -499,6 +499,10 @@ def bad_file(kind: str, folder: Path) -> Path:
         return zeros_in_header(folder / "bad_ct.nii", "pixdim", 2, 0)
     if kind == "NaN spacing":
         return zeros_in_header(folder / "bad_ct.nii", "pixdim", 2, np.nan)
+    if kind == "unknown number type":
+        return zeros_in_header(folder / "bad_ct.nii", "datatype", (), 999)
+    if kind == "data inside the header":
+        return zeros_in_header(folder / "bad_ct.nii", "vox_offset", (), 8)
     if kind == "zero column":
         return zeros_in_header(folder / "bad_ct.nii", "srow_y", 1, 0)
     if kind == "singular":
@@ -527,6 +531,8 @@ def bad_file(kind: str, folder: Path) -> Path:
         ("all NaN", "not one finite voxel"),
         ("zero spacing", "spacings over 0 mm, found 1 x 0 x 1 mm"),
         ("NaN spacing", "spacings over 0 mm, found 1 x nan x 1 mm"),
+        ("unknown number type", "whole NIfTI file, found a broken one .*999"),
+        ("data inside the header", "whole NIfTI file"),
         ("zero column", "spacings over 0 mm, found 1 x 0 x 1 mm"),
         ("singular", "affine that can be inverted"),
         ("metres", "under 4000 mm"),
@@ -540,3 +546,14 @@ def test_bad_files_are_named_with_what_was_found(tmp_path, capfd, read, kind, sa
     assert str(caught.value).startswith(f"{path}: expected")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+def test_nibabel_adds_no_line_of_its_own(tmp_path):
+    """In a process of its own: under pytest the logger has other handlers."""
+    path = bad_file("zero spacing", tmp_path)
+    code = f"from utils.imaging.volume import read_ct\ntry: read_ct({str(path)!r})\nexcept ValueError: pass"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == result.stderr == ""

@@ -22,7 +22,8 @@ import nibabel
 import numpy as np
 from nibabel import orientations
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from scipy import ndimage, sparse
 
 from utils.settings import HU_RANGE
@@ -50,6 +51,8 @@ _READ_ERRORS = (
     TypeError,
     KeyError,
     ImageFileError,
+    HeaderDataError,
+    HeaderTypeError,
 )
 
 
@@ -254,6 +257,20 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: expected a whole NIfTI file, found a broken one ({found}).") from None
 
 
+@contextlib.contextmanager
+def _silent_nibabel() -> Iterator[None]:
+    """Keep nibabel's remarks on odd headers off the terminal.
+
+    Its own suppressor takes the logger's handler away, and Python's last resort then prints the remark.
+    """
+    before = nibabel_logger.disabled
+    nibabel_logger.disabled = True
+    try:
+        yield
+    finally:
+        nibabel_logger.disabled = before
+
+
 def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibabel.Nifti1Pair:
     """Load header and affine, and refuse what no later step could use."""
     path = Path(path)
@@ -263,7 +280,7 @@ def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibab
         )
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: expected a NIfTI file, found an empty file.")
-    with _named_errors(path), LoggingOutputSuppressor():
+    with _named_errors(path), _silent_nibabel():
         image = nibabel.load(path, mmap=memory_map)
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
