@@ -230,10 +230,9 @@ def vertebra_table(
 
 
 def vertebra_points(labels: Volume) -> Centroids:
-    """Give the point of every vertebra that the centroid file holds: the centre of its mask.
+    """Give the point of every vertebra that the centroid file holds: the centre of its body, as VerSe's.
 
-    VerSe's annotated points are the centres of the vertebral *bodies*, about 11 mm in front of the
-    mask's centre. The one place to change for a better estimate.
+    The one place to change for a better estimate.
     """
     return centroids_of_mask(labels)
 

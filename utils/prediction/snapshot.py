@@ -1,7 +1,7 @@
 """A picture of a case: two slices that follow the spine, with the vertebrae in colour and their names.
 
-The sagittal slice runs through the middle of every vertebra, whatever the spine's curve to the side; the
-coronal slice runs through the bodies. Both are drawn in mm, so nothing is stretched.
+Both run through the centres of the vertebral bodies, whatever the spine's curve. They are drawn in mm, so
+nothing is stretched.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from utils.imaging.volume import Grid, Volume, transform_points, working_grid
 
 #: Bone window in HU: trabecular bone grey, cortex white, soft tissue dark.
 WINDOW_HU = (-250, 1100)
-#: How far behind the centre of the vertebral body the centre of the whole vertebra lies.
-BODY_IN_FRONT_MM = 11.0
 #: What is shown on either side of the column.
 HALF_WIDTH_MM = 90.0
 HEIGHT_INCHES = 9.0
@@ -62,7 +60,7 @@ def snapshot_figure(
     ct, labels : Volume
         Scan in HU and its labels, on one grid.
     points : Centroids
-        Centre of every vertebra's mask.
+        Centre of every vertebral body.
     names : sequence of str
         Name of every point.
     title : str
@@ -93,7 +91,7 @@ def curved_slices(ct: Volume, labels: Volume, points: Centroids) -> tuple[Curved
     ct, labels : Volume
         Scan and labels, on one grid.
     points : Centroids
-        Centre of every vertebra's mask; without any the slices are plain and run through the middle.
+        Centre of every vertebral body; without any the slices are plain and run through the middle.
 
     Returns
     -------
@@ -108,11 +106,10 @@ def curved_slices(ct: Volume, labels: Volume, points: Centroids) -> tuple[Curved
     rows = np.arange(frame.shape[2])
     order = np.argsort(centres[:, 2])
     middle_p, middle_r = (np.interp(rows, centres[order, 2], centres[order, axis]) for axis in (0, 1))
-    bodies_p = middle_p - BODY_IN_FRONT_MM / frame.spacing_mm[0]
     across_p, across_r = (_columns(frame, centres, axis) for axis in (0, 1))
     sagittal = np.stack(np.broadcast_arrays(across_p, middle_r[:, None], rows[:, None]), axis=-1)
     # Reversed: by convention the patient's right is shown on the left.
-    coronal = np.stack(np.broadcast_arrays(bodies_p[:, None], across_r[::-1], rows[:, None]), axis=-1)
+    coronal = np.stack(np.broadcast_arrays(middle_p[:, None], across_r[::-1], rows[:, None]), axis=-1)
     shown = points.voxels(frame)
     return (
         _sample(ct, labels, frame, sagittal, shown[:, [2, 0]] - [0, across_p[0]]),
