@@ -73,6 +73,23 @@ def test_a_wrong_command_line_ends_with_status_2(stage, arguments, capsys):
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("stage", "arguments", "said"),
+    [
+        (SegmentationTrainingSettings, ["--epochs", "0"], "--epochs: expected 1 or more, received 0."),
+        (HeatmapTrainingSettings, ["--batch-size", "-2"], "--batch-size: expected 1 or more, received -2."),
+        (DataSettings, ["--seed", "-1"], "--seed: expected 0 or more, received -1."),
+        (SegmentationPreparationSettings, ["--spacing-mm", "0"], "--spacing-mm: expected 0.1 or more"),
+        (SegmentationPreparationSettings, ["--spacing-mm", "nan"], "--spacing-mm: expected 0.1 or more"),
+    ],
+)
+def test_numbers_out_of_range_end_with_status_2(stage, arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        settings_from_command_line(stage, arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_command_line_of_the_contract():
     data = settings_from_command_line(
         DataSettings,
@@ -154,7 +171,7 @@ def test_saved_settings_are_read_back_with_facts(tmp_path):
     assert found["stage"] == "SegmentationTrainingSettings"
     assert (found["epochs"], found["filters"], found["spacing_mm"]) == (2, [8, 16, 32, 64], 2.0)
     assert (found["work_dir"], found["data"]) == ("work", str(tmp_path))
-    assert found["augmentation"]["zoom_i"] == [0.7, 1.3]
+    assert found["augmentation"]["zoom_i"] == [0.85, 1.15]
 
 
 def test_settings_that_cannot_be_read_are_named(tmp_path):

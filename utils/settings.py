@@ -26,6 +26,16 @@ Settings = TypeVar("Settings")
 #: Range of Hounsfield units that the networks see, mapped linearly to [-1, 1]; air is the lower end.
 HU_RANGE = (-1024, 3071)
 SETTINGS_FILE = "settings.json"
+#: Smallest values of settings that would otherwise fail late, after files of an earlier run were touched.
+LEAST = {
+    "seed": 0,
+    "workers": 0,
+    "spacing_mm": 0.1,
+    "epochs": 1,
+    "examples_per_epoch": 0,
+    "batch_size": 1,
+    "validate_every": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -365,7 +375,14 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     preset = _preset_named_in(arguments)
-    return tyro.cli(stage, args=arguments, default=preset_settings(stage, preset))
+    settings = tyro.cli(stage, args=arguments, default=preset_settings(stage, preset))
+    for name, least in LEAST.items():
+        value = getattr(settings, name, least)
+        if not value >= least:  # true for NaN too
+            option = "--" + name.replace("_", "-")
+            print(f"{option}: expected {least} or more, received {value}.", file=sys.stderr)
+            raise SystemExit(2)
+    return settings
 
 
 def _preset_named_in(arguments: list[str]) -> str:
