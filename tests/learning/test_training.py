@@ -246,3 +246,23 @@ def test_a_bad_mask_met_in_training_is_named(tmp_path, capsys):
     assert training.train_segmentation(examples.training_settings(tmp_path, examples_per_epoch=0)) == 1
     said = capsys.readouterr().err
     assert "error:" in said and "sub-b_msk.nii: expected label 22" in said
+
+
+@each_stage
+def test_settings_that_make_no_network_claim_no_directory(tmp_path, capsys, stage):
+    train, settings, write = STAGES[stage]
+    write(tmp_path)
+    assert train(settings(tmp_path, filters=(2,))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: Expected n_filters") and said.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+@each_stage
+def test_a_model_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, stage):
+    train, settings, write = STAGES[stage]
+    write(tmp_path)
+    (tmp_path / "models").write_text("a file where a folder should be")
+    assert train(settings(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and str(tmp_path / "models") in said and said.count("\n") == 1

@@ -113,7 +113,7 @@ def _reporting(train: Callable[[Any], None], settings: Any) -> int:
     try:
         runtime.set_seed(settings.seed)
         train(settings)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -125,9 +125,11 @@ def _train_heatmap(settings: HeatmapTrainingSettings) -> None:
     cases = datasets.read_heatmap_cases(source / "training")
     _expect_cases(cases, source / "training")
     held_out = datasets.read_heatmap_cases(source / "validation")
+    # Before the directory is claimed: settings that make no network must not stand in it.
+    network = models.build_heatmap_network(settings, cases[0].ct_hu.shape)
     _claim_directory(settings, directory, facts)
     trainer = Trainer(
-        models.build_heatmap_network(settings, cases[0].ct_hu.shape),
+        network,
         learning_rate=settings.learning_rate,
         model_dir=directory,
         prepare=heatmap_batch_builder(settings),
@@ -154,10 +156,12 @@ def _train_segmentation(settings: SegmentationTrainingSettings) -> None:
     # Inside the pipeline an error would come out as TensorFlow's, with a traceback.
     data.check()
     held_out.check()
+    # Before the directory is claimed: settings that make no network must not stand in it.
+    network = models.build_segmentation_network(settings)
     _claim_directory(settings, directory, facts)
     spacing_mm = facts["spacing_mm"]
     trainer = VertebraTrainer(
-        models.build_segmentation_network(settings),
+        network,
         learning_rate=settings.learning_rate,
         model_dir=directory,
         prepare=segmentation_batch_builder(settings, spacing_mm),
