@@ -90,6 +90,16 @@ def test_any_other_folder_gives_all_but_masks(tmp_path):
     assert sorted(scan.key for scan in scans) == ["sub-one", "sub-threesegment", "sub-two"] and not bad
 
 
+def test_masks_are_known_by_any_usual_name(tmp_path):
+    touch(tmp_path, "my_scan.nii.gz", "my_mask.nii.gz", "mask.nii", "a-segmentation.nii.gz", "LABELS_2.nii")
+    touch(tmp_path, "masked.nii.gz", "unlabelled.nii")
+    scans, bad = find_scans([tmp_path])
+    assert sorted(scan.path.name for scan in scans) == ["masked.nii.gz", "my_scan.nii.gz", "unlabelled.nii"]
+    touch(tmp_path, "deep/sub-seg01_ct.nii.gz")
+    scans, bad = find_scans([tmp_path])
+    assert [scan.key for scan in scans] == ["sub-seg01"] and not bad
+
+
 def test_inputs_that_give_no_scan_are_named(tmp_path):
     touch(tmp_path, "a_msk.nii.gz")
     (tmp_path / "empty").mkdir()

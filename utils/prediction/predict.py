@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / "starter"
 _SCAN_SUFFIXES = (".nii", ".nii.gz")
 _CT_SUFFIXES = ("_ct.nii", "_ct.nii.gz")
-_MASK_NAME = re.compile(r"_(msk|seg)(?![a-z])", re.IGNORECASE)
+_MASK_NAME = re.compile(r"(?<![a-z])(msk|mask|seg|segmentation|labels?)(?![a-z])", re.IGNORECASE)
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = ("inputs", "output", "work_dir", "model", "heatmap_model", "seed", "device", "skip_bad")
 #: Counted up when predictions change their meaning, so that older ones are made again.
@@ -140,7 +140,8 @@ def find_scans(inputs: Sequence[Path]) -> tuple[list[Scan], list[str]]:
     ----------
     inputs : sequence of Path
         NIfTI files, and folders that are searched to any depth. A folder with VerSe CTs (`*_ct.nii.gz`)
-        gives only those, any other all its NIfTI files but masks (`_msk` or `_seg` in the name).
+        gives only those, any other all its NIfTI files but masks (`msk`, `mask`, `seg`, `segmentation` or
+        `label` as a word of the name).
 
     Returns
     -------
@@ -176,7 +177,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _is_mask(path: Path) -> bool:
-    return _MASK_NAME.search(path.name) is not None
+    return not path.name.endswith(_CT_SUFFIXES) and _MASK_NAME.search(path.name) is not None
 
 
 def _scan_of(path: Path) -> Scan:
