@@ -143,6 +143,16 @@ def test_a_folder_of_another_seed_is_refused(data_set):
         write_phantom_data_set(data_set[0], COUNTS, seed=1)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{"])
+def test_a_damaged_record_of_the_seed_is_named(tmp_path, text):
+    record = tmp_path / "phantom.json"
+    record.write_text(text)
+    with pytest.raises(ValueError, match="expected the seed") as caught:
+        write_phantom_data_set(tmp_path, (1, 0, 0), seed=0)
+    assert str(caught.value).startswith(f"{record}: ")
+    assert list(tmp_path.iterdir()) == [record]
+
+
 def test_a_negative_count_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"three counts of 0 or more.*\(1, -1, 0\)"):
         write_phantom_data_set(tmp_path, (1, -1, 0), seed=0)

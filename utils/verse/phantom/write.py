@@ -164,7 +164,10 @@ def write_phantom_data_set(
 def _check_seed(data_dir: Path, seed: int) -> None:
     record = data_dir / "phantom.json"
     if record.exists():
-        found = json.loads(record.read_text())["seed"]
+        try:
+            found = json.loads(record.read_text())["seed"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{record}: expected the seed of the phantoms here, found {error!r}.") from None
         if found != seed:
             raise ValueError(f"{data_dir}: expected phantoms of seed {seed}, found those of seed {found}.")
         return
