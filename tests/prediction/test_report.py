@@ -1,6 +1,7 @@
 """The evaluation from files to files: what it counts, what it writes, and what it says of bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from utils.imaging.volume import Volume, write_volume
+from utils.prediction import evaluation
 from utils.prediction.evaluation import check_same_grid, evaluate, pair_with_predictions, read_numbering
 from utils.prediction.metrics import VertebraScore
 from utils.prediction.report import (
@@ -216,6 +218,20 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert evaluate(settings(tmp_path)) == 1
     assert str(tmp_path / "output") in capsys.readouterr().err
     assert (tmp_path / "output").read_text() == "a file"
+
+
+def dying(pair, **options):
+    os._exit(1)
+
+
+def test_a_killed_process_is_one_line(tmp_path, monkeypatch, capsys):
+    for key in ("sub-a", "sub-b"):
+        put_reference(tmp_path / "data", key, mask((20, 8)))
+        put_prediction(tmp_path / "predictions", key, mask((20, 8)))
+    monkeypatch.setattr(evaluation, "score_case", dying)
+    assert evaluate(settings(tmp_path, workers=2)) == 1
+    error = capsys.readouterr().err
+    assert "killed" in error and not (tmp_path / "output").exists()
 
 
 def test_only_incomplete_references_are_an_error(tmp_path, capsys):

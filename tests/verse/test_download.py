@@ -1,7 +1,10 @@
 """Putting a data set on disk: what is copied where, what is refused, and what is said."""
 
+import multiprocessing
+import os
 import stat
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -209,3 +212,13 @@ def test_a_further_source_is_one_more_entry(tmp_path):
 
     assert get_data(settings(tmp_path, "server"), sources={"server": fetch}) == 1
     assert get_data(settings(tmp_path, "server", skip_bad=True), sources={"server": fetch}) == 0
+
+
+def test_a_killed_process_is_one_line(tmp_path, capsys):
+    def killed(asked):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(os._exit, 1).result()
+
+    assert get_data(settings(tmp_path, "phantom"), sources={"phantom": killed}) == 1
+    error = capsys.readouterr().err
+    assert "killed" in error and error.count("\n") == 1

@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def evaluate(settings: EvaluationSettings) -> int:
         save_settings(settings, settings.output)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
         return 1
     bad = [result.message for result in results if result.message]
     for message in bad:

@@ -13,6 +13,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -68,6 +69,9 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
         cases = index_cases(settings.data_dir)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
         return 1
     for line in warnings_about(cases):
         print(line, file=sys.stderr)
