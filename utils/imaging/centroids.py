@@ -17,7 +17,8 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
-from utils.imaging.volume import Grid, Volume, oriented_grid, transform_points, whole_file
+from utils.files import written_whole
+from utils.imaging.volume import Grid, Volume, oriented_grid, transform_points
 from utils.verse.labels import code_of_name, rank_of_code
 
 #: A point may lie this far outside its scan before file and scan count as not belonging together.
@@ -109,7 +110,7 @@ def write_centroids(path: Path, centroids: Centroids, grid: Grid, *, source: str
         {"label": int(code), **{axis: round(float(value), 3) for axis, value in zip("XYZ", voxel)}}
         for code, voxel in zip(centroids.codes, centroids.voxels(grid))
     ]
-    with whole_file(path) as temporary:
+    with written_whole(path) as temporary:
         temporary.write_text(json.dumps([header, *points]) + "\n")
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
+from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
 from utils.imaging.volume import (
     Volume,
@@ -29,7 +30,6 @@ from utils.imaging.volume import (
     read_ct,
     read_pair,
     resample_labels,
-    whole_file,
     working_ct,
     write_volume,
 )
@@ -425,7 +425,7 @@ def _complain(line: str) -> None:
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    with whole_file(path) as temporary, temporary.open("w", newline="") as stream:
+    with written_whole(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, VERTEBRA_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

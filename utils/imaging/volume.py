@@ -11,7 +11,6 @@ equal to SciPy's N-dimensional spline (`mode="nearest"`) at a fraction of its co
 from __future__ import annotations
 
 import contextlib
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from scipy import ndimage, sparse
 
+from utils.files import written_whole
 from utils.settings import HU_RANGE
 from utils.verse.labels import CODES
 
@@ -201,29 +201,8 @@ def write_volume(path: Path, volume: Volume) -> None:
     image = nibabel.Nifti1Image(np.asarray(volume.data), volume.affine, dtype=volume.data.dtype)
     image.header.set_xyzt_units("mm")
     # nibabel takes the format from the name's end.
-    with whole_file(path, suffix=".nii.gz" if path.name.endswith(".gz") else ".nii") as temporary:
+    with written_whole(path, suffix=".nii.gz" if path.name.endswith(".gz") else ".nii") as temporary:
         nibabel.save(image, temporary)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path, *, suffix: str = "") -> Iterator[Path]:
-    """Give a temporary name to write to; it becomes `path` if all goes well and vanishes otherwise.
-
-    Parameters
-    ----------
-    path : Path
-        File that shall appear whole or not at all; its folder is made if it is not there.
-    suffix : str
-        End of the temporary name.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def open_memory_map(path: Path) -> Volume:

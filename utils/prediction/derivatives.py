@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
-from utils.imaging.volume import Grid, Volume, resample_linear, transform_points, whole_file, write_volume
+from utils.imaging.volume import Grid, Volume, resample_linear, transform_points, write_volume
 from utils.prediction.snapshot import snapshot_figure
 from utils.prediction.traverse import FoundVertebra
 from utils.verse.labels import MAX_RANK, T13_CODE, code_of_name, code_of_rank, name_of_code, rank_of_code
@@ -283,14 +284,14 @@ def write_case(prediction: CasePrediction, output: Path) -> None:
     path(MASK_SUFFIX).unlink(missing_ok=True)
     points = vertebra_points(prediction.labels)
     names = [prediction.numbering.name(code) for code in points.codes]
-    with whole_file(path(SETTINGS_SUFFIX)) as temporary:
+    with written_whole(path(SETTINGS_SUFFIX)) as temporary:
         temporary.write_text(json.dumps(prediction.settings, indent=2) + "\n")
-    with whole_file(path(TABLE_SUFFIX)) as temporary:
+    with written_whole(path(TABLE_SUFFIX)) as temporary:
         _write_table(temporary, prediction.table)
     write_centroids(path(CENTROIDS_SUFFIX), points, prediction.labels.grid, source="mask")
     title = f"{prediction.key}: {len(names)} vertebrae" + _remark(prediction.numbering)
     figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)
-    with whole_file(path(SNAPSHOT_SUFFIX)) as temporary:
+    with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
         figure.savefig(temporary, format="png")
     write_volume(path(MASK_SUFFIX), prediction.labels)
 
