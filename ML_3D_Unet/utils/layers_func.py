@@ -156,8 +156,7 @@ def upsample_block(
     layers_to_concat : dict of str to tensor
         The encoder's outputs, by level.
     x : tensor (batch, a, b, c, channels)
-        Input.
-        From the level below.
+        Input, from the level below.
     n_convs, n_filters, ksize, padding, activation, norm, **kwargs
         See `n_conv_block`.
     dropout : float
