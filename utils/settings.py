@@ -303,7 +303,7 @@ PRESETS: dict[str, dict[type, dict[str, Any]]] = {
         SegmentationPreparationSettings: {"spacing_mm": 2.0},
         # A laptop's few hundred steps: small epochs, a falling rate, and statistics that keep up.
         HeatmapTrainingSettings: {
-            "epochs": 10,
+            "epochs": 8,
             "examples_per_epoch": 24,
             "batch_size": 1,
             "learning_rate": 3e-3,
