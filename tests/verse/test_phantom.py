@@ -15,6 +15,7 @@ from utils.verse.phantom import (
     cut_codes,
     draw_acquisition,
     draw_anatomy,
+    draw_storage,
     draw_tissue,
     grid_of,
     make_phantom,
@@ -249,3 +250,27 @@ def test_outside_the_circle_the_scan_is_padding_and_unlabelled():
 def test_an_unknown_style_is_refused():
     with pytest.raises(ValueError, match=r"2019.*received '2021'"):
         make_phantom(0, style="2021")
+
+
+def test_scans_of_the_second_release_are_stored_in_all_orientations():
+    drawn = [draw_storage(np.random.default_rng([0, k]), "2020") for k in range(2000)]
+    odd = [axes for axes in drawn if axes]
+    assert len(set(odd)) == 48
+    assert 0.35 < len(odd) / len(drawn) < 0.45
+    assert all(draw_storage(np.random.default_rng([0, k]), "2019") is None for k in range(50))
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "SRP", "AIL"])
+def test_storage_changes_nothing_of_what_a_scan_shows(axes):
+    phantom = make_phantom(0, subject=1, style="2019", whole=(20, 21), step_mm=2.0)
+    stored = phantom.stored(axes)
+    assert "".join(nib.aff2axcodes(stored.affine)) == axes
+    for name in ("ct", "mask", "bone"):
+        before, after = (
+            nib.as_closest_canonical(nib.Nifti1Image(getattr(each, name), each.affine))
+            for each in (phantom, stored)
+        )
+        np.testing.assert_array_equal(before.dataobj, after.dataobj)
+        np.testing.assert_allclose(before.affine, after.affine, atol=1e-9)
+    for code, index in stored.voxel_points().items():
+        assert stored.mask[tuple(np.rint(index).astype(int))] == code

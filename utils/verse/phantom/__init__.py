@@ -9,7 +9,7 @@ from utils.verse.phantom.acquisition import (
     whole_codes,
 )
 from utils.verse.phantom.anatomy import Anatomy, Vertebra, draw_anatomy
-from utils.verse.phantom.make import Phantom, make_phantom, make_tissue
+from utils.verse.phantom.make import Phantom, draw_storage, make_phantom, make_tissue
 from utils.verse.phantom.skeleton import RIB, SACRUM, SKULL, bones
 from utils.verse.phantom.tissue import Tissue, render_tissue
 from utils.verse.phantom.values import draw_tissue
@@ -30,6 +30,7 @@ __all__ = [
     "cut_codes",
     "draw_acquisition",
     "draw_anatomy",
+    "draw_storage",
     "draw_tissue",
     "grid_of",
     "make_phantom",

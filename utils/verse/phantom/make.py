@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 
@@ -21,6 +23,8 @@ from utils.verse.phantom.tissue import Tissue, render_tissue
 from utils.verse.phantom.values import draw_tissue
 
 STEP_MM = 0.8
+#: Share of scans of the second release that are stored in an orientation of their own.
+ODDLY_STORED = 0.4
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,18 @@ class Phantom:
     def whole(self) -> tuple[int, ...]:
         """Codes of the labelled vertebrae, downwards."""
         return tuple(code for code, _ in self.points)
+
+    def stored(self, axes: str) -> Phantom:
+        """Give the same scan with its voxels in another order, such as "LPS": what a file may look like."""
+        change = nib.orientations.ornt_transform(
+            nib.io_orientation(self.affine), nib.orientations.axcodes2ornt(axes)
+        )
+        affine = self.affine @ nib.orientations.inv_ornt_aff(change, self.ct.shape)
+        arrays = {
+            name: np.ascontiguousarray(nib.orientations.apply_orientation(getattr(self, name), change))
+            for name in ("ct", "mask", "bone")
+        }
+        return dataclasses.replace(self, affine=affine, **arrays)
 
     def part_of_cut(self, code: int) -> np.ndarray:
         """Where a cut vertebra is seen: bool, shape of the scan."""
@@ -100,7 +116,20 @@ def make_phantom(
     labelled = whole_codes(anatomy, scan)
     ct, mask, bone = acquire(tissue, scan, labelled)
     points = tuple((code, RAS_FROM_PRI @ anatomy.vertebra(code).origin) for code in labelled)
-    return Phantom(ct, mask, scan.affine, points, tuple(cut_codes(anatomy, scan)), bone)
+    phantom = Phantom(ct, mask, scan.affine, points, tuple(cut_codes(anatomy, scan)), bone)
+    # A stream of its own: how a scan is stored changes nothing of what it shows.
+    axes = draw_storage(np.random.default_rng([seed, subject, series + 1, 1]), style)
+    return phantom.stored(axes) if axes else phantom
+
+
+def draw_storage(rng: np.random.Generator, style: str) -> str | None:
+    """Draw the order of a scan's voxels: None as scanned, else any of the 48 orientations, such as "LPS".
+
+    Scans of the style "2019" are stored as they are, of the others `ODDLY_STORED` in any orientation.
+    """
+    if style == "2019" or rng.random() >= ODDLY_STORED:
+        return None
+    return "".join(str(rng.choice(list(pair))) for pair in rng.permutation(["LR", "AP", "IS"]))
 
 
 def make_tissue(
