@@ -22,7 +22,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .PHONY: demo train-small test lint benchmark clean distclean
 
 .venv: .venv/installed
-.venv/installed: requirements.txt requirements-gpu.txt
+.venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
 	test -n "$(PYTHON)" || { echo "Expected Python 3.10 to 3.13, found none; set PYTHON=..." >&2; exit 1; }
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)

@@ -192,6 +192,8 @@ class HeatmapTrainingSettings:
     """Seed of weights and examples."""
     device: Device = "auto"
     """Device to train on; "auto" takes a GPU if there is one."""
+    skip_bad: bool = False
+    """End with exit status 0 although prepared cases were bad (they are listed and left out)."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,8 @@ class SegmentationTrainingSettings:
     """Seed of weights and examples."""
     device: Device = "auto"
     """Device to train on; "auto" takes a GPU if there is one."""
+    skip_bad: bool = False
+    """End with exit status 0 although prepared cases were bad (they are listed and left out)."""
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def test_a_pair_becomes_a_complete_case(tmp_path):
     pair = put_pair(tmp_path)
     assert add_own_case(settings(tmp_path, pair, split="validation")) == []
     (case,) = index_cases(tmp_path / "data")
-    assert (case.key, case.split, case.missing()) == ("sub-Myscan1", "validation", [])
-    assert case.ct == tmp_path / "data/dataset-ownvalidation/rawdata/sub-Myscan1/sub-Myscan1_ct.nii.gz"
+    assert (case.key, case.split, case.missing()) == ("sub-Myscan-1", "validation", [])
+    assert case.ct == tmp_path / "data/dataset-ownvalidation/rawdata/sub-Myscan-1/sub-Myscan-1_ct.nii.gz"
     ct, mask = read_pair(case.ct, case.mask)
     assert ct.data.dtype == np.int16 and (ct.data == 40).all()
     assert mask.data.dtype == np.uint8 and np.allclose(mask.affine, AFFINE)
@@ -70,7 +70,7 @@ def test_another_pair_of_that_name_is_refused_and_nothing_overwritten(tmp_path, 
 def test_a_patient_may_not_join_a_second_split(tmp_path):
     pair = put_pair(tmp_path)
     add_own_case(settings(tmp_path, pair))
-    with pytest.raises(ValueError, match=r"sub-Myscan1 already at .*dataset-owntraining"):
+    with pytest.raises(ValueError, match=r"sub-Myscan-1 already at .*dataset-owntraining"):
         add_own_case(settings(tmp_path, pair, split="test"))
     assert [case.split for case in index_cases(tmp_path / "data")] == ["training"]
 
@@ -90,7 +90,7 @@ def test_a_bad_pair_is_one_line_with_status_1_and_writes_nothing(tmp_path, bad, 
 
 
 def test_keys():
-    assert own_key(Path("a/chest_ct.nii.gz")) == "sub-chestct"
+    assert own_key(Path("a/chest_ct.nii.gz")) == "sub-chest_ct"
     assert own_key(Path("sub-verse014_ct.nii.gz")) == "sub-verse014"
     assert own_key(Path("sub-gl003_dir-ax_ct.nii.gz")) == "sub-gl003_dir-ax"
     assert own_key(Path("scan.1.nii.gz")) == "sub-scan1" != own_key(Path("scan.2.nii.gz"))

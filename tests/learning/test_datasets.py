@@ -1,5 +1,6 @@
 """Balance, order, and that an example is a function of (seed, epoch, position) however it is met."""
 
+import re
 import shutil
 
 import numpy as np
@@ -28,7 +29,9 @@ def data(segmentation):
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     folder = examples.write_heatmap_stage(tmp_path_factory.mktemp("work"))
-    return datasets.read_heatmap_cases(folder / "training")
+    read, bad = datasets.read_heatmap_cases(folder / "training")
+    assert bad == []
+    return read
 
 
 # ---------------------------------------------------------------- balance and order
@@ -248,7 +251,7 @@ def test_heatmap_cases_hold_their_centroids_in_voxels(cases):
 
 
 def test_nothing_prepared_is_no_case(tmp_path):
-    assert datasets.read_heatmap_cases(tmp_path / "none") == []
+    assert datasets.read_heatmap_cases(tmp_path / "none") == ([], [])
     assert datasets.read_segmentation_data(tmp_path / "none").vertebrae == ()
 
 
@@ -290,5 +293,7 @@ def test_vertebra_absent_from_its_mask_is_named(segmentation, tmp_path):
 def test_heatmap_case_of_another_shape_is_named(tmp_path):
     folder = examples.write_heatmap_stage(tmp_path) / "training"
     write_volume(folder / "sub-b_ct.nii", Volume(np.zeros((8, 8, 17), np.int16), examples.AFFINE))
-    with pytest.raises(ValueError, match=r"sub-b_ct\.nii: expected shape \(8, 8, 16\), found \(8, 8, 17\)"):
-        datasets.read_heatmap_cases(folder)
+    cases, bad = datasets.read_heatmap_cases(folder)
+    assert [case.key for case in cases] == ["sub-a"]
+    assert len(bad) == 1
+    assert re.search(r"sub-b_ct\.nii: expected shape \(8, 8, 16\), found \(8, 8, 17\)", bad[0])

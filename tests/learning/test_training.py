@@ -1,5 +1,6 @@
 """Both trainings end to end on tiny data, the resume, the refusals, and the loss in the compiled step."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -237,15 +238,18 @@ def test_a_directory_of_data_with_another_spacing_is_refused(tmp_path, capsys, s
 
 
 def test_a_bad_mask_met_in_training_is_named(tmp_path, capsys):
-    """What is wrong with a case that is not the first is found inside the pipeline."""
+    """A case that is not the first, so that it would be met inside the pipeline only."""
     folder = examples.write_segmentation_stage(tmp_path) / "training"
     table = folder / "vertebrae.csv"
     lines = table.read_text().splitlines()
     lines[-1] = lines[-1].replace("sub-b,21,22", "sub-b,22,23")  # a label that the mask does not hold
     table.write_text("\n".join(lines) + "\n")
-    assert training.train_segmentation(examples.training_settings(tmp_path, examples_per_epoch=0)) == 1
+    settings = examples.training_settings(tmp_path, examples_per_epoch=2, epochs=1)
+    assert training.train_segmentation(settings) == 1
     said = capsys.readouterr().err
-    assert "error:" in said and "sub-b_msk.nii: expected label 22" in said
+    assert "bad case:" in said and "sub-b_msk.nii: expected label 22" in said
+    assert (tmp_path / "models/segmentation/best.keras").is_file()  # trained on the good ones
+    assert training.train_segmentation(dataclasses.replace(settings, skip_bad=True)) == 0
 
 
 @each_stage

@@ -87,7 +87,7 @@ def test_any_other_folder_gives_all_but_masks(tmp_path):
     touch(tmp_path, "three_segment.nii", "report.pdf")
     scans, bad = find_scans([tmp_path])
     assert sorted(scan.path.name for scan in scans) == ["one.nii", "three_segment.nii", "two.nii.gz"]
-    assert sorted(scan.key for scan in scans) == ["sub-one", "sub-threesegment", "sub-two"] and not bad
+    assert sorted(scan.key for scan in scans) == ["sub-one", "sub-three_segment", "sub-two"] and not bad
 
 
 def test_masks_are_known_by_any_usual_name(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.verse.cases import Case, index_cases, parse_case_file, subjects_in_several_splits
+from utils.verse.cases import Case, index_cases, parse_case_file, subject_of, subjects_in_several_splits
 
 REAL_DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 TRAINING = "dataset-verse19training"
@@ -194,3 +194,16 @@ def test_real_tree():
         ("sub-verse004", "training", False, ["CT"]),
         ("sub-verse014", "training", True, []),
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "folder"),
+    [
+        ("sub-verse004", "sub-verse004"),
+        ("sub-verse500_dir-ax", "sub-verse500"),
+        ("sub-verse401_split-verse253", "sub-verse401"),
+        ("sub-chest_ct", "sub-chest_ct"),
+    ],
+)
+def test_folder_of_a_case_is_its_subject_or_an_own_name(key, folder):
+    assert subject_of(key) == folder

@@ -11,7 +11,7 @@ import numpy as np
 from utils.imaging.centroids import centroids_of_mask, write_centroids
 from utils.imaging.volume import Volume, read_ct, read_mask, read_pair, write_volume
 from utils.settings import DataSettings
-from utils.verse.cases import OWN_SPLIT_FOLDER, case_files, parse_case_file
+from utils.verse.cases import OWN_SPLIT_FOLDER, case_files, parse_case_file, subject_of
 
 #: Largest difference of two affines that say the same, in mm: NIfTI keeps them in single precision.
 _AFFINE_TOLERANCE_MM = 1e-3
@@ -41,7 +41,7 @@ def add_own_case(settings: DataSettings) -> list[str]:
         raise ValueError(f"{settings.mask}: expected VerSe labels (1-25 or 28), found only background.")
     key = own_key(settings.ct)
     _check_free(settings, key)
-    subject = key.partition("_")[0]
+    subject = subject_of(key)
     top = settings.data_dir / OWN_SPLIT_FOLDER.format(split=settings.split)
     ct_path = top / "rawdata" / subject / f"{key}_ct.nii.gz"
     mask_path = top / "derivatives" / subject / f"{key}_seg-vert_msk.nii.gz"
@@ -59,7 +59,9 @@ def add_own_case(settings: DataSettings) -> list[str]:
 
 
 def own_key(ct_path: Path) -> str:
-    """Give the key of a user's CT: the VerSe key its name holds, else "sub-" and its letters and digits.
+    """Give the key of a user's CT: the VerSe key its name holds, else "sub-" and its name without suffixes.
+
+    Of the name, letters, digits, "-" and "_" are kept.
 
     Raises
     ------
@@ -70,15 +72,15 @@ def own_key(ct_path: Path) -> str:
     if named is not None:
         return named.key
     stem = re.sub(r"\.nii(\.gz)?$", "", Path(ct_path).name, flags=re.IGNORECASE)
-    name = re.sub(r"[^A-Za-z0-9]", "", stem)
-    if not name:
+    name = re.sub(r"[^A-Za-z0-9_-]", "", stem)
+    if not re.search(r"[A-Za-z0-9]", name):
         raise ValueError(f"{ct_path}: expected a file name with letters or digits, found none.")
     return f"sub-{name}"
 
 
 def _check_free(settings: DataSettings, key: str) -> None:
     """Refuse a key that another data set has, and a patient who is in another split already."""
-    folder, subject = OWN_SPLIT_FOLDER.format(split=settings.split), key.partition("_")[0]
+    folder, subject = OWN_SPLIT_FOLDER.format(split=settings.split), subject_of(key)
     for file in case_files(settings.data_dir):
         same_key = file.key == key and file.dataset != folder
         if same_key or (file.subject == subject and file.split != settings.split):

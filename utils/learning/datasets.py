@@ -80,10 +80,21 @@ class SegmentationData:
             raise ValueError(f"{name}: expected the shape of the CT, {ct.shape}, found {mask.shape}.")
         return ct, mask
 
-    def check(self) -> None:
-        """Open every scan and look every vertebra up; `ValueError` names the first file that is wrong."""
-        for vertebra in self.vertebrae:
-            _target_of(self, vertebra)
+    def without_bad_cases(self) -> tuple[SegmentationData, list[str]]:
+        """Look every vertebra up; give the data without the cases where that fails, and a line for each.
+
+        Later, inside the pipeline, an error would come out as TensorFlow's, with a traceback.
+        """
+        bad: dict[str, str] = {}
+        for case in sorted({vertebra.case for vertebra in self.vertebrae}):
+            alone = SegmentationData(self.folder, tuple(v for v in self.vertebrae if v.case == case))
+            try:
+                for vertebra in alone.vertebrae:
+                    _target_of(alone, vertebra)
+            except ValueError as error:
+                bad[case] = str(error)
+        good = tuple(vertebra for vertebra in self.vertebrae if vertebra.case not in bad)
+        return SegmentationData(self.folder, good), list(bad.values())
 
     @cached_property
     def ranks_of_case(self) -> dict[str, list[int]]:
@@ -91,20 +102,33 @@ class SegmentationData:
         return {case: sorted(v.rank for v in self.vertebrae if v.case == case) for case in self.scans}
 
 
-def read_heatmap_cases(folder: Path) -> list[HeatmapCase]:
+def read_heatmap_cases(folder: Path) -> tuple[list[HeatmapCase], list[str]]:
     """Read a whole split of the heatmap stage into memory (about 1 MB a case).
 
-    Raises
-    ------
-    ValueError
-        If a case has no centroid file, or shapes differ between cases; the text names the file.
+    Parameters
+    ----------
+    folder : Path
+        Folder of the split; one that is not there has no case.
+
+    Returns
+    -------
+    cases : list of HeatmapCase
+        The cases, sorted by key.
+    bad : list of str
+        A line for each case that cannot be read or has another shape than the first; it names the file.
     """
     paths = sorted(folder.glob("*_ct.nii")) if folder.is_dir() else []
-    cases = [_read_heatmap_case(path) for path in paths]
-    for path, case in zip(paths, cases):
-        if case.ct_hu.shape != cases[0].ct_hu.shape:
-            raise ValueError(f"{path}: expected shape {cases[0].ct_hu.shape}, found {case.ct_hu.shape}.")
-    return cases
+    cases, bad = [], []
+    for path in paths:
+        try:
+            case = _read_heatmap_case(path)
+            expected = cases[0].ct_hu.shape if cases else case.ct_hu.shape
+            if case.ct_hu.shape != expected:
+                raise ValueError(f"{path}: expected shape {expected}, found {case.ct_hu.shape}.")
+            cases.append(case)
+        except ValueError as error:
+            bad.append(str(error))
+    return cases, bad
 
 
 def _read_heatmap_case(path: Path) -> HeatmapCase:

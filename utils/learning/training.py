@@ -28,7 +28,7 @@ from utils.settings import (
 )
 
 #: Settings that may change between a run and its resume without making it another run.
-_FREE_SETTINGS = ("epochs", "device", "work_dir")
+_FREE_SETTINGS = ("epochs", "device", "work_dir", "skip_bad")
 
 
 class VertebraTrainer(Trainer):
@@ -107,24 +107,25 @@ def cosine_schedule(first: float, last: float, epochs: int) -> Callable[[int], f
     return rate
 
 
-def _reporting(train: Callable[[Any], None], settings: Any) -> int:
+def _reporting(train: Callable[[Any], list[str]], settings: Any) -> int:
     """Run a training; what is wrong with files or numbers is one line and exit status 1."""
-    runtime.choose_device(settings.device, settings.preset)
+    device = runtime.choose_device(settings.device, settings.preset)
     try:
-        runtime.set_seed(settings.seed)
-        train(settings)
+        runtime.set_seed(settings.seed, exact=device == "cpu")
+        bad = train(settings)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return 1 if bad and not settings.skip_bad else 0
 
 
-def _train_heatmap(settings: HeatmapTrainingSettings) -> None:
+def _train_heatmap(settings: HeatmapTrainingSettings) -> list[str]:
     source, directory = settings.work_dir / "heatmap", settings.work_dir / "models" / "heatmap"
     facts = _prepared_facts(source, settings.preset, ("spacing_mm", "heatmap_shape"))
-    cases = datasets.read_heatmap_cases(source / "training")
+    cases, bad = datasets.read_heatmap_cases(source / "training")
+    held_out, bad_held_out = datasets.read_heatmap_cases(source / "validation")
+    bad = _named([*bad, *bad_held_out])
     _expect_cases(cases, source / "training")
-    held_out = datasets.read_heatmap_cases(source / "validation")
     # Before the directory is claimed: settings that make no network must not stand in it.
     network = models.build_heatmap_network(settings, cases[0].ct_hu.shape)
     _claim_directory(settings, directory, facts)
@@ -146,16 +147,16 @@ def _train_heatmap(settings: HeatmapTrainingSettings) -> None:
         EPOCHS=settings.epochs,
         save_step=settings.validate_every,
     )
+    return bad
 
 
-def _train_segmentation(settings: SegmentationTrainingSettings) -> None:
+def _train_segmentation(settings: SegmentationTrainingSettings) -> list[str]:
     source, directory = settings.work_dir / "segmentation", settings.work_dir / "models" / "segmentation"
     facts = _prepared_facts(source, settings.preset, ("spacing_mm",))
-    data, held_out = (datasets.read_segmentation_data(source / split) for split in ("training", "validation"))
+    data, bad = datasets.read_segmentation_data(source / "training").without_bad_cases()
+    held_out, bad_held_out = datasets.read_segmentation_data(source / "validation").without_bad_cases()
+    bad = _named([*bad, *bad_held_out])
     _expect_cases(data.vertebrae, source / "training")
-    # Inside the pipeline an error would come out as TensorFlow's, with a traceback.
-    data.check()
-    held_out.check()
     # Before the directory is claimed: settings that make no network must not stand in it.
     network = models.build_segmentation_network(settings)
     _claim_directory(settings, directory, facts)
@@ -181,6 +182,14 @@ def _train_segmentation(settings: SegmentationTrainingSettings) -> None:
         EPOCHS=settings.epochs,
         save_step=settings.validate_every,
     )
+    return bad
+
+
+def _named(bad: list[str]) -> list[str]:
+    """Print a line for every bad case, and give them back."""
+    for line in bad:
+        print(f"bad case: {line}", file=sys.stderr)
+    return bad
 
 
 def _schedule(settings: HeatmapTrainingSettings | SegmentationTrainingSettings) -> Callable[[int], float]:

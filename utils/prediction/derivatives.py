@@ -22,6 +22,7 @@ from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroid
 from utils.imaging.volume import Grid, Volume, resample_linear, transform_points, write_volume
 from utils.prediction.snapshot import snapshot_figure
 from utils.prediction.traverse import FoundVertebra
+from utils.verse.cases import subject_of
 from utils.verse.labels import MAX_RANK, T13_CODE, code_of_name, code_of_rank, name_of_code, rank_of_code
 
 #: Columns of a case's table, which other programs read.
@@ -263,7 +264,7 @@ def _box_in(grid: Grid, patch: Grid) -> tuple[slice, ...]:
 
 def case_path(output: Path, key: str, suffix: str) -> Path:
     """Give the path of one of a case's files: `output/derivatives/<subject>/<key><suffix>`."""
-    return output / "derivatives" / key.partition("_")[0] / f"{key}{suffix}"
+    return output / "derivatives" / subject_of(key) / f"{key}{suffix}"
 
 
 def write_case(prediction: CasePrediction, output: Path) -> None:

@@ -22,7 +22,7 @@ OWN_SPLIT_FOLDER = "dataset-own{split}"
 # dataset-03test (2020 as restructured); dataset-owntraining (a user's own cases).
 _SPLIT_FOLDER = re.compile(rf"dataset-(?:verse\d+|\d+|own)(?P<split>{'|'.join(SPLITS)})")
 _FILE_NAME = re.compile(
-    r"(?P<key>(?P<subject>sub-[^_]+)(?:_[^_]+)*?)"
+    r"(?P<key>sub-[^_]+(?:_[^_]+)*?)"
     r"_(?P<kind>ct\.nii|seg-vert_msk\.nii|seg-vb_ctd\.json|seg-subreg_ctd\.json)(?P<gz>\.gz)?"
 )
 _ROLE_OF_KIND = {
@@ -102,6 +102,15 @@ class CaseFile:
         return _ROLE_OF_KIND[self.kind]
 
 
+def subject_of(key: str) -> str:
+    """Give the subject of a key: what stands before the first "_", or the whole key of an own name.
+
+    VerSe names a series by pairs after the subject, as in "sub-verse500_dir-ax"; "sub-chest_ct" is no pair.
+    """
+    subject, *entities = key.split("_")
+    return subject if all("-" in entity for entity in entities) else key
+
+
 def index_cases(data_dir: Path, *, split: str | None = None) -> list[Case]:
     """Find the cases of a VerSe tree.
 
@@ -164,7 +173,7 @@ def parse_case_file(path: Path, folders: Sequence[str]) -> CaseFile | None:
     if match is None or (match["gz"] and match["kind"].endswith("json")):
         return None
     dataset = next((folder for folder in reversed(folders) if _SPLIT_FOLDER.fullmatch(folder)), "")
-    return CaseFile(path, match["key"], match["subject"], match["kind"], dataset)
+    return CaseFile(path, match["key"], subject_of(match["key"]), match["kind"], dataset)
 
 
 def subjects_in_several_splits(cases: list[Case]) -> dict[str, list[str]]:
