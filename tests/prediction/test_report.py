@@ -327,6 +327,15 @@ def test_means_are_over_reference_vertebrae_and_bad_references_are_no_scans():
     assert case_table(results())["message"].tolist() == ["", "sub-b is bad"]
 
 
+def test_a_missed_vertebra_counts_zero_in_the_mean_dice_whatever_was_predicted_of_it():
+    scores = (
+        VertebraScore("reference", 7, 7, 0.9, True, 1.0, 2.0),
+        VertebraScore("reference", 8, 8, 0.4, False, 3.0, 9.0),
+    )
+    found = summary([CaseResult("sub-a", "test", "scored", "count", scores)])
+    assert (found["found"], found["missed"], found["mean_dice"]) == (1, 1, 0.45)
+
+
 def test_log_line_of_a_case():
     assert case_line(results()[0]) == "sub-a: scored, 1 of 2 found, 1 extra, mean Dice 0.450"
     assert case_line(results()[1]) == "sub-b: bad reference, 0 of 0 found, 0 extra, mean Dice –"

@@ -25,7 +25,7 @@ REGION_COLOURS = {"cervical": "#0072B2", "thoracic": "#D55E00", "lumbar": "#009E
 _FEWEST_FOR_BOX = 5
 
 _EXPLANATION = """\
-Dice is 0 where a reference vertebra has no match, and means run over all reference vertebrae. *Found*:
+Means run over all reference vertebrae; in the mean Dice a missed one counts 0. *Found*:
 Dice of at least {found_dice:g}; *missed*: the rest. *Extra*: predicted, at most a tenth of it in any
 reference vertebra, and not touching the border of the volume. Surface distances are means over the
 vertebrae whose match overlaps them. Identification rate and localisation error follow VerSe (Sekuboyina
@@ -116,7 +116,8 @@ def vertebra_scores(vertebrae: pd.DataFrame) -> dict[str, Any]:
     -------
     dict
         Counts (`vertebrae`, `found`, `missed` of the reference; `extra` predicted ones) and means over the
-        reference's vertebrae. A mean over nothing is None, and so is what labels say (identification rate,
+        reference's vertebrae; in the mean Dice a missed one is 0, whatever part of it was predicted.
+        A mean over nothing is None, and so is what labels say (identification rate,
         localisation error) as soon as a vertebra's prediction is only counted.
     """
     reference = vertebrae[vertebrae["kind"] == "reference"]
@@ -128,7 +129,7 @@ def vertebra_scores(vertebrae: pd.DataFrame) -> dict[str, Any]:
         "missed": len(reference) - found,
         "extra": int((vertebrae["kind"] == "extra").sum()),
         "found_share": _mean(reference["found"]),
-        "mean_dice": _mean(reference["dice"]),
+        "mean_dice": _mean(reference["dice"].astype(float) * reference["found"].astype(float)),
         "mean_surface_distance_mm": _mean(reference["mean_surface_distance_mm"]),
         "mean_hausdorff_95_mm": _mean(reference["hausdorff_95_mm"]),
         "identification_rate": _mean(reference["identified"]) if labelled else None,
