@@ -11,8 +11,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 # The first Python from 3.10 on; override with `make PYTHON=python3.12 demo`.
-PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10 python3.13; do \
-	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 REQUIREMENTS := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements-gpu.txt || echo requirements.txt)
 RUN := .venv/bin/python
@@ -23,7 +23,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
-	test -n "$(PYTHON)" || { echo "Expected Python 3.10 to 3.13, found none; set PYTHON=..." >&2; exit 1; }
+	test -n "$(PYTHON)" || { echo "Expected Python 3.10 to 3.12, found none; set PYTHON=..." >&2; exit 1; }
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
