@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
+from utils.settings import HU_RANGE
 from utils.verse.labels import rank_of_code
 from utils.verse.phantom.anatomy import Anatomy, rotation_of
 from utils.verse.phantom.shapes import Grid, Solid
@@ -28,7 +29,6 @@ _DIRECTIONS = {
     "S": (0, 0, -1),
 }
 STYLES = ("2019", "2020-ax", "2020-sag")
-HU_RANGE = (-1024, 3071)
 # About what a core renders in ten seconds.
 MAX_VOXELS = 9e6
 

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from utils.files import written_whole
 from utils.verse.phantom.make import STEP_MM, Phantom, make_phantom
 
 FOLDERS = {
@@ -233,11 +234,8 @@ def _nifti(array: np.ndarray, affine: np.ndarray, codes: tuple[int, int]) -> byt
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: what bears a final name is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def centroid_records(phantom: Phantom, direction: str) -> list[dict]:
