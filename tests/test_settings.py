@@ -27,7 +27,7 @@ from utils.settings import (
 STAGES = [
     value
     for name, value in inspect.getmembers(module, dataclasses.is_dataclass)
-    if name.endswith("Settings") and name != "AugmentationSettings"
+    if name.endswith("Settings") and name not in ("AugmentationSettings", "RunSettings")
 ]
 
 
@@ -45,7 +45,8 @@ def test_help_names_every_field_and_says_what_it_is(stage, capsys):
     for field in dataclasses.fields(stage):
         # Positional arguments are shown by their type alone.
         assert field.name == "inputs" or "--" + field.name.replace("_", "-") in text
-        described = re.search(rf'^    {field.name}: .*\n    """(.*)$', inspect.getsource(stage), re.MULTILINE)
+        source = "".join(inspect.getsource(kind) for kind in stage.__mro__[:-1])
+        described = re.search(rf'^    {field.name}: .*\n    """(.*)$', source, re.MULTILINE)
         assert described, f"{stage.__name__}.{field.name} has no description"
         assert letters(described[1]) in letters(text)
 

@@ -35,6 +35,12 @@ LEAST = {
     "examples_per_epoch": 0,
     "batch_size": 1,
     "validate_every": 1,
+    "accumulate": 1,
+    "moving_average": 0.0,
+    "stop_after": 0,
+    "plateau_after": 0,
+    "plateau_factor": 0.01,
+    "save_minutes": 0.0,
 }
 
 
@@ -159,7 +165,39 @@ SMALL_AUGMENTATION = AugmentationSettings(
 
 
 @dataclass(frozen=True)
-class HeatmapTrainingSettings:
+class RunSettings:
+    """How a training runs: devices, numbers, checkpoints. What all trainings share."""
+
+    accumulate: int = 1
+    """Batches whose gradients are added up for one update: the effective batch is batch_size times this, in the
+    memory of one batch."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Numbers that the network computes in; losses and the last layer are float32 always. "auto" is bfloat16 on
+    GPUs that have it, float16 on one older GPU with tensor cores, else float32. float16 scales its loss and runs on
+    one device only."""
+    replicas: Literal["auto", "one", "mirrored", "workers"] = "auto"
+    """Devices that train together: "one", "mirrored" (every GPU of this machine), "workers" (several processes, from
+    TF_CONFIG or SLURM); "auto" takes workers where either is set, else every GPU that is visible."""
+    moving_average: float = 0.0
+    """Decay of a moving average of the weights, such as .999; it is what is validated and saved. 0 is none."""
+    stop_after: int = 0
+    """Stop after so many validations without a lower loss; 0 never stops early."""
+    plateau_after: int = 0
+    """Lower the learning rate after so many validations without a lower loss; 0 never does."""
+    plateau_factor: float = 0.5
+    """What the learning rate is multiplied by then."""
+    save_minutes: float = 15.0
+    """Minutes between two checkpoints within an epoch; 0 saves at the ends of epochs alone."""
+    tensorboard: bool = True
+    """Write scalars and a panel of pictures for TensorBoard beside the model."""
+    device: Device = "auto"
+    """Device to train on; "auto" takes a GPU if there is one."""
+    skip_bad: bool = False
+    """End with exit status 0 although prepared cases were bad (they are listed and left out)."""
+
+
+@dataclass(frozen=True)
+class HeatmapTrainingSettings(RunSettings):
     """Train the network that finds the spine as a heatmap over the whole volume."""
 
     work_dir: Path = Path("work")
@@ -190,14 +228,10 @@ class HeatmapTrainingSettings:
     """Epochs between two validations."""
     seed: int = 0
     """Seed of weights and examples."""
-    device: Device = "auto"
-    """Device to train on; "auto" takes a GPU if there is one."""
-    skip_bad: bool = False
-    """End with exit status 0 although prepared cases were bad (they are listed and left out)."""
 
 
 @dataclass(frozen=True)
-class SegmentationTrainingSettings:
+class SegmentationTrainingSettings(RunSettings):
     """Train the iterative 3D U-Net that segments the first vertebra its memory does not hold yet."""
 
     work_dir: Path = Path("work")
@@ -238,10 +272,6 @@ class SegmentationTrainingSettings:
     """Epochs between two validations."""
     seed: int = 0
     """Seed of weights and examples."""
-    device: Device = "auto"
-    """Device to train on; "auto" takes a GPU if there is one."""
-    skip_bad: bool = False
-    """End with exit status 0 although prepared cases were bad (they are listed and left out)."""
 
 
 @dataclass(frozen=True)
