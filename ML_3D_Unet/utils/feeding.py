@@ -27,7 +27,7 @@ class EpochPart(NamedTuple):
     pipelines: int = 1
     """Number of pipelines."""
     replicas: int = 1
-    """Replicas of all pipelines together; each feeds an equal number of them, step by step, one batch each."""
+    """Replicas of all pipelines together; each pipeline feeds its equal share of them, a batch each a step."""
 
 
 class Filled(NamedTuple):
@@ -81,7 +81,7 @@ def filled_to_replicas(dataset: tf.data.Dataset, replicas: int) -> tf.data.Datas
 
 
 def dataset_of_epoch(data: Data, epoch: int, first_step: int, strategy: tf.distribute.Strategy) -> Any:
-    """Give what is iterated over in an epoch, from a step on, before it is distributed where that is left to do.
+    """Give the data of an epoch from a step on; those of a dataset are not shared out over the replicas yet.
 
     Parameters
     ----------

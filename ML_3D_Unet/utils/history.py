@@ -1,4 +1,4 @@
-"""What a training has been through, a row an epoch: its file, its picture, and the rules that look back on it.
+"""What a training has been through, a row an epoch: its file, its picture, and the rules that read it.
 
 Early stopping and the falling learning rate are functions of the rows alone, so a resumed run decides as an
 unbroken one does, without anything else being remembered.

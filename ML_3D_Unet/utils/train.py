@@ -47,7 +47,6 @@ _ERRORS_OF_A_LOST_WORKER = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
 )
 
 
@@ -176,7 +175,7 @@ class Trainer:
         learning_rate_schedule: Callable[[int], float] | None = None,
         jit_compile: bool = False,
         check_every: int = 16,
-        options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
+        options: RunOptions = RunOptions(),
         panel: Callable[[Any, Any, Any], Any] | None = None,
     ) -> None:
         self.model = model
@@ -202,7 +201,7 @@ class Trainer:
         self._first_rate = float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
         self.epoch = self._variable(0, tf.int64)
         self.best = self._variable(math.inf, tf.float64)
-        # Where a checkpoint within an epoch was made: steps, sums as in `EpochState`, seconds and those waited.
+        # Where a checkpoint within an epoch was made: steps, sums of `EpochState`, seconds and those waited.
         self.step = self._variable(0, tf.int64)
         self.sums = self._variable([0.0] * 3, tf.float64)
         self.spent = self._variable([0.0] * 2, tf.float64)
@@ -270,8 +269,8 @@ class Trainer:
         if tf.nest.flatten(examples)[0].shape[0] == 0:
             if training:
                 raise ValueError(
-                    "Expected every replica to receive examples in training, received none on one; hand over the "
-                    "dataset itself, which Trainer fills up, or drop the remainder."
+                    "Expected every replica to receive examples in training, received none on one; hand over "
+                    "the dataset itself, which Trainer fills up, or drop the remainder."
                 )
             return tf.zeros(3, tf.float64)
         count = tf.reduce_sum(examples[2])
@@ -459,6 +458,8 @@ class Trainer:
         names = ("model", "optimizer", "epoch", "best", "step", "sums", "spent", "saves", "average")
         parts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         checkpoint = tf.train.Checkpoint(seeds=seeds, **parts)
+        # Made by the first save otherwise, with a broadcast that workers who do not save would not answer.
+        _ = checkpoint.save_counter
         self._manager = tf.train.CheckpointManager(checkpoint, str(self.model_dir), KEEP_CHECKPOINTS)
         if self._manager.latest_checkpoint:
             self._restore(checkpoint, self._manager.latest_checkpoint)
@@ -471,8 +472,8 @@ class Trainer:
             checkpoint.restore(path).assert_existing_objects_matched()
         except (ValueError, AssertionError) as error:
             raise ValueError(
-                f"{path}: expected a checkpoint of this model and optimizer, received another; choose another "
-                f"model_dir. ({error})"
+                f"{path}: expected a checkpoint of this model and optimizer, received another; choose "
+                f"another model_dir. ({error})"
             ) from error
 
     def _is_save_due(self) -> bool:
@@ -490,7 +491,7 @@ class Trainer:
         spent_before = self.spent.numpy()
         self.step.assign(state.step)
         self.sums.assign(state.sums)
-        self.spent.assign(spent_before + [clock.seconds, clock.waited])
+        self.spent.assign(spent_before + tf.constant([clock.seconds, clock.waited], tf.float64))
         self._save_checkpoint()
         # The clock runs on; what it has shown so far is counted when it is read at the end.
         self.spent.assign(spent_before)
@@ -640,9 +641,9 @@ class Trainer:
             if not _has_workers(self.strategy):
                 raise
             raise WorkerLost(
-                f"{self.model_dir}: expected all workers to answer in epoch {self._epoch_number() + 1}, lost one "
-                "or more. Start all workers again with the same command: the training goes on from its last "
-                f"checkpoint. ({str(error).strip().splitlines()[0][:200]})"
+                f"{self.model_dir}: expected all workers to answer in epoch {self._epoch_number() + 1}, lost "
+                "one or more. Start all workers again with the same command: the training goes on from its "
+                f"last checkpoint. ({str(error).strip().splitlines()[0][:200]})"
             ) from error
 
     def _announce(self, epochs: int, *, has_validation: bool) -> None:
@@ -662,8 +663,8 @@ class Trainer:
         if not after or validations_without_gain(history) < after:
             return False
         self._say(
-            f"{self.model_dir}: stopped after epoch {self._epoch_number()}, as {after} validations brought no "
-            "lower loss."
+            f"{self.model_dir}: stopped after epoch {self._epoch_number()}, as {after} validations brought "
+            "no lower loss."
         )
         return True
 
