@@ -27,7 +27,7 @@ class EpochPart(NamedTuple):
     pipelines: int = 1
     """Number of pipelines."""
     replicas: int = 1
-    """Replicas of all pipelines together; each pipeline feeds its equal share of them, a batch each a step."""
+    """Replicas of all pipelines; each pipeline feeds an equal share of them, a batch each a step."""
 
 
 class Filled(NamedTuple):
