@@ -1,5 +1,6 @@
 """The choice of the device, with TensorFlow's list of devices replaced."""
 
+import json
 import random
 from types import SimpleNamespace
 
@@ -82,3 +83,115 @@ def test_seed_fixes_all_three_generators():
     assert numbers() == first
     runtime.set_seed(4)
     assert random.random() != first[0]
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("capability", "replicas", "expected"),
+    [
+        (None, 1, "float32"),
+        ((6, 1), 1, "float32"),
+        ((7, 5), 1, "float16"),
+        ((7, 5), 2, "float32"),
+        ((8, 0), 1, "bfloat16"),
+        ((9, 0), 8, "bfloat16"),
+    ],
+)
+def test_precision_that_the_device_is_fast_in(capability, replicas, expected):
+    assert runtime.choose_precision("auto", capability, replicas) == expected
+    assert runtime.choose_precision("float32", capability, replicas) == "float32"
+
+
+def test_float16_on_several_replicas_ends_with_status_2(capsys):
+    assert runtime.choose_precision("float16", (8, 0), 1) == "float16"
+    with pytest.raises(SystemExit) as end:
+        runtime.choose_precision("float16", (8, 0), 2)
+    assert end.value.code == 2 and "bfloat16" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- replicas and workers
+
+
+def test_one_device_by_default_and_mirrored_ones_if_asked_for():
+    assert runtime.choose_strategy("auto", "cpu") is tf.distribute.get_strategy()
+    assert runtime.choose_strategy("one", "cpu") is tf.distribute.get_strategy()
+    assert isinstance(runtime.choose_strategy("mirrored", "cpu"), tf.distribute.MirroredStrategy)
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """Give a function that sets the variables of a SLURM step of two nodes with two tasks each."""
+
+    def pretend(rank, **more):
+        step = {"STEP_NUM_TASKS": "4", "STEP_NODELIST": "node[07-08]", "STEP_TASKS_PER_NODE": "2(x2)"}
+        own = {"PROCID": str(rank), "LOCALID": str(rank % 2), "JOB_ID": "20003"}
+        variables = {f"SLURM_{name}": value for name, value in {**step, **own, **more}.items()}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return variables
+
+    return pretend
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_a_slurm_step_is_a_cluster_of_workers(slurm, machine, rank):
+    notes = machine(4)
+    resolver = runtime.cluster_resolver(slurm(rank), "auto")
+    # Ports from 12000 on, shifted by the job's number modulo 20000, one a task of the node.
+    addresses = ["node07:12003", "node07:12004", "node08:12003", "node08:12004"]
+    assert resolver.cluster_spec().as_dict() == {"worker": addresses}
+    assert (resolver.task_type, resolver.task_id) == ("worker", rank)
+    assert resolver.num_accelerators() == {"GPU": 2}
+    ((shown, kind),) = notes.hidden
+    assert kind == "GPU"
+    assert [gpu.name[-1] for gpu in shown] == (["0", "1"] if rank % 2 == 0 else ["2", "3"])
+
+
+def test_a_slurm_step_on_nodes_without_gpus(slurm, machine):
+    machine(0)
+    assert runtime.cluster_resolver(slurm(1), "workers").num_accelerators() == {"GPU": 0}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tasks", "more", "expected"),
+    [
+        ("abcd", 2, {"SLURM_LOCALID": "1"}, "cd"),
+        ("abc", 2, {"SLURM_LOCALID": "0"}, "a"),
+        ("abcd", 4, {"SLURM_LOCALID": "3"}, "d"),
+        ("ab", 2, {"SLURM_LOCALID": "1", "SLURM_GPUS_PER_TASK": "2"}, "ab"),
+        ("a", 4, {"SLURM_LOCALID": "3"}, "a"),  # SLURM shows each task its own
+    ],
+)
+def test_gpus_are_shared_out_unless_slurm_has_bound_them(gpus, tasks, more, expected):
+    assert runtime.gpus_of_task(list(gpus), more, tasks) == list(expected)
+
+
+def test_tf_config_goes_before_slurm(slurm, monkeypatch):
+    config = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    resolver = runtime.cluster_resolver({"TF_CONFIG": json.dumps(config), **slurm(0)}, "auto")
+    assert resolver.cluster_spec().as_dict() == {"worker": ["a:1", "b:2"]} and resolver.task_id == 1
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"TF_CONFIG": ""},
+        {"TF_CONFIG": json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # in a batch script, outside of srun
+        {"SLURM_STEP_NUM_TASKS": "1"},
+    ],
+)
+def test_a_process_alone_is_no_cluster_and_must_not_be_asked_for_one(environment, capsys):
+    assert runtime.cluster_resolver(environment, "auto") is None
+    with pytest.raises(SystemExit) as end:
+        runtime.cluster_resolver(environment, "workers")
+    assert end.value.code == 2 and "srun" in capsys.readouterr().err
+
+
+def test_no_cluster_is_looked_for_where_one_device_is_asked_for(slurm):
+    assert runtime.cluster_resolver(slurm(0), "one") is None
+    assert runtime.cluster_resolver(slurm(0), "mirrored") is None

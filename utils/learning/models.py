@@ -14,7 +14,9 @@ from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
 MODEL_FILE = "best.keras"
 
 
-def build_heatmap_network(settings: HeatmapTrainingSettings, shape: tuple[int, int, int]) -> keras.Model:
+def build_heatmap_network(
+    settings: HeatmapTrainingSettings, shape: tuple[int, int, int], *, replicas: int = 1
+) -> keras.Model:
     """Build the heatmap U-Net: the whole volume in, heat and its complement out (softmax).
 
     Parameters
@@ -23,6 +25,8 @@ def build_heatmap_network(settings: HeatmapTrainingSettings, shape: tuple[int, i
         Filters and the momentum of the batch normalisation.
     shape : tuple of int, 3
         Shape of the heatmap grid (P, R, I).
+    replicas : int
+        Devices that train together; several share the statistics of batch normalisation.
 
     Returns
     -------
@@ -34,6 +38,7 @@ def build_heatmap_network(settings: HeatmapTrainingSettings, shape: tuple[int, i
         n_filters=list(settings.filters),
         norm="batch_norm",
         norm_momentum=settings.norm_momentum,
+        norm_synchronized=replicas > 1,
         n_outputs=2,
         final_activation="softmax",
         stem=False,
@@ -41,13 +46,15 @@ def build_heatmap_network(settings: HeatmapTrainingSettings, shape: tuple[int, i
     )
 
 
-def build_segmentation_network(settings: SegmentationTrainingSettings) -> keras.Model:
+def build_segmentation_network(settings: SegmentationTrainingSettings, *, replicas: int = 1) -> keras.Model:
     """Build the segmentation U-Net: CT patch and memory in, probability of the next vertebra out.
 
     Parameters
     ----------
     settings : SegmentationTrainingSettings
         Patch size, filters and the momentum of the batch normalisation.
+    replicas : int
+        Devices that train together; several share the statistics of batch normalisation.
 
     Returns
     -------
@@ -59,6 +66,7 @@ def build_segmentation_network(settings: SegmentationTrainingSettings) -> keras.
         n_filters=list(settings.filters),
         norm="batch_norm",
         norm_momentum=settings.norm_momentum,
+        norm_synchronized=replicas > 1,
         **_COMMON,
     )
 
@@ -97,7 +105,18 @@ def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
         raise ValueError(f"{path}: expected a trained network, found no such file.")
     settings = load_settings(directory)
     try:
-        return keras.models.load_model(path, compile=False), settings
+        return in_float32(keras.models.load_model(path, compile=False)), settings
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: expected a Keras model, found {first_line}") from error
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """Let all layers of a network compute in float32, whatever numbers it was trained with.
+
+    Weights are float32 in every case. A CPU has no fast float16, and outputs should not depend on the GPU
+    that a network was trained on.
+    """
+    for layer in model._flatten_layers(include_self=False):
+        layer.dtype_policy = "float32"
+    return model

@@ -1,14 +1,93 @@
-"""The device that a run uses, chosen once, before TensorFlow touches any."""
+"""What a run computes on, chosen once, before TensorFlow touches any device.
+
+The device, the strategy that spreads a training over several of them, and the numbers it computes in.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
 
+from utils.settings import RunSettings
+
 #: Presets that are not meant for a CPU: an epoch would take hours.
 GPU_PRESETS = ("paper", "full")
+#: Compute capabilities from which NVIDIA's GPUs have tensor cores for float16, and for bfloat16.
+HALF_CAPABILITY, BFLOAT16_CAPABILITY = (7, 0), (8, 0)
+#: Ports of SLURM tasks begin here, shifted by the job's number, so that two jobs on a node do not meet.
+SLURM_FIRST_PORT, SLURM_PORTS = 12000, 20000
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a training runs on.
+
+    Attributes
+    ----------
+    device : str
+        "gpu" or "cpu".
+    strategy : tf.distribute.Strategy
+        One device, all GPUs of this machine, or the workers of a job.
+    precision : str
+        "float32", "bfloat16" or "float16".
+    """
+
+    device: str
+    strategy: tf.distribute.Strategy
+    precision: str
+
+    @property
+    def replicas(self) -> int:
+        """Number of devices that train together, on all workers."""
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes files and reports: worker 0 of several."""
+        resolver = self.strategy.cluster_resolver
+        return resolver is None or resolver.task_id in (None, 0)
+
+    @property
+    def compiles_network(self) -> bool:
+        """Whether XLA compiles the network: on one GPU; on a CPU its convolutions are ten times slower."""
+        return self.device == "gpu" and self.replicas == 1
+
+
+def start_runtime(settings: RunSettings, preset: str) -> Runtime:
+    """Choose device, strategy and precision, set them up, and say what they are.
+
+    Must be called before anything else touches TensorFlow's devices.
+
+    Parameters
+    ----------
+    settings : RunSettings
+        `device`, `replicas` and `precision` are read.
+    preset : str
+        Preset of the training.
+
+    Returns
+    -------
+    Runtime
+
+    Raises
+    ------
+    SystemExit
+        With status 2, after a line that says what to do, if what was asked for is not there.
+    """
+    resolver = cluster_resolver(os.environ, settings.replicas)
+    device = choose_device(settings.device, preset)
+    strategy = choose_strategy(settings.replicas, device, resolver)
+    replicas = strategy.num_replicas_in_sync
+    precision = choose_precision(settings.precision, _compute_capability(device), replicas)
+    keras.mixed_precision.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    print(f"Training on {replicas} replica{'s' * (replicas > 1)} in {precision}.", flush=True)
+    return Runtime(device, strategy, precision)
 
 
 def choose_device(device: str, preset: str | None = None) -> str:
@@ -47,12 +126,168 @@ def choose_device(device: str, preset: str | None = None) -> str:
 
 def _end_without_gpu(device: str, preset: str | None) -> None:
     asked = "--device gpu" if device == "gpu" else f"the preset {preset!r}"
-    print(
+    _end(
         f"Expected a GPU for {asked}, found none visible to TensorFlow. Install one's driver and "
-        "`pip install -r requirements-gpu.txt`, or pass --device cpu (slow), or --preset small.",
-        file=sys.stderr,
+        "`pip install -r requirements-gpu.txt`, or pass --device cpu (slow), or --preset small."
     )
+
+
+def _end(text: str) -> None:
+    print(text, file=sys.stderr)
     raise SystemExit(2)
+
+
+def cluster_resolver(
+    environment: Mapping[str, str], replicas: str
+) -> tf.distribute.cluster_resolver.ClusterResolver | None:
+    """Give the cluster that this process is a worker of, as TF_CONFIG or SLURM describes it.
+
+    Parameters
+    ----------
+    environment : mapping of str to str
+        Environment variables. TF_CONFIG goes before SLURM, whose variables are heeded in a step that `srun`
+        started with several tasks.
+    replicas : str
+        "workers" asks for a cluster, "auto" takes one that is there; otherwise there is none.
+
+    Returns
+    -------
+    ClusterResolver or None
+        None is a training of this process alone.
+
+    Raises
+    ------
+    SystemExit
+        With status 2 if a cluster is asked for and neither describes one.
+    """
+    if replicas not in ("auto", "workers"):
+        return None
+    tasks = json.loads(environment.get("TF_CONFIG") or "{}").get("cluster", {})
+    if sum(len(addresses) for addresses in tasks.values()) > 1:
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return _slurm_cluster(environment)
+    if replicas == "workers":
+        _end(
+            "Expected several workers for --replicas workers, found none: set TF_CONFIG in each process, or "
+            "start the command with `srun --ntasks N`."
+        )
+    return None
+
+
+def _slurm_cluster(environment: Mapping[str, str]) -> tf.distribute.cluster_resolver.ClusterResolver:
+    """Read the cluster off SLURM's variables, and make the GPUs of this task visible.
+
+    TensorFlow's resolver would share out the GPUs of a node by itself, but fails on nodes without any and
+    where SLURM shows each task its own only. So it is asked for addresses and rank alone.
+    """
+    port = SLURM_FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % SLURM_PORTS
+    slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=port, gpus_per_node=10**6, gpus_per_task=1, auto_set_gpu=False
+    )
+    cluster = slurm.cluster_spec()
+    host = cluster.task_address(slurm.task_type, slurm.task_id).rpartition(":")[0]
+    tasks_on_node = sum(address.rpartition(":")[0] == host for address in cluster.job_tasks("worker"))
+    gpus = gpus_of_task(tf.config.list_physical_devices("GPU"), environment, tasks_on_node)
+    tf.config.set_visible_devices(gpus, "GPU")
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        cluster, task_type=slurm.task_type, task_id=slurm.task_id, num_accelerators={"GPU": len(gpus)}
+    )
+
+
+def gpus_of_task(gpus: list, environment: Mapping[str, str], tasks_on_node: int) -> list:
+    """Give the GPUs that one SLURM task uses.
+
+    Parameters
+    ----------
+    gpus : list of physical devices
+        Those that the process sees.
+    environment : mapping of str to str
+        SLURM's variables.
+    tasks_on_node : int
+        Tasks of the step on this node.
+
+    Returns
+    -------
+    list of physical devices
+        All, where SLURM has bound GPUs to tasks or there are fewer than tasks; else an equal share of them.
+    """
+    is_bound = "SLURM_GPUS_PER_TASK" in environment or "SLURM_TRES_PER_TASK" in environment
+    if is_bound or len(gpus) < tasks_on_node:
+        return list(gpus)
+    share, place = len(gpus) // tasks_on_node, int(environment.get("SLURM_LOCALID", 0))
+    return list(gpus[place * share : (place + 1) * share])
+
+
+def choose_strategy(
+    replicas: str, device: str, resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None
+) -> tf.distribute.Strategy:
+    """Give the strategy of a training.
+
+    Parameters
+    ----------
+    replicas : str
+        "auto", "one", "mirrored" or "workers", see `RunSettings.replicas`.
+    device : str
+        "gpu" or "cpu".
+    resolver : ClusterResolver, optional
+        The cluster of a training of several workers, see `cluster_resolver`.
+
+    Returns
+    -------
+    tf.distribute.Strategy
+        Workers where there is a cluster; a mirrored strategy over several logical devices of the kind (on a
+        CPU only if asked for); else TensorFlow's default, which is one device.
+    """
+    if resolver is not None:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    kind = device.upper()
+    devices = [logical.name for logical in tf.config.list_logical_devices(kind)]
+    if replicas == "mirrored" or (replicas == "auto" and device == "gpu" and len(devices) > 1):
+        return tf.distribute.MirroredStrategy([name.removeprefix("/device:") for name in devices])
+    return tf.distribute.get_strategy()
+
+
+def choose_precision(precision: str, capability: tuple[int, int] | None, replicas: int) -> str:
+    """Give the numbers that the networks compute in.
+
+    Parameters
+    ----------
+    precision : str
+        "float32", "bfloat16", "float16", or "auto".
+    capability : tuple of int, 2, optional
+        Compute capability of the GPU; None for a CPU.
+    replicas : int
+        Devices that train together.
+
+    Returns
+    -------
+    str
+        What was asked for; on "auto" bfloat16 where the GPU has it, float16 on one GPU with tensor cores,
+        else float32.
+
+    Raises
+    ------
+    SystemExit
+        With status 2 for float16 on several replicas: Keras looks for gradients that are not finite before it
+        adds up those of all replicas, so they would not agree on which steps to leave out.
+    """
+    if precision == "float16" and replicas > 1:
+        _end(f"Expected --precision bfloat16 or float32 on {replicas} replicas, received float16.")
+    if precision != "auto":
+        return precision
+    if capability is not None and capability >= BFLOAT16_CAPABILITY:
+        return "bfloat16"
+    return (
+        "float16" if capability is not None and capability >= HALF_CAPABILITY and replicas == 1 else "float32"
+    )
+
+
+def _compute_capability(device: str) -> tuple[int, int] | None:
+    """Give the lowest compute capability of the visible GPUs; None without one, or where it is not known."""
+    gpus = tf.config.get_visible_devices("GPU") if device == "gpu" else []
+    found = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
+    return min(found) if found and None not in found else None
 
 
 def set_seed(seed: int, *, exact: bool = False) -> None:

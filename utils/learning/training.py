@@ -7,6 +7,7 @@ loop (`ML_3D_Unet.utils.train.Trainer`). A model directory holds `best.keras`, `
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from ML_3D_Unet.utils.train import Trainer
-from utils.learning import datasets, losses, models, runtime
+from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
+from utils.learning import datasets, losses, models, panels, runtime
 from utils.learning.heatmap import heatmap_batch_builder
+from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import (
     HeatmapTrainingSettings,
+    RunSettings,
     SegmentationTrainingSettings,
     load_settings,
     save_settings,
@@ -28,7 +31,11 @@ from utils.settings import (
 )
 
 #: Settings that may change between a run and its resume without making it another run.
-_FREE_SETTINGS = ("epochs", "device", "work_dir", "skip_bad")
+_FREE_SETTINGS = (
+    *("epochs", "device", "work_dir", "skip_bad", "save_minutes", "tensorboard", "stop_after"),
+    # What "auto" comes to is compared instead, as "computed_in" and "replica_count".
+    *("precision", "replicas"),
+)
 
 
 class VertebraTrainer(Trainer):
@@ -73,7 +80,7 @@ def train_heatmap(settings: HeatmapTrainingSettings) -> int:
     int
         Exit status: 0, or 1 after a line that says what is wrong.
     """
-    return _reporting(_train_heatmap, settings)
+    return reporting(_train_heatmap, settings)
 
 
 def train_segmentation(settings: SegmentationTrainingSettings) -> int:
@@ -81,7 +88,7 @@ def train_segmentation(settings: SegmentationTrainingSettings) -> int:
 
     Parameters and result are those of `train_heatmap`.
     """
-    return _reporting(_train_segmentation, settings)
+    return reporting(_train_segmentation, settings)
 
 
 def cosine_schedule(first: float, last: float, epochs: int) -> Callable[[int], float]:
@@ -107,35 +114,76 @@ def cosine_schedule(first: float, last: float, epochs: int) -> Callable[[int], f
     return rate
 
 
-def _reporting(train: Callable[[Any], list[str]], settings: Any) -> int:
-    """Run a training; what is wrong with files or numbers is one line and exit status 1."""
-    device = runtime.choose_device(settings.device, settings.preset)
+def reporting(train: Callable[[Any, Runtime], list[str]], settings: Any) -> int:
+    """Run a training on what its settings ask for; what goes wrong is one line.
+
+    Parameters
+    ----------
+    train : callable (settings, Runtime) -> list of str
+        The training; gives a line for every bad case.
+    settings : RunSettings
+        With `seed` and `preset`.
+
+    Returns
+    -------
+    int
+        Exit status: 0; 1 for bad cases that were not to be left out, for wrong files or numbers, and for a
+        lost worker.
+    """
+    chosen = runtime.start_runtime(settings, settings.preset)
     try:
-        runtime.set_seed(settings.seed, exact=device == "cpu")
-        bad = train(settings)
-    except (ValueError, FloatingPointError, OSError) as error:
+        runtime.set_seed(settings.seed, exact=chosen.device == "cpu")
+        bad = train(settings, chosen)
+    except (ValueError, FloatingPointError, OSError, WorkerLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 1 if bad and not settings.skip_bad else 0
 
 
-def _train_heatmap(settings: HeatmapTrainingSettings) -> list[str]:
+def trainer_keywords(settings: RunSettings, chosen: Runtime) -> dict[str, Any]:
+    """Give what every training of the project hands to its `Trainer` alike.
+
+    Parameters
+    ----------
+    settings : RunSettings
+        With `learning_rate`, `final_learning_rate` and `epochs`.
+    chosen : Runtime
+        What the training runs on.
+
+    Returns
+    -------
+    dict
+        Keyword arguments of `Trainer`.
+    """
+    options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(RunOptions)}
+    return {
+        "learning_rate": settings.learning_rate,
+        "learning_rate_schedule": cosine_schedule(
+            settings.learning_rate, settings.final_learning_rate, settings.epochs
+        ),
+        "jit_compile": chosen.compiles_network,
+        "options": RunOptions(**options),
+    }
+
+
+def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
     source, directory = settings.work_dir / "heatmap", settings.work_dir / "models" / "heatmap"
-    facts = _prepared_facts(source, settings.preset, ("spacing_mm", "heatmap_shape"))
+    facts = prepared_facts(source, settings.preset, ("spacing_mm", "heatmap_shape"))
     cases, bad = datasets.read_heatmap_cases(source / "training")
     held_out, bad_held_out = datasets.read_heatmap_cases(source / "validation")
-    bad = _named([*bad, *bad_held_out])
-    _expect_cases(cases, source / "training")
-    # Before the directory is claimed: settings that make no network must not stand in it.
-    network = models.build_heatmap_network(settings, cases[0].ct_hu.shape)
-    _claim_directory(settings, directory, facts)
-    trainer = Trainer(
-        network,
-        learning_rate=settings.learning_rate,
-        model_dir=directory,
-        prepare=heatmap_batch_builder(settings),
-        learning_rate_schedule=_schedule(settings),
-    )
+    bad = named([*bad, *bad_held_out], chosen)
+    expect_cases(cases, source / "training")
+    with chosen.strategy.scope():
+        # Before the directory is claimed: settings that make no network must not stand in it.
+        network = models.build_heatmap_network(settings, cases[0].ct_hu.shape, replicas=chosen.replicas)
+        claim_directory(settings, directory, facts, chosen)
+        trainer = Trainer(
+            network,
+            model_dir=directory,
+            prepare=heatmap_batch_builder(settings),
+            panel=panels.heatmap_panel,
+            **trainer_keywords(settings, chosen),
+        )
     trainer.train(
         datasets.heatmap_dataset(cases, settings, training=True),
         datasets.heatmap_dataset(held_out, settings, training=False) if held_out else None,
@@ -143,60 +191,83 @@ def _train_heatmap(settings: HeatmapTrainingSettings) -> list[str]:
         validation_size=len(held_out) or None,
         loss_fn=losses.heatmap_loss,
         accuracy_fn=losses.heatmap_dice,
-        BATCH_SIZE=settings.batch_size,
         EPOCHS=settings.epochs,
         save_step=settings.validate_every,
     )
     return bad
 
 
-def _train_segmentation(settings: SegmentationTrainingSettings) -> list[str]:
+def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
     source, directory = settings.work_dir / "segmentation", settings.work_dir / "models" / "segmentation"
-    facts = _prepared_facts(source, settings.preset, ("spacing_mm",))
+    facts = prepared_facts(source, settings.preset, ("spacing_mm",))
     data, bad = datasets.read_segmentation_data(source / "training").without_bad_cases()
     held_out, bad_held_out = datasets.read_segmentation_data(source / "validation").without_bad_cases()
-    bad = _named([*bad, *bad_held_out])
-    _expect_cases(data.vertebrae, source / "training")
-    # Before the directory is claimed: settings that make no network must not stand in it.
-    network = models.build_segmentation_network(settings)
-    _claim_directory(settings, directory, facts)
-    spacing_mm = facts["spacing_mm"]
-    trainer = VertebraTrainer(
-        network,
-        learning_rate=settings.learning_rate,
-        model_dir=directory,
-        prepare=segmentation_batch_builder(settings, spacing_mm),
-        learning_rate_schedule=_schedule(settings),
-        schedule=settings.fp_weight_schedule,
-        epochs=settings.epochs,
-    )
-    pipeline = {"settings": settings, "spacing_mm": spacing_mm}
-    trainer.train(
-        datasets.segmentation_dataset(data, training=True, **pipeline),
-        datasets.segmentation_dataset(held_out, training=False, **pipeline) if held_out.vertebrae else None,
-        train_size=datasets.examples_in_epoch(data, settings),
-        validation_size=len(held_out.vertebrae) or None,
-        loss_fn=losses.vertebra_loss,
-        accuracy_fn=losses.vertebra_dice,
-        BATCH_SIZE=settings.batch_size,
-        EPOCHS=settings.epochs,
-        save_step=settings.validate_every,
-    )
+    bad = named([*bad, *bad_held_out], chosen)
+    expect_cases(data.vertebrae, source / "training")
+    with chosen.strategy.scope():
+        # Before the directory is claimed: settings that make no network must not stand in it.
+        network = models.build_segmentation_network(settings, replicas=chosen.replicas)
+        claim_directory(settings, directory, facts, chosen)
+        trainer = VertebraTrainer(
+            network,
+            model_dir=directory,
+            prepare=segmentation_batch_builder(settings, facts["spacing_mm"]),
+            schedule=settings.fp_weight_schedule,
+            epochs=settings.epochs,
+            panel=panels.vertebra_panel,
+            **trainer_keywords(settings, chosen),
+        )
+    trainer.train(**segmentation_arguments(data, held_out, settings, spacing_mm=facts["spacing_mm"]))
     return bad
 
 
-def _named(bad: list[str]) -> list[str]:
-    """Print a line for every bad case, and give them back."""
-    for line in bad:
+def segmentation_arguments(
+    data: datasets.SegmentationData,
+    held_out: datasets.SegmentationData,
+    settings: SegmentationTrainingSettings,
+    *,
+    spacing_mm: float,
+) -> dict[str, Any]:
+    """Give what `Trainer.train` takes for a training on patches.
+
+    Parameters
+    ----------
+    data, held_out : SegmentationData
+        Training and validation; without a vertebra in the second there is no validation.
+    settings : SegmentationTrainingSettings
+        Patches, augmentation, epochs and batches.
+    spacing_mm : float
+        Spacing of the working grid.
+
+    Returns
+    -------
+    dict
+        Keyword arguments.
+    """
+    pipeline = {"settings": settings, "spacing_mm": spacing_mm}
+    validation = None
+    if held_out.vertebrae:
+        validation = datasets.segmentation_dataset(held_out, training=False, **pipeline)
+    return {
+        "train_ds": datasets.segmentation_dataset(data, training=True, **pipeline),
+        "valid_ds": validation,
+        "train_size": datasets.examples_in_epoch(data, settings),
+        "validation_size": len(held_out.vertebrae) or None,
+        "loss_fn": losses.vertebra_loss,
+        "accuracy_fn": losses.vertebra_dice,
+        "EPOCHS": settings.epochs,
+        "save_step": settings.validate_every,
+    }
+
+
+def named(bad: list[str], chosen: Runtime) -> list[str]:
+    """Print a line for every bad case, once for all workers, and give them back."""
+    for line in bad if chosen.is_chief else ():
         print(f"bad case: {line}", file=sys.stderr)
     return bad
 
 
-def _schedule(settings: HeatmapTrainingSettings | SegmentationTrainingSettings) -> Callable[[int], float]:
-    return cosine_schedule(settings.learning_rate, settings.final_learning_rate, settings.epochs)
-
-
-def _prepared_facts(source: Path, preset: str, names: tuple[str, ...]) -> dict[str, Any]:
+def prepared_facts(source: Path, preset: str, names: tuple[str, ...]) -> dict[str, Any]:
     """Read what pre-processing noted down, and refuse data that were prepared under another preset."""
     found = load_settings(source)
     missing = [name for name in names if name not in found]
@@ -209,15 +280,25 @@ def _prepared_facts(source: Path, preset: str, names: tuple[str, ...]) -> dict[s
     return {name: found[name] for name in names}
 
 
-def _expect_cases(cases: Any, folder: Path) -> None:
+def expect_cases(cases: Any, folder: Path) -> None:
+    """Raise a `ValueError` that names the folder if there is no case to train on."""
     if not cases:
         raise ValueError(
             f"{folder}: expected prepared cases, found none; run the pre-processing script first."
         )
 
 
-def _claim_directory(settings: Any, directory: Path, facts: dict[str, Any]) -> None:
-    """Write the run's settings beside its model, unless the directory holds a run with other settings."""
+def claim_directory(settings: Any, directory: Path, facts: dict[str, Any], chosen: Runtime) -> None:
+    """Write the run's settings beside its model, once for all workers.
+
+    Raises
+    ------
+    ValueError
+        If the directory holds a run with other settings; the text names them.
+    """
+    if not chosen.is_chief:
+        return
+    facts = {**facts, "computed_in": chosen.precision, "replica_count": chosen.replicas}
     wanted = {**settings_as_json(settings), **facts}
     if (directory / "settings.json").is_file():
         found = load_settings(directory)
