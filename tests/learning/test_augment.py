@@ -33,14 +33,14 @@ def source_coordinates():
     return np.einsum("sj,j...->s...", MATRIX, grid) + TRANSLATION[:, None, None, None]
 
 
-def with_junk(volume, value):
-    """Pad a volume as a block is padded, with a value that would be noticed."""
-    return np.pad(volume, [(0, 3), (0, 2), (0, 5)], constant_values=value)
+def as_block(volume, junk):
+    """Lay a volume flat as a block is, padded with a value that would be noticed."""
+    return tf.constant(np.append(volume.ravel(order="F"), np.full(50, junk, volume.dtype)))
 
 
 def test_ct_is_that_of_scipy():
     coordinates = augment.sampling_coordinates(tf.constant(AFFINE), OUTPUT_SHAPE)
-    found = augment.sample_linear(tf.constant(with_junk(random_ct(), 1e6)), coordinates, tf.constant(LAST))
+    found = augment.sample_linear(as_block(random_ct(), 1e6), coordinates, tf.constant(LAST))
     expected = ndimage.affine_transform(
         random_ct(), MATRIX, TRANSLATION, OUTPUT_SHAPE, order=1, mode="nearest"
     )
@@ -51,9 +51,7 @@ def test_ct_is_that_of_scipy():
 
 def test_labels_are_those_of_scipy_away_from_ties():
     coordinates = augment.sampling_coordinates(tf.constant(AFFINE), OUTPUT_SHAPE)
-    found = augment.sample_nearest(
-        tf.constant(with_junk(random_labels(), 99)), coordinates, tf.constant(LAST)
-    )
+    found = augment.sample_nearest(as_block(random_labels(), 99), coordinates, tf.constant(LAST))
     expected = ndimage.affine_transform(
         random_labels(), MATRIX, TRANSLATION, OUTPUT_SHAPE, order=0, mode="grid-constant", cval=0
     )
@@ -72,11 +70,25 @@ def test_inside_is_within_half_a_voxel():
 def test_one_voxel_thick_volume_is_sampled():
     volume = tf.constant([[[5.0, 7.0]]])
     where = (tf.constant([-2.0, 0.0, 3.0]), tf.constant([0.4, 0.0, 0.0]), tf.constant([0.25, 1.0, 0.5]))
-    found = augment.sample_linear(volume, where, tf.constant([0, 0, 1]))
+    found = augment.sample_linear(augment.in_file_order(volume), where, tf.constant([0, 0, 1]))
     np.testing.assert_allclose(found, [5.5, 7.0, 6.0])
 
 
+def test_file_order_is_that_of_numpy():
+    np.testing.assert_array_equal(
+        augment.in_file_order(tf.constant(random_labels())), random_labels().ravel(order="F")
+    )
+
+
+def test_ct_is_clipped_before_it_is_interpolated():
+    # Half way from 5000, which counts as 3071, to 0 lies 1535.5 HU: 2559.5 of 4095 above the lower end.
+    where = tuple(tf.constant([value]) for value in (0.5, 0.0, 0.0))
+    found = augment.sample_ct(tf.constant([5000, 0], tf.int16), where, tf.constant([1, 0, 0]))
+    np.testing.assert_allclose(found, [2 * 2559.5 / 4095 - 1], atol=1e-6)
+
+
 def every_operation(ct, labels, sigma_blur):
+    ct, labels = augment.in_file_order(ct), augment.in_file_order(labels)
     coordinates = augment.sampling_coordinates(tf.constant(AFFINE), OUTPUT_SHAPE)
     image = augment.sample_linear(ct, coordinates, tf.constant(LAST))
     inside = augment.is_inside(coordinates, tf.constant(LAST))
@@ -163,7 +175,7 @@ def test_zoom_of_2_along_p_makes_a_bar_twice_as_long():
     middle = np.array([10.0, 2.0, 2.0])
     affine = np.column_stack([matrix, middle - matrix @ middle]).astype(np.float32)
     coordinates = augment.sampling_coordinates(tf.constant(affine), bar.shape)
-    found = augment.sample_nearest(tf.constant(bar), coordinates, tf.constant([20, 4, 4]))
+    found = augment.sample_nearest(as_block(bar, 1), coordinates, tf.constant([20, 4, 4]))
     # The bar covers 7.5 to 11.5, which is 10 - 5 to 10 + 3 after the zoom.
     assert np.argwhere(found).tolist() == [[p, 2, 2] for p in range(5, 13)]
 

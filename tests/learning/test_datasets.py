@@ -1,5 +1,6 @@
 """Balance, order, and that an example is a function of (seed, epoch, position) however it is met."""
 
+import dataclasses
 import re
 import shutil
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ML_3D_Unet.utils.train import EpochPart
 from tests.learning import examples
 from utils.imaging.volume import Volume, write_volume
 from utils.learning import datasets, vertebrae
@@ -82,9 +84,10 @@ def stages(data, cases):
     """Both stages: their dataset function for training or not, the items of a pass, and one example alone."""
 
     def segmentation_alone(item, generator):
-        return datasets.segmentation_example(
+        drawn = datasets.segmentation_example(
             data, item, generator, spacing_mm=examples.SPACING_MM, settings=SETTINGS
         )
+        return {**drawn, **{name: drawn[name].ravel(order="F") for name in ("ct_hu", "codes")}}
 
     def heatmap_alone(item, generator):
         case = cases[item]
@@ -110,11 +113,11 @@ def stages(data, cases):
 
 
 def unbatched(dataset):
-    batches = list(dataset.as_numpy_iterator())
+    """The examples of weight 1, without it."""
     return [
-        {name: value[k] for name, value in batch.items()}
-        for batch in batches
-        for k in range(len(batch["ct_hu"]))
+        {name: value[k] for name, value in batch.items() if name != "weight"}
+        for batch in dataset.as_numpy_iterator()
+        for k in np.flatnonzero(batch["weight"])
     ]
 
 
@@ -124,9 +127,9 @@ def assert_same(first, second):
     for name in first:
         a, b = np.asarray(first[name]), np.asarray(second[name])
         assert a.dtype == b.dtype
-        if a.ndim == 3:
-            most = np.maximum(a.shape, b.shape)
-            a, b = (np.pad(one, [(0, m - s) for m, s in zip(most, one.shape)]) for one in (a, b))
+        if name in ("ct_hu", "codes") and a.ndim == 1:
+            most = max(a.size, b.size)
+            a, b = (np.pad(one, (0, most - one.size)) for one in (a, b))
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
@@ -144,7 +147,7 @@ def test_an_example_depends_on_seed_epoch_and_position_alone(data, cases, stage)
     for example, again in zip(found, unbatched(later)):
         assert_same(example, again)
     # From the middle of the epoch, and from another pipeline.
-    for example, again in zip(found[2:], unbatched(dataset(True)(1).skip(1))):
+    for example, again in zip(found[2:], unbatched(dataset(True)(1, EpochPart(first_step=1))), strict=True):
         assert_same(example, again)
     differing = [not np.array_equal(a["affine"], b["affine"]) for a, b in zip(found, unbatched(first))]
     assert all(differing)
@@ -160,25 +163,118 @@ def test_validation_is_in_order_and_never_changes(data, cases, stage, count):
         assert_same(example, alone(position, None))
 
 
-def test_batches_keep_their_rest(data):
+def test_all_batches_have_one_length(data):
     batches = datasets.segmentation_dataset(data, SETTINGS, spacing_mm=2.0, training=True)(0)
-    assert [len(batch["last"]) for batch in batches] == [2, 2, 1]
-    signature = batches.element_spec
-    assert signature["ct_hu"].dtype == tf.int16 and signature["ranks"].dtype == tf.uint8
-    assert signature["affine"].shape.as_list() == [None, 3, 4]
+    weights = [batch["weight"].tolist() for batch in batches.as_numpy_iterator()]
+    assert weights == [[1, 1], [1, 1], [1, 0]]
+    shapes = {name: (spec.dtype, spec.shape.as_list()) for name, spec in batches.element_spec.items()}
+    assert shapes["ct_hu"] == (tf.int16, [2, None]) and shapes["codes"] == (tf.uint8, [2, None])
+    assert shapes["affine"] == (tf.float32, [2, 3, 4]) and shapes["weight"] == (tf.float32, [2])
 
 
-def test_collate_pads_to_the_largest_block():
-    small = {"block": np.ones((2, 2, 2), np.int16), "vector": np.arange(3), "number": np.float32(1)}
-    large = {"block": np.full((3, 3, 3), 2, np.int16), "vector": np.arange(3) + 1, "number": np.float32(2)}
-    batch = datasets.collate([small, large])
-    assert batch["block"].shape == (2, 3, 3, 3) and batch["block"].dtype == np.int16
-    assert batch["block"][0].sum() == 8 and (batch["block"][0, :2, :2, :2] == 1).all()
-    assert (batch["block"][1] == 2).all()
-    assert batch["vector"].tolist() == [[0, 1, 2], [1, 2, 3]] and batch["number"].tolist() == [1, 2]
+def test_accumulated_batches_are_handed_over_as_one(cases):
+    settings = dataclasses.replace(HEATMAP_SETTINGS, accumulate=2)
+    for training, weights in ((True, [[1, 1, 1, 1], [1, 0, 0, 0]]), (False, [[1, 1, 0, 0]])):
+        batches = datasets.heatmap_dataset(cases, settings, training=training)(0)
+        assert [batch["weight"].tolist() for batch in batches.as_numpy_iterator()] == weights
+        assert batches.element_spec["ct_hu"].shape.as_list() == [4, *examples.HEATMAP_SHAPE]
+
+
+def test_filling_is_the_beginning_of_the_epoch(data):
+    batches = datasets.segmentation_dataset(data, SETTINGS, spacing_mm=2.0, training=True)(2)
+    first, _, last = batches.as_numpy_iterator()
+    for name in first.keys() - {"weight"}:
+        np.testing.assert_array_equal(last[name][1], first[name][0], err_msg=name)
+
+
+# ---------------------------------------------------------------- several devices
+
+
+def test_positions_by_hand():
+    # 7 examples, batches of 2 on 2 replicas: 4 a step, so that one position fills the second step up.
+    positions, weights = datasets.batch_positions(7, 2, EpochPart(replicas=2))
+    assert positions.tolist() == [[0, 1], [2, 3], [4, 5], [6, 0]]
+    assert weights.tolist() == [[1, 1], [1, 1], [1, 1], [1, 0]] and weights.dtype == np.float32
+    # The second of two pipelines feeds replica 1; the first step is left out.
+    positions, weights = datasets.batch_positions(7, 2, EpochPart(1, pipeline=1, pipelines=2, replicas=2))
+    assert positions.tolist() == [[6, 0]] and weights.tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 1), (1, 3), (2, 2), (2, 6), (3, 3)])
+@pytest.mark.parametrize("count", [1, 5, 12, 13])
+def test_replicas_share_an_epoch(count, pipelines, replicas):
+    parts = [
+        datasets.batch_positions(count, 2, EpochPart(0, pipeline, pipelines, replicas))
+        for pipeline in range(pipelines)
+    ]
+    steps = -(-count // (2 * replicas))
+    shown = []
+    for positions, weights in parts:
+        assert positions.shape == weights.shape == (steps * replicas // pipelines, 2)
+        shown += positions[weights == 1].tolist()
+        assert set(positions.ravel().tolist()) <= set(range(count))
+    assert sorted(shown) == list(range(count))
+
+
+@pytest.mark.parametrize("first_step", range(4))
+def test_first_step_is_skipping(first_step):
+    part = EpochPart(0, 1, 2, 4)
+    whole = datasets.batch_positions(23, 2, part)
+    found = datasets.batch_positions(23, 2, part._replace(first_step=first_step))
+    for one, rest in zip(whole, found):
+        np.testing.assert_array_equal(one[2 * first_step :], rest)
+
+
+def test_an_epoch_done_has_no_batches(cases):
+    batches = datasets.heatmap_dataset(cases, HEATMAP_SETTINGS, training=True)(0, EpochPart(first_step=3))
+    assert list(batches) == []
+
+
+@pytest.mark.parametrize("part", [EpochPart(pipelines=2, replicas=3), EpochPart(0, 2, 2, 2)])
+def test_parts_that_do_not_fit_are_refused(part):
+    with pytest.raises(ValueError, match="divides the replicas, received EpochPart"):
+        datasets.batch_positions(5, 2, part)
+
+
+@pytest.mark.parametrize("stage", ["segmentation", "heatmap"])
+@pytest.mark.parametrize("training", [True, False])
+def test_devices_see_the_examples_of_one_device(data, cases, stage, training):
+    epoch_of = stages(data, cases)[stage][0](training)
+    alone = unbatched(epoch_of(1))
+    # Each of two pipelines feeds one of two replicas: positions 0, 1 and 4 here, 2 and 3 there.
+    here, there = (unbatched(epoch_of(1, EpochPart(0, k, 2, 2))) for k in range(2))
+    for found, expected in ((here, alone[:2] + alone[4:]), (there, alone[2:4])):
+        assert len(found) == len(expected)
+        for example, again in zip(found, expected):
+            assert_same(example, again)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_collate_lays_blocks_flat_in_file_order():
+    small = np.arange(6, dtype=np.int16).reshape(1, 2, 3)
+    large = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+    pair = [{"ct_hu": small, "number": np.float32(1)}, {"ct_hu": large, "number": np.float32(2)}]
+    batch = datasets.collate(pair, 9)
+    # The first axis is fastest: (0,0,0), (1,0,0), (0,1,0), (1,1,0), (0,0,1), ...
+    assert batch["ct_hu"].tolist() == [[0, 3, 1, 4, 2, 5, 0, 0, 0], [0, 4, 2, 6, 1, 5, 3, 7, 0]]
+    assert batch["ct_hu"].dtype == np.int16 and batch["number"].tolist() == [1, 2]
+
+
+def test_collate_stacks():
+    pair = [{"ct_hu": np.full((1, 2, 3), k), "vector": np.arange(3) + k} for k in range(2)]
+    batch = datasets.collate(pair)
+    assert batch["ct_hu"].tolist() == [[[[0] * 3] * 2], [[[1] * 3] * 2]]
+    assert batch["vector"].tolist() == [[0, 1, 2], [1, 2, 3]]
 
 
 # ---------------------------------------------------------------- segmentation examples
+
+
+def tensors_of(drawn):
+    batch = datasets.collate([drawn], drawn["ct_hu"].size)
+    return {name: tf.constant(value[0]) for name, value in batch.items()}
 
 
 def of_kind(data, item, shares, seed=0):
@@ -187,7 +283,7 @@ def of_kind(data, item, shares, seed=0):
     drawn = datasets.segmentation_example(
         data, item, np.random.default_rng(seed), spacing_mm=2.0, settings=settings
     )
-    tensors = {name: tf.constant(value) for name, value in drawn.items()}
+    tensors = tensors_of(drawn)
     x, y = vertebrae.vertebra_example(tensors, patch_voxels=24, spacing_mm=2.0, radius=2)
     return drawn, x.numpy(), y.numpy()
 
@@ -195,7 +291,7 @@ def of_kind(data, item, shares, seed=0):
 def test_validation_patch_is_the_scan_around_the_target(data):
     # L1 of sub-a: rows 5:11, 4:10, 16:21, centre (7.5, 6.5, 18). A patch of 8 begins 4 before it.
     drawn = datasets.segmentation_example(data, 2, None, spacing_mm=2.0, settings=SETTINGS)
-    tensors = {name: tf.constant(value) for name, value in drawn.items()}
+    tensors = tensors_of(drawn)
     x, y = (t.numpy() for t in vertebrae.vertebra_example(tensors, patch_voxels=8, spacing_mm=2.0, radius=2))
     ct, mask, _ = examples.scan((19, 28, 20), 0)
     # Half-voxel positions on P and R: the mean of four voxels.
@@ -210,9 +306,20 @@ def test_validation_patch_is_the_scan_around_the_target(data):
 
 def test_t13_is_above_l1_and_below_t12(data):
     assert [v.label for v in data.vertebrae] == [19, 28, 20, 20, 21]
-    assert data.ranks_of_case == {"sub-a": [19, 20, 21], "sub-b": [21, 22]}
+    columns = {case: [v.rank for v in column] for case, column in data.columns.items()}
+    assert columns == {"sub-a": [19, 20, 21], "sub-b": [21, 22]}
     ranks = [of_kind(data, item, (1, 0, 0, 0))[0]["target_rank"] for item in range(3)]
     assert ranks == [19, 20, 21]
+
+
+def test_target_is_looked_up_once(data):
+    vertebra = data.vertebrae[1]
+    target = data.target(vertebra)
+    assert data.target(vertebra) is target and not target.is_top and data.target(data.vertebrae[0]).is_top
+    np.testing.assert_array_equal(target.voxels.min(axis=0), vertebra.begin)
+    np.testing.assert_array_equal(target.voxels.max(axis=0), vertebra.end - 1)
+    # 6 x 6 x 5 voxels, none thinned out, and the top one once more.
+    assert len(target.voxels) == 181
 
 
 def test_natural_top_shows_the_first_vertebra_of_the_scan(data):

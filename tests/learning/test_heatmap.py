@@ -134,7 +134,14 @@ def test_batches_under_xla_are_the_eager_examples():
     # The noise is looked at by itself in test_augment.
     pairs = [{**pair, "noise_sigma": tf.constant(0.0), "blur_sigma": tf.constant(0.9)} for pair in pairs]
     batch = {name: tf.stack([pair[name] for pair in pairs]) for name in pairs[0]}
-    images, targets = heatmap.heatmap_batch_builder(settings)({"ct_hu": tf.constant(cts), **batch}, True)
+    batch |= {"ct_hu": tf.constant(cts), "weight": tf.constant([1.0, 0.0])}
+    build = heatmap.heatmap_batch_builder(settings)
+    images, targets, weight = build(batch, True)
+    assert weight.numpy().tolist() == [1, 0]
+    for jit_compile in (False, True):
+        inside = tf.function(lambda batch: build(batch, True), jit_compile=jit_compile)(batch)
+        for found, expected in zip(inside, (images, targets, weight)):
+            np.testing.assert_allclose(found, expected, atol=2e-4)
     assert images.shape == (2, *SHAPE, 1) and targets.shape == (2, *SHAPE, 2)
     # 3 standard deviations of at most one voxel.
     assert HEATMAP_AUGMENTATION.blur_sigma_mm[1] == 1.0

@@ -8,7 +8,7 @@ from scipy import ndimage
 from utils.learning import augment, vertebrae
 from utils.learning.vertebrae import NOTHING_LEFT, Target
 from utils.settings import SegmentationTrainingSettings as Settings
-from utils.verse.labels import ranks_of_mask
+from utils.verse.labels import CODES
 
 WALK, PAPER = Settings(patch_kinds="walk"), Settings(patch_kinds="paper")
 SMALL = Settings(patch_kinds="walk", patch_voxels=64)
@@ -178,18 +178,20 @@ def test_block_holds_all_that_a_patch_needs():
     for _ in range(40):
         matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
         affine = np.column_stack([matrix, generator.uniform(-14, np.array(shape) + 6)])
-        begin, end, block_edge = vertebrae.block_of_patch(affine, edge, shape)
+        begin, end = vertebrae.block_of_patch(affine, edge, shape)
         assert (begin >= 0).all() and (end <= shape).all() and (end > begin).all()
         box = tuple(slice(b, e) for b, e in zip(begin, end))
-        padding = [(0, block_edge - (e - b)) for b, e in zip(begin, end)]
         moved = np.column_stack([matrix, affine[:, 3] - begin])
         clear = np.all([np.abs(c.numpy() % 1 - 0.5) > 1e-3 for c in coordinates(affine, edge)], axis=0)
-        for sample, volume, junk in ((augment.sample_linear, ct, 1e6), (augment.sample_nearest, labels, 99)):
-            block = np.pad(volume[box], padding, constant_values=junk)
-            whole = sample(tf.constant(volume), coordinates(affine, edge), last_of(volume.shape))
-            part = sample(tf.constant(block), coordinates(moved, edge), last_of(end - begin))
+        for sample, volume in ((augment.sample_linear, ct), (augment.sample_nearest, labels)):
+            whole = sample(flat(volume), coordinates(affine, edge), last_of(volume.shape))
+            part = sample(flat(volume[box]), coordinates(moved, edge), last_of(end - begin))
             where = clear if volume is labels else ...  # a label may change at a tie
             np.testing.assert_allclose(part.numpy()[where], whole.numpy()[where], atol=1e-4)
+
+
+def flat(volume):
+    return tf.constant(volume.ravel(order="F"))
 
 
 def coordinates(affine, edge):
@@ -200,23 +202,33 @@ def last_of(shape):
     return tf.constant(np.array(shape) - 1, tf.int32)
 
 
-def test_blocks_have_few_edges():
-    generator, edges = np.random.default_rng(0), []
+def test_block_of_a_mirrored_patch():
+    # Samples at 5 + 2 p, 20 - r and 3 + .5 i for 0 to 7: 5 to 19, 13 to 20, 3 to 6.5; one voxel to spare
+    # below, one for the interpolation and one to spare above.
+    affine = np.array([[2.0, 0, 0, 5], [0, -1, 0, 20], [0, 0, 0.5, 3]])
+    begin, end = vertebrae.block_of_patch(affine, 8, (50, 50, 9))
+    assert begin.tolist() == [4, 12, 2] and end.tolist() == [21, 22, 9]
+
+
+def test_blocks_have_few_lengths():
+    generator, lengths = np.random.default_rng(0), []
     for _ in range(500):
         matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
         affine = np.column_stack([matrix, generator.uniform(0, 300, 3)])
-        begin, end, edge = vertebrae.block_of_patch(affine, 64, (400, 400, 800))
-        assert edge >= (end - begin).max()
-        edges.append(edge)
-    # 1.375, 1.75, 2.25, 3 and 4 times 64
-    assert set(edges) <= {88, 112, 144, 192, 256} and len(set(edges)) > 1
+        begin, end = vertebrae.block_of_patch(affine, 64, (400, 400, 800))
+        voxels = int(np.prod(end - begin))
+        lengths.append(vertebrae.block_length(voxels, 64))
+        assert lengths[-1] >= voxels
+    assert set(lengths) <= {68**3 * size for size in (1, 2, 3, 4, 6)} and len(set(lengths)) > 1
 
 
-def test_block_beyond_the_largest_edge_has_its_own():
-    affine = np.column_stack([6.0 * IDENTITY, np.zeros(3)])
-    begin, end, edge = vertebrae.block_of_patch(affine, 8, (100, 100, 100))
-    # Samples at 0 to 42, one more voxel for the interpolation, one to spare.
-    assert (begin == 0).all() and (end >= 44).all() and edge == (end - begin).max()
+def test_unmoved_patch_has_the_smallest_block_and_a_huge_one_its_own():
+    affine = np.eye(3, 4)
+    affine[:, 3] = 30.0
+    begin, end = vertebrae.block_of_patch(affine, 8, (100, 100, 100))
+    assert vertebrae.block_length(int(np.prod(end - begin)), 8) == 12**3
+    assert vertebrae.block_length(6 * 12**3, 8) == 6 * 12**3
+    assert vertebrae.block_length(6 * 12**3 + 1, 8) == 6 * 12**3 + 1
 
 
 # ---------------------------------------------------------------- boundary weight
@@ -278,8 +290,8 @@ def spine():
 def drawn(rank, **changes):
     ct = np.random.default_rng(0).integers(-1024, 3071, (EDGE,) * 3).astype(np.int16)
     plain = {
-        "ct_hu": ct,
-        "ranks": ranks_of_mask(spine()),
+        "ct_hu": ct.ravel(order="F"),
+        "codes": spine().ravel(order="F"),
         "last": np.full(3, EDGE - 1, np.int32),
         "affine": np.eye(3, 4, dtype=np.float32),
         "target_rank": np.int32(rank),
@@ -319,7 +331,8 @@ def test_emptied_memory_leaves_the_target():
 def test_intensities_are_scaled_then_clipped():
     parameters = drawn(21, gain=np.float32(1.25), offset=np.float32(-0.25))
     x, _ = example(parameters)
-    normalised = (parameters["ct_hu"].numpy() + 1024.0) * 2 / 4095 - 1
+    ct = parameters["ct_hu"].numpy().reshape((EDGE,) * 3, order="F")
+    normalised = (ct + 1024.0) * 2 / 4095 - 1
     np.testing.assert_allclose(x[..., 0], np.clip(1.25 * normalised - 0.25, -1, 1), atol=1e-5)
     assert (x[..., 0] == -1).any()
 
@@ -336,25 +349,62 @@ def test_image_memory_and_target_move_together():
     assert not moved[0][:, :, 11:, 1].any() and not moved[1][:, :, 11:, 0].any()
 
 
-def test_batches_under_xla_are_the_eager_examples():
+def test_every_code_has_its_role():
+    codes = np.array([0, *CODES, 26, 27], np.uint8)  # in order of rank; nobody uses 26 and 27
+    for remembers in (True, False):
+        target, memory = vertebrae.target_and_memory(
+            tf.constant(codes), tf.constant(20), tf.constant(remembers)
+        )
+        assert np.flatnonzero(target).tolist() == [20] and codes[20] == 28
+        assert np.flatnonzero(memory).tolist() == (list(range(1, 20)) if remembers else [])
+
+
+def random_batch():
+    """Four examples, turned and blurred; the noise is looked at by itself in test_augment."""
     generator = np.random.default_rng(0)
     batch = []
     for rank in (19, 20, 21, NOTHING_LEFT):
         matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
         affine = np.column_stack([matrix, 8 - matrix @ generator.uniform(6, 9, 3)]).astype(np.float32)
-        # The noise is looked at by itself in test_augment.
-        batch.append(
-            drawn(
-                rank, affine=affine, blur_sigma=np.float32(0.2 * rank - 3.5), remembers=np.bool_(rank != 20)
-            )
-        )
-    settings = Settings(patch_voxels=EDGE)
-    stacked = {name: tf.stack([one[name] for one in batch]) for name in batch[0]}
-    x, y = vertebrae.segmentation_batch_builder(settings, 2.0)(stacked, True)
+        changes = {"blur_sigma": np.float32(0.2 * rank - 3.5), "remembers": np.bool_(rank != 20)}
+        batch.append(drawn(rank, affine=affine, **changes))
+    return batch
+
+
+def stacked(batch, weight):
+    return {
+        **{name: tf.stack([one[name] for one in batch]) for name in batch[0]},
+        "weight": tf.constant(weight),
+    }
+
+
+def test_batches_under_xla_are_the_eager_examples():
+    batch = random_batch()
+    build = vertebrae.segmentation_batch_builder(Settings(patch_voxels=EDGE), 2.0)
+    x, y, weight = build(stacked(batch, [1.0, 1.0, 1.0, 0.0]), True)
     assert x.shape == (4, *(EDGE,) * 3, 2) and y.shape == (4, *(EDGE,) * 3, 2)
+    assert weight.numpy().tolist() == [1, 1, 1, 0]
     how = {"patch_voxels": EDGE, "spacing_mm": 2.0, "radius": 3}  # 3 * 1.5 mm in voxels of 2 mm
-    for build in (vertebrae.vertebra_example, tf.function(vertebrae.vertebra_example)):
+    for one_of in (vertebrae.vertebra_example, tf.function(vertebrae.vertebra_example)):
         for k, one in enumerate(batch):
-            expected_x, expected_y = build(one, **how)
+            expected_x, expected_y = one_of(one, **how)
             np.testing.assert_allclose(x[k], expected_x, atol=2e-4)
             np.testing.assert_allclose(y[k], expected_y, atol=1e-3)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_inside_compiled_functions_are_the_same(count, jit_compile):
+    batch = stacked(random_batch()[:count], [1.0] * count)
+    build = vertebrae.segmentation_batch_builder(Settings(patch_voxels=EDGE), 2.0)
+    shapes = []
+
+    @tf.function(jit_compile=jit_compile)
+    def step(batch):
+        built = build(batch, True)
+        shapes.extend(tensor.shape.as_list() for tensor in built)
+        return built
+
+    for found, expected in zip(step(batch), build(batch, False)):
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert shapes == [[count, *(EDGE,) * 3, 2]] * 2 + [[count]]

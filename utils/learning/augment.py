@@ -8,6 +8,7 @@ TensorFlow on tensors of fixed shape, without Python branches on values, so that
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,17 +127,23 @@ def sampling_coordinates(affine: tf.Tensor, shape: tuple[int, int, int]) -> tupl
     )
 
 
-def sample_linear(volume: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
+def in_file_order(volume: tf.Tensor) -> tf.Tensor:
+    """Lay a volume (P, R, I) flat as a NIfTI file does, the first axis fastest: what the samplers read."""
+    return tf.reshape(tf.transpose(volume, [2, 1, 0]), [-1])
+
+
+def sample_linear(block: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
     """Interpolate a volume trilinearly; beyond its border the nearest voxel counts.
 
     Parameters
     ----------
-    volume : tf.Tensor, 3-D
-        Source, of any numeric type.
+    block : tf.Tensor, (n,)
+        Voxels of a volume of shape `last` + 1 in file order, then padding, which is never looked at. Of any
+        numeric type. It is flat so that volumes of many shapes share few lengths, hence few compilations.
     coordinates : tuple of tf.Tensor of float32, 3
         Source coordinates in voxels.
     last : tf.Tensor of int32, (3,)
-        Largest index along each axis that holds data (the rest of `volume` is padding).
+        Largest index along each axis.
 
     Returns
     -------
@@ -147,31 +154,42 @@ def sample_linear(volume: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: t
     clipped = [tf.clip_by_value(coordinates[axis], 0.0, limit[axis]) for axis in range(3)]
     floors = [tf.minimum(tf.floor(clipped[k]), tf.maximum(limit[k] - 1.0, 0.0)) for k in range(3)]
     fractions = [clipped[axis] - floors[axis] for axis in range(3)]
-    indices = [tf.cast(floor, tf.int32) for floor in floors]
-    flat = tf.reshape(volume, [-1])
-    result = tf.zeros_like(clipped[0])
-    for corner in np.ndindex(2, 2, 2):
-        weight, index = tf.ones_like(clipped[0]), tf.zeros_like(indices[0])
-        for axis, step in enumerate(corner):
-            weight *= fractions[axis] if step else 1.0 - fractions[axis]
-            index = index * volume.shape[axis] + tf.minimum(indices[axis] + step, last[axis])
-        result += weight * tf.cast(tf.gather(flat, index), tf.float32)
-    return result
+    strides = _strides(last)
+    first = sum(tf.cast(floors[axis], tf.int32) * strides[axis] for axis in range(3))
+    # An axis of one voxel has no neighbour to go to.
+    steps = [tf.where(last[axis] > 0, strides[axis], 0) for axis in range(3)]
+    corners = [sum(step for step, taken in zip(steps, corner) if taken) for corner in np.ndindex(2, 2, 2)]
+    values = [tf.cast(tf.gather(block, first + corner), tf.float32) for corner in corners]
+    for fraction in reversed(fractions):
+        values = [low + fraction * (high - low) for low, high in zip(values[::2], values[1::2])]
+    return values[0]
 
 
-def sample_nearest(volume: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
+def sample_nearest(block: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
     """Look up the nearest voxel of a label volume; outside it is 0.
 
-    Parameters and shapes are those of `sample_linear`; the result has the volume's type.
+    Parameters and shapes are those of `sample_linear`; the result has the block's type.
     """
     rounded = [tf.cast(tf.floor(coordinate + 0.5), tf.int32) for coordinate in coordinates]
-    inside = tf.ones_like(rounded[0], tf.bool)
-    index = tf.zeros_like(rounded[0])
-    for axis in range(3):
-        inside &= (rounded[axis] >= 0) & (rounded[axis] <= last[axis])
-        index = index * volume.shape[axis] + tf.clip_by_value(rounded[axis], 0, last[axis])
-    found = tf.gather(tf.reshape(volume, [-1]), index)
-    return tf.where(inside, found, tf.zeros_like(found))
+    strides = _strides(last)
+    clipped = [tf.clip_by_value(rounded[axis], 0, last[axis]) for axis in range(3)]
+    found = tf.gather(block, sum(clipped[axis] * strides[axis] for axis in range(3)))
+    inside = [rounded[axis] == clipped[axis] for axis in range(3)]
+    return tf.where(inside[0] & inside[1] & inside[2], found, tf.zeros_like(found))
+
+
+def _strides(last: tf.Tensor) -> list[tf.Tensor]:
+    """Give the steps from voxel to voxel of a flat volume whose first axis is fastest."""
+    return [tf.ones_like(last[0]), last[0] + 1, (last[0] + 1) * (last[1] + 1)]
+
+
+def sample_ct(block: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
+    """Interpolate a CT in HU as `sample_linear` does, and give normalised intensities.
+
+    Clipping comes before interpolation, on the small integers; the linear map may come after it.
+    """
+    low, high = (tf.constant(limit, block.dtype) for limit in HU_RANGE)
+    return normalised(sample_linear(tf.clip_by_value(block, low, high), coordinates, last))
 
 
 def is_inside(coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
@@ -253,3 +271,27 @@ def blur(image: tf.Tensor, sigma_voxels: tf.Tensor, radius: int) -> tf.Tensor:
 def blur_radius(settings: AugmentationSettings, spacing_mm: float) -> int:
     """Give the kernel's half width in voxels that holds three standard deviations of the widest blur."""
     return max(1, int(np.ceil(3.0 * settings.blur_sigma_mm[1] / spacing_mm)))
+
+
+def stacked_examples(
+    one: Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]], batch: dict[str, tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Build the examples of a batch one after the other, so that each needs the memory of one.
+
+    Parameters
+    ----------
+    one : callable
+        Builds the x and y of one example from its part of the batch.
+    batch : dict of str to tf.Tensor
+        What was drawn and read; the first axis, of static length, counts the examples. "weight" is theirs.
+
+    Returns
+    -------
+    tuple of tf.Tensor
+        x and y of all examples, of static shape, and their weights (batch,).
+    """
+    names = [name for name in batch if name != "weight"]
+    examples = zip(*(tf.unstack(batch[name]) for name in names))
+    pairs = [one(dict(zip(names, values))) for values in examples]
+    x, y = (tf.stack(parts) for parts in zip(*pairs))
+    return x, y, batch["weight"]

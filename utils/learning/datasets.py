@@ -1,35 +1,41 @@
 """Prepared files as `tf.data` pipelines of small parameter vectors and raw blocks.
 
-An example is a function of (seed, epoch, position): it is the same alone, in a pipeline, and after a
-resume, so no iterator is ever checkpointed. The host reads and draws; the voxels are worked on inside
-the compiled step (see `heatmap_batch_builder` and `segmentation_batch_builder`). Training and
-validation share every function here: validation passes no generator.
+An example is a function of (seed, epoch, position): it is the same alone, in a pipeline, on however many
+devices, and after a resume, so no iterator is ever checkpointed. The host draws and reads; the voxels are
+worked on inside the compiled step (see `heatmap_batch_builder` and `segmentation_batch_builder`). Training
+and validation share every function here: validation passes no generator.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.centroids import read_centroids
 from utils.imaging.volume import open_memory_map
 from utils.learning import augment
 from utils.learning.heatmap import draw_heatmap_example
-from utils.learning.vertebrae import Target, block_of_patch, draw_kind, draw_patch
+from utils.learning.vertebrae import Target, block_length, block_of_patch, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
-from utils.verse.labels import ranks_of_mask
 
-EpochDataset = Callable[[int], tf.data.Dataset]
+#: A function (epoch, part) -> tf.data.Dataset; without a part it gives all of the epoch to one device.
+EpochDataset = Callable[..., tf.data.Dataset]
+Example = dict[str, np.ndarray]
 #: Numbers that keep the random streams of an example, an epoch's order and a run's balance apart.
 _EXAMPLE, _ORDER, _BALANCE = 0, 1, 2
 #: A vertebra's voxels are thinned out to about this many, enough to tell whether a third lies in a patch.
 MOST_TARGET_VOXELS = 2000
+#: Entries of a segmentation example that are blocks of a volume, and batches that are read at the same time
+#: and ahead. Reading waits for the disk, so more threads than cores may pay; each batch takes some 20 MB.
+BLOCKS = ("ct_hu", "codes")
+READERS, BATCHES_AHEAD = 4, 4
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,12 @@ class SegmentationData:
 
     folder: Path
     vertebrae: tuple[Vertebra, ...]
+    _targets: dict[tuple[str, int], Target] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def scans(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """CT (int16 HU) and mask (uint8 codes) of every case, as read-only memory maps."""
-        return {case: self._open(case) for case in sorted({v.case for v in self.vertebrae})}
+        return {case: self._open(case) for case in self.columns}
 
     def _open(self, case: str) -> tuple[np.ndarray, np.ndarray]:
         ct, mask = (open_memory_map(self.folder / f"{case}_{kind}.nii").data for kind in ("ct", "msk"))
@@ -80,26 +87,36 @@ class SegmentationData:
             raise ValueError(f"{name}: expected the shape of the CT, {ct.shape}, found {mask.shape}.")
         return ct, mask
 
+    @cached_property
+    def columns(self) -> dict[str, list[Vertebra]]:
+        """The vertebrae of every case, from the top."""
+        columns: dict[str, list[Vertebra]] = {}
+        for vertebra in sorted(self.vertebrae, key=lambda v: (v.case, v.rank)):
+            columns.setdefault(vertebra.case, []).append(vertebra)
+        return columns
+
+    def target(self, vertebra: Vertebra) -> Target:
+        """Look a vertebra's voxels up in its mask, once; `ValueError` if it has none there."""
+        key = (vertebra.case, vertebra.label)
+        if key not in self._targets:
+            self._targets[key] = _target_of(self, vertebra)
+        return self._targets[key]
+
     def without_bad_cases(self) -> tuple[SegmentationData, list[str]]:
         """Look every vertebra up; give the data without the cases where that fails, and a line for each.
 
         Later, inside the pipeline, an error would come out as TensorFlow's, with a traceback.
         """
         bad: dict[str, str] = {}
-        for case in sorted({vertebra.case for vertebra in self.vertebrae}):
-            alone = SegmentationData(self.folder, tuple(v for v in self.vertebrae if v.case == case))
+        for case, column in self.columns.items():
+            alone = SegmentationData(self.folder, tuple(column), self._targets)
             try:
-                for vertebra in alone.vertebrae:
-                    _target_of(alone, vertebra)
+                for vertebra in column:
+                    alone.target(vertebra)
             except ValueError as error:
                 bad[case] = str(error)
         good = tuple(vertebra for vertebra in self.vertebrae if vertebra.case not in bad)
-        return SegmentationData(self.folder, good), list(bad.values())
-
-    @cached_property
-    def ranks_of_case(self) -> dict[str, list[int]]:
-        """Ranks of the vertebrae of every case, from the top."""
-        return {case: sorted(v.rank for v in self.vertebrae if v.case == case) for case in self.scans}
+        return SegmentationData(self.folder, good, self._targets), list(bad.values())
 
 
 def read_heatmap_cases(folder: Path) -> tuple[list[HeatmapCase], list[str]]:
@@ -237,17 +254,18 @@ def heatmap_dataset(
 
     Returns
     -------
-    callable of int to tf.data.Dataset
-        Batches: "ct_hu" int16 (batch, P, R, I) and the vectors of `draw_heatmap_example`.
+    callable (epoch, part=None) to tf.data.Dataset
+        Batches, all of one length (see `batch_positions`): "ct_hu" int16 (batch, P, R, I), the vectors of
+        `draw_heatmap_example`, and "weight" float32 (batch,).
     """
     shape = cases[0].ct_hu.shape
 
-    def example(item: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
+    def example(item: int, generator: np.random.Generator | None) -> Example:
         case = cases[item]
         drawn = draw_heatmap_example(generator, case.centroids_voxels, shape=shape, settings=settings)
         return {"ct_hu": case.ct_hu, **drawn}
 
-    return _epoch_dataset(np.arange(len(cases)), example, settings, training=training)
+    return _epoch_dataset(np.arange(len(cases)), (example, collate), settings, training=training)
 
 
 def segmentation_dataset(
@@ -268,17 +286,22 @@ def segmentation_dataset(
 
     Returns
     -------
-    callable of int to tf.data.Dataset
-        Batches of the inputs of `vertebra_example`.
+    callable (epoch, part=None) to tf.data.Dataset
+        Batches, all of one length (see `batch_positions`), of the inputs of `vertebra_example`, and "weight"
+        float32 (batch,).
     """
 
-    def example(item: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
+    def example(item: int, generator: np.random.Generator | None) -> Example:
         return segmentation_example(data, item, generator, spacing_mm=spacing_mm, settings=settings)
+
+    def collate_blocks(examples: list[Example]) -> Example:
+        most = max(example["ct_hu"].size for example in examples)
+        return collate(examples, block_length(most, settings.patch_voxels))
 
     items = np.arange(len(data.vertebrae))
     if training:
         items = balanced_positions([v.rank for v in data.vertebrae], settings.seed)
-    return _epoch_dataset(items, example, settings, training=training)
+    return _epoch_dataset(items, (example, collate_blocks), settings, training=training)
 
 
 def segmentation_example(
@@ -288,8 +311,8 @@ def segmentation_example(
     *,
     spacing_mm: float,
     settings: SegmentationTrainingSettings,
-) -> dict[str, np.ndarray]:
-    """Draw one patch and read the block of the scan that it needs: the host's whole share of an example.
+) -> Example:
+    """Draw one patch, and find the block of the scan that it needs: the host's whole share of an example.
 
     Parameters
     ----------
@@ -307,7 +330,8 @@ def segmentation_example(
     Returns
     -------
     dict of str to np.ndarray
-        Inputs of `vertebra_example`.
+        Inputs of `vertebra_example`, but for "ct_hu" and "codes": they are views (P, R, I) of the files, not
+        read yet; `collate` reads them to where they are needed.
     """
     vertebra = data.vertebrae[item]
     kind = draw_kind(generator, settings)
@@ -315,11 +339,10 @@ def segmentation_example(
     drawn = augment.NO_AUGMENTATION
     if generator is not None:
         drawn = augment.draw_augmentation(generator, settings.augmentation)
-    target = _target_of(data, shown)
+    target = data.target(shown)
     patch = draw_patch(generator, target, kind, matrix=drawn.matrix, spacing_mm=spacing_mm, settings=settings)
-    block = _read_block(data.scans[shown.case], patch.affine, settings.patch_voxels)
     return {
-        **block,
+        **_block(data.scans[shown.case], patch.affine, settings.patch_voxels),
         "target_rank": np.int32(patch.target_rank),
         "remembers": np.bool_(patch.remembers),
         "gain": np.float32(drawn.gain),
@@ -334,7 +357,7 @@ def _vertebra_shown(
     data: SegmentationData, vertebra: Vertebra, kind: str, generator: np.random.Generator | None
 ) -> Vertebra:
     """A natural top shows the scan's first vertebra; nothing left is met below its last one, mostly."""
-    column = sorted((v for v in data.vertebrae if v.case == vertebra.case), key=lambda v: v.rank)
+    column = data.columns[vertebra.case]
     if kind == "natural top":
         return column[0]
     if kind == "nothing left" and generator.random() < 0.75:
@@ -353,80 +376,134 @@ def _target_of(data: SegmentationData, vertebra: Vertebra) -> Target:
     thinned = voxels[:: max(1, len(voxels) // MOST_TARGET_VOXELS)]
     # The patch rule measures from the target's top, so that must not be thinned away.
     thinned = np.vstack([voxels[voxels[:, 2].argmin()], thinned])
-    is_top = vertebra.rank == data.ranks_of_case[vertebra.case][0]
+    is_top = vertebra.rank == data.columns[vertebra.case][0].rank
     return Target(vertebra.rank, thinned, vertebra.centre, is_top)
 
 
-def _read_block(
-    scan: tuple[np.ndarray, np.ndarray], affine: np.ndarray, patch_voxels: int
-) -> dict[str, np.ndarray]:
+def _block(scan: tuple[np.ndarray, np.ndarray], affine: np.ndarray, patch_voxels: int) -> Example:
     ct, mask = scan
-    begin, end, edge = block_of_patch(affine, patch_voxels, ct.shape)
+    begin, end = block_of_patch(affine, patch_voxels, ct.shape)
     box = tuple(slice(b, e) for b, e in zip(begin, end))
-    padding = [(0, edge - size) for size in end - begin]
     shifted = np.column_stack([affine[:, :3], affine[:, 3] - begin])
     return {
-        "ct_hu": np.pad(np.asarray(ct[box], np.int16), padding),
-        "ranks": np.pad(ranks_of_mask(np.asarray(mask[box])), padding),
+        "ct_hu": ct[box],
+        "codes": mask[box],
         "last": (end - begin - 1).astype(np.int32),
         "affine": shifted.astype(np.float32),
     }
 
 
+def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.ndarray, np.ndarray]:
+    """Share the positions of an epoch out: every step takes one batch for each replica, in order.
+
+    The last step is filled up with positions from the epoch's beginning, of weight 0, so that all batches
+    have one length: nothing is compiled for a smaller one, and no replica goes without.
+
+    Parameters
+    ----------
+    count : int
+        Examples in the epoch.
+    batch_size : int
+        Examples in a batch.
+    part : EpochPart
+        Which steps and replicas are asked for.
+
+    Returns
+    -------
+    positions : np.ndarray of int, (batches, batch_size)
+        Step by step, one batch for each replica of the pipeline.
+    weights : np.ndarray of float32, (batches, batch_size)
+        1, or 0 for a position that only fills up. Over all replicas every position has weight 1 once.
+
+    Raises
+    ------
+    ValueError
+        If the replicas cannot be shared out evenly over the pipelines, or there is no such pipeline.
+    """
+    if part.replicas % part.pipelines or not 0 <= part.pipeline < part.pipelines:
+        raise ValueError(
+            f"Expected a pipeline below the number of pipelines, which divides the replicas, received {part}."
+        )
+    steps = -(-count // (batch_size * part.replicas))
+    local = part.replicas // part.pipelines
+    places = np.arange(steps * part.replicas * batch_size).reshape(steps, part.pipelines, local, batch_size)
+    chosen = places[part.first_step :, part.pipeline].reshape(-1, batch_size)
+    return chosen % count, (chosen < count).astype(np.float32)
+
+
 def _epoch_dataset(
     items: np.ndarray,
-    example: Callable[[int, np.random.Generator | None], dict[str, np.ndarray]],
+    how: tuple[Callable[[int, np.random.Generator | None], Example], Callable[[list[Example]], Example]],
     settings: HeatmapTrainingSettings | SegmentationTrainingSettings,
     *,
     training: bool,
 ) -> EpochDataset:
-    """The one pipeline: order, draw and read, collate, batch, prefetch."""
+    """The one pipeline: order, share out, draw, read, prefetch. `how` makes examples and collates them."""
+    example, collated = how
+    batch_size = settings.batch_size * settings.accumulate
+    signature = _signature(collated([example(int(items[0]), None)]), batch_size)
 
-    def batches(epoch: int) -> Iterator[dict[str, np.ndarray]]:
+    def dataset(epoch: int, part: EpochPart | None = None) -> tf.data.Dataset:
+        # Epochs are asked for one by one; the number is fixed here, not inside a compiled function.
         order = items
         if training:
             order = epoch_order(items, settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
-        for first in range(0, len(order), settings.batch_size):
-            chosen = range(first, min(first + settings.batch_size, len(order)))
-            generators = [_generator_of(settings.seed, epoch, p) if training else None for p in chosen]
-            yield collate([example(int(order[p]), g) for p, g in zip(chosen, generators)])
 
-    signature = _signature(example(int(items[0]), None))
+        def read(positions: np.ndarray) -> list[np.ndarray]:
+            generators = [_generator_of(settings.seed, epoch, p) if training else None for p in positions]
+            batch = collated([example(int(order[p]), g) for p, g in zip(positions, generators)])
+            return [batch[name] for name in signature]
 
-    def dataset(epoch: int) -> tf.data.Dataset:
-        # Epochs are asked for one by one; the number is fixed here, not inside a compiled function.
-        made = tf.data.Dataset.from_generator(lambda: batches(epoch), output_signature=signature)
-        return made.prefetch(4)
+        def as_batch(positions: tf.Tensor, weight: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = tf.numpy_function(read, [positions], [spec.dtype for spec in signature.values()])
+            shaped = [tf.ensure_shape(t, spec.shape) for t, spec in zip(found, signature.values())]
+            return {**dict(zip(signature, shaped)), "weight": tf.ensure_shape(weight, [batch_size])}
+
+        positions = batch_positions(len(order), batch_size, part or EpochPart())
+        made = tf.data.Dataset.from_tensor_slices(positions)
+        return made.map(as_batch, num_parallel_calls=READERS, deterministic=True).prefetch(BATCHES_AHEAD)
 
     return dataset
 
 
-def collate(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Stack examples into a batch; blocks of different edges are padded to the largest."""
-    return {name: _stack([example[name] for example in examples]) for name in examples[0]}
+def collate(examples: list[Example], length: int = 0) -> Example:
+    """Stack examples into a batch.
 
+    Parameters
+    ----------
+    examples : list of dict of str to np.ndarray
+        The same names and, blocks apart, the same shapes.
+    length : int
+        If it is not 0, volumes (P, R, I) are laid flat in file order and padded with 0 to this length.
 
-def _stack(arrays: list[np.ndarray]) -> np.ndarray:
-    largest = np.max([np.shape(array) for array in arrays], axis=0)
-    padded = [
-        np.pad(array, [(0, int(most) - size) for most, size in zip(largest, np.shape(array))])
-        if largest.size
-        else array
-        for array in arrays
-    ]
-    return np.stack(padded)
-
-
-def _signature(example: dict[str, np.ndarray]) -> dict[str, tf.TensorSpec]:
-    """Shapes of a batch: its length and the edges of volumes vary, the vectors are fixed."""
+    Returns
+    -------
+    dict of str to np.ndarray
+        The arrays, with one more axis at the front.
+    """
     return {
-        name: tf.TensorSpec(_batch_shape(np.shape(value)), np.asarray(value).dtype)
-        for name, value in example.items()
+        name: _laid_flat([example[name] for example in examples], length)
+        if length and name in BLOCKS
+        else np.stack([example[name] for example in examples])
+        for name in examples[0]
     }
 
 
-def _batch_shape(shape: tuple[int, ...]) -> list[int | None]:
-    return [None, *([None] * 3 if len(shape) == 3 else shape)]
+def _laid_flat(blocks: list[np.ndarray], length: int) -> np.ndarray:
+    """Read blocks straight into the rows of a batch, in the order in which they lie in their files."""
+    batch = np.zeros((len(blocks), length), blocks[0].dtype)
+    for row, block in zip(batch, blocks):
+        np.copyto(row[: block.size].reshape(block.shape[::-1]), block.T)
+    return batch
+
+
+def _signature(batch: Example, batch_size: int) -> dict[str, tf.TensorSpec]:
+    """Give the shapes of batches from one of them; only the length of blocks laid flat varies."""
+    flat = {name for name in BLOCKS if name in batch and batch[name].ndim == 2}
+    return {
+        name: tf.TensorSpec([batch_size, *([None] if name in flat else value.shape[1:])], value.dtype)
+        for name, value in batch.items()
+    }
 
 
 def examples_in_epoch(data: SegmentationData, settings: SegmentationTrainingSettings) -> int:

@@ -133,7 +133,7 @@ def heatmap_example(
     shape = tuple(ct_hu.shape)
     last = tf.constant([size - 1 for size in shape], tf.int32)
     coordinates = augment.sampling_coordinates(drawn["affine"], shape)
-    image = augment.sample_linear(augment.normalised(ct_hu), coordinates, last)
+    image = augment.sample_ct(augment.in_file_order(ct_hu), coordinates, last)
     image = drawn["gain"] * image + drawn["offset"]
     image = tf.where(augment.is_inside(coordinates, last), image, OUTSIDE)
     image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
@@ -150,27 +150,21 @@ def _moved_back(shift: tf.Tensor) -> tf.Tensor:
 
 
 def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
-    """Give the function that builds a batch inside the compiled step: `(batch, training) -> (x, y)`.
+    """Give the function that builds a batch inside the step: `(batch, training) -> (x, y, weight)`.
 
-    Training and validation differ by what was drawn alone, so the flag is not looked at.
+    Training and validation differ by what was drawn alone, so the flag is not looked at. The batch is one of
+    `utils.learning.datasets.heatmap_dataset`, whose length is static; an example of weight 0 counts for
+    nothing.
     """
     augmentation: AugmentationSettings = settings.augmentation
     # The heatmap grid is its own unit of length, hence a spacing of 1.
     radius = augment.blur_radius(augmentation, 1.0)
 
     @tf.function(jit_compile=True)
-    def one(ct_hu, drawn):
-        return heatmap_example(ct_hu, drawn, sigma_voxels=settings.sigma_voxels, radius=radius)
+    def one(drawn):
+        return heatmap_example(drawn["ct_hu"], drawn, sigma_voxels=settings.sigma_voxels, radius=radius)
 
-    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        return _stack_examples(one, batch)
+    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return augment.stacked_examples(one, batch)
 
     return build
-
-
-def _stack_examples(one: Callable, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    drawn = {name: value for name, value in batch.items() if name != "ct_hu"}
-    signature = (tf.float32, tf.float32)
-    return tf.map_fn(
-        lambda item: one(item[0], item[1]), (batch["ct_hu"], drawn), fn_output_signature=signature
-    )

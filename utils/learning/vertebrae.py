@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from utils.learning import augment
 from utils.settings import SegmentationTrainingSettings
-from utils.verse.labels import MAX_RANK
+from utils.verse.labels import CODES, MAX_RANK
 
 #: Constants of the patch rule, in mm (Serrador et al. 2024): margin above the target, and the reach of the
 #: random shift that follows it.
@@ -28,8 +28,14 @@ MOST_DRAWS = 20
 NOTHING_LEFT = MAX_RANK + 1
 #: Weight of the boundary: 1 + 8 exp(-d^2 / 36), d in mm; beyond 18 mm it is under .001 and is left out.
 BOUNDARY_PEAK, BOUNDARY_VARIANCE_MM2, BOUNDARY_REACH_MM = 8.0, 36.0, 18.0
-#: Edges of the blocks read from disk, in patch edges: few, so that nothing is retraced.
-BLOCK_EDGES = (1.375, 1.75, 2.25, 3.0, 4.0)
+#: Lengths of the blocks read from disk, in voxels of the block of a patch that is neither turned nor zoomed:
+#: few, as each is compiled once. The published zooms and turns need 2.3 on average and 5.6 at most.
+BLOCK_SIZES = (1, 2, 3, 4, 6)
+#: Voxels that a block's edge exceeds a patch's by, for the interpolation and for rounding.
+BLOCK_MARGIN = 4
+#: Cranio-caudal rank of every VerSe code, 0 for the background and for codes that nobody uses.
+RANK_OF_CODE = np.zeros(max(CODES) + 1, np.int32)
+RANK_OF_CODE[list(CODES)] = np.arange(1, MAX_RANK + 1)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def _draw_begin(
 
 def block_of_patch(
     affine: np.ndarray, patch_voxels: int, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Give the block of the scan that a patch needs.
 
     Parameters
@@ -172,19 +178,23 @@ def block_of_patch(
 
     Returns
     -------
-    tuple of np.ndarray of int (3,), np.ndarray of int (3,), int
-        First voxel and end (exclusive) of the block inside the scan, and the edge it is padded to: one of
-        `BLOCK_EDGES` times the patch's edge, rounded up to a multiple of 8.
+    tuple of np.ndarray of int, 2 of (3,)
+        First voxel and end (exclusive) of the block, inside the scan and never empty.
     """
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (patch_voxels - 1)
-    reached = corners @ affine[:, :3].T + affine[:, 3]
+    # The reach of an affine map of a cube: along each axis the negative and the positive ways apart.
+    ways = affine[:, :3] * (patch_voxels - 1)
+    lowest = affine[:, 3] + np.minimum(ways, 0.0).sum(axis=1)
+    highest = affine[:, 3] + np.maximum(ways, 0.0).sum(axis=1)
     limit = np.array(shape)
-    begin = np.clip(np.floor(reached.min(axis=0)).astype(int) - 1, 0, limit - 1)
-    end = np.clip(np.ceil(reached.max(axis=0)).astype(int) + 2, begin + 1, limit)
-    edges = [int(np.ceil(factor * patch_voxels / 8.0)) * 8 for factor in BLOCK_EDGES]
-    needed = int((end - begin).max())
-    fitting = [edge for edge in edges if edge >= needed]
-    return begin, end, fitting[0] if fitting else needed
+    begin = np.clip(np.floor(lowest).astype(int) - 1, 0, limit - 1)
+    end = np.clip(np.ceil(highest).astype(int) + 2, begin + 1, limit)
+    return begin, end
+
+
+def block_length(voxels: int, patch_voxels: int) -> int:
+    """Give the length that a block of so many voxels is padded to: one of few, see `BLOCK_SIZES`."""
+    unit = (patch_voxels + BLOCK_MARGIN) ** 3
+    return next((size * unit for size in BLOCK_SIZES if size * unit >= voxels), voxels)
 
 
 def boundary_weight(vertebra: tf.Tensor, spacing_mm: float) -> tf.Tensor:
@@ -228,6 +238,20 @@ def _squared_distance(seeds: tf.Tensor, spacing_mm: float) -> tf.Tensor:
     return squared
 
 
+def target_and_memory(
+    codes: tf.Tensor, target_rank: tf.Tensor, remembers: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Tell target and memory apart in a volume of VerSe codes; both are bool, of the shape of the codes.
+
+    Codes are compared in a table of all of them, so that a voxel costs one look-up.
+    """
+    ranks = tf.constant(RANK_OF_CODE)
+    is_memory = (ranks > 0) & (ranks < target_rank) & remembers
+    roles = tf.where(tf.equal(ranks, target_rank), 2, tf.cast(is_memory, tf.int32))
+    role = tf.gather(roles, tf.cast(codes, tf.int32))
+    return tf.equal(role, 2), tf.equal(role, 1)
+
+
 def vertebra_example(
     drawn: dict[str, tf.Tensor], *, patch_voxels: int, spacing_mm: float, radius: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -236,9 +260,10 @@ def vertebra_example(
     Parameters
     ----------
     drawn : dict of str to tf.Tensor
-        "ct_hu" int16 and "ranks" uint8, both (edge, edge, edge): the block of the scan; "last" (3,) the
-        largest index an axis that holds data; "affine" (3, 4) from patch to block voxels; "target_rank",
-        "remembers", "gain", "offset", "noise_sigma", "blur_sigma" (voxels), "noise_seed".
+        "ct_hu" int16 and "codes" uint8, both (n,): the block of the scan and of its mask, in file order and
+        padded (see `augment.sample_linear`); "last" (3,) the largest index an axis; "affine" (3, 4) from
+        patch to block voxels; "target_rank", "remembers", "gain", "offset", "noise_sigma", "blur_sigma"
+        (voxels), "noise_seed".
     patch_voxels : int
         Edge of the patch.
     spacing_mm : float
@@ -252,22 +277,23 @@ def vertebra_example(
         Input (n, n, n, 2): CT in [-1, 1] and memory; target (n, n, n, 2): vertebra and boundary weight.
     """
     coordinates = augment.sampling_coordinates(drawn["affine"], (patch_voxels,) * 3)
-    image = augment.sample_linear(augment.normalised(drawn["ct_hu"]), coordinates, drawn["last"])
+    image = augment.sample_ct(drawn["ct_hu"], coordinates, drawn["last"])
     image = drawn["gain"] * image + drawn["offset"]
     image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
     image = tf.clip_by_value(augment.blur(image, drawn["blur_sigma"], radius), -1.0, 1.0)
-    ranks = tf.cast(augment.sample_nearest(drawn["ranks"], coordinates, drawn["last"]), tf.int32)
-    vertebra = tf.equal(ranks, drawn["target_rank"])
-    memory = (ranks > 0) & (ranks < drawn["target_rank"]) & drawn["remembers"]
+    codes = augment.sample_nearest(drawn["codes"], coordinates, drawn["last"])
+    vertebra, memory = target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
     weight = boundary_weight(vertebra, spacing_mm)
     x = tf.stack([image, tf.cast(memory, tf.float32)], axis=-1)
     return x, tf.stack([tf.cast(vertebra, tf.float32), weight], axis=-1)
 
 
 def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_mm: float) -> Callable:
-    """Give the function that builds a batch inside the compiled step: `(batch, training) -> (x, y)`.
+    """Give the function that builds a batch inside the step: `(batch, training) -> (x, y, weight)`.
 
-    Training and validation differ by what was drawn alone, so the flag is not looked at.
+    Training and validation differ by what was drawn alone, so the flag is not looked at. The batch is one of
+    `utils.learning.datasets.segmentation_dataset`, whose length is static; an example of weight 0 counts for
+    nothing.
     """
     radius = augment.blur_radius(settings.augmentation, spacing_mm)
 
@@ -277,7 +303,7 @@ def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_m
             drawn, patch_voxels=settings.patch_voxels, spacing_mm=spacing_mm, radius=radius
         )
 
-    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.map_fn(one, batch, fn_output_signature=(tf.float32, tf.float32))
+    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return augment.stacked_examples(one, batch)
 
     return build
