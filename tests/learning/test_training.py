@@ -116,6 +116,7 @@ def test_segmentation_training_leaves_its_files(runs):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert all(math.isfinite(float(row["loss"])) for row in rows)
     assert [bool(row["val_loss"]) for row in rows] == [False, True, True]  # every 2, and the last
+    assert len(list((directory / "tensorboard").iterdir())) == 1
     # 2e-3 falls to 1e-4 over three epochs.
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([2e-3, 1.05e-3, 1e-4])
 
@@ -136,16 +137,20 @@ def test_a_broken_run_goes_on_as_if_it_had_never_stopped(runs):
     assert len({row[1] for row in histories[0]}) == 3
 
 
+def files_of(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 def test_other_settings_do_not_go_on_in_the_directory(runs, tmp_path, capsys):
     work_dir = shutil.copytree(runs[0] / "whole", tmp_path / "work")
     directory = work_dir / "models" / "segmentation"
-    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    before = files_of(directory)
     settings = examples.training_settings(work_dir, learning_rate=5e-3, seed=4)
     assert training.train_segmentation(settings) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {directory}: expected a run with the same settings")
     assert "learning_rate, seed" in said and said.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    assert files_of(directory) == before
 
 
 def test_a_finished_run_is_left_as_it_is(runs, tmp_path, capsys):
