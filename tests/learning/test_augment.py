@@ -122,6 +122,27 @@ def test_blur_is_that_of_scipy(sigma):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_quantiles_are_a_normal_distribution():
+    quantiles = augment.NORMAL_QUANTILES.astype(float)
+    np.testing.assert_allclose(quantiles, -quantiles[::-1], atol=1e-6)
+    # Moments 2, 4 and 6 of the normal distribution.
+    moments = [np.mean(quantiles**k) for k in (2, 4, 6)]
+    np.testing.assert_allclose(moments, [1, 3, 15], rtol=0.01)
+
+
+def test_noise_of_an_odd_number_of_voxels():
+    found = augment.add_noise(tf.zeros([3, 5, 7]), tf.constant(1.0), tf.constant([1, 2])).numpy()
+    assert np.isin(found, augment.NORMAL_QUANTILES).all() and len(np.unique(found)) > 100
+
+
+def test_shifted_pairs_by_hand():
+    padded = tf.constant([[0, 0, 5, 6, 7, 8, 9]])
+    middle, *pairs = augment.shifted_pairs(padded, 1, 2)
+    assert middle.numpy().tolist() == [[5, 6, 7]]
+    found = [[part.numpy().tolist() for part in pair] for pair in pairs]
+    assert found == [[[[0, 5, 6]], [[6, 7, 8]]], [[[0, 0, 5]], [[7, 8, 9]]]]
+
+
 def test_blur_of_width_0_leaves_the_image():
     np.testing.assert_array_equal(augment.blur(tf.constant(random_ct()), tf.constant(0.0), 5), random_ct())
 

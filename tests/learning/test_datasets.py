@@ -273,7 +273,7 @@ def test_collate_stacks():
 
 
 def tensors_of(drawn):
-    batch = datasets.collate([drawn], drawn["ct_hu"].size)
+    batch = datasets.collate([drawn], np.prod(examples.SCAN_SHAPE))
     return {name: tf.constant(value[0]) for name, value in batch.items()}
 
 

@@ -127,7 +127,8 @@ def test_same_generator_state_gives_the_same_draw():
     assert all(np.array_equal(draws[0][name], draws[1][name]) for name in draws[0])
 
 
-def test_batches_under_xla_are_the_eager_examples():
+@pytest.fixture(scope="module")
+def batch_of_two():
     settings = preset_settings(Settings, sigma_voxels=4.0, shift_voxels=4.0)
     cts = np.random.default_rng(0).integers(-1024, 3071, (2, *SHAPE)).astype(np.int16)
     pairs = [drawn_tensors(np.random.default_rng(k), CENTROIDS, settings)[1] for k in (1, 2)]
@@ -135,19 +136,28 @@ def test_batches_under_xla_are_the_eager_examples():
     pairs = [{**pair, "noise_sigma": tf.constant(0.0), "blur_sigma": tf.constant(0.9)} for pair in pairs]
     batch = {name: tf.stack([pair[name] for pair in pairs]) for name in pairs[0]}
     batch |= {"ct_hu": tf.constant(cts), "weight": tf.constant([1.0, 0.0])}
-    build = heatmap.heatmap_batch_builder(settings)
+    return cts, pairs, batch, heatmap.heatmap_batch_builder(settings)
+
+
+@pytest.mark.parametrize("how", [lambda part: part, tf.function])
+def test_batches_under_xla_are_the_eager_and_the_traced_examples(monkeypatch, batch_of_two, how):
+    cts, pairs, batch, build = batch_of_two
     images, targets, weight = build(batch, True)
-    assert weight.numpy().tolist() == [1, 0]
-    for jit_compile in (False, True):
-        inside = tf.function(lambda batch: build(batch, True), jit_compile=jit_compile)(batch)
-        for found, expected in zip(inside, (images, targets, weight)):
-            np.testing.assert_allclose(found, expected, atol=2e-4)
     assert images.shape == (2, *SHAPE, 1) and targets.shape == (2, *SHAPE, 2)
+    assert weight.numpy().tolist() == [1, 0]
     # 3 standard deviations of at most one voxel.
     assert HEATMAP_AUGMENTATION.blur_sigma_mm[1] == 1.0
-    traced = tf.function(heatmap.heatmap_example)
+    for name in ("noisy_volume", "blurred_and_shifted", "heat_target"):
+        monkeypatch.setattr(heatmap, name, how(getattr(heatmap, name).python_function))
     for k, pair in enumerate(pairs):
-        for example in (heatmap.heatmap_example, traced):
-            image, target = example(tf.constant(cts[k]), pair, sigma_voxels=4.0, radius=3)
-            np.testing.assert_allclose(images[k], image, atol=2e-4)
-            np.testing.assert_allclose(targets[k], target, atol=1e-5)
+        image, target = heatmap.heatmap_example(tf.constant(cts[k]), pair, sigma_voxels=4.0, radius=3)
+        np.testing.assert_allclose(images[k], image, atol=2e-4)
+        np.testing.assert_allclose(targets[k], target, atol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_batches_inside_compiled_functions_are_the_same(batch_of_two, jit_compile):
+    _, _, batch, build = batch_of_two
+    step = tf.function(lambda batch: build(batch, True), jit_compile=jit_compile)
+    for found, expected in zip(step(batch), build(batch, False)):
+        np.testing.assert_allclose(found, expected, atol=2e-4)

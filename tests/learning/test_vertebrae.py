@@ -259,11 +259,12 @@ def test_boundary_weight_is_that_of_scipy(spacing_mm, touches):
     np.testing.assert_allclose(found, weight_of_scipy(vertebra, spacing_mm), atol=1e-3)
 
 
-def test_boundary_weight_by_hand():
+@pytest.mark.parametrize("spacing_mm", [0.19, 2.0])  # .19: too many voxels for 16 bits
+def test_boundary_weight_by_hand(spacing_mm):
     line = np.zeros((1, 1, 6), bool)
     line[..., 0] = True
-    found = vertebrae.boundary_weight(tf.constant(line), 2.0).numpy()[0, 0]
-    distances = np.array([2, 2, 4, 6, 8, 10])  # of the one voxel, then of those below it
+    found = vertebrae.boundary_weight(tf.constant(line), spacing_mm).numpy()[0, 0]
+    distances = spacing_mm * np.array([1, 1, 2, 3, 4, 5])  # of the one voxel, then of those below it
     np.testing.assert_allclose(found, 1 + 8 * np.exp(-(distances**2) / 36), rtol=1e-6)
 
 
@@ -378,18 +379,20 @@ def stacked(batch, weight):
     }
 
 
-def test_batches_under_xla_are_the_eager_examples():
+@pytest.mark.parametrize("how", [lambda part: part, tf.function])
+def test_batches_under_xla_are_the_eager_and_the_traced_examples(monkeypatch, how):
     batch = random_batch()
     build = vertebrae.segmentation_batch_builder(Settings(patch_voxels=EDGE), 2.0)
     x, y, weight = build(stacked(batch, [1.0, 1.0, 1.0, 0.0]), True)
     assert x.shape == (4, *(EDGE,) * 3, 2) and y.shape == (4, *(EDGE,) * 3, 2)
     assert weight.numpy().tolist() == [1, 1, 1, 0]
-    how = {"patch_voxels": EDGE, "spacing_mm": 2.0, "radius": 3}  # 3 * 1.5 mm in voxels of 2 mm
-    for one_of in (vertebrae.vertebra_example, tf.function(vertebrae.vertebra_example)):
-        for k, one in enumerate(batch):
-            expected_x, expected_y = one_of(one, **how)
-            np.testing.assert_allclose(x[k], expected_x, atol=2e-4)
-            np.testing.assert_allclose(y[k], expected_y, atol=1e-3)
+    for name in ("noisy_patch", "code_patch", "network_input", "weighted_target"):
+        monkeypatch.setattr(vertebrae, name, how(getattr(vertebrae, name).python_function))
+    for k, one in enumerate(batch):
+        # 3 * 1.5 mm in voxels of 2 mm
+        expected = vertebrae.vertebra_example(one, patch_voxels=EDGE, spacing_mm=2.0, radius=3)
+        np.testing.assert_allclose(x[k], expected[0], atol=2e-4)
+        np.testing.assert_allclose(y[k], expected[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -7,12 +7,12 @@ TensorFlow on tensors of fixed shape, without Python branches on values, so that
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+from scipy.special import ndtri
 
 from utils.settings import HU_RANGE, AugmentationSettings
 
@@ -42,6 +42,9 @@ class Augmentation:
     blur_sigma_mm: float
     noise_seed: np.ndarray
 
+
+#: Normal numbers that each stand for an equal share of the normal distribution.
+NORMAL_QUANTILES = ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 
 NO_AUGMENTATION = Augmentation(np.eye(3), 1.0, 0.0, 0.0, 0.0, np.zeros(2, np.int32))
 
@@ -210,8 +213,8 @@ def add_noise(image: tf.Tensor, sigma: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Add Gaussian noise that depends on the seed alone, whatever the device and the compiler.
 
     TensorFlow's normal numbers differ between its own kernels and XLA even for a named generator; its
-    random bits do not. They are turned into numbers in (0, 1), and these into normal ones by the inverse of
-    the normal distribution.
+    random bits do not. Each half of 32 bits picks one of 65,536 quantiles of the normal distribution, which
+    reach 4.3 standard deviations: a tenth of the time that the inverse distribution function takes.
 
     Parameters
     ----------
@@ -227,13 +230,13 @@ def add_noise(image: tf.Tensor, sigma: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     tf.Tensor of float32, shape of `image`
         The image with noise.
     """
+    count = image.shape.num_elements()
     bits = tf.random.stateless_uniform(
-        image.shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+        [(count + 1) // 2], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
     )
-    # 23 bits: with 24 the largest number would round to 1, whose normal number is infinite.
-    kept = tf.bitwise.right_shift(tf.bitcast(bits, tf.uint32), tf.constant(9, tf.uint32))
-    uniform = (tf.cast(kept, tf.float32) + 0.5) * 2.0**-23
-    return image + sigma * math.sqrt(2.0) * tf.math.erfinv(2.0 * uniform - 1.0)
+    halves = [tf.bitwise.bitwise_and(bits, 0xFFFF), tf.bitwise.right_shift(tf.bitcast(bits, tf.uint32), 16)]
+    index = tf.concat([tf.cast(half, tf.int32) for half in halves], axis=0)[:count]
+    return image + sigma * tf.gather(tf.constant(NORMAL_QUANTILES), tf.reshape(index, image.shape))
 
 
 def blur(image: tf.Tensor, sigma_voxels: tf.Tensor, radius: int) -> tf.Tensor:
@@ -253,19 +256,46 @@ def blur(image: tf.Tensor, sigma_voxels: tf.Tensor, radius: int) -> tf.Tensor:
     tf.Tensor of float32, shape of `image`
         The blurred volume.
     """
-    offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
+    offsets = tf.range(radius + 1, dtype=tf.float32)
     # A tiny width stands for none: every weight but the middle one underflows to 0.
     weights = tf.exp(-0.5 * tf.square(offsets / tf.maximum(sigma_voxels, 1e-3)))
-    weights /= tf.reduce_sum(weights)
+    weights /= 2.0 * tf.reduce_sum(weights) - weights[0]
+    # The border is repeated along all axes at once: what is padded between two passes, XLA computes anew for
+    # every neighbour that reads it.
     for axis in range(3):
-        size = image.shape[axis]
-        index = tf.range(size)
-        shifted = [
-            tf.gather(image, tf.clip_by_value(index + k - radius, 0, size - 1), axis=axis)
-            for k in range(2 * radius + 1)
-        ]
-        image = tf.add_n([weights[k] * moved for k, moved in enumerate(shifted)])
+        last = image.shape[axis] - 1
+        places = np.clip(np.arange(-radius, last + 1 + radius), 0, last)
+        image = tf.gather(image, places, axis=axis)
+    for axis in range(3):
+        middle, *pairs = shifted_pairs(image, axis, radius)
+        image = weights[0] * middle
+        for weight, (before, after) in zip(tf.unstack(weights[1:]), pairs):
+            image += weight * (before + after)
     return image
+
+
+def shifted_pairs(volume: tf.Tensor, axis: int, radius: int) -> list:
+    """Give a padded volume's middle, and its parts shifted by 1 to `radius` voxels either way along an axis.
+
+    Parameters
+    ----------
+    volume : tf.Tensor
+        Padded by `radius` voxels at both ends of the axis.
+    axis, radius : int
+        Axis, and largest shift in voxels.
+
+    Returns
+    -------
+    list
+        The middle, then for each shift the pair of what lies before and of what lies after every voxel.
+    """
+    size = volume.shape[axis] - 2 * radius
+
+    def part(shift: int) -> tf.Tensor:
+        begin = [radius + shift if k == axis else 0 for k in range(volume.shape.rank)]
+        return tf.slice(volume, begin, [size if k == axis else -1 for k in range(volume.shape.rank)])
+
+    return [part(0), *((part(-shift), part(shift)) for shift in range(1, radius + 1))]
 
 
 def blur_radius(settings: AugmentationSettings, spacing_mm: float) -> int:

@@ -76,6 +76,7 @@ def draw_heatmap_example(
     }
 
 
+@tf.function(jit_compile=True)
 def heat_target(
     points: tf.Tensor, present: tf.Tensor, *, shape: tuple[int, int, int], sigma_voxels: float
 ) -> tf.Tensor:
@@ -109,6 +110,33 @@ def heat_target(
     return tf.stack([heat, 1.0 - heat], axis=-1)
 
 
+# Compiled in two parts, as otherwise XLA computes a voxel anew for every neighbour that the blur reads.
+
+
+@tf.function(jit_compile=True)
+def noisy_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Resample the CT, and give it its gain, its offset and its noise; outside the scan it is air."""
+    shape = tuple(ct_hu.shape)
+    last = tf.constant([size - 1 for size in shape], tf.int32)
+    coordinates = augment.sampling_coordinates(drawn["affine"], shape)
+    image = augment.sample_ct(augment.in_file_order(ct_hu), coordinates, last)
+    image = drawn["gain"] * image + drawn["offset"]
+    image = tf.where(augment.is_inside(coordinates, last), image, OUTSIDE)
+    return augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
+
+
+@tf.function(jit_compile=True)
+def blurred_and_shifted(image: tf.Tensor, drawn: dict[str, tf.Tensor], radius: int) -> tf.Tensor:
+    """Blur the volume, and empty what the shift lets in.
+
+    The shift comes last, so that what it lets in is without noise or blur.
+    """
+    shape = tuple(image.shape)
+    before_shift = augment.sampling_coordinates(_moved_back(drawn["shift"]), shape)
+    stays = augment.is_inside(before_shift, tf.constant([size - 1 for size in shape], tf.int32))
+    return tf.where(stays, augment.blur(image, drawn["blur_sigma"], radius), OUTSIDE)
+
+
 def heatmap_example(
     ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor], *, sigma_voxels: float, radius: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -130,18 +158,10 @@ def heatmap_example(
     tuple of tf.Tensor of float32
         Input (P, R, I, 1) in normalised intensities, and target (P, R, I, 2). Intensities are not clipped.
     """
-    shape = tuple(ct_hu.shape)
-    last = tf.constant([size - 1 for size in shape], tf.int32)
-    coordinates = augment.sampling_coordinates(drawn["affine"], shape)
-    image = augment.sample_ct(augment.in_file_order(ct_hu), coordinates, last)
-    image = drawn["gain"] * image + drawn["offset"]
-    image = tf.where(augment.is_inside(coordinates, last), image, OUTSIDE)
-    image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
-    image = augment.blur(image, drawn["blur_sigma"], radius)
-    # The shift comes last: what it lets in is empty, without noise or blur.
-    before_shift = augment.sampling_coordinates(_moved_back(drawn["shift"]), shape)
-    image = tf.where(augment.is_inside(before_shift, last), image, OUTSIDE)
-    target = heat_target(drawn["points"], drawn["present"], shape=shape, sigma_voxels=sigma_voxels)
+    image = blurred_and_shifted(noisy_volume(ct_hu, drawn), drawn, radius)
+    target = heat_target(
+        drawn["points"], drawn["present"], shape=tuple(ct_hu.shape), sigma_voxels=sigma_voxels
+    )
     return image[..., None], target
 
 
@@ -160,9 +180,9 @@ def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
     # The heatmap grid is its own unit of length, hence a spacing of 1.
     radius = augment.blur_radius(augmentation, 1.0)
 
-    @tf.function(jit_compile=True)
     def one(drawn):
-        return heatmap_example(drawn["ct_hu"], drawn, sigma_voxels=settings.sigma_voxels, radius=radius)
+        numbers = {name: value for name, value in drawn.items() if name != "ct_hu"}
+        return heatmap_example(drawn["ct_hu"], numbers, sigma_voxels=settings.sigma_voxels, radius=radius)
 
     def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return augment.stacked_examples(one, batch)
