@@ -1,0 +1,180 @@
+"""The training step of the segmentation network: input side alone, share of waiting, and PyTorch beside it.
+
+Three questions, preset `full` (128³ patches at 1 mm, batch 1, float32) on all cores of this machine:
+
+1. How many examples a second does the whole input side make, with a null model in place of the network?
+2. What share of a training's time is spent waiting for data with the real network? At most 5 % is the aim.
+3. How long do forward pass and step (forward, backward, Adam) of teacher and student take, beside the same
+   network and loss in PyTorch with the same weights on the same threads, in its default layout and in
+   channels last?
+
+Reads   nothing: two generated spines, written by the project's own scripts into a temporary folder.
+Writes  nothing that stays.
+Command pip install -r requirements-bench.txt && python benchmarks/bench_step.py
+Time    about 7 minutes on two cores.
+
+The last line says how many times as long as ours the teacher's step takes in PyTorch's best layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from ML_3D_Unet.utils.train import Trainer  # noqa: E402
+from utils.learning import datasets, losses, models, training  # noqa: E402
+from utils.learning.vertebrae import segmentation_batch_builder  # noqa: E402
+from utils.settings import SegmentationTrainingSettings, load_settings, preset_settings  # noqa: E402
+
+REPEATS = 3
+TEACHER, STUDENT = (16, 32, 64, 128), (8, 16, 32, 64)
+LAYOUTS = ("default", "channels_last")
+
+
+def prepared_spines(folder: Path) -> Path:
+    """Generate two spines and prepare them as a user would; give the folder of the stage."""
+    steps = (
+        ("get_verse_data.py", "--data-dir", folder / "data", "--phantoms", "1", "1", "0"),
+        ("pre_processing_segmentation.py", "--data-dir", folder / "data", "--work-dir", folder / "work"),
+    )
+    for script, *arguments in steps:
+        command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return folder / "work" / "segmentation"
+
+
+def null_model(settings: SegmentationTrainingSettings) -> keras.Model:
+    """Give a model that does next to nothing with a patch: one convolution of one voxel."""
+    shape = (*(settings.patch_voxels,) * 3, 2)
+    return keras.Sequential([keras.Input(shape), keras.layers.Conv3D(1, 1, activation="sigmoid")])
+
+
+def trained_row(model: keras.Model, stage: Path, folder: Path, examples: int) -> dict[str, Any]:
+    """Train for two epochs, the first of which compiles; give the second's row of the history."""
+    settings = preset_settings(SegmentationTrainingSettings, "full", examples_per_epoch=examples, epochs=2)
+    spacing_mm = load_settings(stage)["spacing_mm"]
+    data = datasets.read_segmentation_data(stage / "training")
+    nothing_held_out = datasets.read_segmentation_data(stage / "absent")
+    trainer = training.VertebraTrainer(
+        model,
+        model_dir=folder,
+        prepare=segmentation_batch_builder(settings, spacing_mm),
+        schedule="ramp",
+        epochs=2,
+    )
+    arguments = training.segmentation_arguments(data, nothing_held_out, settings, spacing_mm=spacing_mm)
+    return trainer.train(**arguments)[-1]
+
+
+def an_example(stage: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Give one validation patch and its target, (1, n, n, n, 2) each."""
+    settings = preset_settings(SegmentationTrainingSettings, "full")
+    spacing_mm = load_settings(stage)["spacing_mm"]
+    data = datasets.read_segmentation_data(stage / "training")
+    epoch = datasets.segmentation_dataset(data, settings, spacing_mm=spacing_mm, training=False)
+    x, y, _ = segmentation_batch_builder(settings, spacing_mm)(next(iter(epoch(0))), False)
+    return x.numpy(), y.numpy()
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Give the median seconds of some runs, after one that is not counted."""
+    run()
+    taken = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def our_seconds(model: keras.Model, example: tuple, folder: Path) -> dict[str, float]:
+    """Time forward pass and step of a network; the step is that of the trainer, from its own history."""
+    x, y = (tf.constant(array) for array in example)
+    forward = tf.function(lambda volume: model(volume, training=False))
+    forward_seconds = seconds_of(lambda: forward(x).numpy())
+    trainer = Trainer(model, learning_rate=1e-3, model_dir=folder)
+    one_step = tf.data.Dataset.from_tensors((x, y))
+    history = trainer.train(
+        one_step,
+        loss_fn=lambda t, p: losses.vertebra_loss(t, p, tf.constant(1.0)),
+        EPOCHS=REPEATS + 1,
+        save_step=99,
+    )
+    return {"forward": forward_seconds, "step": statistics.median(row["seconds"] for row in history[1:])}
+
+
+def torch_seconds(model: keras.Model, example: tuple, folder: Path) -> dict[str, dict[str, float]]:
+    """Time the same network in PyTorch, in a process of its own for each layout."""
+    weights = model.get_weights()
+    archive = folder / "network.npz"
+    arrays = {f"weight_{k}": array for k, array in enumerate(weights)}
+    output = model(example[0], training=False).numpy()
+    filters = sorted({w.shape[-1] for w in weights if w.ndim == 5 and w.shape[-1] > 1})
+    np.savez(
+        archive, x=example[0], y=example[1], output=output, weights=len(weights), filters=filters, **arrays
+    )
+    found = {}
+    for layout in LAYOUTS:
+        cores = str(len(os.sched_getaffinity(0)))
+        script = str(PROJECT / "benchmarks" / "torch_unet.py")
+        command = [sys.executable, script, str(archive), layout, cores, str(REPEATS)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[layout] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compared(name: str, filters: tuple[int, ...], example: tuple, folder: Path) -> float:
+    """Print the rows of one network; give PyTorch's best step over ours."""
+    keras.utils.set_random_seed(0)
+    settings = preset_settings(SegmentationTrainingSettings, "full", filters=filters)
+    model = models.build_segmentation_network(settings)
+    theirs = torch_seconds(model, example, folder)
+    ours = our_seconds(model, example, folder / name)
+    rows = {"ours": ours, **{f"PyTorch, {layout}": seconds for layout, seconds in theirs.items()}}
+    for label, seconds in rows.items():
+        speed = " ".join(
+            f"{seconds[part]:>9.2f}{seconds[part] / ours[part]:>7.2f}" for part in ("forward", "step")
+        )
+        note = f"   output off by {seconds['difference']:.0e}" if "difference" in seconds else ""
+        print(f"{name + ', ' + label:<32}{speed}{note}")
+    return min(seconds["step"] for seconds in theirs.values()) / ours["step"]
+
+
+def main() -> int:
+    """Print the three tables and the ratio."""
+    keras.utils.set_random_seed(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        stage = prepared_spines(folder)
+        settings = preset_settings(SegmentationTrainingSettings, "full")
+        null = trained_row(null_model(settings), stage, folder / "null", 16)
+        real = trained_row(models.build_segmentation_network(settings), stage, folder / "real", 4)
+        for label, row in (("null model (the input side alone)", null), ("teacher", real)):
+            waiting = f"{100 * row['data_wait_share']:.1f} % of the time waiting for data"
+            print(f"{label:<36}{row['examples_per_second']:>8.2f} examples/s, {waiting}")
+        print(f"\n{'seconds, and times ours':<32}{'forward':>9}{'':>8}{'step':>9}")
+        example = an_example(stage)
+        compared("student", STUDENT, example, folder)
+        ratio = compared("teacher", TEACHER, example, folder)
+    print(f"ratio: {ratio:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
