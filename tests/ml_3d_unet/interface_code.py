@@ -1,6 +1,6 @@
 """Code as users of the published module of this name write it: names and keywords of its interface alone.
 
-Run by test_interface.py, with ML_3D_Unet/ as the working directory, or with --project from the project's root.
+Run by test_interface.py from the folder ML_3D_Unet, or with --project from the root of the project.
 
     python interface_code.py FOLDER [--project]
 """
@@ -13,10 +13,11 @@ import tensorflow as tf
 if "--project" in sys.argv:
     sys.path.insert(0, ".")
     from ML_3D_Unet.utils.kd import Trainer_KD
+
     from ML_3D_Unet.utils.layers import (
         ConvBlock,
-        DeconvBlock,
         DecoderBlock,
+        DeconvBlock,
         DownsampleBlock,
         EncoderBlock,
         Unet3D,
@@ -31,8 +32,8 @@ else:
     from utils.kd import Trainer_KD
     from utils.layers import (
         ConvBlock,
-        DeconvBlock,
         DecoderBlock,
+        DeconvBlock,
         DownsampleBlock,
         EncoderBlock,
         Unet3D,
