@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
@@ -23,8 +24,12 @@ class Augmentation:
 
     Attributes
     ----------
-    matrix : np.ndarray of float, (3, 3)
-        Takes an offset from the fixed point in the augmented image, in voxels, to the offset in the source.
+    flip : bool
+        Whether R is mirrored.
+    zoom : np.ndarray of float, (3,)
+        Magnification along P, R and I.
+    degrees : np.ndarray of float, (3,)
+        Angles about P, R and I.
     gain, offset : float
         Normalised intensities become gain * intensity + offset.
     noise_sigma : float
@@ -35,18 +40,34 @@ class Augmentation:
         Seed of the noise field, which is drawn on the device.
     """
 
-    matrix: np.ndarray
+    flip: bool
+    zoom: np.ndarray
+    degrees: np.ndarray
     gain: float
     offset: float
     noise_sigma: float
     blur_sigma_mm: float
     noise_seed: np.ndarray
 
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """What `output_to_source` makes of flip, zoom and turns."""
+        return output_to_source(self.flip, self.zoom, self.degrees)
+
 
 #: Normal numbers that each stand for an equal share of the normal distribution.
 NORMAL_QUANTILES = ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 
-NO_AUGMENTATION = Augmentation(np.eye(3), 1.0, 0.0, 0.0, 0.0, np.zeros(2, np.int32))
+NO_AUGMENTATION = Augmentation(
+    False,
+    np.ones(3),
+    np.zeros(3),
+    gain=1.0,
+    offset=0.0,
+    noise_sigma=0.0,
+    blur_sigma_mm=0.0,
+    noise_seed=np.zeros(2, np.int32),
+)
 
 
 def draw_augmentation(generator: np.random.Generator, settings: AugmentationSettings) -> Augmentation:
@@ -66,15 +87,16 @@ def draw_augmentation(generator: np.random.Generator, settings: AugmentationSett
     """
     flip = generator.random() < settings.flip_probability
     gain, offset = generator.uniform(*settings.gain), generator.uniform(*settings.offset)
-    zoom = [generator.uniform(*limits) for limits in (settings.zoom_p, settings.zoom_r, settings.zoom_i)]
+    ranges = (settings.zoom_p, settings.zoom_r, settings.zoom_i)
+    zoom = np.array([generator.uniform(*limits) for limits in ranges])
     degrees = generator.uniform(-settings.rotation_degrees, settings.rotation_degrees, 3)
     noise = generator.uniform(*settings.noise_sigma) * (generator.random() < settings.noise_probability)
     blur_mm = generator.uniform(*settings.blur_sigma_mm) * (generator.random() < settings.blur_probability)
     seed = generator.integers(0, 2**31 - 1, 2).astype(np.int32)
-    return Augmentation(output_to_source(flip, zoom, degrees), gain, offset, noise, blur_mm, seed)
+    return Augmentation(flip, zoom, degrees, gain, offset, noise, blur_mm, seed)
 
 
-def output_to_source(flip: bool, zoom: list[float], degrees: np.ndarray) -> np.ndarray:
+def output_to_source(flip: bool, zoom: np.ndarray, degrees: np.ndarray) -> np.ndarray:
     """Compose the linear map from the augmented image back to the source.
 
     The image is mirrored along R, zoomed, then turned about R, about P and about I; a voxel of the result
@@ -84,7 +106,7 @@ def output_to_source(flip: bool, zoom: list[float], degrees: np.ndarray) -> np.n
     ----------
     flip : bool
         Whether R is mirrored.
-    zoom : list of float, 3
+    zoom : np.ndarray of float, (3,)
         Magnification along P, R and I.
     degrees : np.ndarray of float, (3,)
         Angles about P, R and I.
@@ -92,7 +114,7 @@ def output_to_source(flip: bool, zoom: list[float], degrees: np.ndarray) -> np.n
     Returns
     -------
     np.ndarray of float, (3, 3)
-        The matrix, for offsets from the fixed point in (P, R, I).
+        Takes an offset from the fixed point in the augmented image to the offset in the source, in voxels.
     """
     about_p, about_r, about_i = (_rotation(axis, angle) for axis, angle in enumerate(degrees))
     forward = about_i @ about_p @ about_r @ np.diag(zoom) @ np.diag([1.0, -1.0 if flip else 1.0, 1.0])
