@@ -386,8 +386,9 @@ def test_batches_under_xla_are_the_eager_and_the_traced_examples(monkeypatch, ho
     x, y, weight = build(stacked(batch, [1.0, 1.0, 1.0, 0.0]), True)
     assert x.shape == (4, *(EDGE,) * 3, 2) and y.shape == (4, *(EDGE,) * 3, 2)
     assert weight.numpy().tolist() == [1, 1, 1, 0]
-    for name in ("noisy_patch", "code_patch", "network_input", "weighted_target"):
+    for name in ("ct_patch", "code_patch", "network_input", "weighted_target"):
         monkeypatch.setattr(vertebrae, name, how(getattr(vertebrae, name).python_function))
+    monkeypatch.setattr(augment, "add_noise", how(augment.add_noise.python_function))
     for k, one in enumerate(batch):
         # 3 * 1.5 mm in voxels of 2 mm
         expected = vertebrae.vertebra_example(one, patch_voxels=EDGE, spacing_mm=2.0, radius=3)

@@ -443,24 +443,25 @@ def _epoch_dataset(
     batch_size = settings.batch_size * settings.accumulate
     signature = _signature(collated([example(int(items[0]), None)]), batch_size)
 
+    def read(epoch: int, positions: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
+        generators = [_generator_of(settings.seed, epoch, p) if training else None for p in positions]
+        batch = collated([example(int(item), generator) for item, generator in zip(chosen, generators)])
+        return [batch[name] for name in signature]
+
+    # TensorFlow keeps a function that it calls back for ever: hence one for all epochs, given their number.
+    def as_batch(epoch, positions, chosen, weight):
+        dtypes = [spec.dtype for spec in signature.values()]
+        found = tf.numpy_function(read, [epoch, positions, chosen], dtypes)
+        shaped = [tf.ensure_shape(tensor, spec.shape) for tensor, spec in zip(found, signature.values())]
+        return {**dict(zip(signature, shaped)), "weight": weight}
+
     def dataset(epoch: int, part: EpochPart | None = None) -> tf.data.Dataset:
-        # Epochs are asked for one by one; the number is fixed here, not inside a compiled function.
         order = items
         if training:
             order = epoch_order(items, settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
-
-        def read(positions: np.ndarray) -> list[np.ndarray]:
-            generators = [_generator_of(settings.seed, epoch, p) if training else None for p in positions]
-            batch = collated([example(int(order[p]), g) for p, g in zip(positions, generators)])
-            return [batch[name] for name in signature]
-
-        def as_batch(positions: tf.Tensor, weight: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = tf.numpy_function(read, [positions], [spec.dtype for spec in signature.values()])
-            shaped = [tf.ensure_shape(t, spec.shape) for t, spec in zip(found, signature.values())]
-            return {**dict(zip(signature, shaped)), "weight": tf.ensure_shape(weight, [batch_size])}
-
-        positions = batch_positions(len(order), batch_size, part or EpochPart())
-        made = tf.data.Dataset.from_tensor_slices(positions)
+        positions, weights = batch_positions(len(order), batch_size, part or EpochPart())
+        plan = (np.full(len(positions), epoch), positions, order[positions], weights)
+        made = tf.data.Dataset.from_tensor_slices(plan)
         return made.map(as_batch, num_parallel_calls=READERS, deterministic=True).prefetch(BATCHES_AHEAD)
 
     return dataset

@@ -110,19 +110,18 @@ def heat_target(
     return tf.stack([heat, 1.0 - heat], axis=-1)
 
 
-# Compiled in two parts, as otherwise XLA computes a voxel anew for every neighbour that the blur reads.
+# Compiled in parts, as otherwise XLA computes a voxel anew for every neighbour that the blur reads.
 
 
 @tf.function(jit_compile=True)
-def noisy_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Resample the CT, and give it its gain, its offset and its noise; outside the scan it is air."""
+def moved_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Resample the CT, and give it its gain and offset; outside the scan it is air."""
     shape = tuple(ct_hu.shape)
     last = tf.constant([size - 1 for size in shape], tf.int32)
     coordinates = augment.sampling_coordinates(drawn["affine"], shape)
     image = augment.sample_ct(augment.in_file_order(ct_hu), coordinates, last)
     image = drawn["gain"] * image + drawn["offset"]
-    image = tf.where(augment.is_inside(coordinates, last), image, OUTSIDE)
-    return augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
+    return tf.where(augment.is_inside(coordinates, last), image, OUTSIDE)
 
 
 @tf.function(jit_compile=True)
@@ -158,7 +157,8 @@ def heatmap_example(
     tuple of tf.Tensor of float32
         Input (P, R, I, 1) in normalised intensities, and target (P, R, I, 2). Intensities are not clipped.
     """
-    image = blurred_and_shifted(noisy_volume(ct_hu, drawn), drawn, radius)
+    image = augment.add_noise(moved_volume(ct_hu, drawn), drawn["noise_sigma"], drawn["noise_seed"])
+    image = blurred_and_shifted(image, drawn, radius)
     target = heat_target(
         drawn["points"], drawn["present"], shape=tuple(ct_hu.shape), sigma_voxels=sigma_voxels
     )

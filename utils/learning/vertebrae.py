@@ -255,17 +255,15 @@ def target_and_memory(
     return tf.equal(role, 2), tf.equal(role, 1)
 
 
-# What follows is compiled in four parts, so that what one hands to the next is stored. In one program XLA
+# What follows is compiled in parts, so that what one hands to the next is stored. In one program XLA
 # computes a voxel of the image anew for every neighbour that the blur reads, which takes five times as long.
 
 
 @tf.function(jit_compile=True)
-def noisy_patch(drawn: dict[str, tf.Tensor], patch_voxels: int) -> tf.Tensor:
-    """Resample the CT of a patch, and give it its gain, its offset and its noise."""
+def ct_patch(drawn: dict[str, tf.Tensor], patch_voxels: int) -> tf.Tensor:
+    """Resample the CT of a patch, and give it its gain and offset."""
     coordinates = augment.sampling_coordinates(drawn["affine"], (patch_voxels,) * 3)
-    image = augment.sample_ct(drawn["ct_hu"], coordinates, drawn["last"])
-    image = drawn["gain"] * image + drawn["offset"]
-    return augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
+    return drawn["gain"] * augment.sample_ct(drawn["ct_hu"], coordinates, drawn["last"]) + drawn["offset"]
 
 
 @tf.function(jit_compile=True)
@@ -314,11 +312,11 @@ def vertebra_example(
     tuple of tf.Tensor of float32
         Input (n, n, n, 2): CT in [-1, 1] and memory; target (n, n, n, 2): vertebra and boundary weight.
     """
-    codes = code_patch(drawn, patch_voxels)
+    image, codes = ct_patch(drawn, patch_voxels), code_patch(drawn, patch_voxels)
     # Blocks come in several lengths; what does not read them is compiled once.
     numbers = {name: value for name, value in drawn.items() if name not in ("ct_hu", "codes")}
-    x = network_input(numbers, noisy_patch(drawn, patch_voxels), codes, radius)
-    return x, weighted_target(numbers, codes, spacing_mm)
+    image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
+    return network_input(numbers, image, codes, radius), weighted_target(numbers, codes, spacing_mm)
 
 
 def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_mm: float) -> Callable:
