@@ -210,7 +210,12 @@ def part_name(name: str | None, part: str) -> str | None:
 
 
 def norm_and_activation(
-    norm: str | None, activation: Activation, *, norm_momentum: float = 0.99, name: str | None = None
+    norm: str | None,
+    activation: Activation,
+    *,
+    norm_momentum: float = 0.99,
+    norm_synchronized: bool = False,
+    name: str | None = None,
 ) -> list[keras.layers.Layer]:
     """Make what follows a convolution: the normalisation and the activation, each only if wanted.
 
@@ -222,6 +227,8 @@ def norm_and_activation(
         What `keras.layers.Activation` takes.
     norm_momentum : float
         Momentum of the moving mean and variance of batch normalisation.
+    norm_synchronized : bool
+        Whether replicas that train together share the statistics of their batches.
     name : str, optional
         Beginning of the layers' names.
 
@@ -233,7 +240,11 @@ def norm_and_activation(
     check_choice("norm", norm, NORMS)
     layers = []
     if norm == "batch_norm":
-        layers.append(keras.layers.BatchNormalization(momentum=norm_momentum, name=part_name(name, "norm")))
+        layers.append(
+            keras.layers.BatchNormalization(
+                momentum=norm_momentum, synchronized=norm_synchronized, name=part_name(name, "norm")
+            )
+        )
     if activation is not None:
         layers.append(keras.layers.Activation(activation, name=part_name(name, "activation")))
     return layers
@@ -248,6 +259,7 @@ def conv_block_layers(
     activation: Activation,
     *,
     norm_momentum: float = 0.99,
+    norm_synchronized: bool = False,
     name: str | None = None,
     **conv_arguments,
 ) -> list[keras.layers.Layer]:
@@ -263,7 +275,7 @@ def conv_block_layers(
         Kernel, in voxels.
     padding : {'same', 'valid'}
         As in Keras.
-    norm, activation, norm_momentum
+    norm, activation, norm_momentum, norm_synchronized
         See `norm_and_activation`.
     name : str, optional
         Beginning of the layers' names.
@@ -285,7 +297,9 @@ def conv_block_layers(
                 filters, kernel, padding=padding, name=part_name(part, "conv"), **conv_arguments
             )
         )
-        layers += norm_and_activation(norm, activation, norm_momentum=norm_momentum, name=part)
+        layers += norm_and_activation(
+            norm, activation, norm_momentum=norm_momentum, norm_synchronized=norm_synchronized, name=part
+        )
     return layers
 
 
@@ -314,6 +328,7 @@ def upsampling_layers(
     activation: Activation,
     *,
     norm_momentum: float = 0.99,
+    norm_synchronized: bool = False,
     name: str | None = None,
     **conv_arguments,
 ) -> list[keras.layers.Layer]:
@@ -324,14 +339,15 @@ def upsampling_layers(
     upsampling : bool
         True repeats every voxel and has no weights; False is a transposed convolution (kernel and stride
         2) with `n_filters` channels, followed by normalisation and activation.
-    n_filters, norm, activation, norm_momentum, name, **conv_arguments
+    n_filters, norm, activation, norm_momentum, norm_synchronized, name, **conv_arguments
         As in `conv_block_layers`; used for the transposed convolution only.
     """
     part = part_name(name, "up")
     if upsampling:
         return [keras.layers.UpSampling3D(2, name=part)]
     transposed = keras.layers.Conv3DTranspose(n_filters, 2, strides=2, name=part, **conv_arguments)
-    return [transposed, *norm_and_activation(norm, activation, norm_momentum=norm_momentum, name=part)]
+    norms = {"norm_momentum": norm_momentum, "norm_synchronized": norm_synchronized}
+    return [transposed, *norm_and_activation(norm, activation, **norms, name=part)]
 
 
 def output_layers(n_outputs: int, final_activation: Activation) -> list[keras.layers.Layer]:

@@ -65,7 +65,7 @@ def n_conv_block(
     name : str, optional
         Beginning of the layers' names; without it Keras chooses them.
     **kwargs
-        ``norm_momentum``, and anything else that `keras.layers.Conv3D` takes.
+        ``norm_momentum``, ``norm_synchronized``, and anything else that `keras.layers.Conv3D` takes.
 
     Returns
     -------
@@ -336,7 +336,8 @@ def create_unet3d(
     name : str
         Of the model.
     **kwargs
-        ``norm_momentum`` (of batch normalisation, 0.99), and what `keras.layers.Conv3D` takes.
+        Of batch normalisation: ``norm_momentum`` (0.99) and ``norm_synchronized`` (False: whether replicas
+        share their statistics). What else `keras.layers.Conv3D` takes.
 
     Returns
     -------
