@@ -1,367 +1,664 @@
-"""The pieces a 3D U-Net is made of: its arguments, checked once, and the layers of each block.
+"""The 3D U-Net as Keras layers: each block, the whole network as one layer, and models made of it.
 
-Everything here returns plain Keras layers that have not been called yet. `layers_func` applies them to
-tensors and so builds a flat model; a layer that owns the same lists builds the same network as one object.
-Either way a block's layers, their order and their names are decided in this file alone.
+They are the class form of what `layers_func` builds as a flat model. Both are made of the same lists of
+layers (`blocks`), so with the same weights, which lie in the same order, they give the same numbers. A saved
+model loads without custom objects wherever this file can be imported.
+
+    model = create_unet3d_class((64, 64, 64, 2), n_filters=[8, 16, 32], norm="batch_norm")
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import keras
 
-DEFAULT_DEPTH = 4
-DEFAULT_FIRST_FILTERS = 8
-NORMS = (None, "batch_norm")
-POOLINGS = {"max": keras.layers.MaxPooling3D, "avg": keras.layers.AveragePooling3D}
+from .blocks import (
+    Activation,
+    check_choice,
+    check_input_shape,
+    conv_block_layers,
+    dropout_layers,
+    dropout_per_level,
+    filters_per_level,
+    ksize_per_level,
+    output_layers,
+    pooling_layers,
+    upsampling_layers,
+)
 
-Triple = tuple[int, int, int]
-Activation = str | Callable | None
+__all__ = [
+    "ConvBlock",
+    "DecoderBlock",
+    "DeconvBlock",
+    "DownsampleBlock",
+    "EncoderBlock",
+    "Unet3D",
+    "Unet3D_layer",
+    "UpsampleBlock",
+    "create_unet3d_class",
+    "dropout_per_level",
+    "filters_per_level",
+    "fresh_copy",
+    "ksize_per_level",
+    "logits_model",
+]
+
+#: One name under which the layers are known, by whatever path this file was imported.
+registered = keras.saving.register_keras_serializable(package="ML_3D_Unet")
+#: Keywords of a block that are not those of its convolutions.
+_LAYER_KEYWORDS = ("name", "dtype", "trainable", "autocast")
+_ACTIVATIONS = ("activation", "final_activation")
+
+Tensor = keras.KerasTensor
+Shape = tuple[int | None, ...]
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+@contextmanager
+def _policy(policy: keras.DTypePolicy) -> Iterator[None]:
+    """Let layers that are made in the block compute as the layer that makes them."""
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
 
 
-def _is_sequence(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+def _built(layers: Sequence[keras.layers.Layer], shape: Shape) -> Shape:
+    """Make the weights of layers that follow each other; give the shape of what comes out."""
+    for layer in layers:
+        layer.build(shape)
+        shape = layer.compute_output_shape(shape)
+    return tuple(shape)
 
 
-def _as_triple(value: object) -> Triple | None:
-    """Give a kernel as three sizes, or None if `value` is neither a size nor three of them."""
-    if _is_count(value):
-        return (int(value),) * 3
-    if _is_sequence(value) and len(value) == 3 and all(_is_count(size) for size in value):
-        return tuple(int(size) for size in value)
-    return None
+def _shape_after(layers: Sequence[keras.layers.Layer], shape: Shape) -> Shape:
+    for layer in layers:
+        shape = layer.compute_output_shape(shape)
+    return tuple(shape)
 
 
-def check_choice(name: str, value: object, choices: Sequence) -> None:
-    """Raise a `ValueError` that names the argument unless `value` is one of `choices`."""
-    if not any(value is choice or value == choice for choice in choices):
-        raise ValueError(f"Expected {name} to be one of {tuple(choices)}, received {value!r}.")
+def _applied(layers: Sequence[keras.layers.Layer], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
-def check_count(name: str, value: object) -> int:
-    """Give `value` as an int; raise a `ValueError` that names the argument unless it is a positive one."""
-    if not _is_count(value):
-        raise ValueError(f"Expected {name} to be a positive integer, received {value!r}.")
-    return int(value)
-
-
-def kernel_triple(ksize: int | Sequence[int]) -> Triple:
-    """Give the kernel of one block as a triple.
+class _Block(keras.layers.Layer):
+    """What all blocks share: they remember their arguments and give them as their configuration.
 
     Parameters
     ----------
-    ksize : int or sequence of 3 ints
-        One size for the three axes, or one size an axis.
+    arguments : dict
+        Arguments of the block by name.
+    keywords : dict
+        Its further keywords: those of a Keras layer, and those that its parts take.
+    """
 
-    Returns
-    -------
-    tuple of 3 ints
+    def __init__(self, arguments: dict[str, Any], keywords: dict[str, Any]) -> None:
+        super().__init__(**{name: keywords[name] for name in _LAYER_KEYWORDS if name in keywords})
+        more = {name: value for name, value in keywords.items() if name not in _LAYER_KEYWORDS}
+        for name in _ACTIVATIONS:
+            if isinstance(arguments.get(name), Mapping):  # as it stands in a saved configuration
+                arguments = {**arguments, name: keras.activations.get(arguments[name])}
+        # Read-only, or Keras would turn the lists in it into ones of its own.
+        self._arguments = MappingProxyType({**arguments, **more})
+
+    def get_config(self) -> dict[str, Any]:
+        """Give all arguments, so that `from_config` makes the same block, with new weights."""
+        config = {**super().get_config(), **self._arguments}
+        for name in _ACTIVATIONS:
+            if callable(config.get(name)):
+                config[name] = keras.activations.serialize(config[name])
+        return config
+
+
+def _arguments(scope: dict[str, Any]) -> dict[str, Any]:
+    """Give the arguments among the local variables at the beginning of an `__init__`."""
+    return {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
+
+
+@registered
+class ConvBlock(_Block):
+    """`n_convs` times a convolution, its normalisation and its activation.
+
+    Parameters
+    ----------
+    n_convs, n_filters, ksize, padding, norm, activation
+        See `blocks.conv_block_layers`.
+    **kwargs
+        ``norm_momentum``, ``norm_synchronized``, those of a Keras layer (``name``, ``dtype``), and anything
+        else that `keras.layers.Conv3D` takes.
 
     Raises
     ------
     ValueError
-        If `ksize` is neither.
+        If an argument is not what was expected.
     """
-    triple = _as_triple(ksize)
-    if triple is None:
-        raise ValueError(f"Expected ksize to be a positive integer or three of them, received {ksize!r}.")
-    return triple
+
+    def __init__(
+        self,
+        n_convs: int = 2,
+        n_filters: int = 8,
+        ksize: int | Sequence[int] = 3,
+        padding: str = "same",
+        norm: str | None = None,
+        activation: Activation = "relu",
+        **kwargs,
+    ) -> None:
+        super().__init__(_arguments(locals()), kwargs)
+        with _policy(self.dtype_policy):
+            self.parts = conv_block_layers(**{**self._arguments, "name": self.name})
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the weights for inputs of this shape."""
+        _built(self.parts, input_shape)
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Give (batch, a, b, c, n_filters) for (batch, a, b, c, channels)."""
+        return _applied(self.parts, x)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Give the shape of the output for one of the input."""
+        return _shape_after(self.parts, input_shape)
 
 
-def filters_per_level(n_filters: Sequence[int] | None, depth: int | None) -> tuple[int, ...]:
-    """Give the number of filters of every level, from full resolution to the bottleneck.
+@registered
+class DownsampleBlock(_Block):
+    """One level of the encoder: a convolution block, then pooling by 2 and dropout.
 
     Parameters
     ----------
-    n_filters : sequence of int, optional
-        One number a level. None is 8, 16, 32, ... for `depth` levels.
-    depth : int, optional
-        Number of levels, the bottleneck included; None is ``len(n_filters)``, or 4 without `n_filters`.
-
-    Returns
-    -------
-    tuple of int
-        As long as the network is deep.
-
-    Raises
-    ------
-    ValueError
-        If the numbers are not positive integers, are fewer than two, or are not `depth` many.
+    n_convs, n_filters, ksize, padding, activation, norm, **kwargs
+        See `ConvBlock`.
+    pooling : {'max', 'avg'}
+        What each group of 2×2×2 voxels becomes.
+    dropout : float
+        Rate, applied to what goes down a level.
     """
-    depth = None if depth is None else check_count("depth", depth)
-    if n_filters is None:
-        n_filters = [DEFAULT_FIRST_FILTERS * 2**level for level in range(depth or DEFAULT_DEPTH)]
-    if not _is_sequence(n_filters) or len(n_filters) < 2 or not all(_is_count(n) for n in n_filters):
-        raise ValueError(
-            f"Expected n_filters to be one positive integer a level, two or more, received {n_filters!r}."
-        )
-    if depth is not None and depth != len(n_filters):
-        raise ValueError(
-            f"Expected n_filters to have one entry for each of the depth={depth} levels, "
-            f"received {len(n_filters)}: {n_filters!r}."
-        )
-    return tuple(int(n) for n in n_filters)
+
+    def __init__(
+        self,
+        n_convs: int = 2,
+        n_filters: int = 8,
+        ksize: int | Sequence[int] = 3,
+        padding: str = "same",
+        activation: Activation = "relu",
+        pooling: str = "max",
+        norm: str | None = None,
+        dropout: float = 0,
+        **kwargs,
+    ) -> None:
+        super().__init__(_arguments(locals()), kwargs)
+        conv = {k: v for k, v in self._arguments.items() if k not in ("pooling", "dropout")}
+        with _policy(self.dtype_policy):
+            self.block = ConvBlock(**conv, name=f"{self.name}_convs")
+            self.parts = pooling_layers(pooling, dropout, name=self.name)
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the weights for inputs of this shape."""
+        self.block.build(input_shape)
+        _built(self.parts, self.block.compute_output_shape(input_shape))
+        self.built = True
+
+    def call(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give what the decoder takes up again, and what goes down a level, half as large an axis."""
+        conv_out = self.block(x)
+        return conv_out, _applied(self.parts, conv_out)
 
 
-def ksize_per_level(ksize: int | Sequence | None, depth: int) -> tuple[Triple, ...]:
-    """Give the kernel of every level as a triple.
+@registered
+class EncoderBlock(_Block):
+    """The encoder: a `DownsampleBlock` for every level but the last, and the bottleneck.
 
     Parameters
     ----------
-    ksize : int, sequence of 3 ints, or sequence of `depth` sequences of 3 ints, optional
-        One size; one triple, which is always *one* kernel, also where `depth` is 3; or one triple a
-        level. None is 3.
-    depth : int
-        Number of levels.
-
-    Returns
-    -------
-    tuple of `depth` triples
-
-    Raises
-    ------
-    ValueError
-        If `ksize` is none of these.
+    n_filters, ksize, dropout, depth
+        See `blocks.filters_per_level`, `blocks.ksize_per_level`, `blocks.dropout_per_level`.
+    n_convs, padding, activation, pooling, norm, **kwargs
+        See `DownsampleBlock`.
     """
-    one = _as_triple(3 if ksize is None else ksize)
-    if one is not None:
-        return (one,) * depth
-    if _is_sequence(ksize) and len(ksize) == depth and all(_is_sequence(kernel) for kernel in ksize):
-        triples = tuple(_as_triple(kernel) for kernel in ksize)
-        if None not in triples:
-            return triples
-    raise ValueError(
-        f"Expected ksize to be a positive integer, one triple, or one triple for each of the "
-        f"{depth} levels, received {ksize!r}."
-    )
 
-
-def dropout_per_level(dropout: float | Sequence[float] | None, depth: int) -> tuple[float, ...]:
-    """Give the dropout rate of every level above the bottleneck.
-
-    Parameters
-    ----------
-    dropout : float or sequence of float, optional
-        One rate for all levels, or at most ``depth - 1`` rates from full resolution downwards; the levels
-        left out have none. None is no dropout.
-    depth : int
-        Number of levels, the bottleneck included.
-
-    Returns
-    -------
-    tuple of ``depth - 1`` floats
-
-    Raises
-    ------
-    ValueError
-        If there are more rates than levels, or a rate is not in [0, 1).
-    """
-    n_rates = depth - 1
-    rates = [] if dropout is None else dropout
-    if isinstance(rates, Real):
-        rates = [rates] * n_rates
-    good = _is_sequence(rates) and all(isinstance(rate, Real) and 0 <= rate < 1 for rate in rates)
-    if not good or len(rates) > n_rates:
-        raise ValueError(
-            f"Expected dropout to be None, a rate in [0, 1), or at most {n_rates} of them "
-            f"(depth {depth} less one), received {dropout!r}."
-        )
-    return tuple(float(rate) for rate in rates) + (0.0,) * (n_rates - len(rates))
-
-
-def check_input_shape(input_shape: Sequence[int | None], depth: int) -> tuple[int | None, ...]:
-    """Give the input shape as a tuple, after a check that it can be halved `depth` - 1 times.
-
-    Parameters
-    ----------
-    input_shape : sequence of 4
-        Three sizes in voxels, each of which may be None (any size), and the number of channels.
-    depth : int
-        Number of levels; each but the last halves the sizes.
-
-    Raises
-    ------
-    ValueError
-        If there are not four entries, or a size is not a multiple of ``2 ** (depth - 1)``.
-    """
-    shape = tuple(input_shape)
-    factor = 2 ** (depth - 1)
-    if len(shape) != 4 or not _is_count(shape[3]):
-        raise ValueError(
-            f"Expected input_shape to be three sizes and the channels, received {input_shape!r}."
-        )
-    if not all(size is None or (_is_count(size) and size % factor == 0) for size in shape[:3]):
-        raise ValueError(
-            f"Expected the sizes in input_shape to be multiples of {factor}, which is 2 ** (depth - 1) "
-            f"for depth {depth}, received {input_shape!r}."
-        )
-    return shape
-
-
-def part_name(name: str | None, part: str) -> str | None:
-    """Give the name of a layer inside a named block; None, so that Keras chooses, in a nameless one."""
-    return None if name is None else f"{name}_{part}"
-
-
-def norm_and_activation(
-    norm: str | None,
-    activation: Activation,
-    *,
-    norm_momentum: float = 0.99,
-    norm_synchronized: bool = False,
-    name: str | None = None,
-) -> list[keras.layers.Layer]:
-    """Make what follows a convolution: the normalisation and the activation, each only if wanted.
-
-    Parameters
-    ----------
-    norm : {None, 'batch_norm'}
-        Kind of normalisation.
-    activation : str or callable, optional
-        What `keras.layers.Activation` takes.
-    norm_momentum : float
-        Momentum of the moving mean and variance of batch normalisation.
-    norm_synchronized : bool
-        Whether replicas that train together share the statistics of their batches.
-    name : str, optional
-        Beginning of the layers' names.
-
-    Raises
-    ------
-    ValueError
-        If `norm` is something else.
-    """
-    check_choice("norm", norm, NORMS)
-    layers = []
-    if norm == "batch_norm":
-        layers.append(
-            keras.layers.BatchNormalization(
-                momentum=norm_momentum, synchronized=norm_synchronized, name=part_name(name, "norm")
+    def __init__(
+        self,
+        n_convs: int = 2,
+        n_filters: Sequence[int] | None = None,
+        ksize: int | Sequence | None = None,
+        padding: str = "same",
+        activation: Activation = "relu",
+        pooling: str = "max",
+        norm: str | None = None,
+        dropout: float | Sequence[float] | None = None,
+        depth: int | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(_arguments(locals()), kwargs)
+        filters = filters_per_level(n_filters, depth)
+        kernels, rates = ksize_per_level(ksize, len(filters)), dropout_per_level(dropout, len(filters))
+        own = ("n_filters", "ksize", "dropout", "depth", "pooling")
+        conv = {k: v for k, v in self._arguments.items() if k not in own}
+        with _policy(self.dtype_policy):
+            self.levels = [
+                DownsampleBlock(
+                    n_filters=filters[level],
+                    ksize=kernels[level],
+                    pooling=pooling,
+                    dropout=rate,
+                    name=f"{self.name}_{level}",
+                    **conv,
+                )
+                for level, rate in enumerate(rates)
+            ]
+            self.bottleneck = ConvBlock(
+                n_filters=filters[-1], ksize=kernels[-1], name=f"{self.name}_{len(rates)}", **conv
             )
-        )
-    if activation is not None:
-        layers.append(keras.layers.Activation(activation, name=part_name(name, "activation")))
-    return layers
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the weights for inputs of this shape."""
+        shape = input_shape
+        for level in self.levels:
+            level.build(shape)
+            shape = _shape_after(level.parts, level.block.compute_output_shape(shape))
+        self.bottleneck.build(shape)
+        self.built = True
+
+    def call(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Give the output of every level above the bottleneck, by level "0", "1", ..., and its own."""
+        layers_to_concat = {}
+        for number, level in enumerate(self.levels):
+            layers_to_concat[str(number)], x = level(x)
+        return layers_to_concat, self.bottleneck(x)
+
+    def shapes(self, input_shape: Shape) -> tuple[dict[str, Shape], Shape]:
+        """Give the shapes of what `call` gives."""
+        skips, shape = {}, input_shape
+        for number, level in enumerate(self.levels):
+            skips[str(number)] = level.block.compute_output_shape(shape)
+            shape = _shape_after(level.parts, skips[str(number)])
+        return skips, self.bottleneck.compute_output_shape(shape)
 
 
-def conv_block_layers(
-    n_convs: int,
-    n_filters: int,
-    ksize: int | Sequence[int],
-    padding: str,
-    norm: str | None,
-    activation: Activation,
-    *,
-    norm_momentum: float = 0.99,
-    norm_synchronized: bool = False,
-    name: str | None = None,
-    **conv_arguments,
-) -> list[keras.layers.Layer]:
-    """Make a block of convolutions, each followed by normalisation and activation.
-
-    Parameters
-    ----------
-    n_convs : int
-        Number of convolutions.
-    n_filters : int
-        Channels each of them puts out.
-    ksize : int or 3 ints
-        Kernel, in voxels.
-    padding : {'same', 'valid'}
-        As in Keras.
-    norm, activation, norm_momentum, norm_synchronized
-        See `norm_and_activation`.
-    name : str, optional
-        Beginning of the layers' names.
-    **conv_arguments
-        Handed to `keras.layers.Conv3D`.
-
-    Raises
-    ------
-    ValueError
-        If an argument is none of what is listed here.
-    """
-    check_choice("padding", padding, ("same", "valid"))
-    filters, kernel = check_count("n_filters", n_filters), kernel_triple(ksize)
-    layers = []
-    for index in range(check_count("n_convs", n_convs)):
-        part = part_name(name, str(index))
-        layers.append(
-            keras.layers.Conv3D(
-                filters, kernel, padding=padding, name=part_name(part, "conv"), **conv_arguments
-            )
-        )
-        layers += norm_and_activation(
-            norm, activation, norm_momentum=norm_momentum, norm_synchronized=norm_synchronized, name=part
-        )
-    return layers
-
-
-def dropout_layers(rate: float, *, name: str | None = None) -> list[keras.layers.Layer]:
-    """Make the dropout of a block: no layer at all for the rate 0; `ValueError` outside [0, 1)."""
-    (rate,) = dropout_per_level(rate, depth=2)
-    return [keras.layers.Dropout(rate, name=part_name(name, "dropout"))] if rate else []
-
-
-def pooling_layers(pooling: str, dropout: float = 0, *, name: str | None = None) -> list[keras.layers.Layer]:
-    """Make the way down to the next level: pooling ('max' or 'avg') by 2 an axis, and dropout.
-
-    Raises
-    ------
-    ValueError
-        If `pooling` is neither, or the rate `dropout` is not in [0, 1).
-    """
-    check_choice("pooling", pooling, tuple(POOLINGS))
-    return [POOLINGS[pooling](2, name=part_name(name, "pool")), *dropout_layers(dropout, name=name)]
-
-
-def upsampling_layers(
-    upsampling: bool,
-    n_filters: int,
-    norm: str | None,
-    activation: Activation,
-    *,
-    norm_momentum: float = 0.99,
-    norm_synchronized: bool = False,
-    name: str | None = None,
-    **conv_arguments,
-) -> list[keras.layers.Layer]:
-    """Make the way up to the next level: doubling each axis.
+@registered
+class DeconvBlock(_Block):
+    """The way up to the next level: doubling each axis.
 
     Parameters
     ----------
     upsampling : bool
-        True repeats every voxel and has no weights; False is a transposed convolution (kernel and stride
-        2) with `n_filters` channels, followed by normalisation and activation.
-    n_filters, norm, activation, norm_momentum, norm_synchronized, name, **conv_arguments
-        As in `conv_block_layers`; used for the transposed convolution only.
+        True repeats every voxel and has no weights; False is a transposed convolution (kernel and stride 2)
+        with `n_filters` channels, followed by normalisation and activation.
+    n_filters, norm, activation, **kwargs
+        See `ConvBlock`; used for the transposed convolution only.
     """
-    part = part_name(name, "up")
-    if upsampling:
-        return [keras.layers.UpSampling3D(2, name=part)]
-    transposed = keras.layers.Conv3DTranspose(n_filters, 2, strides=2, name=part, **conv_arguments)
-    norms = {"norm_momentum": norm_momentum, "norm_synchronized": norm_synchronized}
-    return [transposed, *norm_and_activation(norm, activation, **norms, name=part)]
+
+    def __init__(
+        self,
+        upsampling: bool = True,
+        n_filters: int = 8,
+        norm: str | None = None,
+        activation: Activation = "relu",
+        **kwargs,
+    ) -> None:
+        super().__init__(_arguments(locals()), kwargs)
+        with _policy(self.dtype_policy):
+            self.parts = upsampling_layers(**{**self._arguments, "name": self.name})
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the weights for inputs of this shape."""
+        _built(self.parts, input_shape)
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Give (batch, 2a, 2b, 2c, channels)."""
+        return _applied(self.parts, x)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Give the shape of the output for one of the input."""
+        return _shape_after(self.parts, input_shape)
 
 
-def output_layers(n_outputs: int, final_activation: Activation) -> list[keras.layers.Layer]:
-    """Make the last two layers, which compute in float32 whatever the policy of mixed precision.
+@registered
+class UpsampleBlock(_Block):
+    """One level of the decoder: double the size, join the encoder's output, dropout, convolutions.
+
+    Parameters
+    ----------
+    n_convs, n_filters, ksize, padding, activation, norm, **kwargs
+        See `ConvBlock`.
+    dropout : float
+        Rate, applied to the joined channels.
+    depth : int
+        Level whose entry of `layers_to_concat` is joined.
+    upsampling : bool
+        See `DeconvBlock`.
+    """
+
+    def __init__(
+        self,
+        n_convs: int = 2,
+        n_filters: int = 8,
+        ksize: int | Sequence[int] = 3,
+        padding: str = "same",
+        activation: Activation = "relu",
+        norm: str | None = None,
+        dropout: float = 0,
+        depth: int = 0,
+        upsampling: bool = True,
+        **kwargs,
+    ) -> None:
+        super().__init__(_arguments(locals()), kwargs)
+        conv = {k: v for k, v in self._arguments.items() if k not in ("dropout", "depth", "upsampling")}
+        up = {k: v for k, v in conv.items() if k not in ("n_convs", "ksize", "padding")}
+        with _policy(self.dtype_policy):
+            self.up = DeconvBlock(upsampling, name=f"{self.name}_up", **up)
+            self.concat = keras.layers.Concatenate(name=f"{self.name}_concat")
+            self.dropouts = dropout_layers(dropout, name=self.name)
+            self.block = ConvBlock(**conv, name=f"{self.name}_convs")
+
+    def build(self, layers_to_concat_shape: Mapping[str, Shape], x_shape: Shape) -> None:
+        """Make the weights for inputs of these shapes."""
+        self._check_level(layers_to_concat_shape)
+        skip_shape = layers_to_concat_shape[str(self._arguments["depth"])]
+        self.up.build(x_shape)
+        joined = [self.up.compute_output_shape(x_shape), tuple(skip_shape)]
+        self.concat.build(joined)
+        shape = self.concat.compute_output_shape(joined)
+        _built(self.dropouts, shape)
+        self.block.build(tuple(shape))
+        self.built = True
+
+    def _check_level(self, layers_to_concat: Mapping[str, Any]) -> None:
+        depth = self._arguments["depth"]
+        if str(depth) not in layers_to_concat:
+            raise ValueError(
+                f"Expected depth to be one of the levels {sorted(layers_to_concat)} of layers_to_concat, "
+                f"received {depth!r}."
+            )
+
+    def call(self, layers_to_concat: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Give (batch, 2a, 2b, 2c, n_filters) from the encoder's outputs and the level below."""
+        joined = self.concat([self.up(x), layers_to_concat[str(self._arguments["depth"])]])
+        return self.block(_applied(self.dropouts, joined))
+
+
+@registered
+class DecoderBlock(_Block):
+    """The decoder: an `UpsampleBlock` for every level above the bottleneck, from below.
+
+    Parameters
+    ----------
+    n_filters, ksize, dropout, depth
+        As for `EncoderBlock`: level 0 first, the bottleneck's entries included but not used.
+    n_convs, padding, activation, norm, upsampling, **kwargs
+        See `UpsampleBlock`.
+    """
+
+    def __init__(
+        self,
+        n_convs: int = 2,
+        n_filters: Sequence[int] | None = None,
+        ksize: int | Sequence | None = None,
+        padding: str = "same",
+        activation: Activation = "relu",
+        upsampling: bool = True,
+        norm: str | None = None,
+        dropout: float | Sequence[float] | None = None,
+        depth: int | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(_arguments(locals()), kwargs)
+        filters = filters_per_level(n_filters, depth)
+        kernels, rates = ksize_per_level(ksize, len(filters)), dropout_per_level(dropout, len(filters))
+        shared = {
+            k: v for k, v in self._arguments.items() if k not in ("n_filters", "ksize", "dropout", "depth")
+        }
+        with _policy(self.dtype_policy):
+            self.levels = [
+                UpsampleBlock(
+                    n_filters=filters[level],
+                    ksize=kernels[level],
+                    dropout=rates[level],
+                    depth=level,
+                    name=f"{self.name}_{level}",
+                    **shared,
+                )
+                for level in reversed(range(len(rates)))
+            ]
+
+    def build(self, layers_to_concat_shape: Mapping[str, Shape], x_shape: Shape) -> None:
+        """Make the weights for inputs of these shapes."""
+        for level in self.levels:
+            level.build(layers_to_concat_shape, x_shape)
+            skip_shape = layers_to_concat_shape[str(level._arguments["depth"])]
+            x_shape = (*tuple(skip_shape)[:-1], level._arguments["n_filters"])
+        self.built = True
+
+    def call(self, layers_to_concat: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Give (batch, a, b, c, n_filters[0]) from what the encoder gave."""
+        for level in self.levels:
+            x = level(layers_to_concat, x)
+        return x
+
+
+@registered
+class UnetLogits(_Block):
+    """The whole network up to its logits, in float32: stem, encoder, decoder, and a convolution of one voxel.
 
     Parameters
     ----------
     n_outputs : int
-        Channels of the network's output.
-    final_activation : str or callable, optional
-        Turns the logits (the output of layer ``last_logits``) into the output of layer ``output``.
+        Channels of the output.
+    stem : bool
+        Whether an extra block of ``n_filters[0]`` filters comes before the first level.
+    **kwargs
+        Arguments of `EncoderBlock` and `DecoderBlock`.
     """
-    count = check_count("n_outputs", n_outputs)
-    return [
-        keras.layers.Conv3D(count, 1, dtype="float32", name="last_logits"),
-        keras.layers.Activation(final_activation, dtype="float32", name="output"),
-    ]
+
+    def __init__(self, n_outputs: int = 1, stem: bool = True, **kwargs) -> None:
+        super().__init__(_arguments(locals()), kwargs)
+        shared = {k: v for k, v in self._arguments.items() if k not in ("n_outputs", "stem")}
+        both = {k: v for k, v in shared.items() if k not in ("pooling", "upsampling")}
+        per_level = ("n_filters", "ksize", "dropout", "depth")
+        filters = filters_per_level(both.get("n_filters"), both.get("depth"))
+        kernels = ksize_per_level(both.get("ksize"), len(filters))
+        conv = {k: v for k, v in both.items() if k not in per_level}
+        with _policy(self.dtype_policy):
+            self.stem = (
+                ConvBlock(n_filters=filters[0], ksize=kernels[0], name="stem", **conv) if stem else None
+            )
+            self.encoder = EncoderBlock(pooling=shared.get("pooling", "max"), name="encoder", **both)
+            self.decoder = DecoderBlock(upsampling=shared.get("upsampling", True), name="decoder", **both)
+            self.last_logits = output_layers(n_outputs, None)[0]
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the weights for inputs of this shape."""
+        shape = tuple(input_shape)
+        if self.stem is not None:
+            self.stem.build(shape)
+            shape = self.stem.compute_output_shape(shape)
+        self.encoder.build(shape)
+        skips, below = self.encoder.shapes(shape)
+        self.decoder.build(skips, below)
+        self.last_logits.build((*shape[:-1], skips["0"][-1]))
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Give the logits, (batch, a, b, c, n_outputs), of (batch, a, b, c, channels)."""
+        if self.stem is not None:
+            x = self.stem(x)
+        return self.last_logits(self.decoder(*self.encoder(x)))
+
+
+@registered
+class Unet3D_layer(_Block):
+    """The whole network as one layer: `logits`, then `output_activation`.
+
+    Parameters
+    ----------
+    n_convs, n_filters, ksize, padding, activation, pooling, norm, dropout, depth, upsampling, n_outputs, \
+final_activation, stem, **kwargs
+        See `layers_func.create_unet3d`.
+
+    Attributes
+    ----------
+    logits : UnetLogits
+        Everything before the last activation.
+    output_activation : keras.layers.Activation
+        Turns logits into the output.
+    """
+
+    def __init__(
+        self,
+        n_convs: int = 2,
+        n_filters: Sequence[int] | None = None,
+        ksize: int | Sequence | None = None,
+        padding: str = "same",
+        activation: Activation = "relu",
+        pooling: str = "max",
+        norm: str | None = None,
+        dropout: float | Sequence[float] | None = None,
+        depth: int | None = None,
+        upsampling: bool = True,
+        *,
+        n_outputs: int = 1,
+        final_activation: Activation = "sigmoid",
+        stem: bool = True,
+        **kwargs,
+    ) -> None:
+        super().__init__(_arguments(locals()), kwargs)
+        check_choice("padding", padding, ("same",))
+        inner = {k: v for k, v in self._arguments.items() if k != "final_activation"}
+        with _policy(self.dtype_policy):
+            self.logits = UnetLogits(**inner, name="logits")
+            self.output_activation = output_layers(n_outputs, self._arguments["final_activation"])[1]
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the weights for inputs of this shape."""
+        self.logits.build(input_shape)
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Give the output, (batch, a, b, c, n_outputs) in float32, of (batch, a, b, c, channels)."""
+        return self.output_activation(self.logits(x))
+
+
+@registered
+class Unet3D(keras.Model):
+    """The network as a model of its own class; its weights are made by `build` or at the first call.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Those of `Unet3D_layer`; ``name`` and ``dtype`` are the model's.
+    """
+
+    def __init__(self, *args, name: str | None = None, dtype: Any = None, **kwargs) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.network = Unet3D_layer(*args, name="network", dtype=self.dtype_policy, **kwargs)
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the weights for inputs (batch, a, b, c, channels)."""
+        self.network.build(input_shape)
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Give the output, as `Unet3D_layer` does."""
+        return self.network(x)
+
+    def get_config(self) -> dict[str, Any]:
+        """Give all arguments, so that `from_config` makes the same model, with new weights."""
+        arguments = self.network.get_config()
+        own = keras.layers.Layer.get_config(self)
+        return {**arguments, **{key: own[key] for key in ("name", "dtype", "trainable")}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping | None = None) -> Unet3D:
+        """Make the model from what `get_config` gave."""
+        config = dict(config)
+        trainable = config.pop("trainable", True)
+        if isinstance(config.get("dtype"), Mapping):
+            config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        model = cls(**config)
+        model.trainable = trainable
+        return model
+
+
+def create_unet3d_class(
+    input_shape: Sequence[int | None],
+    n_convs: int = 2,
+    n_filters: Sequence[int] | None = None,
+    ksize: int | Sequence | None = None,
+    padding: str = "same",
+    activation: Activation = "relu",
+    pooling: str = "max",
+    norm: str | None = None,
+    dropout: float | Sequence[float] | None = None,
+    depth: int | None = None,
+    upsampling: bool = True,
+    *,
+    n_outputs: int = 1,
+    final_activation: Activation = "sigmoid",
+    stem: bool = True,
+    name: str = "unet3d",
+    **kwargs,
+) -> keras.Model:
+    """Build a 3D U-Net as a model of one layer, `Unet3D_layer`.
+
+    Parameters, result and errors are those of `layers_func.create_unet3d`, which builds the same network as a
+    flat model: the same weights in the same order, the same output.
+    """
+    arguments = {k: v for k, v in _arguments(locals()).items() if k not in ("input_shape", "name")}
+    shape = check_input_shape(input_shape, len(filters_per_level(n_filters, depth)))
+    inputs = keras.Input(shape, name="input")
+    return keras.Model(inputs, Unet3D_layer(name="network", **arguments, **kwargs)(inputs), name=name)
+
+
+def logits_model(model: keras.Model) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Give a function that runs a network and shows its logits beside its output.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A flat model, a model of one `Unet3D_layer`, or an `Unet3D`. Its weights are used, not copied.
+
+    Returns
+    -------
+    callable (x, training=False) -> (output, logits)
+        Both (batch, a, b, c, n_outputs) in float32.
+
+    Raises
+    ------
+    ValueError
+        If the model is none of these.
+    """
+    for layer in model.layers:
+        if isinstance(layer, Unet3D_layer):
+            return _with_logits(layer)
+        if layer.name == "last_logits":
+            both = keras.Model(model.input, [model.output, layer.output])
+            return lambda x, training=False: tuple(both(x, training=training))
+    raise ValueError(
+        f"Expected a model with a Unet3D_layer or a layer last_logits, received {model.name!r} with the "
+        f"layers {[layer.name for layer in model.layers]}."
+    )
+
+
+def _with_logits(layer: Unet3D_layer) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        logits = layer.logits(x, training=training)
+        return layer.output_activation(logits), logits
+
+    return run
+
+
+def fresh_copy(model: keras.Model) -> keras.Model:
+    """Give a model of the same architecture with newly drawn weights, in either form."""
+    copy = type(model).from_config(model.get_config())
+    if not copy.built:
+        copy.build_from_config(model.get_build_config())
+    return copy

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from .layers import (
+from .blocks import (
     Activation,
     check_choice,
     check_input_shape,

@@ -84,6 +84,8 @@ def start_runtime(settings: RunSettings, preset: str) -> Runtime:
     device = choose_device(settings.device, preset)
     strategy = choose_strategy(settings.replicas, device, resolver)
     replicas = strategy.num_replicas_in_sync
+    if device == "cpu" and settings.precision == "float16":
+        _end("Expected --precision float32 or bfloat16 on a CPU, received float16.")
     precision = choose_precision(settings.precision, _compute_capability(device), replicas)
     keras.mixed_precision.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     print(f"Training on {replicas} replica{'s' * (replicas > 1)} in {precision}.", flush=True)
