@@ -169,17 +169,17 @@ class RunSettings:
     """How a training runs: devices, numbers, checkpoints. What all trainings share."""
 
     accumulate: int = 1
-    """Batches whose gradients are added up for one update: the effective batch is batch_size times this, in the
-    memory of one batch."""
+    """Batches whose gradients are added up for one update: the effective batch is batch_size times this, in
+    the memory of one batch."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Numbers that the network computes in; losses and the last layer are float32 always. "auto" is bfloat16 on
-    GPUs that have it, float16 on one older GPU with tensor cores, else float32. float16 scales its loss and runs on
-    one device only."""
+    """Numbers that the network computes in; losses and the last layer are float32 always. "auto" is bfloat16
+    on GPUs that have it, float16 on one older GPU with tensor cores, else float32. float16 scales its loss
+    and runs on one GPU only."""
     replicas: Literal["auto", "one", "mirrored", "workers"] = "auto"
-    """Devices that train together: "one", "mirrored" (every GPU of this machine), "workers" (several processes, from
-    TF_CONFIG or SLURM); "auto" takes workers where either is set, else every GPU that is visible."""
+    """Devices that train together: "one", "mirrored" (every GPU of this machine), "workers" (several
+    processes, from TF_CONFIG or SLURM); "auto" takes workers where either is set, else every visible GPU."""
     moving_average: float = 0.0
-    """Decay of a moving average of the weights, such as .999; it is what is validated and saved. 0 is none."""
+    """Decay of a moving average of the weights, such as .999; it is validated and saved then. 0 is none."""
     stop_after: int = 0
     """Stop after so many validations without a lower loss; 0 never stops early."""
     plateau_after: int = 0

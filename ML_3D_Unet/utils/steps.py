@@ -122,3 +122,9 @@ def added_up(gradients_fn: Callable, examples: Any, number: int, total: tf.Tenso
 def _sum_of_two(first: tf.Tensor | None, second: tf.Tensor | None) -> tf.Tensor | None:
     """Add two gradients; a variable that the loss does not depend on has none."""
     return None if first is None else first + second
+
+
+def per_example(values: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Give one float32 value an example; a scalar is the mean of the `count` examples, so each gets it."""
+    values = tf.cast(tf.convert_to_tensor(values), tf.float32)
+    return tf.fill([count], values) if values.shape.rank == 0 else values

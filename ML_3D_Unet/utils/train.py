@@ -236,8 +236,15 @@ class Trainer:
         The one place that says what is learned: override it to train towards anything else.
         """
         prediction = self.model(x, training=training)
-        accuracy = 0.0 if self.accuracy_fn is None else self.accuracy_fn(y, prediction)
-        return self.loss_fn(y, prediction), accuracy
+        return self.label_loss(y, prediction, training), self.label_accuracy(y, prediction)
+
+    def label_loss(self, y: Any, prediction: Any, training: bool) -> Any:
+        """Give the loss against the labels."""
+        return self.loss_fn(y, prediction)
+
+    def label_accuracy(self, y: Any, prediction: Any) -> Any:
+        """Give the accuracy against the labels; 0 where none is asked for."""
+        return 0.0 if self.accuracy_fn is None else self.accuracy_fn(y, prediction)
 
     def _replica_examples(self, batch: Any, training: bool) -> tuple[Any, Any, tf.Tensor]:
         """Make one replica's examples: x, y, and the weight of each."""
@@ -631,7 +638,14 @@ class Trainer:
                 row = self._run_epoch(run_training, run_validation if keep else None, history, keep=keep)
                 self._save_epoch(history)
                 self._say(describe_row(row, EPOCHS))
+            self._wait_for_workers()
         return history
+
+    def _wait_for_workers(self) -> None:
+        """Let no worker go on before the chief has written the last file."""
+        if _has_workers(self.strategy):
+            ones = self.strategy.run(lambda: tf.ones(()))
+            float(self.strategy.reduce("SUM", ones, axis=None))
 
     @contextmanager
     def _naming_lost_workers(self) -> Iterator[None]:

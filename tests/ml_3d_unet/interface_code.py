@@ -86,9 +86,9 @@ def dataset(count, seed):
 
 
 strategy = tf.distribute.get_strategy()
-train_ds = strategy.experimental_distribute_dataset(dataset(5, 0))
-valid_ds = strategy.experimental_distribute_dataset(dataset(3, 1))
-sizes = {"train_size": 5, "validation_size": 3}
+train_ds = strategy.experimental_distribute_dataset(dataset(4, 0))
+valid_ds = strategy.experimental_distribute_dataset(dataset(2, 1))
+sizes = {"train_size": 4, "validation_size": 2}
 
 for epochs in (2, 4, 4):
     model = create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS)

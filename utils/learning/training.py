@@ -38,8 +38,8 @@ _FREE_SETTINGS = (
 )
 
 
-class VertebraTrainer(Trainer):
-    """The training loop with the weight of false positives that rises from epoch to epoch.
+class VertebraLoss:
+    """What makes a `Trainer` one of vertebrae: the weight of false positives that rises from epoch to epoch.
 
     In validation the weight is 1: under a rising one, losses of different epochs could not be compared, and
     the first epochs would look best.
@@ -58,13 +58,16 @@ class VertebraTrainer(Trainer):
         super().__init__(*arguments, **keywords)
         self.schedule, self.epochs = schedule, epochs
 
-    def compute_losses(self, x: Any, y: Any, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """Give loss and Dice of every example; the epoch is read from its variable inside the step."""
-        prediction = self.model(x, training=training)
+    def label_loss(self, y: tf.Tensor, prediction: tf.Tensor, training: bool) -> tf.Tensor:
+        """Give the loss of every example; the epoch is read from its variable inside the step."""
         weight = tf.constant(1.0)
         if training:
             weight = losses.fp_weight(self.epoch, self.epochs, self.schedule)
-        return losses.vertebra_loss(y, prediction, weight), losses.vertebra_dice(y, prediction)
+        return self.loss_fn(y, prediction, weight)
+
+
+class VertebraTrainer(VertebraLoss, Trainer):
+    """The training loop of the segmentation network."""
 
 
 def train_heatmap(settings: HeatmapTrainingSettings) -> int:
