@@ -13,7 +13,6 @@ import tensorflow as tf
 if "--project" in sys.argv:
     sys.path.insert(0, ".")
     from ML_3D_Unet.utils.kd import Trainer_KD
-
     from ML_3D_Unet.utils.layers import (
         ConvBlock,
         DecoderBlock,
