@@ -22,6 +22,7 @@ SCRIPTS = (
     "train_heatmap.py",
     "pre_processing_segmentation.py",
     "train_segmentation.py",
+    "train_distillation.py",
     "infer.py",
     "evaluate.py",
 )
@@ -48,6 +49,7 @@ def pipeline(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
         "train_heatmap.py": (*work, *small, *SHORT, "--filters", "2", "4", "4"),
         "pre_processing_segmentation.py": (*data, *work, *small),
         "train_segmentation.py": (*work, *small, *SHORT, *TINY_NETWORK),
+        "train_distillation.py": (*work, *small, "--filters", "2", "2", "4", "4", "--methods", "soft"),
         "infer.py": (folder / "data", *work, "--output", folder / "predictions"),
         "evaluate.py": (*data, *("--split", "test", "--predictions", folder / "predictions"), *output),
     }

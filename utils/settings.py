@@ -275,6 +275,34 @@ class SegmentationTrainingSettings(RunSettings):
 
 
 @dataclass(frozen=True)
+class DistillationSettings(RunSettings):
+    """Train small segmentation networks, alone and with the trained one as their teacher, and compare them.
+
+    Data, patches, augmentation, batches and learning rates are those that the teacher was trained with.
+    """
+
+    work_dir: Path = Path("work")
+    """Folder with `segmentation/` and `models/segmentation`; receives `models/student`."""
+    preset: Preset = "full"
+    """Set of defaults that the other options start from; that of the teacher."""
+    teacher: Path | None = None
+    """Directory of the teacher; by default work_dir/models/segmentation."""
+    filters: tuple[int, ...] = (8, 16, 32, 64)
+    """Filters a level of the student, from full resolution down."""
+    methods: tuple[Literal["soft", "logits"], ...] = ("soft", "logits")
+    """What students learn from the teacher, one student each: "soft", probabilities at a temperature, or
+    "logits", the numbers before the sigmoid."""
+    temperatures: tuple[float, ...] = (2.0,)
+    """With "soft": temperatures, one student each."""
+    distillation_weight: float = 0.5
+    """Share of the teacher in the loss; the rest is that of the labels."""
+    epochs: int | None = None
+    """Epochs to train each student; by default as many as the teacher."""
+    seed: int = 0
+    """Seed of the students' weights, the same for all of them, and of the examples."""
+
+
+@dataclass(frozen=True)
 class InferenceSettings:
     """Segment and number the vertebrae of CT scans."""
 
@@ -358,6 +386,8 @@ PRESETS: dict[str, dict[type, dict[str, Any]]] = {
             "final_learning_rate": 1e-4,
             "norm_momentum": 0.9,
         },
+        # The segmentation network of this preset has the size of the others' student.
+        DistillationSettings: {"filters": (4, 8, 16, 32)},
     },
 }
 
@@ -412,7 +442,7 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     settings = tyro.cli(stage, args=arguments, default=preset_settings(stage, preset))
     for name, least in LEAST.items():
         value = getattr(settings, name, least)
-        if not value >= least:  # true for NaN too
+        if value is not None and not value >= least:  # true for NaN too
             option = "--" + name.replace("_", "-")
             print(f"{option}: expected {least} or more, received {value}.", file=sys.stderr)
             raise SystemExit(2)

@@ -105,3 +105,38 @@ def heatmap_dice(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     axes = [1, 2, 3, 4]
     overlap = tf.reduce_mean(truth * prediction, axes)
     return 2.0 * overlap / (tf.reduce_mean(truth, axes) + tf.reduce_mean(prediction, axes))
+
+
+def softened_divergence(
+    teacher_logits: tf.Tensor, student_logits: tf.Tensor, temperature: float
+) -> tf.Tensor:
+    """Kullback-Leibler divergence of student from teacher at a temperature T, times T².
+
+    For p = sigmoid(z / T) it is, voxel by voxel, p_t (z_t - z_s) / T + softplus(z_s / T) - softplus(z_t / T),
+    which needs no logarithm of a probability that may be 0. The factor keeps the gradient's scale at any
+    temperature (Hinton et al. 2015, Distilling the knowledge in a neural network).
+
+    Parameters
+    ----------
+    teacher_logits, student_logits : tf.Tensor, (batch, P, R, I, 1)
+        Outputs before the sigmoid.
+    temperature : float
+        T, above 0.
+
+    Returns
+    -------
+    tf.Tensor of float32, (batch,)
+        Mean over the voxels of each example, at least 0.
+    """
+    teacher, student = (
+        tf.cast(logits, tf.float32) / temperature for logits in (teacher_logits, student_logits)
+    )
+    surplus = tf.math.softplus(student) - tf.math.softplus(teacher)
+    divergence = tf.sigmoid(teacher) * (teacher - student) + surplus
+    return temperature**2 * tf.reduce_mean(divergence, axis=[1, 2, 3, 4])
+
+
+def logit_difference(teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Tensor:
+    """Give the mean squared difference of two networks' logits (batch, P, R, I, 1) an example: (batch,)."""
+    difference = tf.cast(teacher_logits, tf.float32) - tf.cast(student_logits, tf.float32)
+    return tf.reduce_mean(tf.square(difference), axis=[1, 2, 3, 4])

@@ -105,18 +105,29 @@ def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
         raise ValueError(f"{path}: expected a trained network, found no such file.")
     settings = load_settings(directory)
     try:
-        return in_float32(keras.models.load_model(path, compile=False)), settings
+        # In float32: a CPU has no fast half precision, and outputs should not depend on the training's GPU.
+        return compute_in(keras.models.load_model(path, compile=False), "float32"), settings
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: expected a Keras model, found {first_line}") from error
 
 
-def in_float32(model: keras.Model) -> keras.Model:
-    """Let all layers of a network compute in float32, whatever numbers it was trained with.
+def compute_in(model: keras.Model, precision: str) -> keras.Model:
+    """Let the layers of a network compute in other numbers than those it was trained in; its weights stay.
 
-    Weights are float32 in every case. A CPU has no fast float16, and outputs should not depend on the GPU
-    that a network was trained on.
+    Parameters
+    ----------
+    model : keras.Model
+        Changed in place. Its weights are float32, and so are its last two layers, in any case.
+    precision : str
+        "float32", "bfloat16" or "float16".
+
+    Returns
+    -------
+    keras.Model
+        The same model.
     """
     for layer in model._flatten_layers(include_self=False):
-        layer.dtype_policy = "float32"
+        is_last = layer.name in ("last_logits", "output")
+        layer.dtype_policy = "float32" if is_last or precision == "float32" else f"mixed_{precision}"
     return model

@@ -1,0 +1,30 @@
+"""Train small segmentation networks, alone and with the trained network as their teacher, and compare them.
+
+Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
+        work/models/segmentation                (from train_segmentation.py): the teacher
+Writes  work/models/student_runs/<student>  a model directory for the student from scratch and for each way to
+                                            learn from the teacher
+        work/models/student                 the best student with a teacher (for infer.py --model), and
+                                            comparison.csv, comparison.md, comparison.png
+
+    python train_distillation.py --work-dir work --preset small
+
+About fifteen minutes on two CPU cores with the preset small. A killed run goes on where it stopped.
+"""
+
+import sys
+
+from utils.settings import DistillationSettings, settings_from_command_line
+
+
+def main(settings: DistillationSettings) -> int:
+    """Train and compare the students, and give the exit status."""
+    from utils.prediction.comparison import (
+        compare_students,
+    )  # after the command line: TensorFlow loads slowly
+
+    return compare_students(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(settings_from_command_line(DistillationSettings)))
