@@ -60,7 +60,11 @@ lint: .venv/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-benchmark: .venv/installed-dev
+.venv/installed-bench: .venv/installed-dev requirements-bench.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+benchmark: .venv/installed-bench
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) "$$script"; done
 
 clean:

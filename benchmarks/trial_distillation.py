@@ -1,8 +1,8 @@
 """Trial of distillation on generated spines: does a teacher help a small student, after equal steps?
 
-For each of three seeds a teacher is trained (preset `small`, filters 8-16-32-64), then a student of half its filters
-from scratch and one for each way to learn from the teacher, all for the same number of steps on the same examples.
-Seeds change weights, order and augmentation; the spines are the same.
+For each of three seeds a teacher is trained (preset `small`, filters 8-16-32-64), then a student of half its
+filters from scratch and one for each way to learn from the teacher, all for the same number of steps on the
+same examples. Seeds change weights, order and augmentation; the spines are the same.
 
 Reads   nothing: spines are generated
 Writes  FOLDER/data, and FOLDER/seed-<k> with the models and their tables

@@ -462,7 +462,11 @@ def _epoch_dataset(
         positions, weights = batch_positions(len(order), batch_size, part or EpochPart())
         plan = (np.full(len(positions), epoch), positions, order[positions], weights)
         made = tf.data.Dataset.from_tensor_slices(plan)
-        return made.map(as_batch, num_parallel_calls=READERS, deterministic=True).prefetch(BATCHES_AHEAD)
+        # Beside a GPU only: a CPU is busy with the network, and trains with exact operations, for which
+        # TensorFlow would make one reader of several, with an error in the log of every epoch.
+        readers = {"num_parallel_calls": READERS, "deterministic": True}
+        parallel = readers if tf.config.list_logical_devices("GPU") else {}
+        return made.map(as_batch, **parallel).prefetch(BATCHES_AHEAD)
 
     return dataset
 
