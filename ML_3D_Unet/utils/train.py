@@ -644,8 +644,8 @@ class Trainer:
     def _wait_for_workers(self) -> None:
         """Let no worker go on before the chief has written the last file."""
         if _has_workers(self.strategy):
-            ones = self.strategy.run(lambda: tf.ones(()))
-            float(self.strategy.reduce("SUM", ones, axis=None))
+            count = tf.function(lambda: self.strategy.reduce("SUM", self.strategy.run(tf.ones, ((),)), None))
+            float(count())
 
     @contextmanager
     def _naming_lost_workers(self) -> Iterator[None]:
@@ -657,7 +657,7 @@ class Trainer:
             raise WorkerLost(
                 f"{self.model_dir}: expected all workers to answer in epoch {self._epoch_number() + 1}, lost "
                 "one or more. Start all workers again with the same command: the training goes on from its "
-                f"last checkpoint. ({str(error).strip().splitlines()[0][:200]})"
+                f"last checkpoint. ({type(error).__name__})"
             ) from error
 
     def _announce(self, epochs: int, *, has_validation: bool) -> None:
