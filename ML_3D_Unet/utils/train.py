@@ -266,13 +266,12 @@ class Trainer:
             objective = self.optimizer.scale_loss(tf.math.divide_no_nan(loss, total))
         return loss, accuracy, tape.gradient(objective, self.model.trainable_variables)
 
-    def _replica_step(self, examples: tuple, gradients_fn: Callable | None) -> tf.Tensor:
-        """Run one replica's share of a step, with an update if `gradients_fn` is given.
+    def _replica_step(self, examples: tuple, run: Callable, training: bool) -> tf.Tensor:
+        """Run one replica's share of a step: with `run` its losses, in training also gradients and an update.
 
         A dataset that came distributed may leave a replica without examples, which layers cannot take: in
         validation it is passed over.
         """
-        training = gradients_fn is not None
         if tf.nest.flatten(examples)[0].shape[0] == 0:
             if training:
                 raise ValueError(
@@ -283,10 +282,10 @@ class Trainer:
         count = tf.reduce_sum(examples[2])
         if training:
             total = tf.distribute.get_replica_context().all_reduce("SUM", count)
-            loss, accuracy, gradients = added_up(gradients_fn, examples, self.options.accumulate, total)
+            loss, accuracy, gradients = added_up(run, examples, self.options.accumulate, total)
             self.optimizer.apply(gradients, self.model.trainable_variables)
         else:
-            loss, accuracy = self._summed_losses(*examples, False)
+            loss, accuracy = run(*examples, False)
         return tf.cast(tf.stack([loss, accuracy, count]), tf.float64)
 
     def _make_step(self, training: bool) -> Callable[[Any, EpochState], tuple[Any, EpochState]]:
@@ -295,7 +294,7 @@ class Trainer:
         The examples are made by a function of its own, since what they are made of may vary in size: each
         size costs a compilation, and that of the network is the long one.
         """
-        gradients_fn = self._make_gradients_fn() if training else None
+        run = self._compiled(self._gradients if training else self._summed_losses)
 
         @tf.function
         def make_examples(batch):
@@ -303,7 +302,7 @@ class Trainer:
 
         @tf.function
         def advance(examples, state):
-            sums = self.strategy.run(self._replica_step, args=(examples, gradients_fn))
+            sums = self.strategy.run(self._replica_step, args=(examples, run, training))
             if training and self.average is not None:
                 self.average.update()
             return advanced(state, self.strategy.reduce("SUM", sums, axis=None))
@@ -314,13 +313,14 @@ class Trainer:
 
         return step
 
-    def _make_gradients_fn(self) -> Callable:
+    def _compiled(self, function: Callable) -> Callable:
+        """Give a function compiled with XLA where that is asked for and possible, else as it is."""
         if not self.jit_compile:
-            return self._gradients
+            return function
         if self.strategy.num_replicas_in_sync > 1:
             self._say("XLA is left out: it cannot compile the step for several replicas.")
-            return self._gradients
-        return tf.function(self._gradients, jit_compile=True)
+            return function
+        return tf.function(function, jit_compile=True)
 
     # ------------------------------------------------------------------ data
 

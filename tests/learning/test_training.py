@@ -30,6 +30,8 @@ def chosen_device(monkeypatch):
         return "cpu"
 
     monkeypatch.setattr(training.runtime, "choose_device", say)
+    yield
+    keras.mixed_precision.set_dtype_policy("float32")
 
 
 # ---------------------------------------------------------------- the weight of false positives
@@ -54,14 +56,16 @@ class CountingTrainer(training.VertebraTrainer):
         return super().compute_losses(x, y, training)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("schedule", ["ramp", "constant"])
-def test_weight_changes_inside_the_compiled_step(tmp_path, schedule):
+def test_weight_changes_inside_the_compiled_step(tmp_path, schedule, jit_compile):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4, 4, 4, 2)), keras.layers.Conv3D(1, 1, activation="sigmoid")])
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2, 4, 4, 4, 2)).astype(np.float32)
     y = np.stack([x[..., 0] > 0.5, generator.uniform(1, 9, (2, 4, 4, 4))], axis=-1).astype(np.float32)
-    trainer = CountingTrainer(model, "sgd", 0.0, tmp_path, schedule=schedule, epochs=6)
+    how = {"schedule": schedule, "epochs": 6, "jit_compile": jit_compile}
+    trainer = CountingTrainer(model, "sgd", 0.0, tmp_path, **how)
     traces = []
 
     def batches(epoch):
@@ -187,6 +191,40 @@ def test_heatmap_training_leaves_its_files(tmp_path, capsys):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     # Divergence plus one minus Dice: more than the second part alone.
     assert all(float(row["val_loss"]) > 1 - float(row["val_accuracy"]) > 0 for row in rows)
+
+
+def test_a_training_in_half_precision_leaves_a_network_that_computes_in_float32(tmp_path):
+    examples.write_segmentation_stage(tmp_path)
+    settings = examples.training_settings(tmp_path, precision="bfloat16", epochs=1, filters=(2, 2))
+    assert training.train_segmentation(settings) == 0
+    directory = tmp_path / "models" / "segmentation"
+    assert load_settings(directory)["computed_in"] == "bfloat16"
+    saved = keras.models.load_model(directory / "best.keras", compile=False)
+    model = models.load_model(directory)[0]
+    x = np.random.default_rng(0).normal(size=(1, 16, 16, 16, 2)).astype("float32")
+    half, whole = (network.get_layer("encoder_0_0_conv").compute_dtype for network in (saved, model))
+    assert (half, whole) == ("bfloat16", "float32")
+    assert all(weight.dtype == "float32" for weight in model.weights)
+    # The same weights; rounded to 8 bits on the way in one of them.
+    difference = np.abs(np.array(saved(x)) - np.array(model(x))).max()
+    assert 0 < difference < 0.05
+
+
+def test_a_run_in_other_numbers_does_not_go_on_in_the_directory(tmp_path, capsys):
+    examples.write_segmentation_stage(tmp_path)
+    run = {"epochs": 1, "filters": (2, 2)}
+    assert training.train_segmentation(examples.training_settings(tmp_path, **run)) == 0
+    # What "auto" came to is what counts.
+    assert training.train_segmentation(examples.training_settings(tmp_path, precision="float32", **run)) == 0
+    capsys.readouterr()
+    assert training.train_segmentation(examples.training_settings(tmp_path, precision="bfloat16", **run)) == 1
+    assert "other values of computed_in;" in capsys.readouterr().err
+
+
+def test_float16_on_a_cpu_ends_with_status_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        training.train_segmentation(examples.training_settings(tmp_path, precision="float16"))
+    assert end.value.code == 2 and "--precision" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- refusals

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils import feeding, history, watch
 from ML_3D_Unet.utils.averages import MovingAverage
+from ML_3D_Unet.utils.layers_func import create_unet3d
 from ML_3D_Unet.utils.train import EpochPart, RunOptions, Trainer
 from tests.ml_3d_unet.test_train import X, make_model, pairs, squared, train, weight_of
 
@@ -342,3 +343,22 @@ def test_a_loss_scale_is_refused_on_several_replicas(tmp_path, monkeypatch):
         monkeypatch.setattr(type(strategy), "num_replicas_in_sync", 2)
         with pytest.raises(ValueError, match=r"2 replicas.*float16"):
             Trainer(make_model(), optimizer, model_dir=tmp_path)
+
+
+def test_float16_with_its_loss_scale_is_compiled_with_xla(tmp_path):
+    keras.utils.set_random_seed(0)
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        model = create_unet3d((4, 4, 4, 1), n_convs=1, n_filters=[2, 4], norm="batch_norm")
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    x = np.random.default_rng(0).normal(size=(4, 4, 4, 4, 1)).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, (x > 0).astype("float32"))).batch(2)
+    trainer = Trainer(model, learning_rate=1e-2, model_dir=tmp_path, jit_compile=True)
+
+    def loss_fn(y_true, y_pred):
+        return tf.reduce_mean(tf.square(y_true - y_pred), axis=[1, 2, 3, 4])
+
+    rows = trainer.train(data, data, loss_fn=loss_fn, EPOCHS=6)
+    assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"] and np.isfinite(rows[-1]["val_loss"])
