@@ -296,6 +296,10 @@ class DistillationSettings(RunSettings):
     """With "soft": temperatures, one student each."""
     distillation_weight: float = 0.5
     """Share of the teacher in the loss; the rest is that of the labels."""
+    distillation_voxels: Literal["even", "loss"] = "loss"
+    """Weights of the voxels in the loss against the teacher: "even", as published, or as in the "loss"
+    against the labels, where the boundary counts more and, in the first epochs, the background less. Evenly
+    weighted, background is so much of a patch that a student learns it alone for hundreds of steps."""
     epochs: int | None = None
     """Epochs to train each student; by default as many as the teacher."""
     seed: int = 0
@@ -358,7 +362,10 @@ class EvaluationSettings:
 
 #: What the presets change in the defaults above. `full` changes nothing.
 PRESETS: dict[str, dict[type, dict[str, Any]]] = {
-    "paper": {SegmentationTrainingSettings: {"patch_kinds": "paper"}},
+    "paper": {
+        SegmentationTrainingSettings: {"patch_kinds": "paper"},
+        DistillationSettings: {"distillation_voxels": "even"},
+    },
     "full": {},
     "small": {
         HeatmapPreparationSettings: {"spacing_mm": 2.0},

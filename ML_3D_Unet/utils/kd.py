@@ -96,11 +96,15 @@ class DistillingTrainer(Trainer):
             return super().compute_losses(x, y, training)
         prediction, logits = self._student(x, training=True)
         teacher_logits = tf.stop_gradient(self._teacher(x, training=False)[1])
-        soft = self.distillation_fn(self._seen(teacher_logits), self._seen(logits))
+        soft = self.teacher_loss(y, self._seen(teacher_logits), self._seen(logits))
         count, weight = tf.shape(logits)[0], self.distillation_weight
         hard = per_example(self.label_loss(y, prediction, training), count)
         loss = (1.0 - weight) * hard + weight * per_example(soft, count)
         return loss, self.label_accuracy(y, prediction)
+
+    def teacher_loss(self, y: Any, teacher: tf.Tensor, student: tf.Tensor) -> Any:
+        """Give the loss against the teacher; override it where it depends on the labels too."""
+        return self.distillation_fn(teacher, student)
 
     def _seen(self, logits: tf.Tensor) -> tf.Tensor:
         return logits if self.distill_on == "logits" else softened(logits, self.temperature)

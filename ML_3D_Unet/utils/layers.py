@@ -640,7 +640,8 @@ def logits_model(model: keras.Model) -> Callable[..., tuple[Tensor, Tensor]]:
         if isinstance(layer, Unet3D_layer):
             return _with_logits(layer)
         if layer.name == "last_logits":
-            both = keras.Model(model.input, [model.output, layer.output])
+            inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
+            both = keras.Model(inputs, [model.outputs[0], layer.output])
             return lambda x, training=False: tuple(both(x, training=training))
     raise ValueError(
         f"Expected a model with a Unet3D_layer or a layer last_logits, received {model.name!r} with the "

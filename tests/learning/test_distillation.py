@@ -66,6 +66,55 @@ def test_logit_difference_by_hand():
     np.testing.assert_allclose(losses.logit_difference(teacher, student), [2.5, 5.0])
 
 
+def test_voxels_weigh_as_in_the_loss_against_the_labels():
+    # Two voxels: vertebra with w = 3, background with w = 2, at Λ = .5.
+    truth = tf.constant([[1.0, 3.0], [0.0, 2.0]], shape=(1, 2, 1, 1, 2))
+    weights = losses.voxel_weights(truth, tf.constant(0.5))
+    np.testing.assert_allclose(np.ravel(weights), [3.0, 1.0])
+    teacher = tf.constant([2.0, 1.0], shape=(1, 2, 1, 1, 1))
+    assert float(losses.logit_difference(teacher, 0 * teacher, weights)[0]) == pytest.approx((3 * 4 + 1) / 2)
+    even, weighted = (losses.softened_divergence(teacher, 0 * teacher, 2.0, w) for w in (1.0, 5.0))
+    assert float(weighted[0]) == pytest.approx(5 * float(even[0]))
+    # An error of 1 everywhere costs what it costs in the loss against the labels.
+    wrong = losses.vertebra_loss(truth, 1.0 - truth[..., :1], tf.constant(0.5))
+    assert float(tf.reduce_mean(weights)) == pytest.approx(float(wrong[0]))
+
+
+@pytest.mark.parametrize("voxels", ["even", "loss"])
+def test_the_step_of_a_student_weighs_voxels_as_asked(tmp_path, voxels):
+    keras.utils.set_random_seed(0)
+    models_of_two = [
+        keras.Sequential(
+            [
+                keras.Input((2, 2, 2, 2)),
+                keras.layers.Conv3D(1, 1, name="last_logits"),
+                keras.layers.Activation("sigmoid"),
+            ]
+        )
+        for _ in range(2)
+    ]
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(1, 2, 2, 2, 2)).astype("float32")
+    y = np.stack([x[..., 0] > 0, generator.uniform(1, 9, x.shape[:-1])], axis=-1).astype("float32")
+    trainer = distillation.VertebraDistiller(
+        *models_of_two,
+        "sgd",
+        0.0,
+        tmp_path,
+        distill_on="logits",
+        voxels=voxels,
+        schedule="constant",
+        epochs=1,
+    )
+    trainer.distillation_fn = losses.logit_difference
+    (row,) = trainer.train(tf.data.Dataset.from_tensors((x, y)), loss_fn=losses.vertebra_loss)
+    student, teacher = (np.array(model.layers[0](x)) for model in models_of_two)
+    weights = y[..., 1:] * np.where(y[..., :1] > 0, 1.0, 0.132) if voxels == "loss" else 1.0
+    hard = float(losses.vertebra_loss(tf.constant(y), models_of_two[0](x), tf.constant(0.132))[0])
+    expected = 0.5 * hard + 0.5 * np.mean(weights * (student - teacher) ** 2)
+    assert row["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
 # ---------------------------------------------------------------- which students
 
 
@@ -203,7 +252,9 @@ def test_another_teacher_does_not_go_on_in_the_same_directory(work_dir, tmp_path
     model.set_weights([w + 1 for w in model.get_weights()])
     model.save(model_file)
     assert comparison.compare_students(settings_of(copy)) == 1
-    assert "teacher_sha256" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "soft-t2: expected a run with the same settings" in said.err and "teacher_sha256" in said.err
+    assert said.out.count("already complete") == 1  # the student from scratch has no teacher
 
 
 def test_without_a_teacher_the_command_that_makes_one_is_named(tmp_path, capsys):

@@ -50,17 +50,34 @@ class Variant:
         Name of its directory.
     title : str
         What tables call it.
-    distillation_fn : callable (teacher logits, student logits) -> tf.Tensor (batch,), optional
+    distillation_fn : callable (teacher logits, student logits, voxel weights) -> tf.Tensor (batch,), optional
         Loss against the teacher; None for the student from scratch.
     """
 
     name: str
     title: str
-    distillation_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
+    distillation_fn: Callable[[tf.Tensor, tf.Tensor, tf.Tensor | float], tf.Tensor] | None = None
 
 
 class VertebraDistiller(training.VertebraLoss, DistillingTrainer):
-    """The training loop of a student: the loss of vertebrae against the labels, one against the teacher."""
+    """The training loop of a student: the loss of vertebrae against the labels, one against the teacher.
+
+    Parameters
+    ----------
+    voxels : str
+        "even", or "loss" for weights as in the loss against the labels, see `DistillationSettings`.
+    *arguments, **keywords
+        Those of `DistillingTrainer` and `VertebraLoss`.
+    """
+
+    def __init__(self, *arguments: Any, voxels: str, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.voxels = voxels
+
+    def teacher_loss(self, y: tf.Tensor, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
+        """Give the loss against the teacher of every example."""
+        weights = losses.voxel_weights(y, self.weight_of_fp()) if self.voxels == "loss" else 1.0
+        return self.distillation_fn(teacher, student, weights)
 
 
 def variants(settings: DistillationSettings) -> list[Variant]:
@@ -88,8 +105,10 @@ def variants(settings: DistillationSettings) -> list[Variant]:
 
 
 def _soft_variant(temperature: float) -> Variant:
-    def divergence(teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Tensor:
-        return losses.softened_divergence(teacher_logits, student_logits, temperature)
+    def divergence(
+        teacher_logits: tf.Tensor, student_logits: tf.Tensor, weights: tf.Tensor | float
+    ) -> tf.Tensor:
+        return losses.softened_divergence(teacher_logits, student_logits, temperature, weights)
 
     return Variant(f"soft-t{temperature:g}", f"student + KD (soft, T = {temperature:g})", divergence)
 
@@ -155,7 +174,7 @@ def read_facts(settings: DistillationSettings) -> tuple[SegmentationTrainingSett
     SegmentationTrainingSettings
         See `student_settings`.
     dict
-        "spacing_mm" of the data, "teacher_sha256" and "distillation_weight": another teacher is another run.
+        "spacing_mm" of the data, and what is learned from which teacher: another one is another run.
 
     Raises
     ------
@@ -176,8 +195,8 @@ def read_facts(settings: DistillationSettings) -> tuple[SegmentationTrainingSett
             f"{found.get('spacing_mm')} mm."
         )
     digest = hashlib.sha256((directory / models.MODEL_FILE).read_bytes()).hexdigest()
-    weight = settings.distillation_weight
-    facts = {"spacing_mm": spacing_mm, "teacher_sha256": digest, "distillation_weight": weight}
+    names = ("distillation_weight", "distillation_voxels")
+    facts = {"spacing_mm": spacing_mm, "teacher_sha256": digest, **{n: getattr(settings, n) for n in names}}
     return student_settings(found, settings), facts
 
 
@@ -228,6 +247,8 @@ def _make_trainer(
     """Give the trainer of one student in its directory; all students begin with the same weights."""
     set_seed(student.seed)
     directory = run_directory(settings, variant)
+    if variant.distillation_fn is None:  # it goes on whatever the teacher
+        facts = {"spacing_mm": facts["spacing_mm"]}
     with chosen.strategy.scope():
         network = models.build_segmentation_network(student, replicas=chosen.replicas)
         training.claim_directory(student, directory, {**facts, "student": variant.name}, chosen)
@@ -242,7 +263,11 @@ def _make_trainer(
         if variant.distillation_fn is None:
             return training.VertebraTrainer(network, **keywords)
         teacher = models.compute_in(_teacher(settings), chosen.precision)
-        distilling = {"distillation_weight": settings.distillation_weight, "distill_on": "logits"}
+        distilling = {
+            "distillation_weight": settings.distillation_weight,
+            "distill_on": "logits",
+            "voxels": settings.distillation_voxels,
+        }
         trainer = VertebraDistiller(network, teacher, **distilling, **keywords)
         trainer.distillation_fn = variant.distillation_fn
         return trainer

@@ -107,8 +107,29 @@ def heatmap_dice(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     return 2.0 * overlap / (tf.reduce_mean(truth, axes) + tf.reduce_mean(prediction, axes))
 
 
+def voxel_weights(truth: tf.Tensor, weight_of_fp: tf.Tensor) -> tf.Tensor:
+    """Give what `vertebra_loss` weighs a voxel's error with: w in the vertebra, weight_of_fp * w elsewhere.
+
+    Parameters
+    ----------
+    truth : tf.Tensor of float32, (batch, P, R, I, 2)
+        Channel 0 the vertebra (0 or 1), channel 1 the boundary weight w.
+    weight_of_fp : tf.Tensor of float32, scalar
+        Weight of false positives.
+
+    Returns
+    -------
+    tf.Tensor of float32, (batch, P, R, I, 1)
+    """
+    vertebra, weight = truth[..., :1], truth[..., 1:]
+    return weight * (vertebra + weight_of_fp * (1.0 - vertebra))
+
+
 def softened_divergence(
-    teacher_logits: tf.Tensor, student_logits: tf.Tensor, temperature: float
+    teacher_logits: tf.Tensor,
+    student_logits: tf.Tensor,
+    temperature: float,
+    weights: tf.Tensor | float = 1.0,
 ) -> tf.Tensor:
     """Kullback-Leibler divergence of student from teacher at a temperature T, times T².
 
@@ -122,6 +143,8 @@ def softened_divergence(
         Outputs before the sigmoid.
     temperature : float
         T, above 0.
+    weights : tf.Tensor of float32 or float
+        Of the voxels, like the logits. The divergence is 0 for equal networks whatever they are.
 
     Returns
     -------
@@ -133,10 +156,15 @@ def softened_divergence(
     )
     surplus = tf.math.softplus(student) - tf.math.softplus(teacher)
     divergence = tf.sigmoid(teacher) * (teacher - student) + surplus
-    return temperature**2 * tf.reduce_mean(divergence, axis=[1, 2, 3, 4])
+    return temperature**2 * tf.reduce_mean(weights * divergence, axis=[1, 2, 3, 4])
 
 
-def logit_difference(teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Tensor:
-    """Give the mean squared difference of two networks' logits (batch, P, R, I, 1) an example: (batch,)."""
+def logit_difference(
+    teacher_logits: tf.Tensor, student_logits: tf.Tensor, weights: tf.Tensor | float = 1.0
+) -> tf.Tensor:
+    """Give the mean of the weighted squared difference of two networks' logits: (batch,) in float32.
+
+    Parameters are those of `softened_divergence`.
+    """
     difference = tf.cast(teacher_logits, tf.float32) - tf.cast(student_logits, tf.float32)
-    return tf.reduce_mean(tf.square(difference), axis=[1, 2, 3, 4])
+    return tf.reduce_mean(weights * tf.square(difference), axis=[1, 2, 3, 4])

@@ -60,10 +60,11 @@ class VertebraLoss:
 
     def label_loss(self, y: tf.Tensor, prediction: tf.Tensor, training: bool) -> tf.Tensor:
         """Give the loss of every example; the epoch is read from its variable inside the step."""
-        weight = tf.constant(1.0)
-        if training:
-            weight = losses.fp_weight(self.epoch, self.epochs, self.schedule)
-        return self.loss_fn(y, prediction, weight)
+        return self.loss_fn(y, prediction, self.weight_of_fp() if training else tf.constant(1.0))
+
+    def weight_of_fp(self) -> tf.Tensor:
+        """Give the weight of false positives in the current epoch."""
+        return losses.fp_weight(self.epoch, self.epochs, self.schedule)
 
 
 class VertebraTrainer(VertebraLoss, Trainer):
