@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ML_3D_Unet.utils.kd import Trainer_KD
 from ML_3D_Unet.utils.layers_func import create_unet3d
 from ML_3D_Unet.utils.train import Trainer, WorkerLost
 
@@ -69,13 +70,26 @@ def train(strategy, folder: Path) -> None:
     history = sgd.train(data, data, loss_fn=loss_fn)
     adam = make_trainer(strategy, "adam", folder / "adam")
     adam.train(data, train_size=BATCH, loss_fn=loss_fn)
+    distilled = distil(strategy, folder / "kd")
     moments = [v for v in adam.optimizer.variables if "momentum" in v.path]
     # Each worker holds its own copy of the weights; all must agree.
     rank = strategy.cluster_resolver.task_id if strategy.cluster_resolver else 0
     arrays = {f"weight_{k}": array for k, array in enumerate(sgd.model.get_weights())}
     arrays |= {f"moment_{k}": v.numpy() for k, v in enumerate(moments)}
+    arrays |= {f"distilled_{k}": array for k, array in enumerate(distilled)}
     losses = [history[-1]["loss"], history[-1]["val_loss"]]
     np.savez(folder / f"result_{rank}.npz", losses=losses, **arrays)
+
+
+def distil(strategy, folder) -> list[np.ndarray]:
+    """Train a teacher and both students for two steps; give the weights of the one that is distilled."""
+    keras.utils.set_random_seed(5)
+    with strategy.scope():
+        shared = {"norm": "batch_norm", "norm_synchronized": True, "n_convs": 1}
+        models = [create_unet3d((SIZE,) * 3 + (1,), n_filters=f, **shared) for f in ([2, 2], [2, 4])]
+        trainer = Trainer_KD(*models, 2.0, "sgd", 0.5, folder, student_trained=True)
+    trainer.train(data, train_size=2 * BATCH, loss_fn=loss_fn, distillation_fn=loss_fn)
+    return trainer.model.get_weights()
 
 
 def train_until_lost(strategy, folder: Path, dies_at: int | None) -> int:

@@ -92,6 +92,13 @@ def test_gradients_of_the_first_step_of_adam_are_those_of_one_device(results, wa
 
 
 @pytest.mark.parametrize("way", ["mirrored", "worker 0", "worker 1"])
+def test_a_distilled_student_is_that_of_one_device(results, way):
+    names = [name for name in results["one"] if name.startswith("distilled")]
+    assert len(names) == 4 * 6 + 2
+    assert max(np.abs(results[way][name] - results["one"][name]).max() for name in names) < 1e-5
+
+
+@pytest.mark.parametrize("way", ["mirrored", "worker 0", "worker 1"])
 def test_losses_are_means_over_all_examples_once(results, way):
     np.testing.assert_allclose(results[way]["losses"], results["one"]["losses"], rtol=1e-5)
 
