@@ -7,9 +7,10 @@ same examples. Seeds change weights, order and augmentation; the spines are the 
 Reads   nothing: spines are generated
 Writes  FOLDER/data, and FOLDER/seed-<k> with the models and their tables
 
-    python benchmarks/trial_distillation.py FOLDER [EPOCHS]
+    python benchmarks/trial_distillation.py FOLDER [OPTION ...]
 
-About 45 minutes on two CPU cores with 8 epochs, which are 480 steps of two patches. A killed run goes on.
+Options are those of train_distillation.py, such as `--methods soft`, or `--distillation-voxels even`. 8 epochs are
+480 steps of two patches; about an hour on two CPU cores. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 PROJECT = Path(__file__).resolve().parents[1]
-SEEDS = (0, 1, 2)
+SEEDS, EPOCHS = (0, 1, 2), 8
 PHANTOMS = ("24", "6", "0")
 
 
@@ -32,19 +33,19 @@ def run(script: str, *arguments: object) -> None:
     subprocess.run(command, check=True)
 
 
-def table_of_seed(folder: Path, seed: int, epochs: int) -> pd.DataFrame:
+def table_of_seed(folder: Path, seed: int, options: list[str]) -> pd.DataFrame:
     """Train teacher and students with a seed; give their table."""
     work = ("--work-dir", folder / f"seed-{seed}", "--preset", "small")
     run("pre_processing_segmentation.py", "--data-dir", folder / "data", *work)
-    run("train_segmentation.py", *work, "--epochs", epochs, "--seed", seed)
-    run("train_distillation.py", *work, "--seed", seed)
+    run("train_segmentation.py", *work, "--epochs", EPOCHS, "--seed", seed)
+    run("train_distillation.py", *work, "--seed", seed, *options)
     return pd.read_csv(folder / f"seed-{seed}" / "models" / "student" / "comparison.csv")
 
 
-def main(folder: Path, epochs: int) -> int:
+def main(folder: Path, options: list[str]) -> int:
     """Print the scores of every seed, and their means and ranges."""
     run("get_verse_data.py", "--data-dir", folder / "data", "--phantoms", *PHANTOMS)
-    tables = {seed: table_of_seed(folder, seed, epochs) for seed in SEEDS}
+    tables = {seed: table_of_seed(folder, seed, options) for seed in SEEDS}
     for column, title in (
         ("dice", "validation Dice"),
         ("surface_distance_95_mm", "95 % surface distance, mm"),
@@ -53,9 +54,9 @@ def main(folder: Path, epochs: int) -> int:
             {f"seed {seed}": table.set_index("network")[column] for seed, table in tables.items()}
         )
         spread = scores.agg(["mean", "min", "max"], axis=1)
-        print(f"\n{title}, {epochs} epochs\n{scores.join(spread).round(3).to_string()}")
+        print(f"\n{title}, {EPOCHS} epochs\n{scores.join(spread).round(3).to_string()}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 8))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
