@@ -9,8 +9,8 @@ Writes  FOLDER/data, and FOLDER/seed-<k> with the models and their tables
 
     python benchmarks/trial_distillation.py FOLDER [OPTION ...]
 
-Options are those of train_distillation.py, such as `--methods soft`, or `--distillation-voxels even`. 8 epochs are
-480 steps of two patches; about an hour on two CPU cores. A killed run goes on.
+Options are those of train_distillation.py, such as `--methods soft` or `--distillation-voxels even`. 8 epochs
+are 480 steps of two patches; about an hour on two CPU cores. A killed run goes on.
 """
 
 from __future__ import annotations
