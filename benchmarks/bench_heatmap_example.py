@@ -11,7 +11,7 @@ where the training holds all of them.
 Reads   nothing: volume and centroids are generated.
 Writes  nothing.
 Command python benchmarks/bench_heatmap_example.py
-Time    about 40 s.
+Time    about 15 s.
 
 Runs on one core, and the numbers are medians over seven seeds (of each piece of ours, the best of three).
 The last line says how many times faster ours is.

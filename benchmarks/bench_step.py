@@ -11,7 +11,7 @@ Three questions, preset `full` (128³ patches at 1 mm, batch 1, float32) on all 
 Reads   nothing: two generated spines, written by the project's own scripts into a temporary folder.
 Writes  nothing that stays.
 Command pip install -r requirements-bench.txt && python benchmarks/bench_step.py
-Time    about 7 minutes on two cores.
+Time    about 6 minutes on two cores.
 
 The last line says how many times as long as ours the teacher's step takes in PyTorch's best layout.
 """

@@ -14,7 +14,7 @@
 Reads   nothing: the scans are generated, with blocks for vertebrae.
 Writes  nothing that stays: 400 MB in a temporary folder (TMPDIR chooses the disk that is read cold).
 Command python benchmarks/bench_training_example.py
-Time    about 3 minutes.
+Time    about 2 minutes.
 
 Runs on one core, and the numbers are medians over five seeds. The last line says how many times
 faster ours is.

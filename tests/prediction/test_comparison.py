@@ -65,6 +65,7 @@ def test_the_page_and_the_figure_show_every_network(tmp_path, capsys):
         "95 % surface distance, mm",
         "empty",
     ]
+    assert cells[2][1:] == ["1476817", "18.00", "2.900", "0.910", "1.50", "0"]
     assert cells[3][-2:] == ["–", "9"]
     assert "What it means." in page and page.count("\n|") == 4
     assert lines[2] in capsys.readouterr().out

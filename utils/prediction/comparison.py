@@ -223,7 +223,7 @@ def write_comparison(table: pd.DataFrame, folder: Path, text: str) -> None:
     text : str
         What stands under the table.
     """
-    page = markdown_table(table.drop(columns="vertebrae").rename(columns=_TITLES).round(_DIGITS))
+    page = markdown_table(_readable(table))
     texts = {"comparison.csv": table.to_csv(index=False), "comparison.md": f"# Students\n\n{page}\n\n{text}"}
     for name, content in texts.items():
         with written_whole(folder / name) as temporary:
@@ -240,7 +240,16 @@ _TITLES = {
     "dice": "Dice",
     "surface_distance_95_mm": "95 % surface distance, mm",
 }
-_DIGITS = {"MB": 2, "s a patch": 3, "Dice": 3, "95 % surface distance, mm": 2}
+_DIGITS = {"megabytes": 2, "seconds_per_patch": 3, "dice": 3, "surface_distance_95_mm": 2}
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the table with titles, and every number with the digits that mean something."""
+    shown = {
+        name: table[name].map(lambda value, digits=digits: "–" if pd.isna(value) else f"{value:.{digits}f}")
+        for name, digits in _DIGITS.items()
+    }
+    return table.drop(columns="vertebrae").assign(**shown).rename(columns=_TITLES)
 
 
 def comparison_figure(table: pd.DataFrame) -> Figure:
