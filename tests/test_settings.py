@@ -21,6 +21,7 @@ from utils.settings import (
     preset_settings,
     save_settings,
     settings_from_command_line,
+    shard_numbers,
     worker_count,
 )
 
@@ -96,7 +97,7 @@ def test_command_line_of_the_contract():
         DataSettings,
         ["--source=phantom", "--data-dir=data", "--phantoms", "12", "3", "5", "--seed=0"],
     )
-    assert data == DataSettings()
+    assert data == DataSettings(source="phantom")
     inference = settings_from_command_line(
         InferenceSettings,
         [
@@ -189,3 +190,17 @@ def test_worker_count():
     assert worker_count(0) >= 1
     with pytest.raises(ValueError, match="received -1"):
         worker_count(-1)
+
+
+def test_a_shard_is_a_pair_of_numbers():
+    assert [shard_numbers(text) for text in (None, "1/1", "2/8", "8/8")] == [(1, 1), (1, 1), (2, 8), (8, 8)]
+    for wrong in ("0/3", "4/3", "2", "1/0", "-1/3", "a/b", ""):
+        with pytest.raises(ValueError, match=f"Expected i/n.*{re.escape(repr(wrong))}"):
+            shard_numbers(wrong)
+
+
+def test_a_wrong_shard_ends_with_status_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        settings_from_command_line(InferenceSettings, ["--shard", "3/2"])
+    assert ended.value.code == 2
+    assert "--shard" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ SETTINGS_FILE = "settings.json"
 LEAST = {
     "seed": 0,
     "workers": 0,
+    "connections": 1,
     "spacing_mm": 0.1,
     "epochs": 1,
     "examples_per_epoch": 0,
@@ -46,23 +48,44 @@ LEAST = {
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Put a VerSe data set on disk: generated, copied from a folder or zips, or one CT with its mask."""
+    """Put a VerSe data set on disk: downloaded, generated, copied from a folder or zips, or a labelled CT."""
 
-    source: str = "phantom"
-    """"phantom" (generated, no network), "pairs" (with --ct and --mask), or a path: a folder that holds a
+    source: str = "osf"
+    """"osf" (VerSe file by file from the Open Science Framework), "zip" (its six archives below --zip-url),
+    "phantom" (generated, no network), "pairs" (with --ct and --mask), or a path: a folder that holds a
     VerSe tree or its zip archives, or one such archive."""
     data_dir: Path = Path("data")
     """Folder that receives the data set."""
+    subset: Literal["19", "20", "all"] = "all"
+    """With "osf" and "zip": VerSe 2019, 2020, or both."""
+    split: Split | None = None
+    """With "osf" and "zip": the one split to get, by default all. With "pairs": the split that the case
+    joins, by default training."""
+    subjects: tuple[str, ...] = ()
+    """With "osf" and "zip": subjects to get, such as sub-verse004; by default all."""
+    exclude_noncommercial: bool = False
+    """With "osf" and "zip": leave out the sub-gl* series, whose licence (CC BY-NC-ND) forbids commercial use
+    and derivatives."""
+    api_url: str = "https://api.osf.io/v2"
+    """With "osf": address of the programming interface."""
+    zip_url: str | None = None
+    """With "zip": address of the folder that holds dataset-verse19training.zip and the five others, such as
+    a mirror's or your lab's."""
+    connections: int = 4
+    """With "osf" and "zip": files downloaded at the same time."""
+    verify: bool = False
+    """Hash again what earlier downloads left in data_dir, and get again only what is wrong or missing."""
+    report: bool = False
+    """Read every case of data_dir, and write what is there and what is odd about it to data_dir/report; get
+    nothing."""
     phantoms: tuple[int, int, int] = (12, 3, 5)
-    """Number of generated series for training, validation and test."""
+    """With "phantom": number of generated series for training, validation and test."""
     ct: Path | None = None
     """With "pairs": the CT, a NIfTI file in Hounsfield units."""
     mask: Path | None = None
     """With "pairs": its mask, a NIfTI file with VerSe labels on the grid of the CT."""
-    split: Split = "training"
-    """With "pairs": the split that the case joins."""
     workers: int = 0
-    """Processes used to generate phantoms; 0 means one a core."""
+    """Processes that generate phantoms or read cases for the report; 0 means one a core."""
     seed: int = 0
     """The same seed gives the same phantoms."""
     skip_bad: bool = False
@@ -84,7 +107,11 @@ class HeatmapPreparationSettings:
     heatmap_shape: tuple[int, int, int] = (64, 64, 128)
     """Shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
     workers: int = 0
-    """Processes that prepare cases; 0 means one a core."""
+    """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers prepare the cases instead."""
+    shard: str | None = None
+    """Of n runs over the same data, as in an array job, this is the i-th, as "i/n" from 1/n to n/n."""
     seed: int = 0
     """Not used by this stage; accepted so that every script takes it."""
     skip_bad: bool = False
@@ -104,7 +131,11 @@ class SegmentationPreparationSettings:
     spacing_mm: float = 1.0
     """Isotropic spacing of the working grid in mm (2 in the preset small: an eighth of the voxels)."""
     workers: int = 0
-    """Processes that prepare cases; 0 means one a core."""
+    """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers prepare the cases instead."""
+    shard: str | None = None
+    """Of n runs over the same data, as in an array job, this is the i-th, as "i/n" from 1/n to n/n."""
     seed: int = 0
     """Not used by this stage; accepted so that every script takes it."""
     skip_bad: bool = False
@@ -330,6 +361,12 @@ class InferenceSettings:
     """Most vertebrae in one scan."""
     min_volume_mm3: float = 1000.0
     """Smallest volume of a vertebra, in cubic millimetres; less counts as nothing found."""
+    workers: int = 1
+    """Processes that segment scans, each with networks of its own."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers segment the scans instead."""
+    shard: str | None = None
+    """Of n runs over the same scans, as in an array job, this is the i-th, as "i/n" from 1/n to n/n."""
     seed: int = 0
     """Not used by this stage; accepted so that every script takes it."""
     device: Device = "auto"
@@ -453,6 +490,11 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
             option = "--" + name.replace("_", "-")
             print(f"{option}: expected {least} or more, received {value}.", file=sys.stderr)
             raise SystemExit(2)
+    try:
+        shard_numbers(getattr(settings, "shard", None))
+    except ValueError as error:
+        print(f"--shard: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     return settings
 
 
@@ -512,6 +554,22 @@ def load_settings(directory: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}.")
     return found
+
+
+def shard_numbers(shard: str | None) -> tuple[int, int]:
+    """Give i and n of the shard "i/n"; without one this is the first of one.
+
+    Raises
+    ------
+    ValueError
+        If the text has another form, or i is not from 1 to n.
+    """
+    if shard is None:
+        return 1, 1
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"Expected i/n with i from 1 to n, such as 2/8, received {shard!r}.")
+    return int(match[1]), int(match[2])
 
 
 def worker_count(workers: int) -> int:

@@ -185,7 +185,7 @@ def test_a_path_without_a_data_set_ends_with_status_1_and_names_it(tmp_path, kin
     ],
 )
 def test_a_command_line_that_asks_for_nothing_possible_ends_with_status_2(tmp_path, changes, told, capsys):
-    asked = DataSettings(**{"data_dir": tmp_path / "data", **changes})
+    asked = DataSettings(**{"source": "phantom", "data_dir": tmp_path / "data", **changes})
     assert get_data(asked, sources={"pairs": lambda settings: []}) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1

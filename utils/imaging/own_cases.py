@@ -42,7 +42,7 @@ def add_own_case(settings: DataSettings) -> list[str]:
     key = own_key(settings.ct)
     _check_free(settings, key)
     subject = subject_of(key)
-    top = settings.data_dir / OWN_SPLIT_FOLDER.format(split=settings.split)
+    top = settings.data_dir / OWN_SPLIT_FOLDER.format(split=_split(settings))
     ct_path = top / "rawdata" / subject / f"{key}_ct.nii.gz"
     mask_path = top / "derivatives" / subject / f"{key}_seg-vert_msk.nii.gz"
     _check_same_content(settings.ct, ct, ct_path, read=read_ct)
@@ -78,12 +78,16 @@ def own_key(ct_path: Path) -> str:
     return f"sub-{name}"
 
 
+def _split(settings: DataSettings) -> str:
+    return settings.split or "training"
+
+
 def _check_free(settings: DataSettings, key: str) -> None:
     """Refuse a key that another data set has, and a patient who is in another split already."""
-    folder, subject = OWN_SPLIT_FOLDER.format(split=settings.split), subject_of(key)
+    folder, subject = OWN_SPLIT_FOLDER.format(split=_split(settings)), subject_of(key)
     for file in case_files(settings.data_dir):
         same_key = file.key == key and file.dataset != folder
-        if same_key or (file.subject == subject and file.split != settings.split):
+        if same_key or (file.subject == subject and file.split != _split(settings)):
             raise ValueError(f"{settings.ct}: expected a new case, found {subject} already at {file.path}.")
 
 

@@ -43,7 +43,10 @@ _SCAN_SUFFIXES = (".nii", ".nii.gz")
 _CT_SUFFIXES = ("_ct.nii", "_ct.nii.gz")
 _MASK_NAME = re.compile(r"(?<![a-z])(msk|mask|seg|segmentation|labels?)(?![a-z])", re.IGNORECASE)
 #: Settings that change nothing in what a case's files hold.
-_INDIFFERENT = ("inputs", "output", "work_dir", "model", "heatmap_model", "seed", "device", "skip_bad")
+_INDIFFERENT = (
+    *("inputs", "output", "work_dir", "model", "heatmap_model"),
+    *("workers", "scheduler", "shard", "seed", "device", "skip_bad"),
+)
 #: Counted up when predictions change their meaning, so that older ones are made again.
 _INFERENCE = 1
 
