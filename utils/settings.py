@@ -32,6 +32,7 @@ LEAST = {
     "seed": 0,
     "workers": 0,
     "connections": 1,
+    "margin_mm": 0.0,
     "spacing_mm": 0.1,
     "epochs": 1,
     "examples_per_epoch": 0,
@@ -130,6 +131,9 @@ class SegmentationPreparationSettings:
     """Set of defaults that the other options start from."""
     spacing_mm: float = 1.0
     """Isotropic spacing of the working grid in mm (2 in the preset small: an eighth of the voxels)."""
+    margin_mm: float = 128.0
+    """Part of the scan that is kept: up to this far from the centres of the vertebrae, in mm. 128 is half the
+    edge of the crop that the published code makes around a vertebra; beyond it patches repeat the border."""
     workers: int = 0
     """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
     scheduler: str | None = None

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from utils.imaging.prepare import (
     labels_at_border,
     prepare_heatmap,
     prepare_segmentation,
+    spine_grid,
     vertebra_table,
 )
 from utils.imaging.volume import (
@@ -26,8 +28,10 @@ from utils.imaging.volume import (
     oriented,
     read_ct,
     resample_labels,
+    transform_points,
     working_ct,
     working_grid,
+    write_volume,
 )
 from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSettings
 from utils.verse.cases import Case
@@ -52,6 +56,15 @@ def names(folder: Path) -> list[str]:
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder; of the settings, what two folders have in common."""
+    found = {name: (folder / name).read_bytes() for name in names(folder)}
+    for name in [name for name in found if name.endswith("/settings.json")]:
+        settings = json.loads(found[name])
+        found[name] = {key: value for key, value in settings.items() if key not in ("work_dir", "data_dir")}
+    return found
 
 
 def age(*paths: Path, seconds=100):
@@ -80,7 +93,7 @@ def test_segmentation_files_hold_the_working_grid(tmp_path):
     np.testing.assert_array_equal(labels.data, resample_labels(mask, grid).data)
     assert names(tmp_path / "work" / "segmentation") == [
         "settings.json",
-        *(f"training/sub-a01_{end}" for end in ("ct.nii", "msk.nii", "vertebrae.csv")),
+        *(f"training/sub-a01_{end}" for end in ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")),
         "training/vertebrae.csv",
     ]
 
@@ -190,25 +203,70 @@ def test_processes_give_the_same_files_as_one(tmp_path):
     alone = segmentation(tmp_path, work_dir=tmp_path / "alone")
     together = segmentation(tmp_path, work_dir=tmp_path / "together", workers=2)
     assert prepare_segmentation(alone) == prepare_segmentation(together) == 1
-    assert len(names(tmp_path / "alone" / "segmentation")) == 3 * 3 + 2
-    for name in names(tmp_path / "alone" / "segmentation"):
-        if name != "settings.json":
-            one, other = (tmp_path / folder / "segmentation" / name for folder in ("alone", "together"))
-            assert one.read_bytes() == other.read_bytes()
+    assert len(names(tmp_path / "alone" / "segmentation")) == 3 * 4 + 2
+    assert contents(tmp_path / "alone") == contents(tmp_path / "together")
 
 
-def die(job):
-    os._exit(1)
+def test_a_killed_process_is_a_bad_case_and_no_traceback(tmp_path, capsys, monkeypatch):
+    write_case(tmp_path / "data", "sub-a01")
+
+    def killed(work, jobs, **how):
+        return [(job, "a process that was killed") for job in jobs]
+
+    monkeypatch.setattr(prepare.execution, "outcomes", killed)
+    assert prepare_segmentation(segmentation(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "_ct.nii.gz: expected to be prepared, found a process that was killed." in said
 
 
-def test_a_killed_process_is_a_bad_case_and_no_traceback(tmp_path):
-    case = Case("sub-a01", "sub-a01", ct=tmp_path / "sub-a01_ct.nii.gz")
-    jobs = [prepare._Job(case, tmp_path, segmentation(tmp_path), ()) for _ in range(2)]
-    found = list(prepare._outcomes(jobs, die, workers=2))
-    assert len(found) == 2
-    assert all(
-        outcome.error.startswith(f"{case.ct}: expected") and "killed" in outcome.error for outcome in found
-    )
+# The part of the scan that is kept
+
+
+def column(centres, *, shape, spacing_mm, half=2):
+    """A mask (P, R, I) of cubes with labels from 8 up, around voxels."""
+    mask = np.zeros(shape, np.uint8)
+    for code, centre in enumerate(centres, 8):
+        mask[tuple(slice(c - half, c + half + 1) for c in centre)] = code
+    affine = np.zeros((4, 4))
+    affine[[1, 0, 2], [0, 1, 2]] = [-spacing_mm, spacing_mm, -spacing_mm]  # P is -y, R is x, I is -z
+    affine[3, 3] = 1
+    return Volume(mask, affine)
+
+
+def test_the_part_that_is_kept_worked_out_by_hand():
+    mask = column([(30, 40, 20), (34, 44, 50)], shape=(80, 90, 100), spacing_mm=2.0)
+    grid = spine_grid(mask, 2.0, margin_mm=20.0)  # 10 voxels around 30-34, 40-44, 20-50
+    whole = working_grid(mask.grid, 2.0)
+    begin = transform_points([[0, 0, 0]], grid.affine, whole.affine)
+    np.testing.assert_allclose(begin, [[20, 30, 10]], atol=1e-9)
+    assert grid.shape == (25, 25, 51)
+    np.testing.assert_allclose(grid.spacing_mm, 2.0)
+
+
+def test_the_part_that_is_kept_ends_with_the_scan_and_holds_every_label():
+    mask = column([(30, 3, 97)], shape=(80, 90, 100), spacing_mm=1.0)
+    whole = working_grid(mask.grid, 1.0)
+    assert spine_grid(mask, 1.0, margin_mm=200.0).shape == whole.shape
+    grid = spine_grid(mask, 1.0, margin_mm=0.0)
+    labels = resample_labels(mask, grid)
+    assert np.count_nonzero(labels.data) == 125
+    begin = transform_points([[0, 0, 0]], grid.affine, whole.affine)
+    assert (begin <= [[28, 1, 95]]).all() and max(grid.shape) <= 8
+
+
+@pytest.mark.parametrize("spacing_mm", [1.0, 2.0])
+def test_what_is_kept_are_voxels_of_the_whole(spacing_mm):
+    mask = column([(30, 40, 20), (34, 44, 50)], shape=(80, 90, 100), spacing_mm=0.8)
+    ct = Volume(np.random.default_rng(0).integers(-900, 900, mask.shape).astype(np.int16), mask.affine)
+    grid = spine_grid(mask, spacing_mm, margin_mm=9.0)
+    whole, part = working_ct(ct, spacing_mm), working_ct(ct, spacing_mm, grid=grid)
+    begin = np.rint(transform_points([[0, 0, 0]], grid.affine, whole.affine)[0]).astype(int)
+    box = tuple(slice(b, b + n) for b, n in zip(begin, part.shape))
+    assert part.data.size < whole.data.size / 4
+    np.testing.assert_allclose(part.data, whole.data[box], atol=2e-3)
+    labels = resample_labels(mask, working_grid(mask.grid, spacing_mm))
+    np.testing.assert_array_equal(resample_labels(mask, grid).data, labels.data[box])
+    assert np.count_nonzero(labels.data) == np.count_nonzero(labels.data[box])
 
 
 # Incomplete cases
@@ -364,21 +422,73 @@ def test_a_rerun_prepares_only_what_is_missing(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "sub-a02:" in out and "sub-a01:" not in out
     assert {name for name, stamp in stamps(root).items() if stamp == before[name]} == {
-        f"training/sub-a01_{end}" for end in ("ct.nii", "msk.nii", "vertebrae.csv")
+        f"training/sub-a01_{end}" for end in ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")
     }
     assert (root / "training" / "vertebrae.csv").read_text() == before_table
 
 
-def test_a_changed_source_is_prepared_again(tmp_path, capsys):
+def prepared_now(run, settings, capsys) -> int:
+    """Run a stage, and give how many cases it says that it prepared."""
+    assert run(settings) == 0
+    return int(re.search(r"ready, (\d+) of them prepared now", capsys.readouterr().out)[1])
+
+
+@pytest.mark.parametrize("kind", ["ct", "centroids"])
+def test_a_changed_source_is_prepared_again(tmp_path, capsys, kind):
     paths = write_case(tmp_path / "data", "sub-a01")
     age(*paths.values())
-    assert prepare_heatmap(heatmap(tmp_path)) == 0
-    assert "1 of them prepared now" in capsys.readouterr().out
-    assert prepare_heatmap(heatmap(tmp_path)) == 0
-    assert "0 of them prepared now" in capsys.readouterr().out
-    age(paths["centroids"], seconds=-1000)
-    assert prepare_heatmap(heatmap(tmp_path)) == 0
-    assert "1 of them prepared now" in capsys.readouterr().out
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 1
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 0
+    content = paths[kind].read_bytes()
+    if kind == "centroids":
+        changed = content.replace(b"8.5", b"9.5")
+        paths[kind].write_bytes(changed)
+        assert len(changed) == len(content)
+    else:
+        save(paths[kind], two_vertebrae()[0].data[::-1].copy(), two_vertebrae()[0].affine)
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 1
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 0
+
+
+def test_a_source_that_was_copied_or_has_nothing_to_do_with_it_is_not_prepared_again(tmp_path, capsys):
+    paths = write_case(tmp_path / "data", "sub-a01")
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 1
+    age(*paths.values(), seconds=-1000)
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 0
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 0
+    paths["centroids"].write_text("[]")
+    paths["mask"].unlink()
+    write_volume(paths["mask"], two_vertebrae()[1])
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 0
+
+
+@pytest.mark.parametrize("damage", ["cut output", "no output", "no sidecar", "broken sidecar", "odd sidecar"])
+def test_a_case_that_is_not_whole_is_prepared_again(tmp_path, capsys, damage):
+    write_case(tmp_path / "data", "sub-a01")
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
+    before = contents(tmp_path / "work")
+    folder = tmp_path / "work" / "segmentation" / "training"
+    ct, sidecar = folder / "sub-a01_ct.nii", folder / "sub-a01_prepared.json"
+    if damage == "cut output":
+        ct.write_bytes(ct.read_bytes()[:-1])
+    elif damage == "broken sidecar":
+        sidecar.write_text(sidecar.read_text()[:40])
+    elif damage == "odd sidecar":
+        sidecar.write_text('{"outputs": {}}')
+    else:
+        (ct if damage == "no output" else sidecar).unlink()
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
+    assert contents(tmp_path / "work") == before
+
+
+def test_another_margin_prepares_again(tmp_path, capsys):
+    write_case(tmp_path / "data", "sub-a01")
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path, margin_mm=3.0), capsys) == 1
+    found = open_memory_map(tmp_path / "work" / "segmentation" / "training" / "sub-a01_ct.nii")
+    # The labels' faces lie at 27.5 to 39.5, 11.5 to 23.5, and 11.5 to the end of the scan at 55.5.
+    assert found.shape == (14, 14, 45)
 
 
 @pytest.mark.parametrize("changes", [{"spacing_mm": 2.0}, {"heatmap_shape": (8, 8, 16)}])
@@ -422,11 +532,13 @@ def test_a_run_stopped_after_a_change_of_spacing_leaves_no_table_of_the_old_one(
 
 def test_outdated_files_are_gone_before_new_ones_are_made(tmp_path):
     case = Case("sub-a01", "sub-a01", ct=tmp_path / "sub-a01_ct.nii.gz")
-    job = prepare._Job(case, tmp_path, segmentation(tmp_path), ("_ct.nii", "_msk.nii"))
-    for path in job.outputs:
+    job = prepare._Job(case, tmp_path, segmentation(tmp_path))
+    for path in (*job.outputs, job.sidecar, tmp_path / ".sub-a01_msk.nii.77.part.nii"):
         path.write_text("outdated")
-    outcome = prepare._attempt(lambda job: str(names(tmp_path)), job)
-    assert (outcome.error, outcome.note) == ("", "[]")
+    others = tmp_path / ".sub-a01_dir-ax_msk.nii.77.part.nii"
+    others.write_text("of another case")
+    job.discard()
+    assert names(tmp_path) == [others.name]
 
 
 def test_a_second_data_set_joins_the_first(tmp_path):

@@ -1,45 +1,49 @@
-"""Preparation of a data set for training: every case is resampled once, in parallel processes.
+"""Preparation of a data set for training: every case is resampled once, in processes or on a cluster.
 
-Both stages work alike. They index the data set, leave out what is incomplete, prepare the cases that
-are not prepared yet, and report the bad ones. A case is prepared when all its files are there, newer
-than its sources, and made with the settings that `settings.json` beside them holds.
+Both stages work alike. They index the data set, leave out what is incomplete, prepare the cases that are
+not prepared yet (see `utils.imaging.prepared`), and report the bad ones. Several runs may share a work
+folder: each keeps to its shard of the cases, and the tables and settings they have in common come out the
+same whoever writes them last.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
-import multiprocessing
+import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
+from utils import execution
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
+from utils.imaging.prepared import SIDECAR, identity, is_current, read_sidecar, write_sidecar
 from utils.imaging.volume import (
+    Grid,
     Volume,
+    cropped_grid,
     heatmap_ct,
+    native_bytes,
     read_ct,
     read_pair,
     resample_labels,
+    transform_points,
     working_ct,
+    working_grid,
     write_volume,
 )
 from utils.settings import (
     HeatmapPreparationSettings,
     SegmentationPreparationSettings,
-    load_settings,
     save_settings,
     settings_as_json,
-    worker_count,
 )
 from utils.verse.cases import Case, index_cases
 from utils.verse.labels import rank_of_code
@@ -55,54 +59,11 @@ VERTEBRA_COLUMNS = (
 )
 
 #: Counted up when prepared files change their meaning, so that older ones are made again.
-_PREPARATION = 1
+_PREPARATION = 2
+#: Peak memory of a case as a multiple of its CT in float32 (benchmarks/bench_preprocessing.py measures it).
+_PEAK_OF_NATIVE = 4
 
 PreparationSettings = HeatmapPreparationSettings | SegmentationPreparationSettings
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One case, the folder that receives its files, and how to make them."""
-
-    case: Case
-    folder: Path
-    settings: PreparationSettings
-    suffixes: tuple[str, ...]
-
-    def output(self, suffix: str) -> Path:
-        return self.folder / f"{self.case.key}{suffix}"
-
-    @property
-    def outputs(self) -> list[Path]:
-        return [self.output(suffix) for suffix in self.suffixes]
-
-    @property
-    def sources(self) -> list[Path]:
-        return [path for path in (self.case.ct, self.case.mask, self.case.centroids) if path is not None]
-
-    @property
-    def is_there(self) -> bool:
-        """Whether all files are there."""
-        return all(path.is_file() for path in self.outputs)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all files are there, and newer than what they were made from."""
-        return self.is_there and min(map(_modified, self.outputs)) >= max(map(_modified, self.sources))
-
-    def discard(self) -> None:
-        for path in self.outputs:
-            path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of a job: a note, or the error that made it a bad case."""
-
-    key: str
-    seconds: float
-    note: str = ""
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +74,67 @@ class _Stage:
     suffixes: tuple[str, ...]
     decisive: tuple[str, ...]
     missing: Callable[[Case], list[str]]
+    sources: Callable[[Case], dict[str, Path | None]]
     work: Callable[[_Job], str]
+
+    def made_with(self, settings: PreparationSettings) -> dict[str, Any]:
+        """Give what decides about the content of the prepared files beside their sources."""
+        values = settings_as_json(settings)
+        return {"preparation": _PREPARATION, **{name: values[name] for name in self.decisive}}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case, the folder that receives its files, and how to make them; picklable but for the stage."""
+
+    case: Case
+    folder: Path
+    settings: PreparationSettings
+
+    @property
+    def stage(self) -> _Stage:
+        return _STAGES[type(self.settings)]
+
+    def output(self, suffix: str) -> Path:
+        return self.folder / f"{self.case.key}{suffix}"
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.output(suffix) for suffix in self.stage.suffixes]
+
+    @property
+    def sidecar(self) -> Path:
+        return self.output(SIDECAR)
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        return {role: path for role, path in self.stage.sources(self.case).items() if path is not None}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all files are there, made with these settings from these sources."""
+        return is_current(self.sidecar, self.stage.made_with(self.settings), self.sources)
+
+    @property
+    def peak_bytes(self) -> int:
+        return _PEAK_OF_NATIVE * native_bytes(self.case.ct)
+
+    def discard(self) -> None:
+        """Remove what stands there, and what a killed run left half-written."""
+        for path in (self.sidecar, *self.outputs):
+            path.unlink(missing_ok=True)
+            for part in self.folder.glob(f".{path.name}.*.part*"):
+                part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a job: a note, or the error that made it a bad case."""
+
+    key: str
+    seconds: float
+    note: str = ""
+    error: str = ""
 
 
 def prepare_heatmap(settings: HeatmapPreparationSettings) -> int:
@@ -133,11 +154,11 @@ def prepare_heatmap(settings: HeatmapPreparationSettings) -> int:
     int
         Exit status: 0, or 1 if a case was bad (unless `skip_bad`) or nothing is there to train on.
     """
-    return _prepare(settings, _HEATMAP)
+    return _prepare(settings)
 
 
 def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
-    """Resample every CT and mask of training and validation to the working grid.
+    """Resample every CT and mask of training and validation to the working grid, cropped to the spine.
 
     Writes `work_dir/segmentation/<split>/<key>_ct.nii` (int16 HU, uncompressed, for memory maps),
     `<key>_msk.nii` (uint8 VerSe codes), `<key>_vertebrae.csv`, the table `vertebrae.csv` of the whole
@@ -153,7 +174,7 @@ def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
     int
         Exit status: 0, or 1 if a case was bad (unless `skip_bad`) or nothing is there to train on.
     """
-    return _prepare(settings, _SEGMENTATION)
+    return _prepare(settings)
 
 
 def vertebra_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dict[str, object]]:
@@ -217,13 +238,47 @@ def _segmentation_case(job: _Job) -> str:
     ct, mask = read_pair(job.case.ct, job.case.mask)
     if not mask.data.any():
         raise ValueError(f"{job.case.mask}: expected at least one vertebra, found none.")
-    working = _as_int16(working_ct(ct, job.settings.spacing_mm))
-    labels = resample_labels(mask, working.grid)
+    grid = spine_grid(mask, job.settings.spacing_mm, margin_mm=job.settings.margin_mm)
+    labels = resample_labels(mask, grid)
+    working = _as_int16(working_ct(ct, job.settings.spacing_mm, grid=grid))
     table = vertebra_table(job.case.key, labels, at_border=labels_at_border(mask))
     write_volume(job.output("_ct.nii"), working)
     write_volume(job.output("_msk.nii"), labels)
     _write_table(job.output("_" + VERTEBRAE_FILE), table)
     return f"{len(table)} vertebrae, {' x '.join(map(str, working.shape))} voxels"
+
+
+def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
+    """Give the part of the working grid that holds the spine and what patches around it may show.
+
+    Parameters
+    ----------
+    mask : Volume of uint8
+        VerSe codes on the native grid of the scan, at least one.
+    spacing_mm : float
+        Spacing of the working grid, in mm.
+    margin_mm : float
+        Distance, in mm, from the outermost centres of mass to the faces of the part. All labelled voxels
+        are inside in any case.
+
+    Returns
+    -------
+    Grid
+        Its voxels are voxels of `working_grid`.
+    """
+    whole = working_grid(mask.grid, spacing_mm)
+    centres, faces = [], []
+    for index, box in enumerate(ndimage.find_objects(mask.data)):
+        if box is not None:
+            corner = np.array([side.start for side in box])
+            centres.append(corner + ndimage.center_of_mass(mask.data[box] == index + 1))
+            faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]
+    reach = np.full((len(centres), 3), margin_mm / spacing_mm)
+    centres, faces = (transform_points(np.array(p), mask.affine, whole.affine) for p in (centres, faces))
+    points = np.concatenate([centres - reach, centres + reach, faces])
+    begin = np.clip(np.floor(points.min(axis=0)), 0, whole.shape).astype(int)
+    end = np.clip(np.ceil(points.max(axis=0)) + 1, 0, whole.shape).astype(int)
+    return cropped_grid(whole, begin, end)
 
 
 def _as_int16(ct: Volume) -> Volume:
@@ -253,43 +308,56 @@ _HEATMAP = _Stage(
         *(["CT"] if case.ct is None else []),
         *(["centroids"] if case.centroids is None and case.mask is None else []),
     ],
+    sources=lambda case: {
+        "ct": case.ct,
+        "centroids": case.centroids,
+        "mask": None if case.centroids else case.mask,
+    },
     work=_heatmap_case,
 )
 _SEGMENTATION = _Stage(
     name="segmentation",
     suffixes=("_ct.nii", "_msk.nii", "_" + VERTEBRAE_FILE),
-    decisive=("spacing_mm",),
+    decisive=("spacing_mm", "margin_mm"),
     missing=lambda case: [
         *(["CT"] if case.ct is None else []),
         *(["mask"] if case.mask is None else []),
     ],
+    sources=lambda case: {"ct": case.ct, "mask": case.mask},
     work=_segmentation_case,
 )
+_STAGES = {HeatmapPreparationSettings: _HEATMAP, SegmentationPreparationSettings: _SEGMENTATION}
 
 
 # A whole stage -------------------------------------------------------------------------------------
 
 
-def _prepare(settings: PreparationSettings, stage: _Stage) -> int:
+def _prepare(settings: PreparationSettings) -> int:
     """Run a stage; what stops it as a whole (no data, a full disk) is one line and exit status 1."""
     try:
-        return _run_stage(settings, stage)
+        return _run_stage(settings, _STAGES[type(settings)])
     except (ValueError, OSError) as error:
         _complain(f"error: {error}")
         return 1
 
 
 def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
+    if settings.scheduler is not None:
+        # The cluster's workers may stand in other folders.
+        places = {name: getattr(settings, name).absolute() for name in ("data_dir", "work_dir")}
+        settings = dataclasses.replace(settings, **places)
     root = settings.work_dir / stage.name
     cases = index_cases(settings.data_dir)
     usable = _complete_cases(cases, settings.data_dir, stage)
-    workers = worker_count(settings.workers)
     _discard_outdated(root, settings, stage)
     _discard_moved(root, cases, stage)
-    save_settings(settings, root, preparation=_PREPARATION)
-    jobs = [_Job(case, root / case.split, settings, stage.suffixes) for case in usable]
-    waiting = [job for job in jobs if not job.is_done]
-    bad = _run_jobs(waiting, stage, workers)
+    # How a run was divided changes none of its results, so it is not kept with them.
+    undivided = dataclasses.replace(settings, workers=0, scheduler=None, shard=None)
+    save_settings(undivided, root, preparation=_PREPARATION)
+    jobs = [_Job(case, root / case.split, settings) for case in usable]
+    mine = execution.in_shard(jobs, settings.shard)
+    waiting = [job for job in mine if not job.is_done]
+    bad = _run_jobs(waiting, stage, settings)
     if "_" + VERTEBRAE_FILE in stage.suffixes:
         for split in PREPARED_SPLITS:
             _join_tables(root / split)
@@ -317,18 +385,39 @@ def _complete_cases(cases: Sequence[Case], data_dir: Path, stage: _Stage) -> lis
 
 def _discard_outdated(root: Path, settings: PreparationSettings, stage: _Stage) -> None:
     """Remove what was prepared with other settings, so that no folder ever mixes two spacings."""
-    wanted = {**settings_as_json(settings), "preparation": _PREPARATION}
-    try:
-        found = load_settings(root)
-    except ValueError:
-        found = {}
-    if all(found.get(name) == wanted[name] for name in (*stage.decisive, "preparation")):
-        return
-    outdated = [path for split in PREPARED_SPLITS for path in _prepared_files(root / split, stage)]
+    wanted = stage.made_with(settings)
+    outdated = [
+        path
+        for split in PREPARED_SPLITS
+        for key, files in _prepared_files(root / split, stage).items()
+        if _is_outdated(root / split / f"{key}{SIDECAR}", wanted, alone=settings.shard is None)
+        for path in files
+    ]
     if outdated:
-        print(f"{root}: prepared with other settings; all cases are prepared again.")
+        print(f"{root}: prepared with other settings; all cases are prepared again.", flush=True)
+        for split in PREPARED_SPLITS:
+            (root / split / VERTEBRAE_FILE).unlink(missing_ok=True)
     for path in outdated:
-        path.unlink()
+        path.unlink(missing_ok=True)
+
+
+def _is_outdated(sidecar: Path, wanted: dict[str, Any], *, alone: bool) -> bool:
+    """Whether a case's files were made with other settings.
+
+    Files without a sidecar are an older version's, or those of a run that was killed; but if this run is
+    not alone another one may be at work on them.
+    """
+    found = read_sidecar(sidecar)
+    return alone if found is None else found["made_with"] != wanted
+
+
+def _prepared_files(folder: Path, stage: _Stage) -> dict[str, list[Path]]:
+    """Give the prepared files of a folder by case, the sidecar last."""
+    files: dict[str, list[Path]] = {}
+    for suffix in (*stage.suffixes, SIDECAR):
+        for path in sorted(folder.glob(f"sub-*{suffix}")):
+            files.setdefault(path.name.removesuffix(suffix), []).append(path)
+    return files
 
 
 def _discard_moved(root: Path, cases: Sequence[Case], stage: _Stage) -> None:
@@ -337,21 +426,23 @@ def _discard_moved(root: Path, cases: Sequence[Case], stage: _Stage) -> None:
     for split in PREPARED_SPLITS:
         here = {case.key for case in cases if case.split == split}
         for key in known - here:
-            for suffix in stage.suffixes:
+            for suffix in (SIDECAR, *stage.suffixes):
                 (root / split / f"{key}{suffix}").unlink(missing_ok=True)
 
 
-def _prepared_files(folder: Path, stage: _Stage) -> Iterator[Path]:
-    if folder.is_dir():
-        names = (*stage.suffixes, VERTEBRAE_FILE, ".part", ".part.nii")
-        yield from (path for path in sorted(folder.iterdir()) if path.name.endswith(names))
-
-
-def _run_jobs(jobs: Sequence[_Job], stage: _Stage, workers: int) -> list[_Outcome]:
+def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: PreparationSettings) -> list[_Outcome]:
     """Run all jobs, log a line for each, and give the bad ones."""
     bad = []
+    results = execution.outcomes(
+        _attempt,
+        jobs,
+        workers=settings.workers,
+        scheduler=settings.scheduler,
+        bytes_of=lambda job: job.peak_bytes,
+    )
     with tqdm(total=len(jobs), desc=stage.name, unit="case", disable=not jobs) as bar:
-        for outcome in _outcomes(jobs, functools.partial(_attempt, stage.work), workers):
+        for job, result in results:
+            outcome = _killed(job, result) if isinstance(result, str) else result
             if outcome.error:
                 bad.append(outcome)
                 tqdm.write(f"bad case {outcome.key}: {outcome.error}", file=sys.stderr)
@@ -361,37 +452,20 @@ def _run_jobs(jobs: Sequence[_Job], stage: _Stage, workers: int) -> list[_Outcom
     return bad
 
 
-def _outcomes(jobs: Sequence[_Job], attempt: Callable[[_Job], _Outcome], workers: int) -> Iterator[_Outcome]:
-    if workers == 1 or len(jobs) < 2:
-        yield from map(attempt, jobs)
-        return
-    # Spawned, not forked: a child starts clean whatever threads the parent runs.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context)
-    try:
-        waiting = {pool.submit(attempt, job): job for job in jobs}
-        for future in as_completed(waiting):
-            yield _result(future, waiting[future])
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _killed(job: _Job, found: str) -> _Outcome:
+    return _Outcome(job.case.key, 0.0, error=f"{job.case.ct}: expected to be prepared, found {found}.")
 
 
-def _result(future: Future[_Outcome], job: _Job) -> _Outcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        found = "a process that was killed (out of memory? rerun with --workers 1)"
-        return _Outcome(job.case.key, 0.0, error=f"{job.case.ct}: expected to be prepared, found {found}.")
-
-
-def _attempt(work: Callable[[_Job], str], job: _Job) -> _Outcome:
+def _attempt(job: _Job) -> _Outcome:
     """Prepare one case; whatever is wrong with it must not end the others."""
     started = time.perf_counter()
     note, error = "", ""
     # What stands there is outdated or half of a case; if this attempt fails nothing may be left to use.
     job.discard()
     try:
-        note = work(job)
+        sources = {role: identity(path) for role, path in job.sources.items()}
+        note = job.stage.work(job)
+        write_sidecar(job.sidecar, job.stage.made_with(job.settings), sources, job.outputs)
     except ValueError as problem:
         error = str(problem)
     except Exception as problem:
@@ -402,19 +476,16 @@ def _attempt(work: Callable[[_Job], str], job: _Job) -> _Outcome:
 
 
 def _conclude(jobs: Sequence[_Job], waiting: Sequence[_Job], bad: Sequence[_Outcome], root: Path) -> int:
-    ready = [job for job in jobs if job.is_there]
+    ready = [job for job in jobs if job.sidecar.is_file()]
     counts = [f"{sum(job.case.split == split for job in ready)} {split}" for split in PREPARED_SPLITS]
     print(f"{root}: {' and '.join(counts)} cases ready, {len(waiting) - len(bad)} of them prepared now.")
     if bad:
         _complain(f"error: {len(bad)} bad cases left out: {', '.join(outcome.key for outcome in bad)}")
-    if not any(job.case.split == "training" for job in ready):
+    alone = jobs[0].settings.shard is None  # else another run may prepare the training cases
+    if alone and not any(job.case.split == "training" for job in ready):
         _complain("error: expected a case to train on, found none that could be prepared.")
         return 1
     return 1 if bad and not jobs[0].settings.skip_bad else 0
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _complain(line: str) -> None:
@@ -432,11 +503,24 @@ def _write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 
 def _join_tables(folder: Path) -> None:
-    """Join the tables of a folder's cases; each case has its own so that a killed run loses none."""
+    """Join the tables of a folder's whole cases; each case has its own so that a killed run loses none.
+
+    Other runs may be at work on other cases. Whoever writes last has seen all tables: it looks again
+    after writing.
+    """
     if not folder.is_dir():
         return
-    rows: list[dict[str, object]] = []
-    for path in sorted(folder.glob("sub-*_" + VERTEBRAE_FILE)):
-        with path.open(newline="") as stream:
-            rows.extend(csv.DictReader(stream))
-    _write_table(folder / VERTEBRAE_FILE, rows)
+    paths = None
+    while paths != (found := _tables_of(folder)):
+        paths = found
+        rows: list[dict[str, object]] = []
+        for path in paths:
+            with path.open(newline="") as stream:
+                rows.extend(csv.DictReader(stream))
+        _write_table(folder / VERTEBRAE_FILE, rows)
+
+
+def _tables_of(folder: Path) -> list[Path]:
+    """Give the tables of the cases that have a sidecar."""
+    tables = sorted(folder.glob("sub-*_" + VERTEBRAE_FILE))
+    return [path for path in tables if (folder / path.name.replace("_" + VERTEBRAE_FILE, SIDECAR)).is_file()]

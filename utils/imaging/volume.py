@@ -11,6 +11,7 @@ equal to SciPy's N-dimensional spline (`mode="nearest"`) at a fraction of its co
 from __future__ import annotations
 
 import contextlib
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -185,6 +186,14 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
             f"{mask_path}: expected the position of {ct_path}, found corners {apart:.2g} voxels apart."
         )
     return ct, mask
+
+
+def native_bytes(path: Path) -> int:
+    """Give the size that a scan has in memory as float32, read from its header; 0 if that cannot be read."""
+    try:
+        return 4 * math.prod(_open_nifti(path).shape)
+    except ValueError:
+        return 0
 
 
 def write_volume(path: Path, volume: Volume) -> None:
@@ -378,6 +387,13 @@ def working_grid(grid: Grid, spacing_mm: float) -> Grid:
     voxels = np.ceil(np.array(turned.shape) * turned.spacing_mm / spacing_mm - 1e-3)
     shape = tuple(int(n) for n in np.maximum(voxels, 1))
     return _concentric(turned, shape, spacing_mm / turned.spacing_mm)
+
+
+def cropped_grid(grid: Grid, begin: Sequence[int], end: Sequence[int]) -> Grid:
+    """Give the part of a grid from voxel `begin` up to but not including voxel `end`, both (3,)."""
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ np.asarray(begin, np.float64)
+    return Grid(tuple(int(n) for n in np.subtract(end, begin)), affine)
 
 
 def resized_grid(grid: Grid, shape: Sequence[int]) -> Grid:
@@ -636,7 +652,7 @@ def clip_hu(volume: Volume) -> Volume:
     return Volume(np.clip(volume.data, *HU_RANGE), volume.affine)
 
 
-def working_ct(ct: Volume, spacing_mm: float) -> Volume:
+def working_ct(ct: Volume, spacing_mm: float, *, grid: Grid | None = None) -> Volume:
     """Bring a native CT to its working grid: clipped, resampled, clipped again.
 
     Clipped first, since padding of -2048 HU and metal would make the spline ring. Grids coarser than
@@ -648,14 +664,18 @@ def working_ct(ct: Volume, spacing_mm: float) -> Volume:
         CT in HU on its native grid.
     spacing_mm : float
         Spacing of the working grid, in mm.
+    grid : Grid, optional
+        The part of the working grid that is wanted; by default all of it.
 
     Returns
     -------
     Volume of float32
         HU within `HU_RANGE`, axes (P, R, I).
     """
-    grid = working_grid(ct.grid, spacing_mm)
-    return clip_hu(resample_ct(clip_hu(ct), grid, antialias=spacing_mm > FINE_SPACING_MM))
+    grid = working_grid(ct.grid, spacing_mm) if grid is None else grid
+    working = resample_ct(clip_hu(ct), grid, antialias=spacing_mm > FINE_SPACING_MM)
+    np.clip(working.data, *HU_RANGE, out=working.data)  # made here, so no one else sees it change
+    return working
 
 
 def heatmap_ct(working: Volume, shape: Sequence[int]) -> Volume:

@@ -1,0 +1,209 @@
+"""Running one function over many items: in this process, in several, on a Dask cluster, or in shards.
+
+All ways give the same outcomes; they differ in where the function runs and in the order of the outcomes.
+The function, its items and its outcomes are pickled, so the function stands at the top of a module.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from utils.settings import shard_numbers, worker_count
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+#: An interpreter with NumPy, SciPy and nibabel, before it has read anything.
+BASE_BYTES = 200 * 2**20
+#: Seconds until a scheduler that does not answer counts as absent.
+CONNECT_SECONDS = 15
+_KILLED = "a process that was killed (out of memory? rerun with fewer --workers)"
+#: Where Linux tells a container how much memory it may use, which is less than the machine has.
+_CGROUP_DIRS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
+
+
+def in_shard(items: Sequence[Item], shard: str | None) -> list[Item]:
+    """Give the part of the items that belongs to the shard "i/n": every n-th, from the i-th on."""
+    number, shards = shard_numbers(shard)
+    return list(items[number - 1 :: shards])
+
+
+def outcomes(
+    work: Callable[[Item], Outcome],
+    items: Sequence[Item],
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    bytes_of: Callable[[Item], int] = lambda item: 0,
+) -> Iterator[tuple[Item, Outcome | str]]:
+    """Run a function over items.
+
+    Parameters
+    ----------
+    work : callable
+        Function of an item. What it raises ends the run; it should give its failure as an outcome.
+    items : sequence
+        The items.
+    workers : int
+        Processes; 0 means one a core. With 1 (or one item) all is done in this process.
+    scheduler : str, optional
+        Address of a Dask scheduler whose workers run the function instead.
+    bytes_of : callable
+        Peak memory that an item needs. The items that need most are begun first, which shortens the end of
+        a run, and never more at once than the free memory holds.
+
+    Yields
+    ------
+    item, outcome
+        In the order in which they end. The outcome is a text where the process was killed: it completes
+        "expected to be done, found ...".
+
+    Raises
+    ------
+    ValueError
+        If the scheduler does not answer.
+    """
+    ordered = sorted(items, key=bytes_of, reverse=True)
+    if scheduler is not None:
+        yield from _on_cluster(work, ordered, scheduler)
+        return
+    count = min(worker_count(workers), len(ordered))
+    if count <= 1:
+        yield from ((item, work(item)) for item in ordered)
+    else:
+        yield from _in_processes(work, ordered, count, bytes_of)
+
+
+def free_memory_bytes() -> int:
+    """Give the memory that processes started now may use: the machine's, or what is left of a container's."""
+    free = psutil.virtual_memory().available
+    for folder in _CGROUP_DIRS:
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            texts = [_text_of(folder / name) for name in (limit, used)]
+            if all(text.isdecimal() for text in texts):  # "max" where there is no limit
+                free = min(free, int(texts[0]) - int(texts[1]))
+    return max(free, 0)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+# Processes -----------------------------------------------------------------------------------------
+
+
+def _in_processes(
+    work: Callable[[Item], Outcome], ordered: list[Item], count: int, bytes_of: Callable[[Item], int]
+) -> Iterator[tuple[Item, Outcome | str]]:
+    waiting, running = list(ordered), {}
+    budget = free_memory_bytes()
+    pool = _pool(count)
+    try:
+        while waiting or running:
+            for item in _startable(waiting, running.values(), count, budget, bytes_of):
+                waiting.remove(item)
+                running[pool.submit(work, item)] = item
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                # One of them was killed, and took all others with it: each is tried again by itself.
+                suspects, running = list(running.values()), {}
+                pool.shutdown()
+                yield from ((item, _alone(work, item)) for item in suspects)
+                pool = _pool(count)
+            else:
+                yield from ((running.pop(future), future.result()) for future in done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _startable(
+    waiting: Sequence[Item],
+    running: Any,
+    count: int,
+    budget: int,
+    bytes_of: Callable[[Item], int],
+) -> list[Item]:
+    """Choose what to start now: what fits beside what runs; one item at least, however large."""
+    used = sum(BASE_BYTES + bytes_of(item) for item in running)
+    started: list[Item] = []
+    for item in waiting:
+        needed = BASE_BYTES + bytes_of(item)
+        alone = not running and not started
+        if len(running) + len(started) < count and (alone or used + needed <= budget):
+            started.append(item)
+            used += needed
+    return started
+
+
+def _alone(work: Callable[[Item], Outcome], item: Item) -> Outcome | str:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(work, item).result()
+        except BrokenProcessPool:
+            return _KILLED
+
+
+def _pool(count: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: a child starts clean whatever threads the parent runs.
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+
+
+# Cluster -------------------------------------------------------------------------------------------
+
+
+def _on_cluster(
+    work: Callable[[Item], Outcome], ordered: list[Item], scheduler: str
+) -> Iterator[tuple[Item, Outcome | str]]:
+    from distributed import Client, KilledWorker
+
+    try:
+        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        found = str(error).splitlines()[0]
+        raise ValueError(
+            f"--scheduler {scheduler}: expected a Dask scheduler, found none ({found})."
+        ) from None
+    with client:
+        executor: Executor = client.get_executor(pure=False)
+        call = _portable_call()
+        futures: dict[Future[Outcome], Item] = {
+            executor.submit(call, pickle.dumps((work, item))): item for item in ordered
+        }
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except KilledWorker:
+                yield futures[future], _KILLED
+
+
+def _portable_call() -> Callable[[bytes], Any]:
+    """Give a function that calls a pickled function on a cluster where this project is not on the path.
+
+    Scheduler and workers unpickle what they are sent before any line of it runs. A function made here is
+    sent whole, and bytes are left alone, so the project is imported in the call only.
+    """
+    folder = str(PROJECT_DIR)
+
+    def call(payload: bytes) -> Any:
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        function, item = pickle.loads(payload)
+        return function(item)
+
+    return call

@@ -1,0 +1,110 @@
+"""The sidecar of a prepared case: what its files were made from, and how.
+
+`<key>_prepared.json` is written last, so a case that has one is whole. A case is current where settings,
+files and the content of its sources are those that its sidecar holds. Sources of the same size and time
+count as the same without being read; where the time differs (a copied data set) their content decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.files import written_whole
+
+SIDECAR = "_prepared.json"
+
+
+def write_sidecar(
+    path: Path,
+    made_with: Mapping[str, Any],
+    sources: Mapping[str, Mapping[str, Any]],
+    outputs: Sequence[Path],
+) -> None:
+    """Write the sidecar of a case whose other files are there.
+
+    Parameters
+    ----------
+    path : Path
+        The sidecar.
+    made_with : mapping
+        What decides about the content of the outputs beside the sources, as JSON holds it.
+    sources : mapping of str to mapping
+        `identity` of every source before it was read, by its role.
+    outputs : sequence of Path
+        The files that were made.
+    """
+    sizes = {output.name: output.stat().st_size for output in outputs}
+    content = {"made_with": dict(made_with), "sources": dict(sources), "outputs": sizes}
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """Give name, size in bytes, time of change in ns and SHA-256 of a file."""
+    stat = path.stat()
+    return {
+        "name": path.name,
+        "bytes": stat.st_size,
+        "modified_ns": stat.st_mtime_ns,
+        "sha256": sha256_of(path),
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """Give the SHA-256 of a file's content, as hexadecimal digits."""
+    with path.open("rb") as stream:
+        # hashlib.file_digest came with Python 3.11.
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_current(path: Path, made_with: Mapping[str, Any], sources: Mapping[str, Path]) -> bool:
+    """Whether a case is prepared, whole, in this way, and from these sources.
+
+    Parameters
+    ----------
+    path : Path
+        The sidecar; it need not exist.
+    made_with : mapping
+        As for `write_sidecar`.
+    sources : mapping of str to Path
+        The sources by their role.
+
+    Returns
+    -------
+    bool
+        False also for a sidecar that cannot be read.
+    """
+    found = read_sidecar(path)
+    if found is None or found["made_with"] != dict(made_with) or set(found["sources"]) != set(sources):
+        return False
+    whole = all(_has_size(path.with_name(name), size) for name, size in found["outputs"].items())
+    return whole and all(_is_same(source, found["sources"][role]) for role, source in sources.items())
+
+
+def read_sidecar(path: Path) -> dict[str, Any] | None:
+    """Read a sidecar; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    parts = ("made_with", "sources", "outputs")
+    right = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in parts)
+    return found if right else None
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _is_same(source: Path, known: Mapping[str, Any]) -> bool:
+    stat = source.stat()
+    if stat.st_size != known.get("bytes"):
+        return False
+    return stat.st_mtime_ns == known.get("modified_ns") or sha256_of(source) == known.get("sha256")
