@@ -2,8 +2,12 @@
 
 Files are paired by the whole entity key, the part of the name before `_ct`, `_seg-vert_msk` and so
 on (`sub-verse401_split-verse253` and `sub-verse401_split-verse260` are two cases of one patient),
-never by sorted position and never by a number alone. A folder of predictions (derivatives without
-rawdata) is a valid tree.
+never by sorted position and never by a number alone. Names are told apart without regard to case, as
+some file systems do. A folder of predictions (derivatives without rawdata) is a valid tree.
+
+VerSe was released twice. The older challenge release repeats 105 series of 2019 in 2020, in splits of
+its own; in the restructured one, which this program reads, every series stands once. Source: the
+organisers' answers at https://github.com/anjany/verse/issues/1 and /6, and https://osf.io/b2wxj/wiki.
 """
 
 from __future__ import annotations
@@ -11,19 +15,37 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SPLITS = ("training", "validation", "test")
 OWN_SPLIT_FOLDER = "dataset-own{split}"
+#: Series of the restructured release by year and split, and its patients.
+RELEASED_SERIES = {
+    **{(2019, "training"): 80, (2019, "validation"): 40, (2019, "test"): 40},
+    **{(2020, "training"): 61, (2020, "validation"): 80, (2020, "test"): 73},
+}
+RELEASED_PATIENTS = 355
 
 # dataset-verse19training, dataset-verse20test (2019 and 2020); dataset-01training, dataset-02validation,
-# dataset-03test (2020 as restructured); dataset-owntraining (a user's own cases).
-_SPLIT_FOLDER = re.compile(rf"dataset-(?:verse\d+|\d+|own)(?P<split>{'|'.join(SPLITS)})")
+# dataset-03test, 01_training (2020 as restructured); dataset-owntraining (a user's own cases).
+_SPLIT_FOLDER = re.compile(
+    rf"(?:dataset-(?:verse(?:20)?(?P<year>\d\d)|\d+|(?P<own>own))|\d\d_)(?P<split>{'|'.join(SPLITS)})",
+    re.IGNORECASE,
+)
 _FILE_NAME = re.compile(
     r"(?P<key>sub-[^_]+(?:_[^_]+)*?)"
-    r"_(?P<kind>ct\.nii|seg-vert_msk\.nii|seg-vb_ctd\.json|seg-subreg_ctd\.json)(?P<gz>\.gz)?"
+    r"_(?P<kind>ct\.nii|seg-vert_msk\.nii|seg-vb_ctd\.json|seg-subreg_ctd\.json)(?P<gz>\.gz)?",
+    re.IGNORECASE,
+)
+_RELEASED_SUBJECT = re.compile(r"sub-(?:verse|gl)\d+", re.IGNORECASE)
+# verse004.nii.gz, verse004_seg.nii.gz, verse004_ctd.json (2019); verse512_CT-iso_seg.nii.gz,
+# GL017_CT_ax_iso-ctd.json, verse400_verse090_CT-iso.nii.gz, GL018-GL016.nii.gz (2020).
+_OLDER_NAME = re.compile(
+    r"(?:verse|gl)\d+(?:[-_](?:verse|gl)\d+)?(?:_ct(?:[-_][a-z]+)?)?"
+    r"(?:(?:_seg)?\.nii(?:\.gz)?|_(?:iso-)?ctd\.json)",
+    re.IGNORECASE,
 )
 _ROLE_OF_KIND = {
     "ct.nii": "ct",
@@ -48,6 +70,8 @@ class Case:
         "training", "validation", "test", or "" where no folder names one.
     ct, mask, centroids : Path or None
         The files, None where there is none.
+    year : int or None
+        Year of the VerSe release that the folder names, 2019 or 2020; None outside of both.
     """
 
     key: str
@@ -56,6 +80,7 @@ class Case:
     ct: Path | None = None
     mask: Path | None = None
     centroids: Path | None = None
+    year: int | None = field(default=None, compare=False)
 
     @property
     def complete(self) -> bool:
@@ -94,7 +119,15 @@ class CaseFile:
     def split(self) -> str:
         """ "training", "validation", "test", or "" outside every split's folder."""
         match = _SPLIT_FOLDER.fullmatch(self.dataset)
-        return match["split"] if match else ""
+        return match["split"].lower() if match else ""
+
+    @property
+    def year(self) -> int | None:
+        """Year of the VerSe release that the data set belongs to, None if it is no part of VerSe."""
+        match = _SPLIT_FOLDER.fullmatch(self.dataset)
+        if match is None or match["own"]:
+            return None
+        return 2000 + int(match["year"] or 20)
 
     @property
     def role(self) -> str:
@@ -129,16 +162,19 @@ def index_cases(data_dir: Path, *, split: str | None = None) -> list[Case]:
     Raises
     ------
     ValueError
-        If the folder or a case of the split is not there, or if two files that differ claim the
-        same place in the same case.
+        If the folder or a case of the split is not there, if two files that differ claim the same
+        place in the same case, or if files of the older challenge release are there.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise ValueError(f"{data_dir}: expected a folder with a VerSe data set, found no such folder.")
+    paths = list(visible_files(data_dir))
+    found = list(_case_files_of(paths, data_dir))
+    _refuse_older_release(data_dir, paths, found)
     files: dict[tuple[str, str], dict[str, CaseFile]] = {}
-    for file in case_files(data_dir):
+    for file in found:
         if split is None or file.split == split:
-            _keep(files.setdefault((file.key, file.split), {}), file)
+            _keep(files.setdefault((file.key.casefold(), file.split), {}), file)
     if not files:
         wanted = "VerSe files (sub-*_ct.nii.gz, ...)" if split is None else f"cases of the split {split!r}"
         raise ValueError(f"{data_dir}: expected {wanted}, found none.")
@@ -147,11 +183,7 @@ def index_cases(data_dir: Path, *, split: str | None = None) -> list[Case]:
 
 def case_files(data_dir: Path) -> Iterator[CaseFile]:
     """Give every VerSe file below a folder in a fixed order; hidden and temporary ones are left out."""
-    top = data_dir.resolve().name
-    for path in visible_files(data_dir):
-        file = parse_case_file(path, (top, *path.relative_to(data_dir).parts[:-1]))
-        if file is not None:
-            yield file
+    return _case_files_of(visible_files(data_dir), data_dir)
 
 
 def parse_case_file(path: Path, folders: Sequence[str]) -> CaseFile | None:
@@ -173,19 +205,57 @@ def parse_case_file(path: Path, folders: Sequence[str]) -> CaseFile | None:
     if match is None or (match["gz"] and match["kind"].endswith("json")):
         return None
     dataset = next((folder for folder in reversed(folders) if _SPLIT_FOLDER.fullmatch(folder)), "")
-    return CaseFile(path, match["key"], subject_of(match["key"]), match["kind"], dataset)
+    return CaseFile(path, match["key"], subject_of(match["key"]), match["kind"].lower(), dataset)
+
+
+def is_of_older_release(path: Path) -> bool:
+    """Whether a file is named as a CT, mask or centroid file of VerSe's older challenge release.
+
+    Some programs unpack a file of the restructured release under the older name that its gzip header
+    still holds; it then lies in the folder of a subject (`sub-verse012/verse012_CT-sag_seg.nii`), which
+    the older release does not have.
+    """
+    return is_named_as_older_release(path) and not path.parent.name.lower().startswith("sub-")
+
+
+def is_named_as_older_release(path: Path) -> bool:
+    """Whether a file has a name such as verse004_seg.nii.gz or GL017_CT_ax_iso-ctd.json."""
+    return _OLDER_NAME.fullmatch(path.name) is not None
 
 
 def subjects_in_several_splits(cases: list[Case]) -> dict[str, list[str]]:
     """Give the subjects whose cases lie in more than one split, with those splits.
 
-    Patients that are trained on and tested on make a score too good. The release of the VerSe
-    challenges repeats 105 series of 2019 in 2020; the restructured release does not.
+    Patients that are trained on and tested on make a score too good.
     """
     splits: dict[str, set[str]] = {}
+    names: dict[str, str] = {}
     for case in cases:
-        splits.setdefault(case.subject, set()).add(case.split)
-    return {subject: sorted(names) for subject, names in sorted(splits.items()) if len(names) > 1}
+        subject = names.setdefault(case.subject.casefold(), case.subject)
+        splits.setdefault(subject, set()).add(case.split)
+    return {subject: sorted(found) for subject, found in sorted(splits.items()) if len(found) > 1}
+
+
+def series_of_release(cases: list[Case]) -> dict[tuple[int, str], int]:
+    """Count the series of the VerSe release that are there, by year and split as in `RELEASED_SERIES`.
+
+    Own cases do not count. Where nothing of the release is there, the result is empty.
+    """
+    released = [(case.year, case.split) for case in cases if _is_released(case)]
+    return {part: released.count(part) for part in RELEASED_SERIES} if released else {}
+
+
+def missing_of_release(cases: list[Case]) -> list[str]:
+    """Say in a line each which parts of the VerSe release are not there as a whole, if any of it is."""
+    lines = [
+        f"{split} {year}: {found} of {RELEASED_SERIES[year, split]} series"
+        for (year, split), found in series_of_release(cases).items()
+        if found != RELEASED_SERIES[year, split]
+    ]
+    patients = {case.subject.casefold() for case in cases if _is_released(case)}
+    if patients and len(patients) != RELEASED_PATIENTS:
+        lines.append(f"all: {len(patients)} of {RELEASED_PATIENTS} patients")
+    return lines
 
 
 def visible_files(data_dir: Path) -> Iterator[Path]:
@@ -201,6 +271,35 @@ def visible_files(data_dir: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
+def _case_files_of(paths: Iterable[Path], data_dir: Path) -> Iterator[CaseFile]:
+    top = data_dir.resolve().name
+    for path in paths:
+        file = parse_case_file(path, (top, *path.relative_to(data_dir).parts[:-1]))
+        if file is not None:
+            yield file
+
+
+def _refuse_older_release(data_dir: Path, paths: list[Path], found: list[CaseFile]) -> None:
+    older = [path for path in paths if is_of_older_release(path)]
+    # Predictions may lie beside the scans they were made of, whatever these are named.
+    only_predictions = found and not any(file.split or file.role == "ct" for file in found)
+    if not older or only_predictions:
+        return
+    alone, advice = ("", "get the restructured one with get_verse_data.py")
+    if found:
+        alone, advice = (" alone", "keep it in another folder")
+    raise ValueError(
+        f"{data_dir}: expected the restructured release of VerSe{alone} (sub-*_ct.nii.gz, ...), found "
+        f"{len(older)} files of the older challenge release, such as {older[0]}. That one repeats 105 series "
+        f"of 2019 in 2020 under the same numbers, so patients would stand in several splits: {advice}."
+    )
+
+
+def _is_released(case: Case) -> bool:
+    in_release = (case.year, case.split) in RELEASED_SERIES
+    return in_release and _RELEASED_SUBJECT.fullmatch(case.subject) is not None
+
+
 def _keep(files: dict[str, CaseFile], file: CaseFile) -> None:
     """Put a file into a case's places by kind; archives that unpack nested may bring a copy."""
     other = files.setdefault(file.kind, file)
@@ -211,9 +310,10 @@ def _keep(files: dict[str, CaseFile], file: CaseFile) -> None:
 
 
 def _case(files: dict[str, CaseFile]) -> Case:
-    some = next(iter(files.values()))
+    ordered = [files[kind] for kind in _ROLE_OF_KIND if kind in files]
     paths: dict[str, Path] = {}
-    for kind, role in _ROLE_OF_KIND.items():
-        if kind in files:
-            paths.setdefault(role, files[kind].path)
-    return Case(key=some.key, subject=some.subject, split=some.split, **paths)
+    for file in ordered:
+        paths.setdefault(file.role, file.path)
+    # Where files spell the key differently the CT's spelling counts: predictions are named after it.
+    first = ordered[0]
+    return Case(key=first.key, subject=first.subject, split=first.split, year=first.year, **paths)

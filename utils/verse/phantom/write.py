@@ -27,6 +27,8 @@ FOLDERS = {
     ),
     "2020": ("VerSe20/dataset-01training", "VerSe20/dataset-02validation", "VerSe20/dataset-03test"),
 }
+#: Stands in a folder of phantoms, whose names are those of VerSe, and holds their seed.
+PHANTOM_RECORD = "phantom.json"
 # Numbers of one split start where the last one's end: no subject is in two splits.
 _NUMBERS_A_SPLIT = 10_000
 _THREAD_SETTINGS = (
@@ -163,7 +165,7 @@ def write_phantom_data_set(
 
 
 def _check_seed(data_dir: Path, seed: int) -> None:
-    record = data_dir / "phantom.json"
+    record = data_dir / PHANTOM_RECORD
     if record.exists():
         try:
             found = json.loads(record.read_text())["seed"]
