@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ import numpy as np
 from nibabel import orientations
 from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from nibabel.volumeutils import apply_read_scaling
 from scipy import ndimage, sparse
 
 from utils.files import written_whole
@@ -37,6 +40,18 @@ FINE_SPACING_MM = 1.0
 
 #: Largest extent of a scan along an axis; more means that the header's unit is wrong.
 _MAX_EXTENT_MM = 4000.0
+#: Largest volume of a scan, twice that of a whole body; at 1 mm more would fill the memory.
+_MAX_LITRES = 2000.0
+#: Least spacing of a scan: a tenth of the finest that a clinical scanner gives.
+_LEAST_SPACING_MM = 0.01
+#: Largest distance of a scan from the origin: single precision still resolves a hundredth of a mm there.
+_MAX_ORIGIN_MM = 1e5
+#: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
+_DEFLATE_RATIO = 1032
+#: Bytes that are read at once.
+_BLOCK_BYTES = 2**22
+#: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
+_LABEL_TOLERANCE = 0.1
 #: Largest distance, in voxels, between corners of two grids that count as the same grid.
 _SAME_GRID_VOXELS = 0.1
 #: Weights below this change no voxel by a hundredth of a Hounsfield unit.
@@ -51,6 +66,7 @@ _READ_ERRORS = (
     ValueError,
     TypeError,
     KeyError,
+    OverflowError,
     ImageFileError,
     HeaderDataError,
     HeaderTypeError,
@@ -135,7 +151,7 @@ def read_ct(path: Path) -> Volume:
     image = _open_nifti(path)
     data = _read_data(path, image)
     if data.dtype.kind == "f":
-        data = _without_gaps(path, data)
+        data = _without_gaps(path, data, ~np.isfinite(data), fill=HU_RANGE[0])
     return Volume(data, np.array(image.affine, np.float64))
 
 
@@ -150,22 +166,21 @@ def read_mask(path: Path) -> Volume:
     Returns
     -------
     Volume of uint8
-        VerSe codes, 0 outside. Values are rounded before they are cast, since VerSe has float64 masks.
+        VerSe codes, 0 outside and where the file holds NaN. Values are rounded before they are cast, since
+        VerSe has float64 masks.
 
     Raises
     ------
     ValueError
-        As `read_ct`, and if the file holds a number that is no VerSe code.
+        As `read_ct`, and if the file holds a number that is no VerSe code, such as a fraction.
     """
     image = _open_nifti(path)
     data = _read_data(path, image)
     if data.dtype.kind == "f":
-        data = np.rint(_without_gaps(path, data, fill=0))
-    present = np.unique(data)
-    unknown = [f"{value:g}" for value in present if value not in (0, *CODES)]
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise ValueError(f"{path}: expected VerSe labels (0-25 or 28), found {shown}.")
+        data = _without_gaps(path, data, np.isnan(data), fill=0)
+    _check_labels(path, np.unique(data))
+    if data.dtype.kind == "f":
+        data = np.rint(data)
     return Volume(data.astype(np.uint8), np.array(image.affine, np.float64))
 
 
@@ -246,15 +261,17 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silent_nibabel() -> Iterator[None]:
-    """Keep nibabel's remarks on odd headers off the terminal.
+def _silent() -> Iterator[None]:
+    """Keep remarks of nibabel and NumPy on odd headers and numbers off the terminal.
 
-    Its own suppressor takes the logger's handler away, and Python's last resort then prints the remark.
+    nibabel's own suppressor takes the logger's handler away, and Python's last resort then prints the remark.
     """
     before = nibabel_logger.disabled
     nibabel_logger.disabled = True
     try:
-        yield
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         nibabel_logger.disabled = before
 
@@ -262,29 +279,63 @@ def _silent_nibabel() -> Iterator[None]:
 def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibabel.Nifti1Pair:
     """Load header and affine, and refuse what no later step could use."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: expected a NIfTI file, found {'a folder' if path.is_dir() else 'no such file'}."
-        )
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: expected a NIfTI file, found an empty file.")
-    with _named_errors(path), _silent_nibabel():
+    _check_is_file(path)
+    with _named_errors(path), _silent():
         image = nibabel.load(path, mmap=memory_map)
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
         raise ValueError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
-    if len(image.shape) != 3 or 0 in image.shape:
+    if len(image.shape) != 3 or min(image.shape) < 1:
         raise ValueError(f"{path}: expected a volume with 3 axes, found shape {image.shape}.")
-    _check_spacing(path, image, stored)
+    for expected, found in _faults(stored):
+        raise ValueError(f"{path}: expected {expected}, found {found}.")
+    with _silent():
+        _check_spacing(path, image, stored)
+    _check_size(path, image)
     return image
 
 
+def _check_is_file(path: Path) -> None:
+    with _named_errors(path):
+        found = "an empty file" if path.is_file() and path.stat().st_size == 0 else ""
+        if not path.is_file():
+            # A pipe would never end, and a link may lead nowhere or to itself.
+            other = "a broken link" if path.is_symlink() else "no such file"
+            found = "a folder" if path.is_dir() else "no regular file" if path.exists() else other
+    if found:
+        raise ValueError(f"{path}: expected a NIfTI file, found {found}.")
+
+
 def _header_as_stored(image: nibabel.Nifti1Pair) -> Any:
-    """Read the header again without nibabel's silent repair of zero spacings."""
+    """Read the header again without nibabel's silent repairs."""
     with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
         "rb"
     ) as stream:
         return image.header_class.from_fileobj(stream, check=False)
+
+
+def _faults(stored: Any) -> Iterator[tuple[str, Any]]:
+    """Give what is wrong in a header that nibabel would repair by a guess: what was expected, and found."""
+    magic = stored.single_magic if stored.is_single else stored.pair_magic
+    if stored["magic"].item() != magic:
+        yield f"the magic {magic.decode()}", stored["magic"].item().decode("latin-1")
+    dtype = stored.get_data_dtype()
+    if dtype.kind not in "iuf":
+        yield "one real number a voxel", stored.get_value_label("datatype")
+    whole_numbers = {"sizeof_hdr": stored.sizeof_hdr, "bitpix": 8 * dtype.itemsize}
+    for field, number in whole_numbers.items():
+        if stored[field] != number:
+            yield f"{field} = {number}", stored[field]
+    for field in ("qform_code", "sform_code"):
+        if not 0 <= stored[field] <= 5:
+            yield f"{field} from 0 to 5", stored[field]
+    if stored["sform_code"] == 0 and stored["qform_code"] > 0 and stored["pixdim"][0] not in (-1, 0, 1):
+        yield "pixdim[0] of -1 or 1", stored["pixdim"][0]
+    # No slope (0 or NaN) means no scaling, but a CT's intercept of -1024 would go with it.
+    slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
+    unscaled = slope == 0 or math.isnan(slope)
+    if math.isinf(slope) or (unscaled and not (intercept == 0 or math.isnan(intercept))):
+        yield "a finite slope with its intercept", f"{slope:g} and {intercept:g}"
 
 
 def _check_spacing(path: Path, image: nibabel.Nifti1Pair, stored: Any) -> None:
@@ -292,15 +343,43 @@ def _check_spacing(path: Path, image: nibabel.Nifti1Pair, stored: Any) -> None:
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     declared_mm = np.asarray(stored["pixdim"][1:4], np.float64)
     for found in (declared_mm, spacing_mm):
-        if not np.all(np.isfinite(found)) or np.any(found == 0):
+        if not np.all(np.isfinite(found)) or np.any(found <= 0):
             raise ValueError(f"{path}: expected spacings over 0 mm, found {_listed(found)} mm.")
     # The determinant relative to the spacings is the volume of the unit cell: 1 for a right angle.
     if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
         raise ValueError(f"{path}: expected an affine that can be inverted, found {affine[:3].tolist()}.")
-    extent_mm = spacing_mm * image.shape
+    for expected, found in _odd_places(spacing_mm, spacing_mm * image.shape, affine[:3, 3]):
+        raise ValueError(f"{path}: expected {expected}, found {_listed(found)} mm.")
+
+
+def _odd_places(
+    spacing_mm: np.ndarray, extent_mm: np.ndarray, origin_mm: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Give what no scanner makes of spacings, extents and origin: what was expected, and found."""
+    if spacing_mm.min() < _LEAST_SPACING_MM:
+        yield f"spacings of at least {_LEAST_SPACING_MM:g} mm", spacing_mm
     if extent_mm.max() > _MAX_EXTENT_MM:
+        yield f"a scan under {_MAX_EXTENT_MM:g} mm long", extent_mm
+    if extent_mm.prod() > _MAX_LITRES * 1e6:
+        yield f"a scan under {_MAX_LITRES:g} litres", extent_mm
+    if np.abs(origin_mm).max() > _MAX_ORIGIN_MM:
+        yield f"a scan within {_MAX_ORIGIN_MM:g} mm of the origin", origin_mm
+
+
+def _check_size(path: Path, image: nibabel.Nifti1Pair) -> None:
+    """Compare what the header claims with the size of the file before memory is asked for."""
+    claimed = int(image.dataobj.offset) + math.prod(image.shape) * image.dataobj.dtype.itemsize
+    file = Path(image.file_map["image"].filename)
+    with _named_errors(path):
+        most = file.stat().st_size
+    if file.suffix.lower() == ".gz":
+        most *= _DEFLATE_RATIO
+    elif file.suffix.lower() in Opener.compress_ext_map:
+        return
+    if claimed > most:
         raise ValueError(
-            f"{path}: expected a scan under {_MAX_EXTENT_MM:g} mm long, found {_listed(extent_mm)} mm."
+            f"{path}: expected a whole NIfTI file, found a broken one "
+            f"(shape {image.shape} needs {claimed} bytes, the file holds {most} at most)."
         )
 
 
@@ -309,23 +388,55 @@ def _listed(numbers: np.ndarray) -> str:
 
 
 def _read_data(path: Path, image: nibabel.Nifti1Pair) -> np.ndarray:
-    with _named_errors(path):
-        stored = image.dataobj.dtype
-        # The loaded header has forgotten its scaling; the array proxy applies it.
-        unscaled = (image.dataobj.slope, image.dataobj.inter) == (1, 0)
-        if unscaled and stored.kind in "iu" and np.can_cast(stored, np.int16):
+    # The loaded header has forgotten its scaling; the array proxy knows it.
+    slope, intercept = np.float64(image.dataobj.slope), np.float64(image.dataobj.inter)
+    with _named_errors(path), _silent():
+        stored = _stored_numbers(image)
+        if (slope, intercept) == (1, 0) and stored.dtype.kind in "iu" and np.can_cast(stored.dtype, np.int16):
             # Half the memory of float32, and exact.
-            return np.asanyarray(image.dataobj, np.int16)
-        return image.get_fdata(dtype=np.float32, caching="unchanged")
-
-
-def _without_gaps(path: Path, data: np.ndarray, *, fill: float = HU_RANGE[0]) -> np.ndarray:
-    finite = np.isfinite(data)
-    if finite.all():
+            return stored.astype(np.int16, copy=False)
+        # Scaling gives float64: slice by slice it does not fill the memory.
+        data = np.empty(stored.shape, np.float32, order="F")
+        for index in range(stored.shape[2]):
+            data[..., index] = apply_read_scaling(stored[..., index], slope, intercept)
         return data
-    if not finite.any():
+
+
+def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
+    """Read the voxels and the rest of the file: gzip compares its checksum only at the end.
+
+    nibabel stops after the last voxel, and fills all memory that a damaged header asks for with zeros before
+    it reads. Here memory is touched only as bytes arrive.
+    """
+    numbers = np.empty(image.shape, image.dataobj.dtype, order="F")
+    buffer = memoryview(numbers.reshape(-1, order="F").view(np.uint8))
+    plane_bytes = numbers.nbytes // max(image.shape)
+    with image.file_map["image"].get_prepare_fileobj("rb") as stream:
+        stream.seek(int(image.dataobj.offset))
+        begin = spare = 0
+        while begin < len(buffer) and (count := stream.readinto(buffer[begin : begin + _BLOCK_BYTES])):
+            begin += count
+        # A file may be padded, but whole planes of voxels say that the shape is wrong.
+        while spare < plane_bytes and (block := stream.read(_BLOCK_BYTES)):
+            spare += len(block)
+    if begin < len(buffer) or spare >= plane_bytes:
+        raise ValueError(f"shape {image.shape} needs {len(buffer)} bytes, not {begin + spare}")
+    return numbers
+
+
+def _check_labels(path: Path, present: np.ndarray) -> None:
+    codes = np.rint(present)
+    known = np.isin(codes, (0, *CODES)) & (np.abs(present - codes) <= _LABEL_TOLERANCE)
+    unknown = [f"{value:g}" for value in present[~known]]
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise ValueError(f"{path}: expected VerSe labels (0-25 or 28), found {shown}.")
+
+
+def _without_gaps(path: Path, data: np.ndarray, gaps: np.ndarray, *, fill: float) -> np.ndarray:
+    if gaps.all():
         raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
-    return np.where(finite, data, np.float32(fill))
+    return np.where(gaps, np.float32(fill), data) if gaps.any() else data
 
 
 # Orientation and grids -----------------------------------------------------------------------------
