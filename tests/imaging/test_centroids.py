@@ -71,7 +71,7 @@ def test_keys_in_lower_case_and_a_header_in_any_place(tmp_path):
     np.testing.assert_allclose(found.points_mm, [[10 - 1 - 2, 3, 4]])
 
 
-@pytest.mark.parametrize("nothing", [float("nan"), None, float("inf")])
+@pytest.mark.parametrize("nothing", [float("nan"), None])
 def test_entries_without_a_position_are_dropped(tmp_path, nothing):
     path = written(tmp_path / "ctd.json", point(20), point(21, y=nothing), point(22))
     np.testing.assert_array_equal(read_centroids(path, GRID).codes, [20, 22])
@@ -97,14 +97,24 @@ def test_a_file_without_points_gives_none(tmp_path):
         ("[1, 2]", "list of objects"),
         ('[{"label": 20, "X": 1, "Y": 2}]', "without z"),
         ('[{"X": 1, "Y": 2, "Z": 3}]', "without label"),
-        ('[{"label": 20, "X": "far", "Y": 2, "Z": 3}]', "far"),
-        ('[{"label": 20, "X": [1], "Y": 2, "Z": 3}]', "list"),
-        ('[{"label": 27, "X": 1, "Y": 2, "Z": 3}]', "27"),
+        ('[{"label": 20, "X": "far", "Y": 2, "Z": 3}]', "a number, found 'far'"),
+        ('[{"label": 20, "X": [1], "Y": 2, "Z": 3}]', r"a number, found \[1\]"),
+        ('[{"label": 20, "X": true, "Y": 2, "Z": 3}]', "a number, found True"),
+        ('[{"label": 20, "X": 1e999, "Y": 2, "Z": 3}]', "a number, found inf"),
+        (json.dumps([point(20, 10**400)]), r"a number, found 10{56}\.\.\.\."),
+        (json.dumps([point(20, 1e308)]), r"inside \(10, 20, 30\) voxels, found one 1e\+308 mm outside"),
+        ('[{"label": 27, "X": 1, "Y": 2, "Z": 3}]', r"labels \(1-25 or 28\), found 27"),
+        ('[{"label": 20.5, "X": 1, "Y": 2, "Z": 3}]', r"labels \(1-25 or 28\), found 20.5"),
+        ('[{"label": NaN, "X": 1, "Y": 2, "Z": 3}]', r"labels \(1-25 or 28\), found nan"),
+        pytest.param("[" * 100_000, "nested too deep", id="deep"),
+        pytest.param("[" + " " * 2**20 + "]", "at most 1048576 bytes, found 1048578", id="long"),
         (json.dumps([point(20), point(20)]), r"every label once, found labels \[20, 20\]"),
         (json.dumps([{"direction": ["P", "I"]}, point()]), "direction"),
         (json.dumps([{"direction": ["P", "A", "R"]}, point()]), "direction"),
-        (json.dumps([{"direction": 3}, point()]), "expected VerSe centroids"),
-        (json.dumps([point(20, 2, 3, 300)]), r"inside \(10, 20, 30\) voxels, found one 270 mm outside"),
+        (json.dumps([{"direction": 3}, point()]), "direction such as P, I, R, found 3"),
+        (json.dumps([{"direction": "PIR"}, {"direction": "RAS"}, point()]), "such as P, I, R, found 'PIR'"),
+        (json.dumps([{"direction": list(d)} for d in ("PIR", "RAS")]), r"one direction, found \[\['P', "),
+        (json.dumps([point(20, 2, 3, 300)]), r"inside \(10, 20, 30\) voxels, found one 270.5 mm outside"),
     ],
 )
 def test_bad_files_are_named_with_what_was_found(tmp_path, text, said):

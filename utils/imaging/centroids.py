@@ -18,11 +18,13 @@ from nibabel import orientations
 from scipy import ndimage
 
 from utils.files import written_whole
-from utils.imaging.volume import Grid, Volume, oriented_grid, transform_points
-from utils.verse.labels import code_of_name, rank_of_code
+from utils.imaging.volume import Grid, Volume, check_is_file, oriented_grid, transform_points
+from utils.verse.labels import CODES, code_of_name, rank_of_code
 
 #: A point may lie this far outside its scan before file and scan count as not belonging together.
 _OUTSIDE_MM = 30.0
+#: Largest size of a centroid file; those of VerSe have about 2,000 bytes.
+_MAX_BYTES = 2**20
 #: Power of the depth that leaves the body alone. On three VerSe cases at 1 mm the mean distance to the
 #: annotated points is 11.5 mm for 0 (centre of mass), 2.1 mm for 4, 1.4 mm for 6, 1.4 mm for 8.
 _DEPTH_POWER = 6
@@ -82,8 +84,8 @@ def read_centroids(path: Path, grid: Grid) -> Centroids:
         if len({code for code, _ in found}) < len(found):
             raise ValueError(f"expected every label once, found labels {sorted(code for code, _ in found)}")
         ordered = sorted(points, key=rank_of_code)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: expected VerSe centroids, but {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from None
     voxels = np.array([points[code] for code in ordered], np.float64).reshape(-1, 3)
     _check_inside(path, voxels, frame)
     return Centroids(np.array(ordered, int), transform_points(voxels, frame.affine, np.eye(4)))
@@ -170,39 +172,72 @@ def body_centre(vertebra: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     """Read the list of entries, with their keys in lower case."""
+    path = Path(path)
     try:
-        found = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected a centroid file, found no such file.") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+        check_is_file(path, "a JSON file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"{path}: expected at most {_MAX_BYTES} bytes, found {path.stat().st_size}.")
+        found = _parsed(path)
+    except OSError as error:
+        raise ValueError(f"{path}: expected a JSON file, found {error}.") from None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{path}: expected a JSON list of objects, found {type(found).__name__}.")
     return [{str(key).lower(): value for key, value in entry.items()} for entry in found]
 
 
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: expected JSON, found lists or objects nested too deep.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+
+
 def _declared_axes(entries: list[dict[str, Any]], grid: Grid) -> tuple[str, ...]:
-    for entry in entries:
-        if "direction" in entry:
-            axes = tuple(str(axis).upper() for axis in entry["direction"])
-            pairs = {"L": "LR", "R": "LR", "P": "PA", "A": "PA", "I": "IS", "S": "IS"}
-            if sorted(pairs.get(axis, axis) for axis in axes) != ["IS", "LR", "PA"]:
-                raise ValueError(f"expected a direction such as P, I, R, found {', '.join(axes)}.")
-            return axes
-    return tuple(orientations.aff2axcodes(grid.affine))
+    directions = [entry["direction"] for entry in entries if "direction" in entry]
+    if not directions:
+        return tuple(orientations.aff2axcodes(grid.affine))
+    axes = [str(axis).upper() for axis in directions[0]] if isinstance(directions[0], list) else []
+    pairs = {"L": "LR", "R": "LR", "P": "PA", "A": "PA", "I": "IS", "S": "IS"}
+    if sorted(pairs.get(axis, axis) for axis in axes) != ["IS", "LR", "PA"]:
+        raise ValueError(f"expected a direction such as P, I, R, found {_shown(directions[0])}")
+    if any(other != directions[0] for other in directions):
+        raise ValueError(f"expected one direction, found {_shown(directions)}")
+    return tuple(axes)
 
 
 def _point(entry: dict[str, Any]) -> tuple[int, tuple[float, ...]]:
     absent = [key for key in ("label", "x", "y", "z") if key not in entry]
     if absent:
-        raise ValueError(f"expected label, X, Y and Z in every entry, found one without {', '.join(absent)}.")
-    values = [math.nan if entry[axis] is None else float(entry[axis]) for axis in "xyz"]
-    return int(entry["label"]), tuple(values)
+        raise ValueError(f"expected label, X, Y and Z in every entry, found one without {', '.join(absent)}")
+    label = _number(entry["label"])
+    if label not in CODES:
+        raise ValueError(f"expected VerSe labels (1-25 or 28), found {_shown(entry['label'])}")
+    return int(label), tuple(math.nan if entry[axis] is None else _number(entry[axis]) for axis in "xyz")
+
+
+def _number(value: Any) -> float:
+    """Give a number of a file, which may be NaN; infinity, true and integers beyond every float are none."""
+    try:
+        number = math.inf if isinstance(value, bool) else float(value)
+    except (ValueError, TypeError, OverflowError):
+        number = math.inf
+    if math.isinf(number):
+        raise ValueError(f"expected a number, found {_shown(value)}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    """Give a value for a message of one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _check_inside(path: Path, voxels: np.ndarray, frame: Grid) -> None:
-    beyond = np.maximum(-0.5 - voxels, voxels - (np.array(frame.shape) - 0.5)) * frame.spacing_mm
+    with np.errstate(over="ignore"):
+        beyond = np.maximum(-0.5 - voxels, voxels - (np.array(frame.shape) - 0.5)) * frame.spacing_mm
     if beyond.size and beyond.max() > _OUTSIDE_MM:
         raise ValueError(
-            f"{path}: expected points inside {frame.shape} voxels, found one {beyond.max():.0f} mm outside."
+            f"{path}: expected points inside {frame.shape} voxels, found one {beyond.max():.4g} mm outside."
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import stat
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -250,6 +251,34 @@ def open_memory_map(path: Path) -> Volume:
     return Volume(data, np.array(image.affine, np.float64))
 
 
+def check_is_file(path: Path, expected: str) -> None:
+    """Refuse what is no file with something in it; a pipe, for one, would be waited for without end.
+
+    Parameters
+    ----------
+    path : Path
+        The supposed file.
+    expected : str
+        What it should be, for the message.
+
+    Raises
+    ------
+    ValueError
+        Names the path, what was expected and what was found.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        found = "a broken link" if path.is_symlink() else found
+    else:
+        if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+            return
+        found = "an empty file" if stat.S_ISREG(status.st_mode) else "no regular file"
+        found = "a folder" if stat.S_ISDIR(status.st_mode) else found
+    raise ValueError(f"{path}: expected {expected}, found {found}.")
+
+
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
     """Give the many errors of a broken file one form that names it."""
@@ -279,7 +308,7 @@ def _silent() -> Iterator[None]:
 def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibabel.Nifti1Pair:
     """Load header and affine, and refuse what no later step could use."""
     path = Path(path)
-    _check_is_file(path)
+    check_is_file(path, "a NIfTI file")
     with _named_errors(path), _silent():
         image = nibabel.load(path, mmap=memory_map)
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
@@ -293,17 +322,6 @@ def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibab
         _check_spacing(path, image, stored)
     _check_size(path, image)
     return image
-
-
-def _check_is_file(path: Path) -> None:
-    with _named_errors(path):
-        found = "an empty file" if path.is_file() and path.stat().st_size == 0 else ""
-        if not path.is_file():
-            # A pipe would never end, and a link may lead nowhere or to itself.
-            other = "a broken link" if path.is_symlink() else "no such file"
-            found = "a folder" if path.is_dir() else "no regular file" if path.exists() else other
-    if found:
-        raise ValueError(f"{path}: expected a NIfTI file, found {found}.")
 
 
 def _header_as_stored(image: nibabel.Nifti1Pair) -> Any:
