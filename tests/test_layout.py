@@ -6,20 +6,22 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+COMMON = ("utils.settings", "utils.files", "utils.execution")
 # What each part may import of the project, beside itself.
 ALLOWED = {
     "utils/settings.py": (),
     "utils/files.py": (),
-    "utils/verse": ("utils.settings", "utils.files"),
-    "utils/imaging": ("utils.settings", "utils.files", "utils.verse"),
-    "utils/learning": ("utils.settings", "utils.files", "utils.verse", "utils.imaging", "ML_3D_Unet"),
-    "utils/prediction": (
-        *("utils.settings", "utils.files", "utils.verse", "utils.imaging", "utils.learning"),
-        "ML_3D_Unet",
-    ),
+    "utils/execution.py": ("utils.settings",),
+    "utils/verse": COMMON,
+    "utils/imaging": (*COMMON, "utils.verse"),
+    "utils/learning": (*COMMON, "utils.verse", "utils.imaging", "ML_3D_Unet"),
+    "utils/prediction": (*COMMON, "utils.verse", "utils.imaging", "utils.learning", "ML_3D_Unet"),
     "ML_3D_Unet": (),
 }
-WITHOUT_TENSORFLOW = ("utils/settings.py", "utils/files.py", "utils/verse", "utils/imaging")
+WITHOUT_TENSORFLOW = (
+    *("utils/settings.py", "utils/files.py", "utils/execution.py"),
+    *("utils/verse", "utils/imaging"),
+)
 
 
 def modules_of(part: str) -> list[Path]:

@@ -2,8 +2,10 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel
@@ -614,6 +616,98 @@ def test_scripts_end_with_1_and_no_traceback_without_data(tmp_path, stage):
     assert ran.returncode == 1
     assert ran.stderr.startswith("error: nowhere:") and "Traceback" not in ran.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def run_preparation(stage: str, *options: str, data: Path, work: Path) -> subprocess.Popen:
+    command = [sys.executable, f"pre_processing_{stage}.py", "--data-dir", str(data), "--work-dir", str(work)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, "--preset", "small", *options], cwd=ROOT, **quiet)
+
+
+def contents_of_a_whole_run(stage: str, tmp_path: Path, cases: int) -> dict[str, bytes]:
+    """Write cases of which each takes some hundredths of a second, and prepare them without a break."""
+    for number in range(cases):
+        paths = write_case(
+            tmp_path / "data", f"sub-a{number:02}", split=("training", "validation")[number % 2]
+        )
+        ct, mask = two_vertebrae(shape=(60 + number, 90, 140))
+        write_volume(paths["ct"], ct)
+        write_volume(paths["mask"], mask)
+    assert (
+        run_preparation(stage, "--workers", "1", data=tmp_path / "data", work=tmp_path / "whole").wait() == 0
+    )
+    return contents(tmp_path / "whole")
+
+
+def kill_after_the_next_case(run: subprocess.Popen, work: Path, *, delay: float) -> bool:
+    """Kill a run some moments after it has prepared one more case; False if it ended before."""
+    done = len(list(work.rglob("*_prepared.json")))
+    while run.poll() is None and len(list(work.rglob("*_prepared.json"))) == done:
+        time.sleep(0.002)
+    time.sleep(delay)
+    run.kill()
+    run.communicate()
+    return run.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("stage", ["heatmap", "segmentation"])
+def test_runs_killed_at_random_moments_end_as_an_unbroken_one(tmp_path, stage):
+    whole = contents_of_a_whole_run(stage, tmp_path, cases=12)
+    delays = np.random.default_rng(4).uniform(0, 0.04, 5)
+    places = {"data": tmp_path / "data", "work": tmp_path / "work"}
+    killed = [
+        kill_after_the_next_case(
+            run_preparation(stage, "--workers", "1", **places), places["work"], delay=delay
+        )
+        for delay in delays
+    ]
+    assert sum(killed) >= 3
+    last = run_preparation(stage, **places)
+    assert last.wait() == 0, last.stderr.read()
+    assert contents(tmp_path / "work") == whole
+
+
+def test_a_cluster_and_shards_give_the_same_files_as_one_process(tmp_path, scheduler):
+    whole = contents_of_a_whole_run("segmentation", tmp_path, cases=5)
+    run = run_preparation(
+        "segmentation", "--scheduler", scheduler, data=tmp_path / "data", work=tmp_path / "cluster"
+    )
+    assert run.wait() == 0, run.stderr.read()
+    assert contents(tmp_path / "cluster") == whole
+    places = {"data": tmp_path / "data", "work": tmp_path / "shards"}
+    runs = [run_preparation("segmentation", "--shard", f"{n}/2", "--workers", "1", **places) for n in (1, 2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert contents(tmp_path / "shards") == whole
+
+
+def test_a_shard_prepares_its_share_alone(tmp_path, capsys):
+    for key in ("sub-a01", "sub-a02", "sub-a03"):
+        write_case(tmp_path / "data", key)
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path, shard="2/2"), capsys) == 1
+    folder = tmp_path / "work" / "segmentation" / "training"
+    assert [path.name for path in folder.glob("*_ct.nii")] == ["sub-a02_ct.nii"]
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path, shard="1/2"), capsys) == 2
+    assert {row["case"] for row in table(folder / "vertebrae.csv")} == {"sub-a01", "sub-a02", "sub-a03"}
+
+
+def test_a_shard_leaves_alone_what_another_may_be_writing(tmp_path, capsys):
+    for key in ("sub-a01", "sub-a02"):
+        write_case(tmp_path / "data", key)
+    folder = tmp_path / "work" / "segmentation" / "training"
+    folder.mkdir(parents=True)
+    (folder / "sub-a02_ct.nii").write_text("half of a case")
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path, shard="1/2"), capsys) == 1
+    assert (folder / "sub-a02_ct.nii").read_text() == "half of a case"
+    assert {row["case"] for row in table(folder / "vertebrae.csv")} == {"sub-a01"}
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare.execution, "CONNECT_SECONDS", 1)
+    write_case(tmp_path / "data", "sub-a01")
+    assert prepare_segmentation(segmentation(tmp_path, scheduler="tcp://127.0.0.1:9")) == 1
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: --scheduler tcp://127.0.0.1:9: expected")
+    )
 
 
 def test_a_script_with_two_workers_ends_well(tmp_path):

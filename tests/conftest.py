@@ -1,0 +1,37 @@
+"""What tests of several folders share."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def scheduler(tmp_path_factory):
+    """Start a Dask scheduler and two workers, in a folder from which this project cannot be imported."""
+    folder = tmp_path_factory.mktemp("cluster")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    file = folder / "scheduler.json"
+    log = (folder / "log").open("w")
+    common = ("--scheduler-file", str(file), "--no-dashboard")
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:], *common]
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+    processes = [start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")]
+    processes.append(start("dask_worker", "--nworkers", "2", "--nthreads", "1", "--host", "127.0.0.1"))
+    try:
+        from distributed import Client
+
+        with Client(scheduler_file=str(file), timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            address = client.scheduler.address
+        yield address
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=30)
+        log.close()

@@ -1,0 +1,98 @@
+"""One function over many items: the same outcomes in this process, in several, and on a Dask cluster."""
+
+import os
+import time
+
+import pytest
+
+from utils import execution
+from utils.execution import free_memory_bytes, in_shard, outcomes
+from utils.settings import worker_count
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def pid_of(number: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os._exit(1)
+    time.sleep(0.2)  # long enough to be at work when the other dies
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_item_has_its_outcome(workers):
+    assert sorted(outcomes(square, range(7), workers=workers)) == [(n, n * n) for n in range(7)]
+
+
+def test_no_items_are_no_outcomes():
+    assert list(outcomes(square, [], workers=0)) == []
+
+
+def test_several_processes_share_the_work():
+    here = {pid for _, pid in outcomes(pid_of, range(4), workers=1)}
+    apart = {pid for _, pid in outcomes(pid_of, range(12), workers=2)}
+    assert here == {os.getpid()}
+    assert len(apart) == 2 and os.getpid() not in apart
+
+
+def test_the_largest_goes_first():
+    sizes = {"a": 3, "b": 9, "c": 1}
+    assert [item for item, _ in outcomes(str.upper, sizes, bytes_of=sizes.get)] == ["b", "a", "c"]
+
+
+def test_a_killed_process_costs_its_own_item_alone():
+    found = dict(outcomes(die_at_three, range(6), workers=2))
+    assert found.pop(3).startswith("a process that was killed")
+    assert found == {n: n for n in range(6) if n != 3}
+
+
+def test_what_starts_fits_into_the_memory():
+    base, size = execution.BASE_BYTES, 10 * execution.BASE_BYTES
+
+    def startable(waiting, running, budget, count=4):
+        return execution._startable(waiting, running, count, budget, lambda item: item)
+
+    assert startable([size, size, size], [], 2 * (base + size)) == [size, size]
+    assert startable([size, size], [size], 2 * (base + size)) == [size]
+    # The large one does not fit beside what runs; the small one behind it does.
+    assert startable([5 * size, size // 2], [size], 2 * (base + size)) == [size // 2]
+    assert startable([size], [], 0) == [size]  # nothing runs: one is tried whatever its size
+    assert startable([1, 1, 1], [1], 2**60, count=2) == [1]
+
+
+def test_the_free_memory_is_no_more_than_the_container_has(tmp_path, monkeypatch):
+    machine = free_memory_bytes()
+    assert machine > 0
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    monkeypatch.setattr(execution, "_CGROUP_DIRS", (tmp_path,))
+    assert free_memory_bytes() == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory_bytes() > 600_000
+
+
+def test_shards_hold_every_item_once():
+    items = list("abcdefg")
+    shards = [in_shard(items, f"{number}/3") for number in (1, 2, 3)]
+    assert shards == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
+    assert in_shard(items, None) == items
+
+
+def test_a_cluster_that_does_not_know_the_project_gives_the_same(scheduler):
+    found = sorted(outcomes(worker_count, range(1, 6), scheduler=scheduler))
+    assert found == [(n, n) for n in range(1, 6)]
+
+
+def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(execution, "CONNECT_SECONDS", 1)
+    with pytest.raises(
+        ValueError, match=r"--scheduler tcp://127\.0\.0\.1:9: expected a Dask scheduler, found"
+    ):
+        list(outcomes(square, [1], scheduler="tcp://127.0.0.1:9"))
