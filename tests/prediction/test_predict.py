@@ -322,3 +322,40 @@ def test_where_networks_are_looked_for(tmp_path, monkeypatch):
     assert predict.model_directories(settings) == (work / "models/segmentation", work / "models/heatmap")
     named = InferenceSettings(work_dir=work, model=tmp_path / "mine")
     assert predict.model_directories(named) == (tmp_path / "mine", work / "models/heatmap")
+
+
+# Several processes
+
+
+def files_of(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_path, scheduler, capsys):
+    for key in ("sub-a", "sub-b", "sub-c"):
+        write_column(tmp_path / "in" / f"{key}_ct.nii.gz")
+    (tmp_path / "in" / "sub-bad_ct.nii.gz").write_text("no scan")
+
+    def run(name, **how):
+        capsys.readouterr()
+        settings = settings_for(tmp_path / "in", output=tmp_path / name, work_dir=models, **how)
+        assert infer(settings) == (0 if how.get("shard") == "2/2" else 1)
+        return files_of(tmp_path / name), capsys.readouterr()
+
+    alone, said = run("alone")
+    assert "3 of 4 scans predicted" in said.out and "sub-bad_ct.nii.gz: expected" in said.err
+    assert len(alone) == 3 * 5
+    for how in ({"workers": 2}, {"scheduler": scheduler}):
+        found, said = run("divided" + "".join(how), **how)
+        assert found == alone
+        assert "3 of 4 scans predicted" in said.out and "sub-bad_ct.nii.gz: expected" in said.err
+    first, _ = run("shards", shard="1/2")
+    assert {name.split("/")[1] for name in first} == {"sub-a"}  # and the bad one, the third in order
+    assert run("shards", shard="2/2")[0] == alone
+
+
+def test_a_missing_network_is_said_once_whoever_would_load_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "STARTER_DIR", tmp_path / "starter")
+    scans = [write_column(tmp_path / f"sub-{key}_ct.nii.gz") for key in "ab"]
+    assert infer(settings_for(*scans, output=tmp_path / "out", work_dir=tmp_path / "work", workers=2)) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1

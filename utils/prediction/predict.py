@@ -7,6 +7,8 @@ answered at once.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 import sys
 import time
@@ -18,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from utils import execution
 from utils.imaging.own_cases import own_key
-from utils.imaging.volume import Volume, normalise_hu, read_ct, working_ct
+from utils.imaging.volume import Volume, native_bytes, normalise_hu, read_ct, working_ct
 from utils.prediction.derivatives import (
     CasePrediction,
     from_the_top_down,
@@ -31,7 +34,7 @@ from utils.prediction.derivatives import (
 )
 from utils.prediction.locate import PredictHeat, locate_spine
 from utils.prediction.traverse import FoundVertebra, PredictPatch, WalkSettings, walk
-from utils.settings import InferenceSettings, settings_as_json
+from utils.settings import InferenceSettings, settings_as_json, worker_count
 from utils.verse.cases import visible_files
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ _INDIFFERENT = (
     *("inputs", "output", "work_dir", "model", "heatmap_model"),
     *("workers", "scheduler", "shard", "seed", "device", "skip_bad"),
 )
+#: Peak memory of a scan: TensorFlow with the networks, and a multiple of the scan in float32.
+_NETWORK_BYTES, _PEAK_OF_NATIVE = 600 * 2**20, 4
 #: Counted up when predictions change their meaning, so that older ones are made again.
 _INFERENCE = 1
 
@@ -118,6 +123,8 @@ def infer(settings: InferenceSettings) -> int:
         command line.
     """
     try:
+        if settings.scheduler is not None:
+            settings = _with_absolute_paths(settings)
         scans, bad = find_scans(settings.inputs)
         _check_command_line(scans, settings)
         for line in bad:
@@ -131,6 +138,14 @@ def infer(settings: InferenceSettings) -> int:
         _complain(f"error: {error}")
         return 1
     return 1 if failed and not settings.skip_bad else 0
+
+
+def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
+    """The workers of a cluster may stand in other folders."""
+    places = {name: getattr(settings, name) for name in ("work_dir", "output", "model", "heatmap_model")}
+    absolute = {name: place.absolute() for name, place in places.items() if place is not None}
+    inputs = tuple(path.absolute() for path in settings.inputs)
+    return dataclasses.replace(settings, **absolute, inputs=inputs)
 
 
 # Scans ---------------------------------------------------------------------------------------------
@@ -417,50 +432,97 @@ def _record(scan: Scan, networks: Networks, settings: InferenceSettings) -> dict
     return {**plain, **facts, "scan": source, "networks": networks.origin}
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One scan, and how to segment it; picklable."""
+
+    scan: Scan
+    settings: InferenceSettings
+
+    @property
+    def peak_bytes(self) -> int:
+        return _NETWORK_BYTES + _PEAK_OF_NATIVE * native_bytes(self.scan.path)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a scan: what is said about it, a warning, or the error that made it a bad one."""
+
+    said: str = ""
+    warning: str = ""
+    error: str = ""
+
+
 def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
     """Run all scans; tells whether one was bad."""
+    if _is_divided(settings):
+        model_directories(settings)  # said once, before anything runs, if a network is not there
+    else:
+        _networks_of_process(settings)
+    jobs = [_Job(scan, settings) for scan in execution.in_shard(scans, settings.shard)]
+    bad = 0
+    with tqdm(total=len(jobs), desc="infer", unit="scan") as bar:
+        for outcome in _outcomes(jobs, settings):
+            if outcome.said:
+                tqdm.write(outcome.said)
+            for line in filter(None, (outcome.warning, outcome.error)):
+                _complain(line)
+            bad += bool(outcome.error)
+            bar.update()
+    print(f"{settings.output}: {len(jobs) - bad} of {len(jobs)} scans predicted.", flush=True)
+    return bad > 0
+
+
+def _is_divided(settings: InferenceSettings) -> bool:
+    """Whether other processes do the work; this one then leaves GPU and networks to them."""
+    return settings.scheduler is not None or worker_count(settings.workers) > 1
+
+
+def _outcomes(jobs: Sequence[_Job], settings: InferenceSettings) -> Iterator[_Outcome]:
+    if not _is_divided(settings):
+        yield from map(_attempt, jobs)  # in the order of the command line
+        return
+    places = {"workers": settings.workers, "scheduler": settings.scheduler}
+    for job, result in execution.outcomes(_attempt, jobs, **places, bytes_of=lambda job: job.peak_bytes):
+        killed = isinstance(result, str)
+        yield _bad(job.scan, f"expected to be segmented, found {result}") if killed else result
+
+
+def _attempt(job: _Job) -> _Outcome:
+    """Do one scan; whatever is wrong with it must not end the others."""
+    scan = job.scan
+    try:
+        return _do_case(scan, _networks_of_process(job.settings), job.settings)
+    except ValueError as error:
+        return _bad(scan, str(error))
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        return _bad(scan, f"{type(error).__name__}: {first_line}")
+
+
+def _bad(scan: Scan, error: str) -> _Outcome:
+    named = str(scan.path) in error
+    return _Outcome(error=f"bad scan: {error}" if named else f"bad scan: {scan.path}: {error}")
+
+
+@functools.lru_cache(maxsize=1)
+def _networks_of_process(settings: InferenceSettings) -> Networks:
+    """Choose the device and load the networks, once a process."""
     from utils.learning.runtime import choose_device
 
     choose_device(settings.device)
-    networks = load_networks(settings)
-    bad = []
-    with tqdm(total=len(scans), desc="infer", unit="scan") as bar:
-        for scan, error in _attempts(scans, networks, settings):
-            if error:
-                bad.append(scan)
-                _complain(f"bad scan: {error}")
-            bar.update()
-    print(f"{settings.output}: {len(scans) - len(bad)} of {len(scans)} scans predicted.", flush=True)
-    return bool(bad)
+    return load_networks(settings)
 
 
-def _attempts(
-    scans: Sequence[Scan], networks: Networks, settings: InferenceSettings
-) -> Iterator[tuple[Scan, str]]:
-    """Do one scan after the other; gives what was wrong with each, or ""."""
-    for scan in scans:
-        try:
-            _do_case(scan, networks, settings)
-            yield scan, ""
-        except ValueError as error:
-            named = str(scan.path) in str(error)
-            yield scan, str(error) if named else f"{scan.path}: {error}"
-        except Exception as error:  # whatever is wrong with one scan must not end the others
-            first_line = (str(error).splitlines() or [""])[0]
-            yield scan, f"{scan.path}: {type(error).__name__}: {first_line}"
-
-
-def _do_case(scan: Scan, networks: Networks, settings: InferenceSettings) -> None:
+def _do_case(scan: Scan, networks: Networks, settings: InferenceSettings) -> _Outcome:
     if _is_done(scan, networks, settings):
-        tqdm.write(f"{scan.key}: already predicted")
-        return
+        return _Outcome(f"{scan.key}: already predicted")
     started = time.perf_counter()
     prediction, warning = predict_case(scan, networks, settings)
     write_case(prediction, settings.output)
-    if warning:
-        _complain(f"warning: {scan.path}: {warning}.")
     seconds = time.perf_counter() - started
-    tqdm.write(f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s")
+    said = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
+    return _Outcome(said, f"warning: {scan.path}: {warning}." if warning else "")
 
 
 def _is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:
