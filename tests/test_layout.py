@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
-COMMON = ("utils.settings", "utils.files", "utils.execution")
+COMMON = ("utils.settings", "utils.files", "utils.tables", "utils.execution")
 # What each part may import of the project, beside itself.
 ALLOWED = {
     "utils/settings.py": (),
     "utils/files.py": (),
+    "utils/tables.py": (),
     "utils/execution.py": ("utils.settings",),
     "utils/verse": COMMON,
     "utils/imaging": (*COMMON, "utils.verse"),
@@ -19,7 +20,7 @@ ALLOWED = {
     "ML_3D_Unet": (),
 }
 WITHOUT_TENSORFLOW = (
-    *("utils/settings.py", "utils/files.py", "utils/execution.py"),
+    *("utils/settings.py", "utils/files.py", "utils/tables.py", "utils/execution.py"),
     *("utils/verse", "utils/imaging"),
 )
 

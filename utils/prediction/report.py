@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from utils.files import written_whole
 from utils.prediction.metrics import Numbering, VertebraScore
+from utils.tables import cell, markdown_table
 from utils.verse.labels import LEVEL_NAMES, name_of_code, rank_of_code, region_of_code
 
 Status = Literal["scored", "no prediction", "bad prediction", "bad reference"]
@@ -197,22 +198,13 @@ def case_line(result: CaseResult) -> str:
     """Give a case's scores in one line, for the log."""
     scores = vertebra_scores(vertebra_table([result]))
     counts = f"{scores['found']} of {scores['vertebrae']} found, {scores['extra']} extra"
-    return f"{result.key}: {result.status}, {counts}, mean Dice {_cell(scores['mean_dice'])}"
+    return f"{result.key}: {result.status}, {counts}, mean Dice {cell(scores['mean_dice'])}"
 
 
 def overall_table(scores: dict[str, Any]) -> str:
     """Give the summary as text in two columns, for the terminal and the page."""
     rows = [{"score": name, "value": value} for name, value in scores.items() if name != "bad_cases"]
     return markdown_table(pd.DataFrame(rows, dtype=object))
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """Give a table in Markdown, padded so that it reads well as plain text too; "–" stands for no value."""
-    cells = [list(table.columns), *([_cell(value) for value in row] for row in table.itertuples(index=False))]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
-    lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths)) for row in cells]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def dice_figure(vertebrae: pd.DataFrame, *, found_dice: float) -> Figure:
@@ -287,9 +279,3 @@ def _table_order(score: VertebraScore) -> tuple[bool, int]:
 def _mean(values: pd.Series) -> float | None:
     mean = values.astype(float).mean()
     return None if math.isnan(mean) else float(mean)
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,529 @@
+"""What one case of a data set holds and what is odd about it, measured on its native grid.
+
+A case is read as the pre-processing reads it, so whatever that would refuse is a bad finding here. The
+rest are remarks: the case can be used, but whoever uses it should know. CT and mask are in memory one
+after the other, never both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import nibabel
+import numpy as np
+from nibabel.imageglobals import logger as nibabel_logger
+from scipy import ndimage
+
+from utils.imaging.centroids import Centroids, read_centroids
+from utils.imaging.volume import Grid, Volume, read_ct, read_mask, transform_points
+from utils.verse.cases import Case
+from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, rank_of_code
+
+UNREADABLE = "unreadable file"
+SHAPES_DIFFER = "shapes differ"
+POSITIONS_DIFFER = "positions differ"
+UNKNOWN_LABELS = "labels outside the table"
+NO_VERTEBRA = "no vertebra"
+#: Kinds of findings that make a case useless until it is mended.
+BAD_KINDS = (UNREADABLE, SHAPES_DIFFER, POSITIONS_DIFFER, UNKNOWN_LABELS, NO_VERTEBRA)
+
+INCOMPLETE = "incomplete"
+NO_CENTROIDS = "no centroid file"
+LABELS_DIFFER = "labels of mask and centroids differ"
+CENTROID_OUTSIDE = "centroid outside its vertebra"
+STRAY_COMPONENTS = "stray components"
+LEVELS_MISSING = "gap in the levels"
+FLOAT_NOISE = "float noise"
+NO_NUMBERS = "voxels without a number"
+FORMS_DIFFER = "qform and sform differ"
+#: Kinds of findings that a case can be used with.
+REMARK_KINDS = (
+    *(INCOMPLETE, NO_CENTROIDS, LABELS_DIFFER, CENTROID_OUTSIDE, STRAY_COMPONENTS, LEVELS_MISSING),
+    *(FLOAT_NOISE, NO_NUMBERS, FORMS_DIFFER),
+)
+
+#: Peak memory of checking a case, as a multiple of its image in float32: a mask in float64 and its copy.
+PEAK_OF_NATIVE = 4
+
+#: Smallest component beside the main one that is a stray, in voxels. On VerSe masks single voxels that
+#: touch their vertebra only by an edge or a corner come from resampling (4 of 26 vertebrae in three
+#: cases); they are an artefact of the grid, so the limit is in voxels and not in mm³.
+LEAST_STRAY_VOXELS = 2
+#: VerSe's centroid is the centre of the vertebral body. In three cases all 25 of C2 to L5 lie in a voxel of
+#: their label; 2 mm (a voxel of the coarsest of them) allow for rounding and for a fractured body.
+CENTROID_TOLERANCE_MM = 2.0
+#: C1 has no body; its point lies in its ring (9.4 mm from the bone in one case), which is 32 mm wide.
+C1_TOLERANCE_MM = 16.0
+#: Two grids are the same if no corner lies further apart, in voxels; the rule of `volume.read_pair`.
+SAME_GRID_VOXELS = 0.1
+
+_C1, _T11, _T12, _L1 = (code_of_name(name) for name in ("C1", "T11", "T12", "L1"))
+#: Levels that most people do not have: their absence is no gap.
+_SUPERNUMERARY = ("T13", "L6")
+_SLAB_VOXELS = 2**24
+#: How the readers say that a file is whole but does not fit.
+_KIND_OF_WORDS = {"expected VerSe labels": UNKNOWN_LABELS, "expected points inside": POSITIONS_DIFFER}
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something odd about a case.
+
+    Attributes
+    ----------
+    kind : str
+        One of `BAD_KINDS` or `REMARK_KINDS`.
+    what : str
+        What was found, in words.
+    file : Path or None
+        The file, None if it is the case as a whole.
+    """
+
+    kind: str
+    what: str
+    file: Path | None = None
+
+    @property
+    def bad(self) -> bool:
+        """Whether the case is unreadable or inconsistent."""
+        return self.kind in BAD_KINDS
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a NIfTI file says of itself.
+
+    Attributes
+    ----------
+    grid : Grid
+        Shape and affine, as nibabel resolves it.
+    number_type : str
+        Type of the stored numbers, such as "uint8".
+    form_codes : tuple of int, (2,)
+        Codes of qform and sform.
+    forms_apart_mm : float
+        Largest distance of a corner by qform from the same by sform, in mm; 0 unless both are set.
+    as_integers : bool
+        Whether whole numbers are stored and not scaled.
+    """
+
+    grid: Grid
+    number_type: str
+    form_codes: tuple[int, int]
+    forms_apart_mm: float
+    as_integers: bool
+
+    @property
+    def axes(self) -> str:
+        """Where the axes point to, such as "PIR"."""
+        return "".join(nibabel.aff2axcodes(self.grid.affine))
+
+
+@dataclass(frozen=True)
+class VertebraFacts:
+    """One vertebra of a mask.
+
+    Attributes
+    ----------
+    code : int
+        VerSe label.
+    voxels : int
+        Voxels of the label.
+    volume_mm3 : float
+        Their volume.
+    components : int
+        Parts that are connected by faces of voxels.
+    strays : tuple of int
+        Voxels of every part beside the largest with at least `LEAST_STRAY_VOXELS`, largest first.
+    touches_border : bool
+        Whether a voxel lies on one of the six faces of the volume.
+    centroid_distance_mm : float or None
+        Distance of the centroid to the nearest voxel's centre; 0 in a voxel of the label, None without one.
+    """
+
+    code: int
+    voxels: int
+    volume_mm3: float
+    components: int
+    strays: tuple[int, ...]
+    touches_border: bool
+    centroid_distance_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """One case.
+
+    Attributes
+    ----------
+    case : Case
+        Its files.
+    ct, mask : ImageFacts or None
+        None where there is no file, or none that can be read.
+    hu_range : tuple of float, (2,) or None
+        Smallest and largest HU of the CT.
+    vertebrae : tuple of VertebraFacts
+        From the top of the spine down.
+    findings : tuple of Finding
+        What is odd.
+    """
+
+    case: Case
+    ct: ImageFacts | None = None
+    mask: ImageFacts | None = None
+    hu_range: tuple[float, float] | None = None
+    vertebrae: tuple[VertebraFacts, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def image(self) -> ImageFacts | None:
+        """The CT's facts, else those of the mask."""
+        return self.ct or self.mask
+
+    @property
+    def bad(self) -> bool:
+        """Whether the case is unreadable or inconsistent."""
+        return any(finding.bad for finding in self.findings)
+
+    @property
+    def anomalies(self) -> list[str]:
+        """Supernumerary and absent levels, as `anomalies_of`."""
+        return anomalies_of([vertebra.code for vertebra in self.vertebrae])
+
+
+def check_case(case: Case) -> CaseFacts:
+    """Read and measure a case; whatever is wrong with it is a finding, so that it ends no run.
+
+    Parameters
+    ----------
+    case : Case
+        Any case of the index, complete or not.
+
+    Returns
+    -------
+    CaseFacts
+        What could be measured, and what is odd.
+    """
+    try:
+        return _checked(case)
+    except Exception as problem:
+        what = f"expected to be read, found {type(problem).__name__}: {problem}"
+        return CaseFacts(case, findings=(Finding(UNREADABLE, what),))
+
+
+def anomalies_of(codes: Sequence[int]) -> list[str]:
+    """Name the anomalies of the levels of one spine.
+
+    Parameters
+    ----------
+    codes : sequence of int
+        VerSe labels.
+
+    Returns
+    -------
+    list of str
+        Of "L6", "T13" and "T12 absent". T12 counts as absent only between T11 and L1: elsewhere it may lie
+        outside the scan.
+    """
+    found = [name for name in _SUPERNUMERARY if code_of_name(name) in codes]
+    if {_T11, _L1} <= set(codes) and _T12 not in codes:
+        found.append("T12 absent")
+    return sorted(found)
+
+
+def missing_levels(codes: Sequence[int]) -> list[str]:
+    """Name the levels that are not there between the highest and the lowest that are.
+
+    L6 and T13 are not missed, nor is T12 where it is an anomaly (`anomalies_of`).
+    """
+    if not codes:
+        return []
+    ranks = [rank_of_code(code) for code in codes]
+    absent = [LEVEL_NAMES[rank - 1] for rank in range(min(ranks), max(ranks)) if rank not in ranks]
+    ignored = (*_SUPERNUMERARY, *(["T12"] if "T12 absent" in anomalies_of(codes) else []))
+    return [name for name in absent if name not in ignored]
+
+
+def vertebra_facts(mask: Volume) -> list[VertebraFacts]:
+    """Measure every vertebra of a mask.
+
+    Parameters
+    ----------
+    mask : Volume of uint8
+        VerSe codes.
+
+    Returns
+    -------
+    list of VertebraFacts
+        From the top of the spine down, without centroids.
+    """
+    boxes = {index + 1: box for index, box in enumerate(ndimage.find_objects(mask.data)) if box is not None}
+    voxel_mm3 = float(abs(np.linalg.det(mask.affine[:3, :3])))
+    return [_vertebra(mask, code, boxes[code], voxel_mm3) for code in sorted(boxes, key=rank_of_code)]
+
+
+def distance_to_label_mm(mask: Volume, code: int, point_mm: np.ndarray) -> float:
+    """Measure how far a point lies from a label.
+
+    Parameters
+    ----------
+    mask : Volume of uint8
+        VerSe codes; the label is among them.
+    code : int
+        The label.
+    point_mm : np.ndarray, (3,)
+        World coordinates in mm, RAS+.
+
+    Returns
+    -------
+    float
+        mm to the nearest centre of a voxel of the label; 0 if the point lies in such a voxel.
+    """
+    point = transform_points(point_mm, np.eye(4), mask.affine)[0]
+    nearest = np.rint(point).astype(int)
+    if np.all((nearest >= 0) & (nearest < mask.shape)) and mask.data[tuple(nearest)] == code:
+        return 0.0
+    box = ndimage.find_objects(mask.data, max_label=code)[code - 1]
+    voxels = np.argwhere(mask.data[box] == code) + [side.start for side in box]
+    return float(np.linalg.norm((voxels - point) @ mask.affine[:3, :3].T, axis=1).min())
+
+
+def float_noise(values: np.ndarray) -> tuple[int, float]:
+    """Count the numbers of a mask that are not whole, and give the largest distance to a whole one.
+
+    Parameters
+    ----------
+    values : np.ndarray, (i, j, k)
+        Numbers as stored.
+
+    Returns
+    -------
+    int, float
+        Voxels, and the distance (0 to .5); NaN is left out.
+    """
+    voxels, largest = 0, 0.0
+    for slab in _slabs(values):
+        off = np.abs(slab - np.rint(slab))
+        off = off[np.isfinite(off) & (off > 0)]
+        voxels, largest = voxels + off.size, max(largest, float(off.max(initial=0)))
+    return voxels, largest
+
+
+# One case ------------------------------------------------------------------------------------------
+
+
+def _checked(case: Case) -> CaseFacts:
+    findings = list(_absent(case))
+    ct = _attempt(_ct_facts, case.ct, findings)
+    mask = _attempt(_mask_facts, case.mask, findings)
+    facts = CaseFacts(case)
+    if ct is not None:
+        facts = replace(facts, ct=ct[0], hu_range=ct[1])
+    if mask is not None:
+        facts = replace(facts, mask=mask[0])
+        findings.extend(_grid_findings(facts))
+    volume = mask[1] if mask is not None else None
+    vertebrae = vertebra_facts(volume) if volume is not None else []
+    centroids = None
+    if facts.image is not None:
+        grid = facts.image.grid
+        centroids = _attempt(lambda path, _: read_centroids(path, grid), case.centroids, findings)
+    if volume is not None and centroids is not None:
+        vertebrae = _with_distances(vertebrae, volume, centroids)
+        findings.extend(_label_findings(case, vertebrae, centroids))
+    if volume is not None:
+        findings.extend(_vertebra_findings(case, vertebrae))
+    return replace(facts, vertebrae=tuple(vertebrae), findings=tuple(findings))
+
+
+def _absent(case: Case) -> Iterator[Finding]:
+    if not case.complete:
+        yield Finding(INCOMPLETE, f"no {', no '.join(case.missing())}")
+    elif case.centroids is None:
+        yield Finding(NO_CENTROIDS, "the pre-processing derives them from the mask")
+
+
+def _attempt(
+    read: Callable[[Path, list[Finding]], Read], path: Path | None, findings: list[Finding]
+) -> Read | None:
+    """Read a file if there is one; an error becomes a finding."""
+    if path is None:
+        return None
+    try:
+        return read(path, findings)
+    except ValueError as error:
+        what = str(error).removeprefix(f"{path}: ").rstrip(".")
+        kind = next((kind for words, kind in _KIND_OF_WORDS.items() if words in what), UNREADABLE)
+        findings.append(Finding(kind, what, path))
+        return None
+
+
+def _ct_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, tuple[float, float]]:
+    ct = read_ct(path)
+    facts, hu_range = _image_facts(path, ct.grid), (float(ct.data.min()), float(ct.data.max()))
+    del ct  # before the stored numbers are read beside it
+    findings.extend(_header_findings(path, facts))
+    if not facts.as_integers:
+        findings.extend(_gap_findings(path, _stored(path), "read as air"))
+    return facts, hu_range
+
+
+def _mask_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, Volume]:
+    mask = read_mask(path)
+    facts = _image_facts(path, mask.grid)
+    findings.extend(_header_findings(path, facts))
+    if not facts.as_integers:
+        values = _stored(path)
+        findings.extend(_gap_findings(path, values, "read as background"))
+        voxels, largest = float_noise(values)
+        if voxels:
+            what = f"{voxels} voxels of {facts.number_type} are no whole numbers, off by up to {largest:.2g}"
+            findings.append(Finding(FLOAT_NOISE, what, path))
+    if not mask.data.any():
+        findings.append(Finding(NO_VERTEBRA, "expected at least one vertebra, found none", path))
+    return facts, mask
+
+
+def _image_facts(path: Path, grid: Grid) -> ImageFacts:
+    image = _opened(path)
+    header = image.header
+    codes = (int(header["qform_code"]), int(header["sform_code"]))
+    apart = 0.0
+    if min(codes) > 0:
+        by_qform, by_sform = (_corners_mm(grid, form) for form in (header.get_qform(), header.get_sform()))
+        apart = float(np.linalg.norm(by_qform - by_sform, axis=1).max())
+    proxy = image.dataobj
+    as_integers = proxy.dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0)
+    return ImageFacts(grid, proxy.dtype.name, codes, apart, as_integers)
+
+
+def _opened(path: Path) -> nibabel.Nifti1Image:
+    """Open a file that `volume` has read already, without nibabel's remarks on its header."""
+    before = nibabel_logger.disabled
+    nibabel_logger.disabled = True
+    try:
+        return nibabel.load(path)
+    finally:
+        nibabel_logger.disabled = before
+
+
+def _stored(path: Path) -> np.ndarray:
+    return _opened(path).get_fdata(dtype=np.float32, caching="unchanged")
+
+
+def _slabs(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Give a volume in parts along its last axis, so that what is computed of one stays small."""
+    step = max(1, _SLAB_VOXELS // max(1, values[..., 0].size))
+    yield from (values[..., begin : begin + step] for begin in range(0, values.shape[-1], step))
+
+
+# Findings ------------------------------------------------------------------------------------------
+
+
+def _header_findings(path: Path, facts: ImageFacts) -> Iterator[Finding]:
+    # A tenth of a voxel, as for two files.
+    if facts.forms_apart_mm > SAME_GRID_VOXELS * facts.grid.spacing_mm.min():
+        what = f"corners lie up to {facts.forms_apart_mm:.2g} mm apart; the sform is used"
+        yield Finding(FORMS_DIFFER, what, path)
+
+
+def _gap_findings(path: Path, values: np.ndarray, reading: str) -> Iterator[Finding]:
+    gaps = sum(int(np.count_nonzero(~np.isfinite(slab))) for slab in _slabs(values))
+    if gaps:
+        yield Finding(NO_NUMBERS, f"{gaps} voxels are NaN or infinite, {reading}", path)
+
+
+def _grid_findings(facts: CaseFacts) -> Iterator[Finding]:
+    """Compare the grids of CT and mask."""
+    if facts.ct is None or facts.mask is None:
+        return
+    ct, mask = facts.ct.grid, facts.mask.grid
+    if ct.shape != mask.shape:
+        what = f"expected the shape of the CT, {_times(ct.shape)}, found {_times(mask.shape)}"
+        yield Finding(SHAPES_DIFFER, what, facts.case.mask)
+        return
+    corners = _corners(ct.shape)
+    apart = np.abs(transform_points(corners, mask.affine, ct.affine) - corners).max()
+    if apart > SAME_GRID_VOXELS:
+        what = f"expected the position of the CT, found corners {apart:.2g} voxels apart"
+        yield Finding(POSITIONS_DIFFER, what, facts.case.mask)
+
+
+def _vertebra_findings(case: Case, vertebrae: Sequence[VertebraFacts]) -> Iterator[Finding]:
+    for vertebra in vertebrae:
+        if vertebra.strays:
+            voxel_mm3 = vertebra.volume_mm3 / vertebra.voxels
+            sizes = ", ".join(f"{size} voxels ({size * voxel_mm3:.1f} mm³)" for size in vertebra.strays)
+            what = f"{name_of_code(vertebra.code)} is in {vertebra.components} parts; strays: {sizes}"
+            yield Finding(STRAY_COMPONENTS, what, case.mask)
+    missing = missing_levels([vertebra.code for vertebra in vertebrae])
+    if missing:
+        yield Finding(LEVELS_MISSING, f"no {', no '.join(missing)}", case.mask)
+
+
+def _label_findings(
+    case: Case, vertebrae: Sequence[VertebraFacts], centroids: Centroids
+) -> Iterator[Finding]:
+    """Compare the vertebrae of the mask with the points of the centroid file."""
+    in_mask, in_file = {vertebra.code for vertebra in vertebrae}, {int(code) for code in centroids.codes}
+    for one, other, text in (
+        (in_file, in_mask, "in the centroid file only"),
+        (in_mask, in_file, "in the mask only"),
+    ):
+        if one - other:
+            names = ", ".join(name_of_code(code) for code in sorted(one - other, key=rank_of_code))
+            yield Finding(LABELS_DIFFER, f"{names} {text}", case.centroids)
+    for vertebra in vertebrae:
+        distance_mm = vertebra.centroid_distance_mm
+        tolerance_mm = C1_TOLERANCE_MM if vertebra.code == _C1 else CENTROID_TOLERANCE_MM
+        if distance_mm is not None and distance_mm > tolerance_mm:
+            what = f"{name_of_code(vertebra.code)}: {distance_mm:.1f} mm from its nearest voxel"
+            yield Finding(CENTROID_OUTSIDE, what, case.centroids)
+
+
+# Measures ------------------------------------------------------------------------------------------
+
+
+def _vertebra(mask: Volume, code: int, box: tuple[slice, ...], voxel_mm3: float) -> VertebraFacts:
+    vertebra = mask.data[box] == code
+    parts, _ = ndimage.label(vertebra)
+    sizes = np.sort(np.bincount(parts[vertebra])[1:])[::-1]
+    touches = any(side.start == 0 or side.stop == voxels for side, voxels in zip(box, mask.shape))
+    return VertebraFacts(
+        code=code,
+        voxels=int(sizes.sum()),
+        volume_mm3=float(sizes.sum() * voxel_mm3),
+        components=len(sizes),
+        strays=tuple(int(size) for size in sizes[1:] if size >= LEAST_STRAY_VOXELS),
+        touches_border=touches,
+    )
+
+
+def _with_distances(
+    vertebrae: Sequence[VertebraFacts], mask: Volume, centroids: Centroids
+) -> list[VertebraFacts]:
+    points_mm = dict(zip(centroids.codes.tolist(), centroids.points_mm))
+    return [
+        replace(each, centroid_distance_mm=distance_to_label_mm(mask, each.code, points_mm[each.code]))
+        if each.code in points_mm
+        else each
+        for each in vertebrae
+    ]
+
+
+def _corners(shape: Sequence[int]) -> np.ndarray:
+    """Voxel indices of the eight corners, (8, 3)."""
+    return np.array(list(itertools.product(*((0, voxels - 1) for voxels in shape))))
+
+
+def _corners_mm(grid: Grid, affine: np.ndarray) -> np.ndarray:
+    return transform_points(_corners(grid.shape), affine, np.eye(4))
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
