@@ -3,6 +3,7 @@
 Reads   nothing (--source phantom), a VerSe tree or its zip archives (--source PATH), or one labelled
         CT (--source pairs --ct CT --mask MASK --split training).
 Writes  DATA_DIR/dataset-<...>/rawdata|derivatives/sub-<...>/ (CT, mask, centroids); prints what is there.
+        With --report nothing is got: DATA_DIR/report/ says what is in DATA_DIR and what is odd about it.
 Run     python get_verse_data.py --source phantom --data-dir data --phantoms 12 3 5 --seed 0
 Time    a few seconds a phantom and core; copying is as fast as the disk.
 
@@ -11,13 +12,16 @@ Exit status 1 if something could not be read (with --skip-bad 0), 2 for a wrong 
 
 import sys
 
+from utils.imaging.data_report import report_data
 from utils.imaging.own_cases import add_own_case
 from utils.settings import DataSettings, settings_from_command_line
 from utils.verse.download import get_data
 
 
 def main(settings: DataSettings) -> int:
-    """Put the data set on disk and give the exit status."""
+    """Put the data set on disk, or report on it, and give the exit status."""
+    if settings.report:
+        return report_data(settings)
     return get_data(settings, sources={"pairs": add_own_case})
 
 

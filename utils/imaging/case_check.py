@@ -63,7 +63,7 @@ SAME_GRID_VOXELS = 0.1
 
 _C1, _T11, _T12, _L1 = (code_of_name(name) for name in ("C1", "T11", "T12", "L1"))
 #: Levels that most people do not have: their absence is no gap.
-_SUPERNUMERARY = ("T13", "L6")
+SUPERNUMERARY = ("T13", "L6")
 _SLAB_VOXELS = 2**24
 #: How the readers say that a file is whole but does not fit.
 _KIND_OF_WORDS = {"expected VerSe labels": UNKNOWN_LABELS, "expected points inside": POSITIONS_DIFFER}
@@ -230,7 +230,7 @@ def anomalies_of(codes: Sequence[int]) -> list[str]:
         Of "L6", "T13" and "T12 absent". T12 counts as absent only between T11 and L1: elsewhere it may lie
         outside the scan.
     """
-    found = [name for name in _SUPERNUMERARY if code_of_name(name) in codes]
+    found = [name for name in SUPERNUMERARY if code_of_name(name) in codes]
     if {_T11, _L1} <= set(codes) and _T12 not in codes:
         found.append("T12 absent")
     return sorted(found)
@@ -245,7 +245,7 @@ def missing_levels(codes: Sequence[int]) -> list[str]:
         return []
     ranks = [rank_of_code(code) for code in codes]
     absent = [LEVEL_NAMES[rank - 1] for rank in range(min(ranks), max(ranks)) if rank not in ranks]
-    ignored = (*_SUPERNUMERARY, *(["T12"] if "T12 absent" in anomalies_of(codes) else []))
+    ignored = (*SUPERNUMERARY, *(["T12"] if "T12 absent" in anomalies_of(codes) else []))
     return [name for name in absent if name not in ignored]
 
 

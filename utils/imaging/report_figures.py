@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from utils.imaging.case_check import SUPERNUMERARY
 from utils.verse.cases import SPLITS
 from utils.verse.labels import LEVEL_NAMES
 
@@ -36,9 +38,10 @@ def levels_figure(vertebrae: pd.DataFrame) -> Figure:
     Returns
     -------
     Figure
-        Levels from the top of the spine on x, the number of vertebrae over each.
+        Levels from the highest to the lowest on x, those between them that are nowhere included; the number
+        of vertebrae over each.
     """
-    levels = [name for name in LEVEL_NAMES if (vertebrae["level"] == name).any()]
+    levels = levels_between(set(vertebrae["level"]))
     figure = Figure(figsize=(max(5.0, 1.5 + 0.4 * len(levels)), 4.0), layout="constrained")
     axes = figure.subplots()
     bottom = np.zeros(len(levels), int)
@@ -58,6 +61,13 @@ def levels_figure(vertebrae: pd.DataFrame) -> Figure:
     axes.yaxis.get_major_locator().set_params(integer=True)
     _finish(figure, axes)
     return figure
+
+
+def levels_between(present: Collection[str]) -> list[str]:
+    """Give the levels from the highest to the lowest of some; T13 and L6 only if they are among them."""
+    ranks = [LEVEL_NAMES.index(name) for name in present]
+    span = LEVEL_NAMES[min(ranks) : max(ranks) + 1] if ranks else ()
+    return [name for name in span if name in present or name not in SUPERNUMERARY]
 
 
 def geometry_figure(cases: pd.DataFrame) -> Figure:
@@ -88,6 +98,7 @@ def geometry_figure(cases: pd.DataFrame) -> Figure:
         known = int(cases.loc[cases["split"] == split, "spacing_ap_mm"].notna().sum())
         label = f"{split or 'no split'} ({known})"
         columns[0].plot([], [], "o", color=SPLIT_COLOURS[split], label=label)
+    columns[0].plot([], [], color="black", linewidth=1.2, label="median of a split")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -102,11 +113,11 @@ def _draw_direction(axes: Any, row: int, cases: pd.DataFrame, column: str) -> No
             continue
         middle = row - 0.4 + height * (lane + 0.5)
         spread = (np.arange(1, values.size + 1) * _GOLDEN % 1 - 0.5) * 0.7 if values.size > 1 else np.zeros(1)
-        axes.plot(
-            values, middle + height * spread, "o", color=SPLIT_COLOURS[split], markersize=4, alpha=0.5, mew=0
-        )
         reach = [middle - 0.45 * height, middle + 0.45 * height]
         axes.plot([np.median(values)] * 2, reach, color="black", linewidth=1.2)
+        axes.plot(
+            values, middle + height * spread, "o", color=SPLIT_COLOURS[split], markersize=4, alpha=0.6, mew=0
+        )
 
 
 def _finish(figure: Figure, axes: Any) -> None:
