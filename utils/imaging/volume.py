@@ -318,9 +318,9 @@ def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibab
         raise ValueError(f"{path}: expected a volume with 3 axes, found shape {image.shape}.")
     for expected, found in _faults(stored):
         raise ValueError(f"{path}: expected {expected}, found {found}.")
+    _check_size(path, image)
     with _silent():
         _check_spacing(path, image, stored)
-    _check_size(path, image)
     return image
 
 
@@ -444,7 +444,7 @@ def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
 
 def _check_labels(path: Path, present: np.ndarray) -> None:
     codes = np.rint(present)
-    known = np.isin(codes, (0, *CODES)) & (np.abs(present - codes) <= _LABEL_TOLERANCE)
+    known = np.isin(codes, (0, *CODES)) & np.isclose(present, codes, rtol=0, atol=_LABEL_TOLERANCE)
     unknown = [f"{value:g}" for value in present[~known]]
     if unknown:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
