@@ -1,10 +1,22 @@
 """The index of VerSe trees: pairing by whole key, splits by folder, and what is refused."""
 
+import random
 from pathlib import Path
 
 import pytest
 
-from utils.verse.cases import Case, index_cases, parse_case_file, subject_of, subjects_in_several_splits
+from utils.verse.cases import (
+    RELEASED_PATIENTS,
+    RELEASED_SERIES,
+    Case,
+    index_cases,
+    is_of_older_release,
+    missing_of_release,
+    parse_case_file,
+    series_of_release,
+    subject_of,
+    subjects_in_several_splits,
+)
 
 REAL_DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 TRAINING = "dataset-verse19training"
@@ -24,6 +36,77 @@ def put_case(top, key, *, roles=("ct", "mask", "centroids")):
         "centroids": top / "derivatives" / subject / f"{key}_seg-subreg_ctd.json",
     }
     return {role: put(places[role], f"{role} of {key}") for role in roles}
+
+
+# Every form of DESIGN.md, section 5, and of BIDS: folder of the data set, key, folder below rawdata or
+# derivatives, centroid suffix, end of the images.
+FORMS = [
+    ("VerSe19/dataset-verse19training", "sub-verse004", "sub-verse004", "vb", ".nii.gz"),
+    ("VerSe19/dataset-verse19training", "sub-verse401_split-verse253", "sub-verse401", "subreg", ".nii.gz"),
+    ("VerSe19/dataset-verse19training", "sub-verse401_split-verse260", "sub-verse401", "vb", ".nii"),
+    ("VerSe19/dataset-verse19validation", "sub-verse400_split-verse090", "sub-verse400", "vb", ".nii.gz"),
+    ("VerSe20/dataset-verse20test", "sub-gl003_dir-ax", "sub-gl003", "subreg", ".nii.gz"),
+    ("VerSe20/dataset-01training", "sub-verse500_dir-ax", "sub-verse500", "subreg", ".nii.gz"),
+    ("VerSe20/dataset-01training", "sub-verse525_dir-sag", "sub-verse525", "vb", ".nii"),
+    ("VerSe20/02_validation", "sub-verse646_dir-iso", "sub-verse646", "subreg", ".nii.gz"),
+    ("mirror/dataset-03test/dataset-03test", "sub-gl017", "sub-gl017", "subreg", ".nii.gz"),
+    ("bids", "sub-a1_ses-y", "sub-a1/ses-y", "subreg", ".nii.gz"),
+    ("bids", "sub-a1_ses-z_dir-ax", "sub-a1/ses-z", "vb", ".nii.gz"),
+    ("dataset-owntest", "sub-my-scan_ct", "sub-my-scan_ct", "vb", ".nii.gz"),
+]
+
+
+def form_paths(top, form):
+    folder, key, below, points, end = form
+    derived = top / folder / "derivatives" / ("pipeline/" + below if folder == "bids" else below)
+    return {
+        "ct": top / folder / "rawdata" / below / f"{key}_ct{end}",
+        "mask": derived / f"{key}_seg-vert_msk{end}",
+        "centroids": derived / f"{key}_seg-{points}_ctd.json",
+    }
+
+
+@pytest.mark.parametrize("missing", [None, "ct", "mask", "centroids"])
+@pytest.mark.parametrize("seed", range(5))
+def test_names_of_every_form_in_any_order_with_one_part_missing_each(tmp_path, seed, missing):
+    present = {
+        form: {role: path for role, path in form_paths(tmp_path, form).items() if role != missing}
+        for form in FORMS
+    }
+    created = [path for paths in present.values() for path in paths.values()]
+    random.Random(seed).shuffle(created)
+    for path in created:
+        put(path, path.name)
+    put(tmp_path / "VerSe20" / "dataset-01training" / "derivatives" / "sub-verse500" / "verse500_snp.png")
+    splits = [
+        *(["training"] * 3 + ["validation", "test"]),
+        *("training", "training", "validation", "test", "", "", "test"),
+    ]
+    years = [2019, 2019, 2019, 2019, 2020, 2020, 2020, 2020, 2020, None, None, None]
+    expected = [
+        (Case(form[1], form[2].split("/")[0], split, **present[form]), year)
+        for form, split, year in zip(FORMS, splits, years, strict=True)
+    ]
+    found = index_cases(tmp_path)
+    assert [(case, case.year) for case in found] == sorted(expected, key=lambda pair: pair[0].key)
+    names = {"ct": ["CT"], "mask": ["mask"], "centroids": ["centroids"], None: []}
+    assert {tuple(case.missing()) for case in found} == {tuple(names[missing])}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_case_misses_another_part(tmp_path, seed):
+    rng = random.Random(seed)
+    parts = {form: rng.choice(["ct", "mask", "centroids"]) for form in FORMS}
+    created = [
+        path for form in FORMS for role, path in form_paths(tmp_path, form).items() if role != parts[form]
+    ]
+    rng.shuffle(created)
+    for path in created:
+        put(path, path.name)
+    names = {"ct": "CT", "mask": "mask", "centroids": "centroids"}
+    assert {case.key: case.missing() for case in index_cases(tmp_path)} == {
+        form[1]: [names[part]] for form, part in parts.items()
+    }
 
 
 def test_files_are_paired_by_whole_key_never_by_position_or_number(tmp_path):
@@ -81,9 +164,12 @@ def test_other_names_are_not_those_of_cases(name):
         ("dataset-02validation", "validation"),
         ("dataset-03test", "test"),
         ("dataset-owntraining", "training"),
+        ("Dataset-VerSe19Training", "training"),
+        ("01_training", "training"),
         ("VerSe20/dataset-03test/derivatives/dataset-03test", "test"),
         ("training", ""),
         ("dataset-01training-old", ""),
+        ("1_training", ""),
     ],
 )
 def test_split_is_that_of_the_folder_at_any_depth(tmp_path, folder, split):
@@ -207,3 +293,116 @@ def test_real_tree():
 )
 def test_folder_of_a_case_is_its_subject_or_an_own_name(key, folder):
     assert subject_of(key) == folder
+
+
+def test_names_that_differ_in_case_only_are_those_of_one_case(tmp_path):
+    top = tmp_path / "dataset-01training"
+    ct = put(top / "rawdata" / "sub-GL003" / "sub-GL003_dir-ax_CT.NII.GZ")
+    mask = put(top / "derivatives" / "sub-gl003" / "sub-gl003_dir-ax_seg-vert_msk.nii.gz")
+    (case,) = index_cases(tmp_path)
+    assert case == Case("sub-GL003_dir-ax", "sub-GL003", "training", ct=ct, mask=mask)
+    put(tmp_path / "dataset-03test" / "sub-gl003_dir-sag_ct.nii.gz")
+    assert subjects_in_several_splits(index_cases(tmp_path)) == {"sub-GL003": ["test", "training"]}
+
+
+OLDER_NAMES = [
+    *("verse004.nii.gz", "verse004_seg.nii.gz", "verse004_ctd.json", "verse014.nii"),
+    *("verse512_CT-iso.nii.gz", "verse512_CT-iso_seg.nii.gz", "verse512_CT-iso_iso-ctd.json"),
+    *("GL003.nii.gz", "GL017_CT_ax.nii.gz", "GL017_CT_ax_seg.nii.gz", "GL017_CT_ax_iso-ctd.json"),
+    *("verse400_verse090_CT-iso.nii.gz", "verse400_verse155_CT-iso_seg.nii.gz", "GL018-GL016.nii.gz"),
+]
+
+
+@pytest.mark.parametrize("name", OLDER_NAMES)
+def test_names_of_the_older_release(tmp_path, name):
+    assert is_of_older_release(Path("01_training", "GL003", name))
+    older = put(tmp_path / "02_validation" / name)
+    with pytest.raises(ValueError, match="older challenge release") as caught:
+        index_cases(tmp_path)
+    assert str(older) in str(caught.value) and "get_verse_data.py" in str(caught.value)
+    put_case(tmp_path / TRAINING, "sub-verse014")
+    with pytest.raises(ValueError, match="105 series of 2019 in 2020") as caught:
+        index_cases(tmp_path, split="training")
+    assert str(older) in str(caught.value) and "several splits: keep it in another folder" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sub-verse004_ct.nii.gz", "chest.nii.gz", "verse.nii.gz", "verse004.png", "verse004_snapshot.png"),
+        *("myverse004.nii.gz", "verse004_liver.nii.gz", "GL003_CT_ax.json", "verse004_ctd.json.bak"),
+    ],
+)
+def test_other_names_are_not_those_of_the_older_release(name):
+    assert not is_of_older_release(Path("folder", name))
+
+
+def test_a_file_unpacked_under_its_older_name_is_left_out_but_no_older_release(tmp_path):
+    # gunzip -N and 7-Zip take the name that a gzip header holds.
+    put_case(tmp_path / TRAINING, "sub-verse012", roles=("ct", "centroids"))
+    unpacked = put(tmp_path / TRAINING / "derivatives" / "sub-verse012" / "verse012_CT-sag_seg.nii")
+    assert not is_of_older_release(unpacked)
+    assert [case.missing() for case in index_cases(tmp_path)] == [["mask"]]
+
+
+def test_predictions_may_lie_beside_older_scans(tmp_path):
+    put(tmp_path / "verse004.nii.gz")
+    files = put_case(tmp_path, "sub-verse004", roles=("mask", "centroids"))
+    assert index_cases(tmp_path) == [Case("sub-verse004", "sub-verse004", "", **files)]
+
+
+def released(year, split, number):
+    return Case(f"sub-verse{number}", f"sub-verse{number}", split, year=year)
+
+
+def test_series_of_the_release_by_year_and_split():
+    by_split = {split: 0 for _, split in RELEASED_SERIES}
+    for (_, split), series in RELEASED_SERIES.items():
+        by_split[split] += series
+    assert by_split == {"training": 141, "validation": 120, "test": 113}
+    assert sum(RELEASED_SERIES.values()) == 374
+
+
+def test_what_is_missing_of_the_release_is_said_in_numbers(tmp_path):
+    put_case(tmp_path / "VerSe19" / TRAINING, "sub-verse401_split-verse253", roles=("mask",))
+    put_case(tmp_path / "VerSe19" / TRAINING, "sub-verse401_split-verse260")
+    put_case(tmp_path / "VerSe20" / "dataset-03test", "sub-gl003_dir-ax")
+    put_case(tmp_path / "dataset-owntraining", "sub-verse999")
+    put_case(tmp_path / "dataset-03test", "sub-chest")
+    cases = index_cases(tmp_path)
+    assert series_of_release(cases) == {
+        **{(2019, "training"): 2, (2019, "validation"): 0, (2019, "test"): 0},
+        **{(2020, "training"): 0, (2020, "validation"): 0, (2020, "test"): 1},
+    }
+    assert missing_of_release(cases) == [
+        "training 2019: 2 of 80 series",
+        "validation 2019: 0 of 40 series",
+        "test 2019: 0 of 40 series",
+        "training 2020: 0 of 61 series",
+        "validation 2020: 0 of 80 series",
+        "test 2020: 1 of 73 series",
+        "all: 2 of 355 patients",
+    ]
+
+
+def test_nothing_is_missing_of_a_whole_release_nor_where_it_is_not(tmp_path):
+    parts = [part for part, series in RELEASED_SERIES.items() for _ in range(series)]
+    # 19 series are further ones of a patient.
+    numbers = [min(number, RELEASED_PATIENTS - 1) for number in range(len(parts))]
+    whole = [released(*part, number) for part, number in zip(parts, numbers)]
+    assert missing_of_release(whole) == []
+    assert missing_of_release(whole[1:]) == ["training 2019: 79 of 80 series", "all: 354 of 355 patients"]
+    own = [Case("sub-verse004", "sub-verse004", "training"), released(2019, "", 5)]
+    assert series_of_release(own) == {} and missing_of_release(own) == []
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real data (../shared/data) is not here")
+def test_real_tree_is_a_part_of_the_release():
+    cases = index_cases(REAL_DATA)
+    assert [case.year for case in cases] == [2020, 2019, 2019]
+    assert [line for line in missing_of_release(cases) if "training" in line] == [
+        "training 2019: 2 of 80 series",
+        "training 2020: 1 of 61 series",
+    ]

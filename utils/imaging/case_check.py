@@ -8,7 +8,8 @@ after the other, never both.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +47,8 @@ REMARK_KINDS = (
     *(FLOAT_NOISE, NO_NUMBERS, FORMS_DIFFER),
 )
 
-#: Peak memory of checking a case, as a multiple of its image in float32: a mask in float64 and its copy.
+#: Peak memory of checking a case, as a multiple of its image in float32: a mask in float64 and its copy, 3,
+#: and some room.
 PEAK_OF_NATIVE = 4
 
 #: Smallest component beside the main one that is a stray, in voxels. On VerSe masks single voxels that
@@ -60,11 +62,12 @@ CENTROID_TOLERANCE_MM = 2.0
 C1_TOLERANCE_MM = 16.0
 #: Two grids are the same if no corner lies further apart, in voxels; the rule of `volume.read_pair`.
 SAME_GRID_VOXELS = 0.1
+#: Distance from a whole number that single precision does not show.
+NOISE = 1e-6
 
 _C1, _T11, _T12, _L1 = (code_of_name(name) for name in ("C1", "T11", "T12", "L1"))
 #: Levels that most people do not have: their absence is no gap.
 SUPERNUMERARY = ("T13", "L6")
-_SLAB_VOXELS = 2**24
 #: How the readers say that a file is whole but does not fit.
 _KIND_OF_WORDS = {"expected VerSe labels": UNKNOWN_LABELS, "expected points inside": POSITIONS_DIFFER}
 Read = TypeVar("Read")
@@ -293,25 +296,32 @@ def distance_to_label_mm(mask: Volume, code: int, point_mm: np.ndarray) -> float
     return float(np.linalg.norm((voxels - point) @ mask.affine[:3, :3].T, axis=1).min())
 
 
-def float_noise(values: np.ndarray) -> tuple[int, float]:
-    """Count the numbers of a mask that are not whole, and give the largest distance to a whole one.
+def odd_numbers(planes: Iterable[np.ndarray]) -> tuple[int, int, float]:
+    """Count the numbers of a volume that are no numbers, and those that are not whole.
 
     Parameters
     ----------
-    values : np.ndarray, (i, j, k)
-        Numbers as stored.
+    planes : iterable of np.ndarray of float
+        Numbers as stored, in any parts.
 
     Returns
     -------
-    int, float
-        Voxels, and the distance (0 to .5); NaN is left out.
+    gaps : int
+        Voxels that are NaN or infinite.
+    fractions : int
+        Voxels that are further from a whole number than `NOISE`.
+    largest : float
+        The largest such distance, 0 to .5.
     """
-    voxels, largest = 0, 0.0
-    for slab in _slabs(values):
-        off = np.abs(slab - np.rint(slab))
-        off = off[np.isfinite(off) & (off > 0)]
-        voxels, largest = voxels + off.size, max(largest, float(off.max(initial=0)))
-    return voxels, largest
+    gaps, fractions, largest = 0, 0, 0.0
+    for plane in planes:
+        numbers = plane[plane != 0]  # few in a mask
+        finite = numbers[np.isfinite(numbers)]
+        off = np.abs(finite - np.rint(finite))
+        gaps += numbers.size - finite.size
+        fractions += int(np.count_nonzero(off > NOISE))
+        largest = max(largest, float(off.max(initial=0)))
+    return gaps, fractions, largest if fractions else 0.0
 
 
 # One case ------------------------------------------------------------------------------------------
@@ -366,10 +376,9 @@ def _attempt(
 def _ct_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, tuple[float, float]]:
     ct = read_ct(path)
     facts, hu_range = _image_facts(path, ct.grid), (float(ct.data.min()), float(ct.data.max()))
-    del ct  # before the stored numbers are read beside it
     findings.extend(_header_findings(path, facts))
     if not facts.as_integers:
-        findings.extend(_gap_findings(path, _stored(path), "read as air"))
+        findings.extend(_gap_findings(path, odd_numbers(_stored_planes(path))[0], "read as air"))
     return facts, hu_range
 
 
@@ -378,11 +387,12 @@ def _mask_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, Volume
     facts = _image_facts(path, mask.grid)
     findings.extend(_header_findings(path, facts))
     if not facts.as_integers:
-        values = _stored(path)
-        findings.extend(_gap_findings(path, values, "read as background"))
-        voxels, largest = float_noise(values)
-        if voxels:
-            what = f"{voxels} voxels of {facts.number_type} are no whole numbers, off by up to {largest:.2g}"
+        gaps, fractions, largest = odd_numbers(_stored_planes(path))
+        findings.extend(_gap_findings(path, gaps, "read as background"))
+        if fractions:
+            what = (
+                f"{fractions} voxels of {facts.number_type} are no whole numbers, off by up to {largest:.2g}"
+            )
             findings.append(Finding(FLOAT_NOISE, what, path))
     if not mask.data.any():
         findings.append(Finding(NO_VERTEBRA, "expected at least one vertebra, found none", path))
@@ -412,14 +422,16 @@ def _opened(path: Path) -> nibabel.Nifti1Image:
         nibabel_logger.disabled = before
 
 
-def _stored(path: Path) -> np.ndarray:
-    return _opened(path).get_fdata(dtype=np.float32, caching="unchanged")
-
-
-def _slabs(values: np.ndarray) -> Iterator[np.ndarray]:
-    """Give a volume in parts along its last axis, so that what is computed of one stays small."""
-    step = max(1, _SLAB_VOXELS // max(1, values[..., 0].size))
-    yield from (values[..., begin : begin + step] for begin in range(0, values.shape[-1], step))
+def _stored_planes(path: Path) -> Iterator[np.ndarray]:
+    """Give a volume's numbers, scaled, plane by plane: masks in float64 would fill the memory."""
+    image = _opened(path)
+    proxy = image.dataobj
+    voxels = math.prod(proxy.shape[:2])
+    with image.file_map["image"].get_prepare_fileobj("rb") as stream:
+        stream.seek(int(proxy.offset))
+        for _ in range(proxy.shape[2]):
+            numbers = np.frombuffer(stream.read(voxels * proxy.dtype.itemsize), proxy.dtype)
+            yield numbers * float(proxy.slope) + float(proxy.inter)
 
 
 # Findings ------------------------------------------------------------------------------------------
@@ -432,8 +444,7 @@ def _header_findings(path: Path, facts: ImageFacts) -> Iterator[Finding]:
         yield Finding(FORMS_DIFFER, what, path)
 
 
-def _gap_findings(path: Path, values: np.ndarray, reading: str) -> Iterator[Finding]:
-    gaps = sum(int(np.count_nonzero(~np.isfinite(slab))) for slab in _slabs(values))
+def _gap_findings(path: Path, gaps: int, reading: str) -> Iterator[Finding]:
     if gaps:
         yield Finding(NO_NUMBERS, f"{gaps} voxels are NaN or infinite, {reading}", path)
 
