@@ -1,44 +1,34 @@
-"""Put a VerSe data set into a folder: generated, or copied from a tree or its zip archives on disk.
+"""Put a VerSe data set into a folder: downloaded, generated, or copied from a tree or zip archives on disk.
 
 Every file ends at `DATA_DIR/dataset-<...>/rawdata|derivatives/sub-<...>/<name>`, however deep the source
 nests it, under a temporary name until it is whole. A rerun keeps the files that are there already. A
-source that downloads is one more entry of `SOURCES`.
+further source is one more entry of `SOURCES`.
 """
 
 from __future__ import annotations
 
-import shutil
-import stat
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from utils.files import written_whole
 from utils.settings import DataSettings, worker_count
-from utils.verse.cases import (
-    SPLITS,
-    Case,
-    CaseFile,
-    case_files,
-    index_cases,
-    parse_case_file,
-    subjects_in_several_splits,
-    visible_files,
-)
+from utils.verse.archives import extract_archive, is_safe, place_of, put_stream
+from utils.verse.cases import SPLITS, Case, case_files, index_cases, subjects_in_several_splits, visible_files
 from utils.verse.phantom import write_phantom_data_set
+from utils.verse.selection import NONCOMMERCIAL_PREFIX
+from utils.verse.sources import from_osf, from_zips
+
+__all__ = ["SOURCES", "extract_archive", "from_disk", "generated", "get_data", "is_safe", "wrong_settings"]
 
 #: A source puts files into `data_dir` and gives a line for everything that was bad.
 Source = Callable[[DataSettings], list[str]]
-
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+#: Exit status of a program that Ctrl-C ended, as shells have it.
+_INTERRUPTED = 130
 
 
 def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = None) -> int:
@@ -55,7 +45,8 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
     -------
     int
         Exit status: 2 if the settings ask for nothing that can be done, 1 if something was bad (unless
-        `skip_bad`) or nothing could be read, else 0. Incomplete series are a warning.
+        `skip_bad`) or nothing could be read, 130 if it was interrupted, else 0. Incomplete series are a
+        warning.
     """
     known = {**SOURCES, **(sources or {})}
     wrong = wrong_settings(settings, known)
@@ -73,6 +64,9 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
     except BrokenProcessPool:
         print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+        return _INTERRUPTED
     for line in warnings_about(cases):
         print(line, file=sys.stderr)
     print("\n".join(series_per_split(cases)))
@@ -92,7 +86,46 @@ def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
         return f"--ct and --mask: expected with --source pairs only, received --source {settings.source}."
     if min(settings.phantoms) < 0 or sum(settings.phantoms) == 0:
         return f"--phantoms: expected numbers from 0 up, not all 0, received {settings.phantoms}."
-    return "" if settings.workers >= 0 else f"--workers: expected 0 or more, received {settings.workers}."
+    if settings.workers < 0:
+        return f"--workers: expected 0 or more, received {settings.workers}."
+    return _wrong_download(settings)
+
+
+def _wrong_download(settings: DataSettings) -> str:
+    """Say which options of the sources that download do not fit the source or each other."""
+    asked = {
+        "--subset": settings.subset != "all",
+        "--split": settings.split is not None and settings.source != "pairs",
+        "--subjects": bool(settings.subjects),
+        "--exclude-noncommercial": settings.exclude_noncommercial,
+        "--verify": settings.verify,
+    }
+    used = [option for option, is_asked in asked.items() if is_asked]
+    if used and settings.source not in ("osf", "zip"):
+        return f"{used[0]}: expected with --source osf or zip only, received --source {settings.source}."
+    barred = [name for name in settings.subjects if name.casefold().startswith(NONCOMMERCIAL_PREFIX)]
+    if barred and settings.exclude_noncommercial:
+        return f"--subjects: expected none that --exclude-noncommercial leaves out, received {barred[0]}."
+    if settings.connections < 1:
+        return f"--connections: expected 1 or more, received {settings.connections}."
+    return _wrong_address(settings)
+
+
+def _wrong_address(settings: DataSettings) -> str:
+    if settings.zip_url is not None and settings.source != "zip":
+        return f"--zip-url: expected with --source zip only, received --source {settings.source}."
+    if settings.source == "zip" and settings.zip_url is None:
+        return "--source zip: expected --zip-url, the address of the folder that holds the archives."
+    option, address = {"zip": ("--zip-url", settings.zip_url), "osf": ("--api-url", settings.api_url)}.get(
+        settings.source, ("", "http://none")
+    )
+    parts = urlsplit(address or "")
+    is_address = parts.scheme in ("http", "https") and bool(parts.netloc)
+    return (
+        ""
+        if is_address
+        else f"{option}: expected an address such as https://host/path, received {address!r}."
+    )
 
 
 def generated(settings: DataSettings) -> list[str]:
@@ -131,50 +164,8 @@ def from_disk(settings: DataSettings) -> list[str]:
         index_cases(source)  # Refuses files that contradict each other before any is copied.
     for file in tqdm(files, desc="copy", unit="file", disable=not files):
         size = file.path.stat().st_size
-        _put(partial(file.path.open, "rb"), place_of(file, settings.data_dir), size=size)
+        put_stream(partial(file.path.open, "rb"), place_of(file, settings.data_dir), size=size)
     return [line for archive in archives for line in extract_archive(archive, settings.data_dir)]
-
-
-def extract_archive(archive: Path, data_dir: Path) -> list[str]:
-    """Extract the VerSe files of a zip archive, member by member.
-
-    An archive with a member that would leave the folder (an absolute path, "..", a link) is refused
-    whole. Where no folder inside names the data set, the archive's own name does.
-
-    Parameters
-    ----------
-    archive : Path
-        Zip archive.
-    data_dir : Path
-        Folder that receives the files.
-
-    Returns
-    -------
-    list of str
-        A line for everything that could not be read.
-    """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = opened.infolist()
-            unsafe = [member.filename for member in members if not is_safe(member)]
-            if unsafe:
-                return [f"{archive}: expected members inside the archive's own tree, found {unsafe[0]!r}."]
-            return _extract_members(opened, archive, data_dir)
-    except _ARCHIVE_ERRORS as error:
-        return [f"{archive}: expected a whole zip archive, found one that cannot be read ({error})."]
-
-
-def is_safe(member: zipfile.ZipInfo) -> bool:
-    """Whether a member's name stays below the folder it is extracted to and is no link."""
-    name = PurePosixPath(member.filename)
-    leaves = name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename
-    return not leaves and not stat.S_ISLNK(member.external_attr >> 16)
-
-
-def place_of(file: CaseFile, data_dir: Path) -> Path:
-    """Give where a file belongs in the layout of VerSe; without a data set's name, right below `data_dir`."""
-    folder = "rawdata" if file.role == "ct" else "derivatives"
-    return data_dir / file.dataset / folder / file.subject / file.path.name
 
 
 def series_per_split(cases: list[Case]) -> list[str]:
@@ -201,37 +192,5 @@ def warnings_about(cases: list[Case]) -> list[str]:
     return incomplete + shared
 
 
-def _extract_members(opened: zipfile.ZipFile, archive: Path, data_dir: Path) -> list[str]:
-    wanted = [(member, _member_file(member, archive)) for member in opened.infolist()]
-    wanted = [(member, file) for member, file in wanted if file is not None]
-    if not wanted:
-        return [f"{archive}: expected VerSe files (sub-*_ct.nii.gz, ...), found none."]
-    bad, checksums = [], {}
-    for member, file in tqdm(wanted, desc=archive.name, unit="file"):
-        place = place_of(file, data_dir)
-        if checksums.setdefault(place, member.CRC) != member.CRC:
-            bad.append(f"{archive}: expected one {place.name}, found another at {member.filename}.")
-            continue
-        try:
-            _put(partial(opened.open, member), place, size=member.file_size)
-        except _ARCHIVE_ERRORS as error:
-            bad.append(f"{archive}: expected a whole {member.filename}, found a broken one ({error}).")
-    return bad
-
-
-def _member_file(member: zipfile.ZipInfo, archive: Path) -> CaseFile | None:
-    path = Path(*PurePosixPath(member.filename).parts)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return None if hidden or member.is_dir() else parse_case_file(path, (archive.stem, *path.parts[:-1]))
-
-
-def _put(open_source: Callable[[], AbstractContextManager[IO[bytes]]], place: Path, *, size: int) -> None:
-    """Copy a stream to its place; a file of the same size there is one that an earlier run finished."""
-    if place.is_file() and place.stat().st_size == size:
-        return
-    with open_source() as source, written_whole(place) as temporary, temporary.open("wb") as target:
-        shutil.copyfileobj(source, target, 2**20)
-
-
 #: The sources by name; whatever is none of them is a path (`from_disk`).
-SOURCES: dict[str, Source] = {"phantom": generated}
+SOURCES: dict[str, Source] = {"osf": from_osf, "zip": from_zips, "phantom": generated}
