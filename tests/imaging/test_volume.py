@@ -397,6 +397,26 @@ def test_ct_keeps_int16_and_applies_scaling(tmp_path):
     np.testing.assert_array_equal(found.data.ravel(), [-1024, 0])
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("scaling", [(1, 0), (0.5, -1024), (np.nan, np.nan), (0, 0)])
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "u1", "<u2", "<i4", ">f4", "<f8"])
+def test_numbers_equal_nibabels_in_every_form(tmp_path, dtype, scaling, name):
+    data = np.random.default_rng(0).integers(0, 200, (5, 6, 7)).astype(dtype)
+    order = ">" if dtype.startswith(">") else "<"
+    header = nibabel.Nifti1Header(endianness=order)
+    header.set_data_dtype(data.dtype)
+    image = nibabel.Nifti1Image(data, oblique_affine(), header)
+    image.header["scl_slope"], image.header["scl_inter"] = scaling
+    raw = bytearray(image.to_bytes())
+    # nibabel writes its own numbers for no scaling; those of the header are what is tried here.
+    raw[112:120] = np.array(scaling, f"{order}f4").tobytes()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    found, expected = read_ct(path).data, nibabel.load(path).get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, data if scaling != (0.5, -1024) else data / 2 - 1024)
+
+
 def test_voxels_that_are_no_number_become_air(tmp_path):
     data = np.full((2, 2, 2), 40, np.float32)
     data[0, 0, 0], data[1, 1, 1] = np.nan, np.inf
@@ -410,6 +430,29 @@ def test_float_masks_are_rounded_before_they_are_cast(tmp_path):
     found = read_mask(save(tmp_path / "a.nii.gz", data))
     assert found.data.dtype == np.uint8
     np.testing.assert_array_equal(found.data.ravel(), [0, 1, 20, 28])
+
+
+def test_masks_scaled_to_8_bits_keep_their_labels(tmp_path):
+    data = np.repeat(np.arange(26.0), 4).reshape(26, 2, 2)
+    image = nibabel.Nifti1Image(data, np.eye(4))
+    image.set_data_dtype(np.uint8)
+    nibabel.save(image, tmp_path / "msk.nii.gz")
+    stored = nibabel.load(tmp_path / "msk.nii.gz")
+    assert stored.dataobj.slope == pytest.approx(25 / 255)
+    assert np.abs(stored.get_fdata() - data).max() > 0.03
+    np.testing.assert_array_equal(read_mask(tmp_path / "msk.nii.gz").data, data)
+
+
+def test_voxels_of_a_mask_that_are_nan_are_outside(tmp_path):
+    data = np.array([np.nan, 20, np.nan, 28], np.float32).reshape(4, 1, 1)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "a.nii", data)).data.ravel(), [0, 20, 0, 28])
+
+
+@pytest.mark.parametrize("value", [0.5, 19.8, -0.3, 27.9, np.inf])
+def test_masks_with_fractions_are_refused(tmp_path, value):
+    data = np.array([0, 20, value], np.float32).reshape(3, 1, 1)
+    with pytest.raises(ValueError, match=rf"expected VerSe labels \(0-25 or 28\), found {value:g}\."):
+        read_mask(save(tmp_path / "msk.nii", data))
 
 
 @pytest.mark.parametrize("code", [26, 27, 29, 255])
@@ -548,6 +591,49 @@ def test_bad_files_are_named_with_what_was_found(tmp_path, capfd, read, kind, sa
     assert str(caught.value).startswith(f"{path}: expected")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("slices", [0.9, 1])
+def test_a_file_may_be_padded_but_not_by_a_slice(tmp_path, name, slices):
+    data = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)
+    raw = nibabel.Nifti1Image(data, np.eye(4)).to_bytes() + bytes(int(slices * 5 * 4 * 2))
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    if slices < 1:
+        np.testing.assert_array_equal(read_ct(tmp_path / name).data, data)
+    else:
+        with pytest.raises(ValueError, match=r"\(shape \(6, 5, 4\) needs 240 bytes, not 280\)"):
+            read_ct(tmp_path / name)
+
+
+def test_the_checksum_of_a_compressed_file_is_compared(tmp_path):
+    path = save(tmp_path / "a.nii.gz", np.arange(27000).reshape(30, 30, 30).astype(np.int16))
+    raw = bytearray(path.read_bytes())
+    raw[-8] ^= 1
+    path.write_bytes(raw)
+    np.asanyarray(nibabel.load(path).dataobj)  # nibabel alone does not see it
+    with pytest.raises(ValueError, match="CRC check failed"):
+        read_ct(path)
+
+
+def test_a_header_that_claims_too_much_fills_no_memory(tmp_path):
+    # 8 MB of noise could hold 8 GB as far as deflate goes; this header claims 2.
+    raw = bytearray(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.int16), np.eye(4)).to_bytes()[:352])
+    raw[42:48] = np.array([1000, 1000, 1000], "<i2").tobytes()
+    noise = np.random.default_rng(0).integers(0, 256, 2**23).astype(np.uint8).tobytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw + noise, 1))
+    program = (
+        "import re, sys; from pathlib import Path; from utils.imaging.volume import read_ct\n"
+        "try: read_ct(Path(sys.argv[1]))\n"
+        "except ValueError as error: print(error)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a.nii.gz")]
+    root = Path(__file__).resolve().parents[2]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    said, peak_kib = ran.stdout.splitlines()
+    assert "shape (1000, 1000, 1000) needs 2000000000 bytes, not 8388608" in said
+    assert int(peak_kib) < 500_000
 
 
 def test_nibabel_adds_no_line_of_its_own(tmp_path):
