@@ -11,6 +11,7 @@ equal to SciPy's N-dimensional spline (`mode="nearest"`) at a fraction of its co
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import stat
 import warnings
@@ -268,12 +269,14 @@ def check_is_file(path: Path, expected: str) -> None:
     """
     try:
         status = path.stat()
-    except OSError as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-        found = "a broken link" if path.is_symlink() else found
-    else:
         if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+            path.open("rb").close()  # nibabel would not say that it may not read the file
             return
+    except OSError as error:
+        found = str(error.strerror)
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            found = "a broken link" if path.is_symlink() else "no such file"
+    else:
         found = "an empty file" if stat.S_ISREG(status.st_mode) else "no regular file"
         found = "a folder" if stat.S_ISDIR(status.st_mode) else found
     raise ValueError(f"{path}: expected {expected}, found {found}.")
