@@ -1,6 +1,9 @@
 """The data set report: its tables, page and figures, of made data sets and of the real files."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -186,8 +189,8 @@ def test_tables_of_the_page(data_dir):
         ["all", 4, 3, 3, 1, 4],
     ]
     assert level_table(report.vertebrae).values.tolist() == [["T13", 1, 1, 2], ["L1", 1, 1, 2]]
-    assert anomaly_table(report.cases).values.tolist() == [
-        *(["L6", 0, None], ["T13", 2, "sub-a_dir-ax, sub-a_dir-sag"], ["T12 absent", 0, None])
+    assert anomaly_table(report.cases).fillna("").values.tolist() == [
+        *(["L6", 0, ""], ["T13", 2, "sub-a_dir-ax, sub-a_dir-sag"], ["T12 absent", 0, ""])
     ]
     assert storage_table(report.cases).values.tolist() == [
         ["axes", "RAS: 4"],
@@ -207,9 +210,9 @@ def test_geometry_is_given_over_the_cases_that_have_an_image():
         }
     )
     cases["spacing_si_mm"] = [None] * 4
-    table = geometry_table(cases)
+    table = geometry_table(cases).fillna("")
     assert table.iloc[0].tolist() == ["spacing, anterior-posterior", "0.5", "1", "3", 3]
-    assert table.iloc[2].tolist() == ["spacing, superior-inferior", None, None, None, 0]
+    assert table.iloc[2].tolist() == ["spacing, superior-inferior", "", "", "", 0]
     assert table.iloc[5].tolist() == ["field of view, superior-inferior", "0.5", "1", "3", 3]
 
 
@@ -218,14 +221,10 @@ def test_the_page_shows_some_of_many_remarks_and_all_bad_findings(data_dir):
         write_case(data_dir, f"sub-d{index}", parts=("ct",))
     report = report_of(data_dir)
     short, whole = page(report, shown=2), page(report)
-    assert (
-        "### Incomplete: 6\n\n- sub-c (training): no mask\n- sub-d0 (training): no mask, no centroids\n- and 4 more"
-        in short
-    )
-    assert (
-        "- sub-d4 (training): no mask, no centroids" in whole
-        and "more" not in whole.partition("## Remarks")[2]
-    )
+    shown = "- sub-c (training): no mask\n- sub-d0 (training): no mask, no centroids\n- and 4 more"
+    assert f"### Incomplete: 6\n\n{shown}\n" in short
+    last = "- sub-d4 (training): no mask, no centroids"
+    assert last in whole and last not in short and "more" not in whole.partition("## Remarks")[2]
     line = "sub-b_seg-vert_msk.nii.gz: labels outside the table: expected VerSe labels (0-25 or 28), found 26"
     assert line in short and line in whole
     assert "](levels.png)" not in short and "](levels.png)" in page(report, figures=True)
@@ -340,25 +339,16 @@ def measured_by_simpleitk(mask_path):
 
 @needs_data
 def test_real_cases_are_reported_exactly(real_report):
-    columns = [
-        "case",
-        "split",
-        "year",
-        "status",
-        "shape",
-        "spacing_mm",
-        "axes",
-        "levels",
-        "anomalies",
-        "findings",
-    ]
+    columns = ["case", "split", "year", "status", "shape", "spacing_mm", "axes", "anomalies"]
     assert real_report.cases[columns].values.tolist() == [
-        ["sub-gl003_dir-ax", "training", 2020, "incomplete", "512x512x214", "0.291x0.291x1.25", "LPS"]
-        + ["C1 C2 C3 C4 C5 C6 C7 T1 T2 T3 T4 T5", "", "incomplete; stray components"],
-        ["sub-verse004", "training", 2019, "incomplete", "161x338x61", "1x1x2", "PIR"]
-        + ["T9 T10 T11 T12 L1 L2 L3 L4 L5", "", "incomplete"],
-        ["sub-verse014", "training", 2019, "complete", "186x186x40", "1x1x2", "PIR"]
-        + ["L1 L2 L3 L4 L5", "", ""],
+        ["sub-gl003_dir-ax", "training", 2020, "incomplete", "512x512x214", "0.291x0.291x1.25", "LPS", ""],
+        ["sub-verse004", "training", 2019, "incomplete", "161x338x61", "1x1x2", "PIR", ""],
+        ["sub-verse014", "training", 2019, "complete", "186x186x40", "1x1x2", "PIR", ""],
+    ]
+    assert real_report.cases[["levels", "findings"]].values.tolist() == [
+        ["C1 C2 C3 C4 C5 C6 C7 T1 T2 T3 T4 T5", "incomplete; stray components"],
+        ["T9 T10 T11 T12 L1 L2 L3 L4 L5", "incomplete"],
+        ["L1 L2 L3 L4 L5", ""],
     ]
     assert real_report.bad == []
     whole = real_report.cases.iloc[2]
@@ -370,10 +360,10 @@ def test_real_cases_are_reported_exactly(real_report):
 
 @needs_data
 def test_real_findings_are_reported_exactly(real_report):
+    strays = "T5 is in 3 parts; strays: 8 voxels (0.8 mm³), 2 voxels (0.2 mm³)"
     assert real_report.findings[["case", "kind", "bad", "what"]].values.tolist() == [
         ["sub-gl003_dir-ax", "incomplete", 0, "no CT"],
-        ["sub-gl003_dir-ax", "stray components", 0]
-        + ["T5 is in 3 parts; strays: 8 voxels (0.8 mm³), 2 voxels (0.2 mm³)"],
+        ["sub-gl003_dir-ax", "stray components", 0, strays],
         ["sub-verse004", "incomplete", 0, "no CT"],
         *(["", "image without a VerSe name", 0, "it belongs to no case"] for _ in range(4)),
     ]
@@ -417,3 +407,19 @@ def test_real_centroids_lie_in_their_vertebrae_but_that_of_c1(real_report):
     voxels = np.argwhere(np.asarray(turned.dataobj) == 1)
     distances_mm = np.linalg.norm((voxels - point) * turned.header.get_zooms(), axis=1)
     assert outside["centroid_distance_mm"].item() == pytest.approx(distances_mm.min(), abs=0.01)
+
+
+# The script ----------------------------------------------------------------------------------------
+
+
+def test_script_reports_in_spawned_processes_and_gets_nothing(data_dir):
+    script = Path(__file__).resolve().parents[2] / "get_verse_data.py"
+    options = ("--report", "--data-dir", str(data_dir), "--workers", "2")
+    done = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, cwd=data_dir
+    )
+    assert done.returncode == 1 and done.stderr.endswith("error: 1 bad cases: sub-b\n")
+    assert done.stdout.startswith("# Data set report\n")
+    assert done.stdout.endswith(f"\nWritten to {data_dir / 'report'}.\n")
+    assert sorted(path.name for path in (data_dir / "report").iterdir()) == FILES
+    assert len(index_cases(data_dir)) == 4
