@@ -87,27 +87,20 @@ class Manifest:
             "files": [self.files[path] for path in sorted(self.files)],
             "archives": [self.archives[source] for source in sorted(self.archives)],
         }
-        write_durably(self._path, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(self._path, (json.dumps(content, indent=1) + "\n").encode(), durably=True)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a small file whole; the temporary name is always the same, so that none is left behind."""
+def write_whole(path: Path, content: bytes, *, durably: bool = False) -> None:
+    """Replace a small file whole; the temporary name is always the same, so that none is left behind.
+
+    `durably` has it on disk before the old one is gone. Without, a power cut may leave it empty.
+    """
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as file:
         file.write(content)
-        flush_to_disk(file)
-    rename_durably(temporary, path)
-
-
-def rename_durably(temporary: Path, path: Path) -> None:
-    """Give a file its final name, and have the folder on disk where the system can do that."""
+        if durably:
+            flush_to_disk(file)
     temporary.replace(path)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def flush_to_disk(file: Any) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 
 from tqdm import tqdm
 
-from utils.verse.manifest import write_durably
+from utils.verse.manifest import write_whole
 from utils.verse.remote import Client, RemoteFile
 
 #: Nodes of the data structured by subject, by the last digits of the year (parents: nqjyw and t98fz).
@@ -53,7 +53,7 @@ class Pages:
             pass  # Not there, or not readable: got again.
         page = self._client.page(url)
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_durably(path, json.dumps(page).encode())
+        write_whole(path, json.dumps(page).encode())
         return page
 
     def forget(self) -> None:

@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 
 import requests
 
-from utils.verse.manifest import CHUNK, hash_file, size_on_disk, write_durably
+from utils.verse.manifest import CHUNK, hash_file, size_on_disk, write_whole
 
 Result = TypeVar("Result")
 
@@ -356,7 +356,7 @@ def _note(remote: RemoteFile) -> dict[str, Any]:
 
 def _begin(remote: RemoteFile, part: Path) -> None:
     discard(part)
-    write_durably(note_of(part), json.dumps(_note(remote)).encode())
+    write_whole(note_of(part), json.dumps(_note(remote)).encode())
     part.touch()
 
 

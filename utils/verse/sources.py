@@ -17,7 +17,6 @@ from utils.verse.manifest import (
     Manifest,
     flush_to_disk,
     hash_file,
-    rename_durably,
     sha256_of,
     size_on_disk,
 )
@@ -222,7 +221,7 @@ def _settle_file(run: Run, remote: RemoteFile, place: Path, sha256: str) -> None
     part = _part_of(place)
     with part.open("rb+") as file:
         flush_to_disk(file)
-    rename_durably(part, place)
+    part.replace(place)
     path = run.manifest.path_of(place)
     run.manifest.enter(path, size=size_on_disk(place), sha256=sha256, source=remote.url)
     note_of(part).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from utils.verse.archives import ARCHIVE_ERRORS, case_members, extract_members, place_of
 from utils.verse.cases import CaseFile
-from utils.verse.manifest import CHUNK, flush_to_disk, rename_durably, sha256_of, size_on_disk
+from utils.verse.manifest import CHUNK, flush_to_disk, sha256_of, size_on_disk
 from utils.verse.remote import RemoteFile, Stopped, Unreachable, discard
 from utils.verse.selection import listed_file, split_of
 from utils.verse.transfer import ARCHIVES_FOLDER, BrokenArchive, Job, Run, note_failure
@@ -122,7 +122,7 @@ def _unpack(run: Run, opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: P
                 target.write(chunk)
                 sha256.update(chunk)
             flush_to_disk(target)
-        rename_durably(temporary, place)
+        temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
     return sha256.hexdigest()
