@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from utils.settings import DataSettings
 from utils.verse.cases import (
     RELEASED_PATIENTS,
     RELEASED_SERIES,
@@ -17,6 +18,7 @@ from utils.verse.cases import (
     subject_of,
     subjects_in_several_splits,
 )
+from utils.verse.download import get_data
 
 REAL_DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 TRAINING = "dataset-verse19training"
@@ -326,6 +328,14 @@ def test_names_of_the_older_release(tmp_path, name):
     assert str(older) in str(caught.value) and "several splits: keep it in another folder" in str(
         caught.value
     )
+
+
+def test_a_source_of_the_older_release_is_not_copied(tmp_path, capsys):
+    put(tmp_path / "source" / "01_training" / "GL003" / "GL003_CT_ax.nii.gz")
+    assert get_data(DataSettings(source=str(tmp_path / "source"), data_dir=tmp_path / "data")) == 1
+    told = capsys.readouterr().err
+    assert "older challenge release" in told and told.count("\n") == 1
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,15 @@ from tqdm import tqdm
 
 from utils.settings import DataSettings, worker_count
 from utils.verse.archives import extract_archive, is_safe, place_of, put_stream
-from utils.verse.cases import SPLITS, Case, case_files, index_cases, subjects_in_several_splits, visible_files
+from utils.verse.cases import (
+    SPLITS,
+    Case,
+    case_files,
+    index_cases,
+    is_of_older_release,
+    subjects_in_several_splits,
+    visible_files,
+)
 from utils.verse.phantom import write_phantom_data_set
 from utils.verse.selection import NONCOMMERCIAL_PREFIX
 from utils.verse.sources import from_osf, from_zips
@@ -156,12 +164,12 @@ def from_disk(settings: DataSettings) -> list[str]:
         raise ValueError(f"{source}: expected a folder or a zip archive, found {found}.")
     archives = [path for path in visible_files(source) if path.suffix.lower() == ".zip"]
     files = list(case_files(source))
+    if files or any(is_of_older_release(path) for path in visible_files(source)):
+        index_cases(source)  # Refuses files that contradict each other before any is copied.
     if not archives and not files:
         raise ValueError(
             f"{source}: expected VerSe files (sub-*_ct.nii.gz, ...) or zip archives, found none."
         )
-    if files:
-        index_cases(source)  # Refuses files that contradict each other before any is copied.
     for file in tqdm(files, desc="copy", unit="file", disable=not files):
         size = file.path.stat().st_size
         put_stream(partial(file.path.open, "rb"), place_of(file, settings.data_dir), size=size)
