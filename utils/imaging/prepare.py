@@ -30,6 +30,7 @@ from utils.imaging.volume import (
     Volume,
     cropped_grid,
     heatmap_ct,
+    label_boxes,
     native_bytes,
     read_ct,
     read_pair,
@@ -195,7 +196,7 @@ def vertebra_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dic
         `VERTEBRA_COLUMNS`: centre of mass and bounding box in voxels of the working grid, end
         exclusive; `touches_border` is 0 or 1.
     """
-    boxes = {index + 1: box for index, box in enumerate(ndimage.find_objects(labels.data)) if box is not None}
+    boxes = label_boxes(labels.data)
     return [
         _vertebra_row(key, code, labels.data[boxes[code]] == code, boxes[code], touches=code in at_border)
         for code in sorted(boxes, key=rank_of_code)
@@ -204,7 +205,7 @@ def vertebra_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dic
 
 def labels_at_border(mask: Volume) -> set[int]:
     """Give the labels that have a voxel on one of the six faces of a volume."""
-    faces = [mask.data.take(index, axis) for axis in range(3) for index in (0, -1)]
+    faces = [np.moveaxis(mask.data, axis, 0)[index] for axis in range(3) for index in (0, -1)]
     return {int(code) for face in faces for code in np.unique(face)} - {0}
 
 
@@ -268,11 +269,10 @@ def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
     """
     whole = working_grid(mask.grid, spacing_mm)
     centres, faces = [], []
-    for index, box in enumerate(ndimage.find_objects(mask.data)):
-        if box is not None:
-            corner = np.array([side.start for side in box])
-            centres.append(corner + ndimage.center_of_mass(mask.data[box] == index + 1))
-            faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]
+    for code, box in label_boxes(mask.data).items():
+        corner = np.array([side.start for side in box])
+        centres.append(corner + ndimage.center_of_mass(mask.data[box] == code))
+        faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]
     reach = np.full((len(centres), 3), margin_mm / spacing_mm)
     centres, faces = (transform_points(np.array(p), mask.affine, whole.affine) for p in (centres, faces))
     points = np.concatenate([centres - reach, centres + reach, faces])

@@ -177,13 +177,19 @@ def read_mask(path: Path) -> Volume:
         As `read_ct`, and if the file holds a number that is no VerSe code, such as a fraction.
     """
     image = _open_nifti(path)
-    data = _read_data(path, image)
-    if data.dtype.kind == "f":
-        data = _without_gaps(path, data, np.isnan(data), fill=0)
-    _check_labels(path, np.unique(data))
-    if data.dtype.kind == "f":
-        data = np.rint(data)
-    return Volume(data.astype(np.uint8), np.array(image.affine, np.float64))
+    with _named_errors(path), _silent():
+        stored = _stored_numbers(image)
+    codes, any_number = np.empty(stored.shape, np.uint8, order="F"), False
+    # Plane by plane: float64, as VerSe has it, is eight times as large as the codes.
+    for index, plane in enumerate(_scaled_planes(stored, image)):
+        gaps = np.isnan(plane)
+        any_number |= not gaps.all()
+        plane = np.where(gaps, 0, plane)
+        _check_labels(path, np.unique(plane))
+        codes[..., index] = np.rint(plane)
+    if not any_number:
+        raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
+    return Volume(codes, np.array(image.affine, np.float64))
 
 
 def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
@@ -194,7 +200,8 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
     ValueError
         As `read_ct` and `read_mask`, and if shapes differ or a corner lies a tenth of a voxel apart.
     """
-    ct, mask = read_ct(ct_path), read_mask(mask_path)
+    mask = read_mask(mask_path)  # first: reading it may take more memory than the CT
+    ct = read_ct(ct_path)
     if ct.shape != mask.shape:
         raise ValueError(f"{mask_path}: expected the shape of {ct_path}, {ct.shape}, found {mask.shape}.")
     apart = np.abs(transform_points(_corners(ct.shape), mask.affine, ct.affine) - _corners(ct.shape)).max()
@@ -409,18 +416,29 @@ def _listed(numbers: np.ndarray) -> str:
 
 
 def _read_data(path: Path, image: nibabel.Nifti1Pair) -> np.ndarray:
-    # The loaded header has forgotten its scaling; the array proxy knows it.
-    slope, intercept = np.float64(image.dataobj.slope), np.float64(image.dataobj.inter)
     with _named_errors(path), _silent():
         stored = _stored_numbers(image)
-        if (slope, intercept) == (1, 0) and stored.dtype.kind in "iu" and np.can_cast(stored.dtype, np.int16):
-            # Half the memory of float32, and exact.
-            return stored.astype(np.int16, copy=False)
-        # Scaling gives float64: slice by slice it does not fill the memory.
-        data = np.empty(stored.shape, np.float32, order="F")
-        for index in range(stored.shape[2]):
-            data[..., index] = apply_read_scaling(stored[..., index], slope, intercept)
-        return data
+    if _is_unscaled(image) and stored.dtype.kind in "iu" and np.can_cast(stored.dtype, np.int16):
+        # Half the memory of float32, and exact.
+        return stored.astype(np.int16, copy=False)
+    data = np.empty(stored.shape, np.float32, order="F")
+    with _silent():
+        for index, plane in enumerate(_scaled_planes(stored, image)):
+            data[..., index] = plane
+    return data
+
+
+def _is_unscaled(image: nibabel.Nifti1Pair) -> bool:
+    # The loaded header has forgotten its scaling; the array proxy knows it.
+    return (image.dataobj.slope, image.dataobj.inter) == (1, 0)
+
+
+def _scaled_planes(stored: np.ndarray, image: nibabel.Nifti1Pair) -> Iterator[np.ndarray]:
+    """Give the planes along the last axis, scaled, which gives float64: one at a time fills no memory."""
+    slope, intercept = np.float64(image.dataobj.slope), np.float64(image.dataobj.inter)
+    for index in range(stored.shape[2]):
+        plane = stored[..., index]
+        yield plane if _is_unscaled(image) else apply_read_scaling(plane, slope, intercept)
 
 
 def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
@@ -683,12 +701,19 @@ def resample_labels(mask: Volume, grid: Grid) -> Volume:
     maps = _axis_maps(mask.grid, grid)
     matrices = [_linear_matrix(axis_map) for axis_map in maps]
     result = np.zeros(grid.shape, np.uint8)
-    for index, box in enumerate(ndimage.find_objects(mask.data)):
-        if box is not None:
-            _add_label(
-                result, mask.data[box] == index + 1, box, label=index + 1, maps=maps, matrices=matrices
-            )
+    for label, box in label_boxes(mask.data).items():
+        _add_label(result, mask.data[box] == label, box, label=label, maps=maps, matrices=matrices)
     return Volume(result, grid.affine)
+
+
+def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
+    """Give the smallest box around each label of a label volume, by label."""
+    # find_objects walks along the last axis: files come with the first one contiguous, where it is slow.
+    turned = labels.flags.f_contiguous and not labels.flags.c_contiguous
+    boxes = ndimage.find_objects(labels.T if turned else labels)
+    return {
+        label: box[::-1] if turned else box for label, box in enumerate(boxes, start=1) if box is not None
+    }
 
 
 def _add_label(
