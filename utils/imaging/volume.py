@@ -182,12 +182,13 @@ def read_mask(path: Path) -> Volume:
     codes, any_number = np.empty(stored.shape, np.uint8, order="F"), False
     # Plane by plane: float64, as VerSe has it, is eight times as large as the codes.
     for index, plane in enumerate(_scaled_planes(stored, image)):
-        gaps = np.isnan(plane)
-        any_number |= not gaps.all()
-        plane = np.where(gaps, 0, plane)
+        if plane.dtype.kind == "f":
+            gaps = np.isnan(plane)
+            any_number |= not gaps.all()
+            plane = np.where(gaps, 0, plane)
         _check_labels(path, np.unique(plane))
-        codes[..., index] = np.rint(plane)
-    if not any_number:
+        codes[..., index] = np.rint(plane) if plane.dtype.kind == "f" else plane
+    if stored.dtype.kind == "f" and not any_number:
         raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
     return Volume(codes, np.array(image.affine, np.float64))
 
