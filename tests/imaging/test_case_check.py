@@ -286,7 +286,7 @@ def test_float_noise_of_a_mask_is_counted(tmp_path, dtype):
     assert [(each.kind, each.what, each.bad, each.file) for each in facts.findings] == [
         (
             "float noise",
-            f"11 voxels of {np.dtype(dtype)} are no whole numbers, off by up to 0.015",
+            f"11 numbers ({np.dtype(dtype)}) are not whole, off by up to 0.015",
             False,
             case.mask,
         )
@@ -308,18 +308,22 @@ def test_voxels_without_a_number_are_counted(tmp_path):
     save(case.ct, ct, AFFINE)
     (finding,) = check_case(case).findings
     assert (finding.kind, finding.file, finding.bad) == ("voxels without a number", case.ct, False)
-    assert finding.what == "5 voxels are NaN or infinite, read as air"
+    assert finding.what == "5 numbers are NaN or infinite, read as air"
 
 
 def test_scaled_numbers_are_compared_after_scaling(tmp_path):
     case = case_of(tmp_path)
+    data = two_vertebrae()[1].data.astype(np.int16) * 20
+    data[6, 4, 16] += 1  # 28.05
     # nibabel stores the numbers as they are beside a slope that is set.
-    image = nibabel.Nifti1Image(two_vertebrae()[1].data * 2, AFFINE)
-    image.header.set_slope_inter(0.5, 0)
+    image = nibabel.Nifti1Image(data, AFFINE)
+    image.header.set_slope_inter(0.05, 0)
     nibabel.save(image, case.mask)
     facts = check_case(case)
-    assert facts.findings == () and not facts.mask.as_integers
-    assert [each.voxels for each in facts.vertebrae] == [216, 288]
+    assert not facts.mask.as_integers and [each.voxels for each in facts.vertebrae] == [216, 288]
+    assert [(each.kind, each.what) for each in facts.findings] == [
+        ("float noise", "1 numbers (int16) are not whole, off by up to 0.05")
+    ]
 
 
 def test_qform_and_sform_that_differ_are_a_remark(tmp_path):

@@ -90,6 +90,15 @@ def test_processes_give_the_same_facts_in_the_order_of_the_index(data_dir):
         )
 
 
+def test_facts_have_the_order_of_the_cases_in_whatever_order_they_come(data_dir, monkeypatch):
+    cases = index_cases(data_dir)
+    monkeypatch.setattr(
+        "utils.imaging.data_report.outcomes",
+        lambda work, items, **_: [(each, work(each)) for each in items[::-1]],
+    )
+    assert [facts.case for facts in check_cases(cases, workers=1)] == cases
+
+
 def test_a_killed_process_is_a_bad_case(data_dir, monkeypatch):
     cases = index_cases(data_dir)[:1]
     monkeypatch.setattr(
@@ -279,6 +288,11 @@ def test_bars_stand_for_all_vertebrae_of_a_level(cases):
     }
     counts = vertebrae["level"].value_counts().to_dict()
     assert {level: top for level, top in tops.items() if top} == counts
+    for index in range(len(levels)):
+        stack = [bars[index] for bars in axes.containers]
+        assert [bar.get_y() for bar in stack] == [
+            sum(b.get_height() for b in stack[:k]) for k in range(len(stack))
+        ]
     assert [text.get_text() for text in axes.texts] == [str(counts.get(level, 0)) for level in levels]
 
 

@@ -20,7 +20,7 @@ from nibabel.imageglobals import logger as nibabel_logger
 from scipy import ndimage
 
 from utils.imaging.centroids import Centroids, read_centroids
-from utils.imaging.volume import Grid, Volume, read_ct, read_mask, transform_points
+from utils.imaging.volume import Grid, Volume, label_boxes, read_ct, read_mask, transform_points
 from utils.verse.cases import Case
 from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, rank_of_code
 
@@ -265,7 +265,7 @@ def vertebra_facts(mask: Volume) -> list[VertebraFacts]:
     list of VertebraFacts
         From the top of the spine down, without centroids.
     """
-    boxes = {index + 1: box for index, box in enumerate(ndimage.find_objects(mask.data)) if box is not None}
+    boxes = label_boxes(mask.data)
     voxel_mm3 = float(abs(np.linalg.det(mask.affine[:3, :3])))
     return [_vertebra(mask, code, boxes[code], voxel_mm3) for code in sorted(boxes, key=rank_of_code)]
 
@@ -291,7 +291,7 @@ def distance_to_label_mm(mask: Volume, code: int, point_mm: np.ndarray) -> float
     nearest = np.rint(point).astype(int)
     if np.all((nearest >= 0) & (nearest < mask.shape)) and mask.data[tuple(nearest)] == code:
         return 0.0
-    box = ndimage.find_objects(mask.data, max_label=code)[code - 1]
+    box = label_boxes(mask.data)[code]
     voxels = np.argwhere(mask.data[box] == code) + [side.start for side in box]
     return float(np.linalg.norm((voxels - point) @ mask.affine[:3, :3].T, axis=1).min())
 
@@ -390,9 +390,7 @@ def _mask_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, Volume
         gaps, fractions, largest = odd_numbers(_stored_planes(path))
         findings.extend(_gap_findings(path, gaps, "read as background"))
         if fractions:
-            what = (
-                f"{fractions} voxels of {facts.number_type} are no whole numbers, off by up to {largest:.2g}"
-            )
+            what = f"{fractions} numbers ({facts.number_type}) are not whole, off by up to {largest:.2g}"
             findings.append(Finding(FLOAT_NOISE, what, path))
     if not mask.data.any():
         findings.append(Finding(NO_VERTEBRA, "expected at least one vertebra, found none", path))
@@ -446,7 +444,7 @@ def _header_findings(path: Path, facts: ImageFacts) -> Iterator[Finding]:
 
 def _gap_findings(path: Path, gaps: int, reading: str) -> Iterator[Finding]:
     if gaps:
-        yield Finding(NO_NUMBERS, f"{gaps} voxels are NaN or infinite, {reading}", path)
+        yield Finding(NO_NUMBERS, f"{gaps} numbers are NaN or infinite, {reading}", path)
 
 
 def _grid_findings(facts: CaseFacts) -> Iterator[Finding]:
