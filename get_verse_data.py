@@ -1,13 +1,16 @@
-"""Put a VerSe data set on disk: generated, copied from a folder or zips, or a CT of your own with its mask.
+"""Put a VerSe data set on disk: downloaded, generated, copied from a folder or zips, or a CT of your own.
 
-Reads   nothing (--source phantom), a VerSe tree or its zip archives (--source PATH), or one labelled
-        CT (--source pairs --ct CT --mask MASK --split training).
-Writes  DATA_DIR/dataset-<...>/rawdata|derivatives/sub-<...>/ (CT, mask, centroids); prints what is there.
+Reads   VerSe from the Open Science Framework (--source osf), its zip archives from a server (--source zip
+        --zip-url URL), nothing (--source phantom), a VerSe tree or its archives on disk (--source PATH),
+        or one labelled CT (--source pairs --ct CT --mask MASK --split training).
+Writes  DATA_DIR/dataset-<...>/rawdata|derivatives/sub-<...>/ (CT, mask, centroids), and of downloads
+        DATA_DIR/manifest.json (size, SHA-256, source and date of each file); prints what is there.
         With --report nothing is got: DATA_DIR/report/ says what is in DATA_DIR and what is odd about it.
 Run     python get_verse_data.py --source phantom --data-dir data --phantoms 12 3 5 --seed 0
-Time    a few seconds a phantom and core; copying is as fast as the disk.
+Time    a few seconds a phantom and core; copying is as fast as the disk, downloads are as fast as the line.
 
-Exit status 1 if something could not be read (with --skip-bad 0), 2 for a wrong command line.
+A download that was broken off goes on with the same command. Exit status 1 if something could not be got
+or read (with --skip-bad 0), 2 for a wrong command line, 130 after Ctrl-C.
 """
 
 import sys

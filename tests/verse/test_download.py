@@ -182,6 +182,21 @@ def test_a_path_without_a_data_set_ends_with_status_1_and_names_it(tmp_path, kin
         ({"source": "phantom", "phantoms": (1, -1, 0)}, "--phantoms"),
         ({"source": "phantom", "phantoms": (0, 0, 0)}, "--phantoms"),
         ({"source": "phantom", "workers": -1}, "--workers"),
+        ({"source": "zip"}, "--source zip: expected --zip-url"),
+        ({"source": "zip", "zip_url": "lab/verse"}, "--zip-url: expected an address such as"),
+        ({"source": "osf", "zip_url": "http://lab/verse"}, "--zip-url: expected with --source zip only"),
+        ({"source": "osf", "api_url": "api.osf.io"}, "--api-url: expected an address such as"),
+        ({"source": "osf", "connections": 0}, "--connections: expected 1 or more, received 0."),
+        ({"subset": "19"}, "--subset: expected with --source osf or zip only, received --source phantom."),
+        ({"split": "test"}, "--split: expected with --source osf or zip only"),
+        ({"source": "a/tree", "split": "test"}, "--split: expected with --source osf or zip only"),
+        ({"subjects": ("sub-verse004",)}, "--subjects: expected with --source osf or zip only"),
+        ({"exclude_noncommercial": True}, "--exclude-noncommercial: expected with --source osf or zip only"),
+        ({"verify": True}, "--verify: expected with --source osf or zip only"),
+        (
+            {"source": "osf", "subjects": ("sub-gl003",), "exclude_noncommercial": True},
+            "--subjects: expected none that --exclude-noncommercial leaves out, received sub-gl003.",
+        ),
     ],
 )
 def test_a_command_line_that_asks_for_nothing_possible_ends_with_status_2(tmp_path, changes, told, capsys):
@@ -190,6 +205,14 @@ def test_a_command_line_that_asks_for_nothing_possible_ends_with_status_2(tmp_pa
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_ctrl_c_is_one_line_and_status_130(tmp_path, capsys):
+    def interrupted(asked):
+        raise KeyboardInterrupt
+
+    assert get_data(settings(tmp_path, "server"), sources={"server": interrupted}) == 130
+    assert capsys.readouterr().err == "Interrupted: the same command goes on from here.\n"
 
 
 def test_phantoms_are_asked_for_as_set(tmp_path, monkeypatch):

@@ -556,6 +556,34 @@ def test_wrong_bytes_in_an_archive_are_found_by_its_checksums(zips, tmp_path, ca
     assert tree(tmp_path / "data") == TEST_20
 
 
+def test_a_part_of_an_archive_that_was_replaced_is_not_used(zips, tmp_path):
+    zips.faults[NAME_20].extend(["", "drop", "404"])
+    assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 1
+    assert any(name.startswith(".archives/") for name in tree(tmp_path / "data"))
+    other = {path: content[::-1] for path, content in TEST_20.items()}
+    zips.nodes["zips"][f"/{NAME_20}"] = archive(other)  # Of the same size: its version alone tells.
+    zips.log.clear()
+    assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 0
+    assert tree(tmp_path / "data") == other
+    assert [entry[3:] for entry in zips.requests("storage") if entry[0] == "GET"] == [(None, 200)]
+
+
+def test_an_archive_that_is_replaced_between_question_and_download_is_not_mixed(zips, tmp_path):
+    """`If-Range` names the version of the part: a server with another one sends it from the start."""
+    part = tmp_path / "part"
+    asked = remote.RemoteFile(NAME_20, f"{zips.url}/storage/zips/{NAME_20}")
+    client = remote.Client(QUICK)
+    zips.faults[NAME_20].extend(["", "drop", "404"])
+    known = client.probe(asked)
+    with pytest.raises(remote.Unreachable):
+        client.fetch(known, part, told=lambda count: None)
+    other = archive({path: content[::-1] for path, content in TEST_20.items()})
+    zips.nodes["zips"][f"/{NAME_20}"] = other
+    told = [part.stat().st_size]
+    assert client.fetch(known, part, told=told.append) == hashlib.sha256(other).hexdigest()
+    assert part.read_bytes() == other and sum(told) == len(other)
+
+
 @pytest.mark.parametrize("name", ["../sub-x_ct.nii.gz", "/sub-x_ct.nii.gz"])
 def test_an_archive_that_leaves_its_folder_is_refused_whole(zips, tmp_path, capsys, name):
     zips.nodes["zips"][f"/{NAME_20}"] = archive({**TEST_20, name: b"evil"})
