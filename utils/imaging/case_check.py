@@ -47,9 +47,8 @@ REMARK_KINDS = (
     *(FLOAT_NOISE, NO_NUMBERS, FORMS_DIFFER),
 )
 
-#: Peak memory of checking a case, as a multiple of its image in float32: a mask in float64 and its copy, 3,
-#: and some room.
-PEAK_OF_NATIVE = 4
+#: Peak memory of checking a case, as a multiple of its image in float32: 2.3 with a mask in float64.
+PEAK_OF_NATIVE = 3
 
 #: Smallest component beside the main one that is a stray, in voxels. On VerSe masks single voxels that
 #: touch their vertebra only by an edge or a corner come from resampling (4 of 26 vertebrae in three
