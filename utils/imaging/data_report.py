@@ -79,8 +79,9 @@ _EXPLANATION = f"""\
 Measured on the native grids. *Bad* cases are unreadable or inconsistent, and the pre-processing refuses
 them; remarks are what a user should know. Parts of a vertebra are connected by faces of voxels; strays are
 parts beside the largest with at least {LEAST_STRAY_VOXELS} voxels. A centroid is outside its vertebra if it
-is more than {CENTROID_TOLERANCE_MM:g} mm away ({C1_TOLERANCE_MM:g} mm from C1, whose point lies in its
-ring). T12 counts as absent only between T11 and L1. All numbers are in `cases.csv`, `vertebrae.csv` and `findings.csv`.
+is more than {CENTROID_TOLERANCE_MM:g} mm away ({C1_TOLERANCE_MM:g} mm from C1, whose point lies in its ring).
+T12 counts as absent only between T11 and L1. All numbers are in `cases.csv`, `vertebrae.csv` and
+`findings.csv`.
 """
 
 
