@@ -340,10 +340,9 @@ def test_a_listing_that_is_none_is_one_line(server, tmp_path, capsys):
 def test_no_server_is_one_line(tmp_path, capsys):
     settings = DataSettings(source="osf", data_dir=tmp_path / "data", api_url="http://127.0.0.1:9/v2")
     assert get_data(settings, sources={"osf": partial(from_osf, patience=QUICK)}) == 1
-    lines = capsys.readouterr().err.split("\r")[-1].strip().splitlines()
-    assert len(lines) == 1 and lines[0].endswith(
+    assert capsys.readouterr().err == (
         "listing: expected an answer from http://127.0.0.1:9/v2/nodes/jtfa5/files/osfstorage/, found "
-        "Connection refused (3 attempts)."
+        "Connection refused (3 attempts).\n"
     )
 
 
@@ -538,6 +537,8 @@ def test_archives_are_unpacked_after_faults(zips, tmp_path, faults, gets):
     assert tree(tmp_path / "data") == TEST_20
     assert [entry[0] for entry in zips.requests("storage", NAME_20)].count("GET") == gets
     (entry,) = manifest(tmp_path / "data")["archives"]
+    packed = zips.nodes["zips"][f"/{NAME_20}"]
+    assert (entry["size"], entry["sha256"]) == (len(packed), hashlib.sha256(packed).hexdigest())
     assert entry["members"] == {path: len(content) for path, content in TEST_20.items()}
 
 
@@ -619,6 +620,38 @@ def test_verify_repairs_a_file_of_an_archive(zips, tmp_path):
     assert tree(tmp_path / "data") != TEST_20
     assert get_zips(zips, tmp_path / "data", subset="20", split="test", verify=True) == 0
     assert tree(tmp_path / "data") == TEST_20
+
+
+def test_verify_repairs_a_file_of_an_archive_from_another_address(zips, tmp_path):
+    get_zips(zips, tmp_path / "data", subset="20", split="test")
+    path = sorted(TEST_20)[-1]
+    (tmp_path / "data" / path).write_bytes(b"*" * len(TEST_20[path]))
+    zips.nodes["mirror"] = zips.nodes.pop("zips")
+    zips.log.clear()
+    settings = DataSettings(
+        source="zip", data_dir=tmp_path / "data", zip_url=f"{zips.url}/storage/mirror", verify=True
+    )
+    assert get_data(settings, sources={"zip": partial(from_zips, patience=QUICK)}) == 0
+    assert tree(tmp_path / "data") == TEST_20
+    # The other five archives cannot hold a file of dataset-03test.
+    assert [entry[2] for entry in zips.requests("storage")] == [NAME_20, NAME_20]
+
+
+def test_two_members_that_differ_for_one_place_are_told_of_every_time(zips, tmp_path, capsys):
+    first = sorted(TEST_20)[0]
+    zips.nodes["zips"][f"/{NAME_20}"] = archive({**TEST_20, f"copy/{first}": b"another"})
+    for _ in range(2):
+        assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 1
+        name = first.split("/")[-1]
+        assert f"{NAME_20}: expected one {name}, found another at copy/{first}." in capsys.readouterr().err
+        assert tree(tmp_path / "data") == TEST_20
+
+
+def test_verify_looks_at_what_is_asked_for(server, tmp_path, capsys):
+    get(server, tmp_path / "data")
+    capsys.readouterr()
+    assert get(server, tmp_path / "data", verify=True, subset="19", split="training") == 0
+    assert "verified: 3 files, 0 wrong or missing" in capsys.readouterr().out
 
 
 def test_room_for_archives_counts_what_they_unpack_to(zips, tmp_path, capsys, monkeypatch):

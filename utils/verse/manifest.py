@@ -1,7 +1,7 @@
 """`manifest.json` of a data set: which file came from where, and what it must hash to.
 
     {"files": [{"path", "size", "sha256", "source", "date"}, ...],
-     "archives": [{"source", "size", "date", "members": {path: size}}, ...]}
+     "archives": [{"source", "size", "sha256", "date", "members": {path: size}}, ...]}
 
 Paths are relative to the data set and have "/"; sizes are in bytes; dates are UTC. It is rewritten after
 every file and replaced whole, so a killed program leaves the one before. An archive stands there once
@@ -75,9 +75,9 @@ class Manifest:
             self.files[path] = entry
             self._save()
 
-    def enter_archive(self, source: str, *, size: int, members: Mapping[str, int]) -> None:
+    def enter_archive(self, source: str, *, size: int, sha256: str, members: Mapping[str, int]) -> None:
         """List an archive, with path and size of every VerSe file in it."""
-        entry = {"source": source, "size": size, "date": _now(), "members": dict(members)}
+        entry = {"source": source, "size": size, "sha256": sha256, "date": _now(), "members": dict(members)}
         with self._lock:
             self.archives[source] = entry
             self._save()

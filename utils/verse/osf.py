@@ -24,6 +24,8 @@ from utils.verse.remote import Client, RemoteFile
 
 #: Nodes of the data structured by subject, by the last digits of the year (parents: nqjyw and t98fz).
 NODES = {"19": "jtfa5", "20": "4skx2"}
+#: Seconds before a bar shows: work that fails at once says what is wrong and nothing else.
+BAR_DELAY_S = 0.2
 #: Pages are used again for a day, in seconds: long enough to go on after a broken run.
 _PAGE_AGE_S = 24 * 3600.0
 
@@ -92,7 +94,7 @@ def list_files(
     files: list[RemoteFile] = []
     waiting = [f"{api_url.rstrip('/')}/nodes/{node}/files/osfstorage/"]
     seen = set(waiting)
-    with tqdm(desc=f"list {node}", unit="page", leave=False) as bar:
+    with tqdm(desc=f"list {node}", unit="page", leave=False, delay=BAR_DELAY_S) as bar:
         while waiting:
             url = waiting.pop()
             found = list(_entries(pages.get(url), url, enters))

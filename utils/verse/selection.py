@@ -72,8 +72,13 @@ def with_year(folders: Sequence[str], year: str) -> tuple[str, ...]:
 
 def split_of(folders: Sequence[str]) -> str:
     """Give the split that the innermost of some folders names, "" if none does."""
-    splits = [CaseFile(Path(), "", "", "", folder).split for folder in reversed(folders)]
-    return next((split for split in splits if split), "")
+    return part_of(folders)[1]
+
+
+def part_of(folders: Sequence[str]) -> tuple[int | None, str]:
+    """Give the part of VerSe, year and split, that the innermost of some folders names, or (None, "")."""
+    named = [CaseFile(Path(), "", "", "", folder) for folder in reversed(folders)]
+    return next(((file.year, file.split) for file in named if file.split), (None, ""))
 
 
 def listed_file(path: str) -> CaseFile | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from utils.verse.manifest import (
     sha256_of,
     size_on_disk,
 )
-from utils.verse.osf import NODES, Pages, list_files
+from utils.verse.osf import BAR_DELAY_S, NODES, Pages, list_files
 from utils.verse.remote import PATIENCE, Client, Patience, RemoteFile, note_of
 from utils.verse.selection import Selection, listed_file, split_of, with_year
 from utils.verse.transfer import PAGES_FOLDER, Job, Run, alone_in, check_room, say, tidy, work
@@ -64,7 +64,8 @@ def _run(settings: DataSettings, plan: Callable[[Run], list[Job]], patience: Pat
         manifest = Manifest(settings.data_dir)
         run = Run(settings, Client(patience, say=say), manifest, Selection.of(settings))
         if settings.verify:
-            run.only = wrong_files(manifest, run.selection)
+            years = {2000 + int(year) for year in _years(settings)}
+            run.only = wrong_files(manifest, run.selection, years=years)
             if not run.only:
                 return []
             subjects = {path.split("/")[-2].casefold() for path in run.only}
@@ -77,7 +78,7 @@ def _run(settings: DataSettings, plan: Callable[[Run], list[Job]], patience: Pat
         return sorted(run.bad)
 
 
-def wrong_files(manifest: Manifest, selection: Selection) -> dict[str, str]:
+def wrong_files(manifest: Manifest, selection: Selection, *, years: Collection[int]) -> dict[str, str]:
     """Hash the files of a manifest again, and say which are not what they were.
 
     Parameters
@@ -85,7 +86,9 @@ def wrong_files(manifest: Manifest, selection: Selection) -> dict[str, str]:
     manifest : Manifest
         The manifest.
     selection : Selection
-        What to look at.
+        Splits and subjects to look at.
+    years : collection of int
+        Years to look at.
 
     Returns
     -------
@@ -98,12 +101,12 @@ def wrong_files(manifest: Manifest, selection: Selection) -> dict[str, str]:
         If the manifest has no such file.
     """
     files = {path: file for path in sorted(manifest.files) if (file := listed_file(path))}
-    paths = [path for path, file in files.items() if selection.wants(file)]
+    paths = [path for path, file in files.items() if selection.wants(file) and file.year in years]
     if not paths:
         raise ValueError(f"{manifest.data_dir}: expected a manifest.json that lists such files, found none.")
     wrong = {}
     total = sum(manifest.files[path]["size"] for path in paths)
-    with tqdm(total=total, desc="verify", unit="B", unit_scale=True) as bar:
+    with tqdm(total=total, desc="verify", unit="B", unit_scale=True, delay=BAR_DELAY_S) as bar:
         for path in paths:
             found = fault_of(manifest, path, told=bar.update)
             if found:
@@ -125,7 +128,9 @@ def _osf_jobs(run: Run) -> list[Job]:
         found = _claim_places(run, files, year, claims)
         if not archives and not found and not (run.selection.subjects or run.selection.split):
             run.bad.append(_nothing_of_verse(NODES[year], files))
-    for place, remotes in tqdm(sorted(claims.items()), desc="compare", unit="file", leave=False):
+    for place, remotes in tqdm(
+        sorted(claims.items()), desc="compare", unit="file", leave=False, delay=BAR_DELAY_S
+    ):
         jobs += _file_jobs(run, place, remotes)
     return jobs
 

@@ -28,7 +28,7 @@ from utils.settings import DataSettings
 from utils.verse.archives import place_of
 from utils.verse.cases import CaseFile
 from utils.verse.manifest import Manifest
-from utils.verse.osf import Pages
+from utils.verse.osf import BAR_DELAY_S, Pages
 from utils.verse.remote import Client, Mismatch, RemoteFile, Stopped, Unreachable, resumable_bytes
 from utils.verse.selection import Selection
 
@@ -165,7 +165,9 @@ def work(run: Run, jobs: Sequence[Job]) -> None:
     if not jobs:
         return
     total, there = sum(job.remote.size or 0 for job in jobs), sum(_resumable(job) for job in jobs)
-    with tqdm(total=total, initial=there, desc="download", unit="B", unit_scale=True) as bar:
+    with tqdm(
+        total=total, initial=there, desc="download", unit="B", unit_scale=True, delay=BAR_DELAY_S
+    ) as bar:
         crew = _Crew(run, jobs, bar)
         threads = [
             threading.Thread(target=crew.work, daemon=True)

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from utils.verse.archives import ARCHIVE_ERRORS, case_members, extract_members, place_of
+from utils.verse.archives import ARCHIVE_ERRORS, Member, case_members, extract_members, place_of
 from utils.verse.cases import CaseFile
 from utils.verse.manifest import CHUNK, flush_to_disk, sha256_of, size_on_disk
 from utils.verse.remote import RemoteFile, Stopped, Unreachable, discard
-from utils.verse.selection import listed_file, split_of
+from utils.verse.selection import listed_file, part_of, split_of
 from utils.verse.transfer import ARCHIVES_FOLDER, BrokenArchive, Job, Run, note_failure
 
 
@@ -24,7 +24,7 @@ def archive_jobs(run: Run, archives: Iterable[tuple[RemoteFile, tuple[str, ...]]
         part = run.data_dir / ARCHIVES_FOLDER / f"{_short(remote.url)}-{Path(remote.name).name}.part"
         if not run.selection.wants_split(split_of(folders)):
             continue
-        if not _is_needed(run, remote.url):
+        if not _is_needed(run, remote.url, folders):
             continue
         try:
             remote = remote if remote.size is not None else run.client.probe(remote)
@@ -38,10 +38,10 @@ def archive_jobs(run: Run, archives: Iterable[tuple[RemoteFile, tuple[str, ...]]
     return jobs
 
 
-def _is_needed(run: Run, url: str) -> bool:
+def _is_needed(run: Run, url: str, folders: Sequence[str]) -> bool:
     """Whether an archive holds, as far as is known, something that is asked for and not there."""
     if url not in run.manifest.archives:
-        return run.only is None
+        return run.only is None or part_of(folders) in {part_of(path.split("/")) for path in run.only}
     members = run.manifest.archives[url]["members"]
     wanted = [path for path in members if (file := listed_file(path)) and run.wants(file)]
     run.release(wanted)
@@ -59,29 +59,40 @@ def _unpacked_bytes(run: Run, remote: RemoteFile) -> int:
 def _settle_archive(
     run: Run, remote: RemoteFile, folders: Sequence[str], year: str, part: Path, sha256: str
 ) -> None:
-    """Unpack what is asked for of an archive, list it, and remove it."""
+    """Unpack what is asked for of an archive, list it if all was well, and remove it."""
     broken: list[str] = []
+    members: list[Member] = []
     try:
         with zipfile.ZipFile(part) as opened:
             members = case_members(opened, folders, name=remote.name, year=year)
-            homeless = [member.filename for member, file in members if not file.split]
-            wanted = [(member, file) for member, file in members if file.split and run.wants(file)]
-            bad = extract_members(wanted, partial(_put, run, opened, remote, broken), name=remote.name)
+            bad = _unpack_wanted(run, opened, remote, members, broken)
     except ARCHIVE_ERRORS as error:
-        discard(part)
-        raise BrokenArchive(f"{remote.name}: expected a whole zip archive, found {error}.") from None
+        broken.append(remote.name)
+        bad = [f"{remote.name}: expected a whole zip archive, found {error}."]
+    except ValueError as error:
+        bad = [str(error)]
+    if not bad:
+        sizes = {place_of(file, Path()).as_posix(): member.file_size for member, file in members}
+        run.manifest.enter_archive(remote.url, size=size_on_disk(part), sha256=sha256, members=sizes)
+    discard(part)
+    if broken:
+        raise BrokenArchive("\n".join(bad))
+    run.bad += bad
+
+
+def _unpack_wanted(
+    run: Run, opened: zipfile.ZipFile, remote: RemoteFile, members: Sequence[Member], broken: list[str]
+) -> list[str]:
+    """Unpack members that are asked for; what is broken about them is added to `broken`, all told of."""
+    homeless = [member.filename for member, file in members if not file.split]
+    wanted = [(member, file) for member, file in members if file.split and run.wants(file)]
+    bad = extract_members(wanted, partial(_put, run, opened, remote, broken), name=remote.name)
     if homeless:
         bad.append(
             f"{remote.name}: expected folders that name a split (dataset-verse19training, ...), found "
             f"{len(homeless)} files outside of them, such as {homeless[0]}."
         )
-    if broken:
-        discard(part)
-        raise BrokenArchive("\n".join(bad))
-    run.bad += bad
-    sizes = {place_of(file, Path()).as_posix(): member.file_size for member, file in members if file.split}
-    run.manifest.enter_archive(remote.url, size=size_on_disk(part), members=sizes)
-    discard(part)
+    return bad
 
 
 def _put(
