@@ -30,8 +30,7 @@ def scheduler(tmp_path_factory):
             address = client.scheduler.address
         yield address
     finally:
-        for process in processes:
+        for process in reversed(processes):  # workers first: without a scheduler they wait for one
             process.terminate()
-        for process in processes:
             process.wait(timeout=30)
         log.close()

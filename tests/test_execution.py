@@ -57,14 +57,21 @@ def test_what_starts_fits_into_the_memory():
     base, size = execution.BASE_BYTES, 10 * execution.BASE_BYTES
 
     def startable(waiting, running, budget, count=4):
-        return execution._startable(waiting, running, count, budget, lambda item: item)
+        return execution._startable(waiting, running, count, budget)
 
-    assert startable([size, size, size], [], 2 * (base + size)) == [size, size]
-    assert startable([size, size], [size], 2 * (base + size)) == [size]
+    assert startable([size, size, size], [], 2 * (base + size)) == [0, 1]
+    assert startable([size, size], [size], 2 * (base + size)) == [0]
     # The large one does not fit beside what runs; the small one behind it does.
-    assert startable([5 * size, size // 2], [size], 2 * (base + size)) == [size // 2]
-    assert startable([size], [], 0) == [size]  # nothing runs: one is tried whatever its size
-    assert startable([1, 1, 1], [1], 2**60, count=2) == [1]
+    assert startable([5 * size, size // 2], [size], 2 * (base + size)) == [1]
+    assert startable([size], [], 0) == [0]  # nothing runs: one is tried whatever its size
+    assert startable([1, 1, 1], [1], 2**60, count=2) == [0]
+
+
+def test_the_size_of_an_item_is_asked_for_once():
+    asked = []
+    found = outcomes(square, range(5), workers=2, bytes_of=lambda item: asked.append(item) or item)
+    assert sorted(found) == [(n, n * n) for n in range(5)]
+    assert sorted(asked) == list(range(5))
 
 
 def test_the_free_memory_is_no_more_than_the_container_has(tmp_path, monkeypatch):

@@ -73,7 +73,9 @@ def outcomes(
     ValueError
         If the scheduler does not answer.
     """
-    ordered = sorted(items, key=bytes_of, reverse=True)
+    needed = [(item, bytes_of(item)) for item in items]
+    needed.sort(key=lambda pair: pair[1], reverse=True)
+    ordered = [item for item, _ in needed]
     if scheduler is not None:
         yield from _on_cluster(work, ordered, scheduler)
         return
@@ -81,7 +83,7 @@ def outcomes(
     if count <= 1:
         yield from ((item, work(item)) for item in ordered)
     else:
-        yield from _in_processes(work, ordered, count, bytes_of)
+        yield from _in_processes(work, needed, count)
 
 
 def free_memory_bytes() -> int:
@@ -109,45 +111,45 @@ def _text_of(path: Path) -> str:
 
 
 def _in_processes(
-    work: Callable[[Item], Outcome], ordered: list[Item], count: int, bytes_of: Callable[[Item], int]
+    work: Callable[[Item], Outcome], waiting: list[tuple[Item, int]], count: int
 ) -> Iterator[tuple[Item, Outcome | str]]:
-    waiting, running = list(ordered), {}
+    """Run a function over items, each with the bytes it needs."""
+    running: dict[Future[Outcome], tuple[Item, int]] = {}
     budget = free_memory_bytes()
     pool = _pool(count)
     try:
         while waiting or running:
-            for item in _startable(waiting, running.values(), count, budget, bytes_of):
-                waiting.remove(item)
-                running[pool.submit(work, item)] = item
+            sizes = [size for _, size in running.values()]
+            for place in reversed(_startable([size for _, size in waiting], sizes, count, budget)):
+                pair = waiting.pop(place)  # from behind, so that the places before it stay right
+                running[pool.submit(work, pair[0])] = pair
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
                 # One of them was killed, and took all others with it: each is tried again by itself.
-                suspects, running = list(running.values()), {}
+                suspects, running = [item for item, _ in running.values()], {}
                 pool.shutdown()
                 yield from ((item, _alone(work, item)) for item in suspects)
                 pool = _pool(count)
             else:
-                yield from ((running.pop(future), future.result()) for future in done)
+                yield from ((running.pop(future)[0], future.result()) for future in done)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _startable(
-    waiting: Sequence[Item],
-    running: Any,
-    count: int,
-    budget: int,
-    bytes_of: Callable[[Item], int],
-) -> list[Item]:
-    """Choose what to start now: what fits beside what runs; one item at least, however large."""
-    used = sum(BASE_BYTES + bytes_of(item) for item in running)
-    started: list[Item] = []
-    for item in waiting:
-        needed = BASE_BYTES + bytes_of(item)
+def _startable(waiting: Sequence[int], running: Sequence[int], count: int, budget: int) -> list[int]:
+    """Choose what to start now, by the bytes needed: what fits beside what runs, one at least.
+
+    Gives places in `waiting`.
+    """
+    used = sum(BASE_BYTES + size for size in running)
+    started: list[int] = []
+    for place, size in enumerate(waiting):
         alone = not running and not started
-        if len(running) + len(started) < count and (alone or used + needed <= budget):
-            started.append(item)
-            used += needed
+        if len(running) + len(started) == count:
+            break
+        if alone or used + BASE_BYTES + size <= budget:
+            started.append(place)
+            used += BASE_BYTES + size
     return started
 
 

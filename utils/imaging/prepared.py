@@ -44,7 +44,15 @@ def write_sidecar(
 
 
 def identity(path: Path) -> dict[str, Any]:
-    """Give name, size in bytes, time of change in ns and SHA-256 of a file."""
+    """Give name, size in bytes, time of change in ns and SHA-256 of a file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file; a pipe, for one, would be waited for without end.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file, found something else.")
     stat = path.stat()
     return {
         "name": path.name,
@@ -104,6 +112,8 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _is_same(source: Path, known: Mapping[str, Any]) -> bool:
+    if not source.is_file():
+        return False  # whoever prepares the case again says what is wrong
     stat = source.stat()
     if stat.st_size != known.get("bytes"):
         return False

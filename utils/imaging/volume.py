@@ -423,8 +423,8 @@ def _read_data(path: Path, image: nibabel.Nifti1Pair) -> np.ndarray:
         # Half the memory of float32, and exact.
         return stored.astype(np.int16, copy=False)
     data = np.empty(stored.shape, np.float32, order="F")
-    with _silent():
-        for index, plane in enumerate(_scaled_planes(stored, image)):
+    for index, plane in enumerate(_scaled_planes(stored, image)):
+        with _silent():
             data[..., index] = plane
     return data
 
@@ -439,7 +439,10 @@ def _scaled_planes(stored: np.ndarray, image: nibabel.Nifti1Pair) -> Iterator[np
     slope, intercept = np.float64(image.dataobj.slope), np.float64(image.dataobj.inter)
     for index in range(stored.shape[2]):
         plane = stored[..., index]
-        yield plane if _is_unscaled(image) else apply_read_scaling(plane, slope, intercept)
+        if not _is_unscaled(image):
+            with _silent():  # an extreme slope overflows
+                plane = apply_read_scaling(plane, slope, intercept)
+        yield plane
 
 
 def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 import sys
 import time
@@ -168,12 +169,13 @@ def find_scans(inputs: Sequence[Path]) -> tuple[list[Scan], list[str]]:
     bad : list of str
         What is wrong with inputs that give no scan.
     """
-    scans: dict[tuple[str, Path], Scan] = {}
+    scans: dict[tuple[str, str], Scan] = {}
     bad = []
     for path in (Path(path) for path in inputs):
         try:
             for scan in map(_scan_of, _files_of(path)):
-                scans.setdefault((scan.key, scan.path.resolve()), scan)
+                # Unlike Path.resolve, this gives a name for a loop of links too: reading it says what it is.
+                scans.setdefault((scan.key, os.path.realpath(scan.path)), scan)
         except ValueError as error:
             bad.append(str(error))
     return list(scans.values()), bad
