@@ -17,7 +17,8 @@ class OsfServer(http.server.ThreadingHTTPServer):
     """Nodes with files: listed in pages under /v2, sent from /storage after a redirect from /download.
 
     `faults[name]` is a queue of what happens to the next requests for the file (or, under "listing", for
-    pages): "drop" and "stall" after half of the body, "truncate", "wrong", "no range", or a status such as
+    pages): "drop" and "stall" after half of the body, "truncate", "wrong", "no range", "careless" (of
+    `If-Range`), "longer" and "no length" (both with more bytes than there should be), or a status such as
     "429 2" with its `Retry-After`. `log` holds (method, kind, name, range, status) of every request.
     """
 
@@ -138,14 +139,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def send(self, content, name, fault):
         etag = f'"{hashlib.md5(content).hexdigest()}"'
-        start = self.start(etag) if fault != "no range" else 0
+        start = self.start(etag, careless=fault == "careless") if fault != "no range" else 0
         status = 206 if start else 200
         self.note("storage", name, status)
-        body = content[start:]
+        body = content[start:] + (b"more" * CHUNK if fault in ("longer", "no length") else b"")
         sent = len(body) // 2 if fault in ("drop", "truncate", "stall") else len(body)
         self.send_response(status)
         self.send_header("ETag", etag)
-        self.send_header("Content-Length", str(sent if fault == "truncate" else len(body)))
+        if fault != "no length":
+            self.send_header("Content-Length", str(sent if fault == "truncate" else len(body)))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
@@ -154,11 +156,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.stream(bytes(255 - byte for byte in body) if fault == "wrong" else body[:sent])
         if fault == "stall":
             self.server.awake.wait(20)
-        self.close_connection |= fault in ("drop", "stall")
+        self.close_connection |= fault in ("drop", "stall", "no length")
 
-    def start(self, etag):
+    def start(self, etag, *, careless):
         asked = self.headers.get("Range", "")
-        if not asked or self.headers.get("If-Range", etag) != etag:
+        if not asked or (self.headers.get("If-Range", etag) != etag and not careless):
             return 0
         return int(asked.removeprefix("bytes=").removesuffix("-"))
 

@@ -174,6 +174,8 @@ def test_a_subject_that_is_not_there_is_an_error(server, tmp_path, capsys):
         (["drop", "no range"], 2),
         (["drop", "wrong"], 3),
         (["stall"], 2),
+        (["longer"], 2),
+        (["no length"], 2),
         (["429", "500", "503"], 4),
         (["500", "drop", "502", "truncate"], 5),
     ],
@@ -511,7 +513,7 @@ def get_zips(server, data_dir, **changes):
 
 
 #: A small archive, with the folder's name that the archive of the restructured release has.
-TEST_20 = case("sub-verse501", 13, top="dataset-03test", size=100_000)
+TEST_20 = case("sub-verse501", 13, top="dataset-03test", size=400_000)
 NAME_20 = "dataset-verse20test.zip"
 
 
@@ -527,6 +529,7 @@ def zips(server):
         ([], 1),
         (["", "drop"], 2),
         (["", "truncate"], 2),
+        (["", "no length"], 2),
         (["429", "", "stall"], 2),
         (["", "drop", "no range"], 2),
     ],
@@ -569,7 +572,8 @@ def test_a_part_of_an_archive_that_was_replaced_is_not_used(zips, tmp_path):
     assert [entry[3:] for entry in zips.requests("storage") if entry[0] == "GET"] == [(None, 200)]
 
 
-def test_an_archive_that_is_replaced_between_question_and_download_is_not_mixed(zips, tmp_path):
+@pytest.mark.parametrize(("fault", "statuses"), [("", [200]), ("careless", [206, 200])])
+def test_an_archive_that_is_replaced_while_it_is_got_is_not_mixed(zips, tmp_path, fault, statuses):
     """`If-Range` names the version of the part: a server with another one sends it from the start."""
     part = tmp_path / "part"
     asked = remote.RemoteFile(NAME_20, f"{zips.url}/storage/zips/{NAME_20}")
@@ -581,7 +585,11 @@ def test_an_archive_that_is_replaced_between_question_and_download_is_not_mixed(
     other = archive({path: content[::-1] for path, content in TEST_20.items()})
     zips.nodes["zips"][f"/{NAME_20}"] = other
     told = [part.stat().st_size]
+    assert told[0] > 0
+    zips.log.clear()
+    zips.faults[NAME_20].append(fault)
     assert client.fetch(known, part, told=told.append) == hashlib.sha256(other).hexdigest()
+    assert zips.log[0][3].startswith("bytes=") and [entry[4] for entry in zips.log] == statuses
     assert part.read_bytes() == other and sum(told) == len(other)
 
 

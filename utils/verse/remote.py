@@ -376,6 +376,8 @@ def _continues(response: requests.Response, remote: RemoteFile, have: int) -> bo
         whole = {"*"} if remote.size is None else {"*", str(remote.size)}
         if match is None or int(match[1]) != have or (remote.size is not None and match[2] not in whole):
             raise _Again(f"the range {found!r} instead of bytes from {have}", mismatch=True)
+        if remote.validator not in ("", _validator(response)):
+            raise _Again("a part of another version of the file", mismatch=True)
     announced = response.headers.get("Content-Length", "")
     expected = None if remote.size is None else remote.size - (have if response.status_code == 206 else 0)
     encoded = response.headers.get("Content-Encoding", "identity") != "identity"
