@@ -6,20 +6,24 @@ The words used everywhere below:
   only counts vertebrae, the one that overlaps it most. A prediction matches one reference vertebra.
 - *found*: the Dice with its match reaches a threshold (.5). *missed*: every other reference vertebra.
 - Dice is 0 without a match, so a mean over reference vertebrae counts what was not found.
-- *extra*: a predicted vertebra of which at most a tenth lies in any one reference vertebra. Vertebrae
-  cut by the field of view are usually not annotated, so a prediction that touches the border of the
-  volume is *cut*, not extra. Any other prediction without a reference is *unmatched*: a second piece
-  of a vertebra, say, or one with the wrong label.
+- *extra*: a predicted vertebra of which at most a tenth lies in any one reference vertebra, and which
+  does not touch the border of the scan.
+- *partial*: the same, but it touches the border: it has a voxel in the first or last plane of any axis.
+  VerSe does not annotate most vertebrae that the field of view cuts, so finding one is no mistake. It
+  counts nowhere, neither for nor against the prediction.
+- *unmatched*: any other prediction without a reference: a second piece of a vertebra, say, or one with
+  the wrong label. The reference vertebra under it is what counts.
 
-A label in several pieces is one vertebra. An empty mask has no vertebrae: all of the reference's are
-missed, all of the prediction's extra (or cut), and two empty masks give no scores at all.
+A vertebra at the border that the reference does hold is scored as any other. A label in several pieces
+is one vertebra. An empty mask has no vertebrae: all of the reference's are missed, all of the
+prediction's extra (or partial), and two empty masks give no scores at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import surface_distance
@@ -33,7 +37,7 @@ EXTRA_OVERLAP = 0.1
 #: Sekuboyina et al., Medical Image Analysis 73 (2021) 102166, section 3.2.
 IDENTIFICATION_DISTANCE_MM = 20.0
 FOUND_DICE = 0.5
-HAUSDORFF_PERCENT = 95
+_ROBUST_PERCENT, _ALL_PERCENT = 95, 100
 _NO_LABEL = 0
 
 
@@ -44,7 +48,7 @@ class VertebraScore:
     Attributes
     ----------
     kind : str
-        "reference" for a vertebra of the reference; "extra", "cut" or "unmatched" for a predicted one
+        "reference" for a vertebra of the reference; "extra", "partial" or "unmatched" for a predicted one
         without a reference.
     label : int
         The reference's label, for a predicted one its own; 0 is never a label.
@@ -54,23 +58,24 @@ class VertebraScore:
         In [0, 1]; 0 without a match, NaN where there is no reference.
     found : bool
         Whether the Dice reaches the threshold.
-    mean_surface_distance_mm, hausdorff_95_mm : float
-        NaN unless the match overlaps the reference.
+    mean_surface_distance_mm, hausdorff_95_mm, hausdorff_mm : float
+        As those of `SurfaceDistances`; NaN unless the match overlaps the reference.
     volume_mm3, predicted_volume_mm3 : float
         Volumes of the reference vertebra and of its match, 0 without one.
     identified : bool or None
-        Whether the closest predicted centre has the right label and is near; None where labels only count.
+        As `identification` gives it; None where labels only count.
     localisation_error_mm : float
         Distance to the centre of the same label; NaN if there is none or labels only count.
     """
 
-    kind: Literal["reference", "extra", "cut", "unmatched"]
+    kind: Literal["reference", "extra", "partial", "unmatched"]
     label: int
     predicted_label: int = _NO_LABEL
     dice: float = float("nan")
     found: bool = False
     mean_surface_distance_mm: float = float("nan")
     hausdorff_95_mm: float = float("nan")
+    hausdorff_mm: float = float("nan")
     volume_mm3: float = 0.0
     predicted_volume_mm3: float = 0.0
     identified: bool | None = None
@@ -181,9 +186,27 @@ def dice_of_match(table: np.ndarray, match: Match) -> float:
     return float(2 * table[match] / total)
 
 
+class SurfaceDistances(NamedTuple):
+    """How far two surfaces lie apart, in mm; all are NaN if a body is empty.
+
+    Attributes
+    ----------
+    mean_mm : float
+        Mean of the two directed averages, every surface element weighted by its area.
+    hausdorff_95_mm : float
+        The larger of the two directed 95 % distances, by area.
+    hausdorff_mm : float
+        The largest distance of a point of either surface to the other one.
+    """
+
+    mean_mm: float = float("nan")
+    hausdorff_95_mm: float = float("nan")
+    hausdorff_mm: float = float("nan")
+
+
 def surface_distances_mm(
     reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Sequence[float]
-) -> tuple[float, float]:
+) -> SurfaceDistances:
     """Measure how far two surfaces lie apart, with DeepMind's surface-distance library.
 
     Parameters
@@ -195,50 +218,51 @@ def surface_distances_mm(
 
     Returns
     -------
-    mean_mm : float
-        Mean of the two directed averages, every surface element weighted by its area.
-    hausdorff_95_mm : float
-        The larger of the two directed 95 % distances. Both are NaN if a body is empty.
+    SurfaceDistances
+        Mean, 95 % and full Hausdorff distance.
     """
     if not (reference.any() and predicted.any()):
-        return float("nan"), float("nan")
+        return SurfaceDistances()
     distances = surface_distance.compute_surface_distances(reference, predicted, tuple(spacing_mm))
     averages = surface_distance.compute_average_surface_distance(distances)
-    robust = surface_distance.compute_robust_hausdorff(distances, HAUSDORFF_PERCENT)
-    return float(np.mean(averages)), float(robust)
+    hausdorff = [
+        surface_distance.compute_robust_hausdorff(distances, percent)
+        for percent in (_ROBUST_PERCENT, _ALL_PERCENT)
+    ]
+    return SurfaceDistances(float(np.mean(averages)), *map(float, hausdorff))
 
 
 def identification(
-    centre_mm: np.ndarray, label: int, predicted_centres_mm: dict[int, np.ndarray]
+    label: int, centres_mm: dict[int, np.ndarray], predicted_centres_mm: dict[int, np.ndarray]
 ) -> tuple[bool, float]:
     """Judge the label of a vertebra as the VerSe challenges did.
 
-    Sekuboyina et al., Medical Image Analysis 73 (2021) 102166, section 3.2: a vertebra is identified if the
-    predicted centre of its label is the closest of all predicted centres, and less than 20 mm away.
-    The centres here are those of the masks on both sides; VerSe's own lie in the vertebral bodies.
+    A vertebra is identified if the reference centre closest to the predicted centre of its label is its own,
+    and less than 20 mm away. Source: Sekuboyina et al., Medical Image Analysis 73 (2021) 102166, section 3.2,
+    and the challenge's page (verse2019.grand-challenge.org/Tasks); `get_hits` of the organisers' code
+    (github.com/anjany/verse) compares with the references whose label was predicted too, and allows 20 mm
+    itself. The centres here are those of the masks on both sides; VerSe's own lie in the vertebral bodies.
 
     Parameters
     ----------
-    centre_mm : np.ndarray, shape (3,)
-        Centre of the reference vertebra in mm.
     label : int
-        Its label.
-    predicted_centres_mm : dict of int to np.ndarray of shape (3,)
-        Centres of the predicted vertebrae by label.
+        A label of the reference.
+    centres_mm, predicted_centres_mm : dict of int to np.ndarray of shape (3,)
+        Centres of the reference's and of the predicted vertebrae by label, in mm.
 
     Returns
     -------
     identified : bool
-        False too if nothing was predicted.
+        False too if the label was not predicted.
     distance_mm : float
-        To the predicted centre of the same label, NaN if there is none.
+        From the predicted centre of the label to the reference's, NaN if there is none.
     """
-    distances = {
-        other: float(np.linalg.norm(centre - centre_mm)) for other, centre in predicted_centres_mm.items()
-    }
-    own = distances.get(label, float("nan"))
-    identified = label in distances and own <= min(distances.values()) and own < IDENTIFICATION_DISTANCE_MM
-    return identified, own
+    if label not in predicted_centres_mm:
+        return False, float("nan")
+    predicted = predicted_centres_mm[label]
+    distances = {other: float(np.linalg.norm(centre - predicted)) for other, centre in centres_mm.items()}
+    own = distances[label]
+    return own <= min(distances.values()) and own < IDENTIFICATION_DISTANCE_MM, own
 
 
 def score_masks(
@@ -276,16 +300,11 @@ def score_masks(
     table = overlap_table(reference, predicted)
     matches = dict(match_by_overlap(table) if numbering == "count" else match_by_label(table))
     scene = _Scene(LabelledVolume(reference), LabelledVolume(predicted), affine, table)
-    centres = {
-        label: scene.predicted.centre_mm(label, affine)
-        for label in scene.predicted.labels
-        if numbering == "anatomical"
-    }
+    places = _place_scores(scene) if numbering == "anatomical" else {}
     scores = []
     for label in scene.reference.labels:
         shape = _shape_scores(scene, (label, matches.get(label, _NO_LABEL)), found_dice)
-        place = _place_scores(scene, label, centres) if numbering == "anatomical" else {}
-        scores.append(VertebraScore("reference", label, **shape, **place))
+        scores.append(VertebraScore("reference", label, **shape, **places.get(label, {})))
     return scores + _scores_without_reference(scene, matches)
 
 
@@ -315,19 +334,20 @@ def _shape_scores(scene: _Scene, match: Match, found_dice: float) -> dict[str, f
     if predicted_label == _NO_LABEL:
         return {"dice": 0.0, "volume_mm3": volume}
     dice = dice_of_match(scene.table, match)
-    mean_mm, hausdorff_mm = _surface_distances_of_match(scene, match) if dice else (np.nan, np.nan)
+    surfaces = _surface_distances_of_match(scene, match) if dice else SurfaceDistances()
     return {
         "predicted_label": predicted_label,
         "dice": dice,
         "found": dice >= found_dice,
-        "mean_surface_distance_mm": mean_mm,
-        "hausdorff_95_mm": hausdorff_mm,
+        "mean_surface_distance_mm": surfaces.mean_mm,
+        "hausdorff_95_mm": surfaces.hausdorff_95_mm,
+        "hausdorff_mm": surfaces.hausdorff_mm,
         "volume_mm3": volume,
         "predicted_volume_mm3": scene.volume_mm3(scene.table[:, predicted_label].sum()),
     }
 
 
-def _surface_distances_of_match(scene: _Scene, match: Match) -> tuple[float, float]:
+def _surface_distances_of_match(scene: _Scene, match: Match) -> SurfaceDistances:
     """The joint box holds both bodies whole, so the distances in it are those in the volume."""
     boxes = scene.reference.boxes[match[0]], scene.predicted.boxes[match[1]]
     joint = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*boxes))
@@ -338,10 +358,16 @@ def _surface_distances_of_match(scene: _Scene, match: Match) -> tuple[float, flo
     )
 
 
-def _place_scores(scene: _Scene, label: int, centres: dict[int, np.ndarray]) -> dict[str, float]:
-    centre = scene.reference.centre_mm(label, scene.affine)
-    identified, distance = identification(centre, label, centres)
-    return {"identified": identified, "localisation_error_mm": distance}
+def _place_scores(scene: _Scene) -> dict[int, dict[str, bool | float]]:
+    reference, predicted = (
+        {label: volume.centre_mm(label, scene.affine) for label in volume.labels}
+        for volume in (scene.reference, scene.predicted)
+    )
+    judged = {label: identification(label, reference, predicted) for label in reference}
+    return {
+        label: {"identified": identified, "localisation_error_mm": distance}
+        for label, (identified, distance) in judged.items()
+    }
 
 
 def _scores_without_reference(scene: _Scene, matches: dict[int, int]) -> list[VertebraScore]:
@@ -351,7 +377,7 @@ def _scores_without_reference(scene: _Scene, matches: dict[int, int]) -> list[Ve
         overlaps = scene.table[1:, label].max(initial=0) > EXTRA_OVERLAP * voxels
         if overlaps and label in matches.values():
             continue
-        outside = "cut" if scene.predicted.touches_border(label) else "extra"
+        outside = "partial" if scene.predicted.touches_border(label) else "extra"
         kind = "unmatched" if overlaps else outside
         volume = scene.volume_mm3(voxels)
         scores.append(VertebraScore(kind, label, label, predicted_volume_mm3=volume))
