@@ -16,12 +16,14 @@ from utils.prediction import evaluation
 from utils.prediction.evaluation import check_same_grid, evaluate, pair_with_predictions, read_numbering
 from utils.prediction.metrics import VertebraScore
 from utils.prediction.report import (
+    REGIONS,
     CaseResult,
     case_line,
     case_table,
     dice_figure,
+    group_table,
     markdown_table,
-    region_table,
+    side_by_side,
     summary,
     vertebra_table,
 )
@@ -121,7 +123,9 @@ def test_files_written_hold_a_row_a_vertebra_and_leave_no_temporary_name(tmp_pat
     ]
     page = (output / "evaluation.md").read_text()
     assert "Dice of at least 0.9" in page
-    assert "| thoracic | 1 " in page and "| lumbar   | 1 " in page
+    assert "| score " in page and "| thoracic " in page and "| lumbar " in page
+    for policy in ("*Missed*", "*Extra*", "*Partial*", "10000 resamples of the 1 patients", "seed 0"):
+        assert policy in page[: page.index("## Overall")]
     assert load_settings(output)["found_dice"] == 0.9
     assert matplotlib.image.imread(output / "evaluation.png").shape[2] == 4
 
@@ -205,7 +209,9 @@ def test_nothing_to_score_is_one_line_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize("changes", [{"workers": -1}, {"found_dice": 0.0}, {"found_dice": 1.5}])
+@pytest.mark.parametrize(
+    "changes", [{"workers": -1}, {"found_dice": 0.0}, {"found_dice": 1.5}, {"resamples": 0}]
+)
 def test_a_setting_out_of_range_ends_with_status_2(tmp_path, changes, capsys):
     assert evaluate(settings(tmp_path, **changes)) == 2
     assert capsys.readouterr().err.startswith("Expected --workers")
@@ -336,13 +342,100 @@ def test_a_missed_vertebra_counts_zero_in_the_mean_dice_whatever_was_predicted_o
     assert (found["found"], found["missed"], found["mean_dice"]) == (1, 1, 0.45)
 
 
+def test_the_summary_keeps_the_names_that_others_rely_on():
+    names = ["mean_dice", "vertebrae", "found", "missed", "extra", "mean_surface_distance_mm"]
+    names += ["identification_rate", "localisation_error_mm", "scans", "found_share", "mean_hausdorff_95_mm"]
+    names += ["extra_per_scan", "bad_cases"]
+    assert set(names) <= set(summary(results()))
+
+
+def scored_case(key, *scores):
+    return CaseResult(key, "test", "scored", "anatomical", scores)
+
+
+def reference(label, dice, *, identified=True, error_mm=0.0):
+    return VertebraScore(
+        "reference", label, label, dice, dice >= 0.5, identified=identified, localisation_error_mm=error_mm
+    )
+
+
+def test_localisation_error_over_all_predicted_and_over_the_identified_alone():
+    scores = (
+        reference(7, 0.9, error_mm=2.0),
+        reference(8, 0.9, identified=False, error_mm=25.0),
+        VertebraScore("reference", 9, identified=False),
+    )
+    found = summary([scored_case("sub-a", *scores)])
+    assert found["identification_rate"] == pytest.approx(1 / 3)
+    assert found["localisation_error_mm"] == 13.5
+    assert found["localisation_error_identified_mm"] == 2
+
+
+def test_partial_vertebrae_are_counted_apart_and_change_no_other_score():
+    alone = summary([scored_case("sub-a", reference(8, 0.9))])
+    with_partial = summary([scored_case("sub-a", reference(8, 0.9), VertebraScore("partial", 7, 7))])
+    assert (alone.pop("partial"), with_partial.pop("partial")) == (0, 1)
+    assert alone["by_region"]["thoracic"] == with_partial["by_region"]["thoracic"]
+    for found in (alone, with_partial):
+        found.pop("by_region"), found.pop("by_anomaly")
+    assert alone == with_partial
+
+
+def test_intervals_are_over_patients_and_stand_beside_the_means():
+    # sub-a has two scans: with its .6 in both it is one patient, as sub-b with its 1.
+    cases = [scored_case(key, reference(8, 0.6)) for key in ("sub-a_dir-ax", "sub-a_dir-sag")]
+    found = summary([*cases, scored_case("sub-b", reference(8, 1.0), reference(9, 1.0))])
+    assert (found["scans"], found["subjects"]) == (3, 2)
+    assert found["mean_dice"] == pytest.approx(0.8)
+    assert found["intervals_95"]["mean_dice"] == pytest.approx((0.6, 1))
+    assert found["intervals_95"]["found_share"] == (1, 1)
+    assert found["intervals_95"]["mean_hausdorff_mm"] is None
+    assert summary(cases)["intervals_95"]["mean_dice"] is None  # One patient.
+
+
+def test_counted_vertebrae_have_no_interval_of_what_labels_say():
+    cases = [scored_case(f"sub-{i}", VertebraScore("reference", 8, 1, 0.9, True)) for i in range(3)]
+    intervals = summary(cases)["intervals_95"]
+    assert intervals["identification_rate"] is None and intervals["localisation_error_mm"] is None
+    assert intervals["mean_dice"] == pytest.approx((0.9, 0.9))
+
+
+def test_scans_by_the_anomalies_of_their_reference():
+    t11, t12, t13, l1, l6 = 18, 19, 28, 20, 25
+    cases = [
+        scored_case("sub-a", reference(t12, 1.0), reference(t13, 1.0), reference(l1, 1.0)),
+        scored_case("sub-b", reference(t11, 0.5), reference(l1, 0.5)),  # T12 absent between T11 and L1.
+        scored_case("sub-c", reference(l6, 0.8), reference(t13, 0.8)),
+        scored_case("sub-d", reference(t12, 0.7), VertebraScore("extra", l6, l6)),  # L6 predicted only.
+        CaseResult("sub-e", "test", "bad reference", message="sub-e is bad"),
+    ]
+    groups = {
+        name: (found["scans"], found["vertebrae"]) for name, found in summary(cases)["by_anomaly"].items()
+    }
+    assert groups == {"L6": (1, 2), "T13": (2, 5), "T12 absent": (1, 2), "none": (1, 1)}
+    assert summary(cases)["by_anomaly"]["T13"]["mean_dice"] == pytest.approx((3 * 1 + 2 * 0.8) / 5)
+
+
+def test_groups_side_by_side():
+    groups = {
+        "one": {"vertebrae": 3, "mean_dice": 0.5, "intervals_95": {"mean_dice": (0.25, 0.75)}},
+        "two": {"vertebrae": 1, "mean_dice": None, "intervals_95": {"mean_dice": None}},
+    }
+    assert side_by_side(groups).splitlines() == [
+        "| score     | one                    | two |",
+        "| --------- | ---------------------- | --- |",
+        "| vertebrae | 3                      | 1   |",
+        "| mean_dice | 0.500 (0.250 to 0.750) | –   |",
+    ]
+
+
 def test_log_line_of_a_case():
     assert case_line(results()[0]) == "sub-a: scored, 1 of 2 found, 1 extra, mean Dice 0.450"
     assert case_line(results()[1]) == "sub-b: bad reference, 0 of 0 found, 0 extra, mean Dice –"
 
 
 def test_regions_with_reference_vertebrae_from_the_neck_down():
-    table = region_table(vertebra_table(results()))
+    table = group_table(vertebra_table(results()), "region", REGIONS)
     assert table[["region", "vertebrae", "found", "extra"]].to_numpy().tolist() == [
         ["cervical", 1, 1, 0],
         ["thoracic", 1, 0, 1],

@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.imaging.volume import Volume, read_mask
+from utils.prediction.intervals import Resampling
 from utils.prediction.metrics import Numbering, score_masks, score_without_prediction
 from utils.prediction.report import CaseResult, Status, case_line, overall_table, write_report
 from utils.settings import EvaluationSettings, save_settings, worker_count
@@ -39,12 +40,14 @@ def evaluate(settings: EvaluationSettings) -> int:
         (unless `skip_bad`), or if there is nothing to score, else 0. Every bad case is one line on the
         standard error.
     """
-    if settings.workers < 0 or not 0 < settings.found_dice <= 1:
-        print("Expected --workers from 0 up and --found-dice over 0 and up to 1.", file=sys.stderr)
+    if settings.workers < 0 or settings.resamples < 1 or not 0 < settings.found_dice <= 1:
+        expected = "--workers from 0 up, --resamples from 1 up, and --found-dice over 0 and up to 1"
+        print(f"Expected {expected}.", file=sys.stderr)
         return 2
+    resampling = Resampling(settings.resamples, settings.seed)
     try:
         results = score_cases(settings)
-        scores = write_report(results, settings.output, found_dice=settings.found_dice)
+        scores = write_report(results, settings.output, found_dice=settings.found_dice, resampling=resampling)
         save_settings(settings, settings.output)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -15,23 +15,48 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.files import written_whole
+from utils.imaging.case_check import anomalies_of
+from utils.prediction.intervals import RESAMPLING, Resampling, mean_intervals
 from utils.prediction.metrics import Numbering, VertebraScore
 from utils.tables import cell, markdown_table
+from utils.verse.cases import subject_of
 from utils.verse.labels import LEVEL_NAMES, name_of_code, rank_of_code, region_of_code
 
 Status = Literal["scored", "no prediction", "bad prediction", "bad reference"]
 REGIONS = ("cervical", "thoracic", "lumbar")
+ANOMALIES = ("L6", "T13", "T12 absent")
+NO_ANOMALY = "none"
 #: Okabe and Ito's colours, told apart with any colour vision.
 REGION_COLOURS = {"cervical": "#0072B2", "thoracic": "#D55E00", "lumbar": "#009E73"}
 _FEWEST_FOR_BOX = 5
 
+#: Key in the summary of the intervals, which stand under the names of the means.
+INTERVALS = "intervals_95"
+
 _EXPLANATION = """\
-Means run over all reference vertebrae; in the mean Dice a missed one counts 0. *Found*:
-Dice of at least {found_dice:g}; *missed*: the rest. *Extra*: predicted, at most a tenth of it in any
-reference vertebra, and not touching the border of the volume. Surface distances are means over the
-vertebrae whose match overlaps them. Identification rate and localisation error follow VerSe (Sekuboyina
-et al., 2021), with the centres of the masks. "–" stands where nothing is defined, such as the label of
-vertebrae that are only counted.
+How it was counted:
+
+- *Found*: Dice of at least {found_dice:g} with the predicted vertebra of the same label (where a prediction
+  only counts vertebrae: with the one that overlaps most).
+- *Missed*: every other reference vertebra, those of a scan without a prediction too. It counts 0 in the
+  mean Dice. Surface and Hausdorff distances are means over the vertebrae whose match overlaps them, the
+  localisation error over those whose label was predicted: read them beside the number of missed ones.
+- *Extra*: predicted, at most a tenth of it in any reference vertebra, and not touching the border of the
+  scan. It lowers no mean: read the means beside the number of extra ones.
+- *Partial*: the same, but touching the border. VerSe does not annotate most vertebrae that the field of view
+  cuts, so these count neither for nor against the prediction. A vertebra at the border that the reference
+  does hold is scored as any other.
+- *Unmatched*: any other prediction without a reference, such as a second piece or a wrong label; what counts
+  is the reference vertebra under it.
+- *Identified* (VerSe; Sekuboyina et al., 2021): the reference vertebra closest to the predicted centre of a
+  label has that label, and is less than 20 mm away. The rate is over all reference vertebrae. Centres are
+  those of the masks.
+- *Localisation error*: distance of the centres of the same label, over all that were predicted, and over the
+  identified ones alone.
+- *95 % interval*: percentile bootstrap, {resamples} resamples of the {subjects} patients (not of vertebrae or
+  scans) from the seed {seed}. With few patients it is too narrow, and with one there is none.
+
+"–" stands where nothing is defined, such as the label of vertebrae that are only counted.
 """
 
 
@@ -60,6 +85,17 @@ class CaseResult:
     scores: tuple[VertebraScore, ...] = ()
     message: str = ""
 
+    @property
+    def subject(self) -> str:
+        """The patient, of whom there may be several cases."""
+        return subject_of(self.key)
+
+    @property
+    def anomalies(self) -> list[str]:
+        """Those of the reference, of `ANOMALIES`, or `NO_ANOMALY` alone."""
+        codes = [score.label for score in self.scores if score.kind == "reference"]
+        return anomalies_of(codes) or [NO_ANOMALY]
+
 
 def vertebra_table(results: Sequence[CaseResult]) -> pd.DataFrame:
     """Give a table with a row a vertebra: the reference's, and the predicted ones without a reference.
@@ -72,12 +108,13 @@ def vertebra_table(results: Sequence[CaseResult]) -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame
-        Columns case, name, region and the fields of `VertebraScore`. Name and region are empty for
+        Columns subject, case, name, region and the fields of `VertebraScore`. Name and region are empty for
         a predicted vertebra that is only counted. Sorted from the top down within a case.
     """
-    columns = ["case", "name", "region", *(field.name for field in dataclasses.fields(VertebraScore))]
+    fields = [field.name for field in dataclasses.fields(VertebraScore)]
+    columns = ["subject", "case", "name", "region", *fields]
     rows = [
-        {"case": result.key, **_level(result, score), **dataclasses.asdict(score)}
+        {"subject": result.subject, "case": result.key, **_level(result, score), **dataclasses.asdict(score)}
         for result in results
         for score in sorted(result.scores, key=_table_order)
     ]
@@ -94,15 +131,60 @@ def case_table(results: Sequence[CaseResult]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def region_table(vertebrae: pd.DataFrame) -> pd.DataFrame:
-    """Give a table with a row a region that has reference vertebrae, from the neck down."""
-    of_reference = vertebrae[vertebrae["kind"] == "reference"]
-    rows = [
-        {"region": region, **vertebra_scores(vertebrae[vertebrae["region"] == region])}
-        for region in REGIONS
-        if (of_reference["region"] == region).any()
-    ]
-    return pd.DataFrame(rows)
+def group_table(vertebrae: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:
+    """Give a table with a row a region or level that has reference vertebrae.
+
+    Parameters
+    ----------
+    vertebrae : pd.DataFrame
+        Rows of `vertebra_table`.
+    column : str
+        "region" or "name".
+    names : sequence of str
+        The values of that column, in the order of the rows.
+    """
+    groups = groups_of(vertebrae, column, names).items()
+    return pd.DataFrame([{column: name, **vertebra_scores(rows)} for name, rows in groups])
+
+
+def groups_of(vertebrae: pd.DataFrame, column: str, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Split a table of vertebrae by a column's values, leaving out those without reference vertebrae."""
+    present = set(vertebrae.loc[vertebrae["kind"] == "reference", column])
+    return {name: vertebrae[vertebrae[column] == name] for name in names if name in present}
+
+
+def score_values(vertebrae: pd.DataFrame) -> pd.DataFrame:
+    """Give what is averaged, by the name of the mean.
+
+    Parameters
+    ----------
+    vertebrae : pd.DataFrame
+        Rows of `vertebra_table`.
+
+    Returns
+    -------
+    pd.DataFrame of float
+        A row a reference vertebra, with the index of `vertebrae`, and NaN where a vertebra has no value. In
+        the mean Dice a missed one is 0, whatever part of it was predicted. What labels say (identification
+        rate, localisation error) is NaN in all rows as soon as a vertebra's prediction is only counted.
+    """
+    reference = vertebrae[vertebrae["kind"] == "reference"]
+    found = reference["found"].astype(float)
+    if_labelled = 1.0 if reference["identified"].notna().all() else float("nan")
+    identified = reference["identified"].astype(float) * if_labelled
+    error_mm = reference["localisation_error_mm"].astype(float) * if_labelled
+    return pd.DataFrame(
+        {
+            "found_share": found,
+            "mean_dice": reference["dice"].astype(float) * found,
+            "mean_surface_distance_mm": reference["mean_surface_distance_mm"].astype(float),
+            "mean_hausdorff_95_mm": reference["hausdorff_95_mm"].astype(float),
+            "mean_hausdorff_mm": reference["hausdorff_mm"].astype(float),
+            "identification_rate": identified,
+            "localisation_error_mm": error_mm,
+            "localisation_error_identified_mm": error_mm.where(identified == 1),
+        }
+    )
 
 
 def vertebra_scores(vertebrae: pd.DataFrame) -> dict[str, Any]:
@@ -116,53 +198,85 @@ def vertebra_scores(vertebrae: pd.DataFrame) -> dict[str, Any]:
     Returns
     -------
     dict
-        Counts (`vertebrae`, `found`, `missed` of the reference; `extra` predicted ones) and means over the
-        reference's vertebrae; in the mean Dice a missed one is 0, whatever part of it was predicted.
-        A mean over nothing is None, and so is what labels say (identification rate,
-        localisation error) as soon as a vertebra's prediction is only counted.
+        Counts (`vertebrae`, `found`, `missed` of the reference; `extra` and `partial` predicted ones) and the
+        means of `score_values`. A mean over nothing is None.
     """
-    reference = vertebrae[vertebrae["kind"] == "reference"]
-    found = int(reference["found"].sum())
-    labelled = bool(reference["identified"].notna().all())
-    return {
-        "vertebrae": len(reference),
-        "found": found,
-        "missed": len(reference) - found,
-        "extra": int((vertebrae["kind"] == "extra").sum()),
-        "found_share": _mean(reference["found"]),
-        "mean_dice": _mean(reference["dice"].astype(float) * reference["found"].astype(float)),
-        "mean_surface_distance_mm": _mean(reference["mean_surface_distance_mm"]),
-        "mean_hausdorff_95_mm": _mean(reference["hausdorff_95_mm"]),
-        "identification_rate": _mean(reference["identified"]) if labelled else None,
-        "localisation_error_mm": _mean(reference["localisation_error_mm"]) if labelled else None,
-    }
+    values = score_values(vertebrae)
+    found = int(values["found_share"].sum())
+    without_reference = {kind: int((vertebrae["kind"] == kind).sum()) for kind in ("extra", "partial")}
+    means = {name: None if math.isnan(mean) else float(mean) for name, mean in values.mean().items()}
+    counts = {"vertebrae": len(values), "found": found, "missed": len(values) - found}
+    return {**counts, **without_reference, **means}
 
 
-def summary(results: Sequence[CaseResult]) -> dict[str, Any]:
+def scores_with_intervals(vertebrae: pd.DataFrame, resampling: Resampling) -> dict[str, Any]:
+    """Give `vertebra_scores`, and under `INTERVALS` the interval of every mean: two limits, or None."""
+    values = score_values(vertebrae)
+    intervals = mean_intervals(values, vertebrae.loc[values.index, "subject"], resampling)
+    return {**vertebra_scores(vertebrae), INTERVALS: intervals}
+
+
+def summary(results: Sequence[CaseResult], resampling: Resampling = RESAMPLING) -> dict[str, Any]:
     """Give the scores over all cases that have a reference, with the cases that went wrong by name.
 
     Parameters
     ----------
     results : sequence of CaseResult
         The evaluated cases.
+    resampling : Resampling
+        How the intervals are made.
 
     Returns
     -------
     dict
-        Those of `vertebra_scores`, `scans` (with a reference that can be read), `extra_per_scan`, and
-        `bad_cases`, the keys of the cases that were not scored.
+        Those of `scan_scores`; `by_region` and `by_anomaly` with the same of every region (without the
+        counts of scans) and of the scans with every anomaly, or none; and `bad_cases`, the keys of the cases
+        that were not scored. A scan with two anomalies counts in both.
     """
-    scans = sum(result.status != "bad reference" for result in results)
-    scores = vertebra_scores(vertebra_table(results))
+    regions = groups_of(vertebra_table(results), "region", REGIONS)
     return {
-        "scans": scans,
-        **scores,
-        "extra_per_scan": scores["extra"] / scans if scans else None,
+        **scan_scores(results, resampling),
+        "by_region": {name: scores_with_intervals(rows, resampling) for name, rows in regions.items()},
+        "by_anomaly": {
+            name: scan_scores(group, resampling) for name, group in anomaly_groups(results).items()
+        },
         "bad_cases": [result.key for result in results if result.status != "scored"],
     }
 
 
-def write_report(results: Sequence[CaseResult], output: Path, *, found_dice: float) -> dict[str, Any]:
+def scan_scores(results: Sequence[CaseResult], resampling: Resampling) -> dict[str, Any]:
+    """Give the scores of some scans.
+
+    Returns
+    -------
+    dict
+        `scans` and `subjects` (with a reference that can be read), those of `scores_with_intervals`, and
+        `extra_per_scan`.
+    """
+    with_reference = [result for result in results if result.status != "bad reference"]
+    scans = len(with_reference)
+    scores = scores_with_intervals(vertebra_table(results), resampling)
+    return {
+        "scans": scans,
+        "subjects": len({result.subject for result in with_reference}),
+        **scores,
+        "extra_per_scan": scores["extra"] / scans if scans else None,
+    }
+
+
+def anomaly_groups(results: Sequence[CaseResult]) -> dict[str, list[CaseResult]]:
+    """Sort the cases with a reference by their anomalies; a case with two is in both groups."""
+    with_reference = [result for result in results if result.status != "bad reference"]
+    groups = {
+        name: [result for result in with_reference if name in result.anomalies]
+        for name in (*ANOMALIES, NO_ANOMALY)
+    }
+    return {name: group for name, group in groups.items() if group}
+
+
+def write_report(
+    results: Sequence[CaseResult], output: Path, *, found_dice: float, resampling: Resampling = RESAMPLING
+) -> dict[str, Any]:
     """Write summary.json, vertebrae.csv, cases.csv, evaluation.md and evaluation.png into a folder.
 
     Parameters
@@ -173,17 +287,20 @@ def write_report(results: Sequence[CaseResult], output: Path, *, found_dice: flo
         Folder, made if it is not there. Every file is written whole or not at all.
     found_dice : float
         Dice from which a vertebra counted as found.
+    resampling : Resampling
+        How the intervals are made.
 
     Returns
     -------
     dict
         The summary.
     """
-    vertebrae, cases, scores = vertebra_table(results), case_table(results), summary(results)
+    vertebrae, cases, scores = vertebra_table(results), case_table(results), summary(results, resampling)
+    facts = {**dataclasses.asdict(resampling), "subjects": scores["subjects"], "found_dice": found_dice}
     texts = {
         "vertebrae.csv": vertebrae.to_csv(index=False),
         "cases.csv": cases.to_csv(index=False),
-        "evaluation.md": _page(vertebrae, cases, scores, found_dice=found_dice),
+        "evaluation.md": _page(vertebrae, cases, scores, _EXPLANATION.format(**facts)),
         "summary.json": json.dumps(scores, indent=2) + "\n",
     }
     with written_whole(output / "evaluation.png") as temporary:
@@ -202,9 +319,37 @@ def case_line(result: CaseResult) -> str:
 
 
 def overall_table(scores: dict[str, Any]) -> str:
-    """Give the summary as text in two columns, for the terminal and the page."""
-    rows = [{"score": name, "value": value} for name, value in scores.items() if name != "bad_cases"]
+    """Give a summary as text with a row a score and the interval of every mean, for terminal and page."""
+    intervals = scores[INTERVALS]
+    rows = [
+        {"score": name, "value": scores[name], "95 % interval": interval_cell(intervals.get(name))}
+        for name in _names_of_numbers(scores)
+    ]
     return markdown_table(pd.DataFrame(rows, dtype=object))
+
+
+def side_by_side(groups: dict[str, dict[str, Any]]) -> str:
+    """Give the scores of several groups as text, with a row a score and a column a group.
+
+    Parameters
+    ----------
+    groups : dict of str to dict
+        By the name of the group, scores with their intervals.
+    """
+    names = _names_of_numbers(next(iter(groups.values()), {}))
+    rows = []
+    for name in names:
+        cells = {
+            group: " ".join([cell(scores[name]), _in_brackets(scores[INTERVALS].get(name))]).strip()
+            for group, scores in groups.items()
+        }
+        rows.append({"score": name, **cells})
+    return markdown_table(pd.DataFrame(rows)) if rows else "No reference vertebrae."
+
+
+def interval_cell(interval: Sequence[float] | None) -> str:
+    """Give an interval as the text of a cell, "–" without one."""
+    return cell(None) if interval is None else " to ".join(cell(limit) for limit in interval)
 
 
 def dice_figure(vertebrae: pd.DataFrame, *, found_dice: float) -> Figure:
@@ -250,20 +395,30 @@ def _draw_level(axes: Any, position: int, dice: np.ndarray, colour: str) -> None
     axes.plot(position + shifts, np.sort(dice), "o", color=colour, markersize=4, alpha=0.7)
 
 
-def _page(vertebrae: pd.DataFrame, cases: pd.DataFrame, scores: dict[str, Any], *, found_dice: float) -> str:
-    regions = region_table(vertebrae)
-    short = cases.drop(columns=["message"])
+def _page(vertebrae: pd.DataFrame, cases: pd.DataFrame, scores: dict[str, Any], explanation: str) -> str:
+    levels = group_table(vertebrae, "name", LEVEL_NAMES)
     messages = [f"- {message}" for message in cases["message"] if message]
     parts = [
         "# Evaluation",
-        _EXPLANATION.format(found_dice=found_dice),
+        explanation,
         "## Overall\n\n" + overall_table(scores),
-        "## By region\n\n" + (markdown_table(regions) if len(regions) else "No reference vertebrae."),
-        "## By case\n\n" + markdown_table(short),
+        "## By region\n\nMean (95 % interval).\n\n" + side_by_side(scores["by_region"]),
+        "## By anomaly\n\nScans by what their reference holds; one with two anomalies is in both columns.",
+        side_by_side(scores["by_anomaly"]),
         "## By level\n\n![Dice by level](evaluation.png)",
+        markdown_table(levels) if len(levels) else "",
+        "## By case\n\n" + markdown_table(cases.drop(columns=["message"])),
         *(["## What went wrong\n\n" + "\n".join(messages)] if messages else []),
     ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _names_of_numbers(scores: dict[str, Any]) -> list[str]:
+    return [name for name, value in scores.items() if not isinstance(value, (dict, list))]
+
+
+def _in_brackets(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"({interval_cell(interval)})"
 
 
 def _level(result: CaseResult, score: VertebraScore) -> dict[str, str]:
@@ -274,8 +429,3 @@ def _level(result: CaseResult, score: VertebraScore) -> dict[str, str]:
 
 def _table_order(score: VertebraScore) -> tuple[bool, int]:
     return score.kind != "reference", rank_of_code(score.label)
-
-
-def _mean(values: pd.Series) -> float | None:
-    mean = values.astype(float).mean()
-    return None if math.isnan(mean) else float(mean)
