@@ -1,0 +1,406 @@
+"""DICOM: which series of a folder are CT scans, and a series as a volume.
+
+Headers are read with pydicom, voxels with SimpleITK, which also reads compressed ones; both are imported
+where they are needed. The grid comes from the positions of the slices alone: neither the order of the files
+nor the declared slice thickness matters. A series that is no even, right-angled stack is refused, since any
+guess would bend the spine.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world, hu_numbers
+from utils.imaging.volume import Volume
+
+#: Series of fewer images are localisers, test shots or bolus tracking.
+MIN_SLICES = 10
+
+#: Largest distance of a slice from its place in an even stack, in slice spacings; as for grids that agree.
+_MAX_OFF_PLACE = 0.1
+#: Positions and spacings that differ by less are the same: headers hold them as rounded text.
+_SAME_MM = 1e-3
+_SAME_DIRECTION = 1e-3
+_PREAMBLE_BYTES = 128
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_TAGS = (
+    *("SOPClassUID", "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "PatientID"),
+    *("Rows", "Columns", "NumberOfFrames", "PixelSpacing"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+)
+#: What pydicom raises on a broken file, beside its own InvalidDicomError.
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the header of one DICOM image says; a text is "" and a tuple empty where it says nothing.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    sop_class, modality, photometric : str
+        Kind of object, such as "CT", and of colours.
+    image_type : tuple of str
+        Such as ("ORIGINAL", "PRIMARY", "AXIAL").
+    uid, number, description, patient : str
+        Of the series: identifier, number and description; PatientID.
+    shape : tuple of int, (3,)
+        Columns, rows, frames.
+    samples : int
+        Numbers a voxel.
+    spacing_mm : tuple of float
+        Of columns along a row, and of rows along a column: PixelSpacing turned round.
+    position_mm : tuple of float
+        Centre of the first voxel, LPS+.
+    orientation : tuple of float
+        Directions along a row and along a column, LPS+.
+    """
+
+    path: Path
+    sop_class: str
+    modality: str
+    photometric: str
+    image_type: tuple[str, ...]
+    uid: str
+    number: str
+    description: str
+    patient: str
+    shape: tuple[int, int, int]
+    samples: int
+    spacing_mm: tuple[float, ...]
+    position_mm: tuple[float, ...]
+    orientation: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """The images of one CT series.
+
+    Attributes
+    ----------
+    headers : tuple of ImageHeader
+        One an image, in the order in which they were found.
+    """
+
+    headers: tuple[ImageHeader, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images' files."""
+        return tuple(header.path for header in self.headers)
+
+    @property
+    def folder(self) -> Path:
+        """The innermost folder that holds all its files."""
+        return Path(os.path.commonpath([file.parent for file in self.files]))
+
+    @property
+    def name(self) -> str:
+        """Name for messages: folder, number and description."""
+        first = self.headers[0]
+        description = f" ({first.description})" if first.description else ""
+        return f"{self.folder}: series {first.number or '?'}{description}"
+
+
+@dataclass(frozen=True)
+class FoundSeries:
+    """The series among files.
+
+    Attributes
+    ----------
+    scans : tuple of Series
+        CT scans.
+    skipped, bad : tuple of str
+        A line for every series or image that is no CT scan, with the reason; and for every file that
+        cannot be read.
+    """
+
+    scans: tuple[Series, ...]
+    skipped: tuple[str, ...]
+    bad: tuple[str, ...]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has the mark of DICOM after its preamble; False for what cannot be read."""
+    try:
+        if not path.is_file():  # a pipe would be waited for without end
+            return False
+        with path.open("rb") as stream:
+            stream.seek(_PREAMBLE_BYTES)
+            return stream.read(4) == b"DICM"
+    except OSError:
+        return False
+
+
+def find_series(files: Iterable[Path]) -> FoundSeries:
+    """Group DICOM files by series, and tell CT scans from all else.
+
+    Parameters
+    ----------
+    files : iterable of Path
+        DICOM files in any order, of any kinds.
+
+    Returns
+    -------
+    FoundSeries
+        Scans in the order of their numbers. Images that are localisers, derived, secondary or in colour are
+        left out of their series; what then has fewer than `MIN_SLICES` is skipped, as is any other
+        modality. Geometry is looked at when a series is read.
+    """
+    groups: dict[str, list[ImageHeader]] = {}
+    bad = []
+    for path in files:
+        try:
+            header = read_header(path)
+        except ValueError as error:
+            bad.append(str(error))
+            continue
+        if header.sop_class != _DIRECTORY:
+            groups.setdefault(header.uid or str(path.parent), []).append(header)
+    scans, skipped = [], []
+    for group in sorted(groups.values(), key=lambda headers: _order(headers[0])):
+        scan, said = _scan_among(Series(tuple(group)))
+        scans += scan
+        skipped += said
+    return FoundSeries(tuple(scans), tuple(skipped), tuple(bad))
+
+
+def read_series(files: Sequence[Path]) -> Volume:
+    """Read one series as a CT in Hounsfield units.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Its images, in any order.
+
+    Returns
+    -------
+    Volume
+        Axes along rows, along columns, and from slice to slice along their normal. Rescaled as each image
+        says; numbers as `hu_numbers` gives them.
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be read, or if the images are no single, even, right-angled stack: several images
+        at one position, slices missing, a tilted gantry. The text names the series and what was found.
+    """
+    series = Series(tuple(read_header(path) for path in files))
+    _check_images_alike(series)
+    stack, affine = _stacked(series)
+    planes = [_plane(header) for header in stack]
+    volume = Volume(np.stack(planes).T, flipped_world(affine))
+    check_grid(series.name, volume.grid)
+    return volume
+
+
+def series_bytes(files: Sequence[Path]) -> int:
+    """Give the size that a series has in memory as float32, from a header; 0 if that cannot be read."""
+    try:
+        columns, rows, frames = read_header(files[0]).shape
+    except ValueError:
+        return 0
+    return 4 * columns * rows * frames * len(files)
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read the header of a DICOM file.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read. The text names the file.
+    """
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on values that break the standard
+            found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+            header = _header(path, found)
+    except (*_READ_ERRORS, InvalidDicomError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: expected a DICOM file, found a broken one ({said}).") from None
+    if not (header.modality or header.sop_class):
+        raise ValueError(f"{path}: expected a DICOM file, found one that does not say what it is.")
+    return header
+
+
+def _header(path: Path, found: Any) -> ImageHeader:
+    def text(keyword: str) -> str:
+        return str(found.get(keyword) or "").strip()
+
+    def count(keyword: str) -> int:
+        return int(found.get(keyword) or 1)
+
+    meta = getattr(found, "file_meta", {})
+    return ImageHeader(
+        path=path,
+        sop_class=text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or ""),
+        modality=text("Modality"),
+        photometric=text("PhotometricInterpretation"),
+        image_type=_texts(found.get("ImageType")),
+        uid=text("SeriesInstanceUID"),
+        number=text("SeriesNumber"),
+        description=text("SeriesDescription"),
+        patient=text("PatientID"),
+        shape=(count("Columns"), count("Rows"), count("NumberOfFrames")),
+        samples=count("SamplesPerPixel"),
+        spacing_mm=_numbers(found.get("PixelSpacing"), 2)[::-1],
+        position_mm=_numbers(found.get("ImagePositionPatient"), 3),
+        orientation=_numbers(found.get("ImageOrientationPatient"), 6),
+    )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value or ()
+    return tuple(str(each).upper() for each in values)
+
+
+def _numbers(value: Any, count: int) -> tuple[float, ...]:
+    """Give the numbers of a field, or nothing if it has not as many finite ones as it should."""
+    values = () if value is None or isinstance(value, str | float) else tuple(float(each) for each in value)
+    return values if len(values) == count and np.isfinite(values).all() else ()
+
+
+def _order(header: ImageHeader) -> tuple[int, str, str]:
+    return (int(header.number) if header.number.isdecimal() else 0, header.number, header.uid)
+
+
+def _scan_among(series: Series) -> tuple[list[Series], list[str]]:
+    """Give the CT scan of a series, if there is one, and what is said about images left out."""
+    reasons = [_why_no_slice(header) for header in series.headers]
+    slices = tuple(header for header, reason in zip(series.headers, reasons) if not reason)
+    others = ", ".join(dict.fromkeys(filter(None, reasons)))
+    images = sum(header.shape[2] for header in slices)
+    if images >= MIN_SLICES:
+        left_out = len(reasons) - len(slices)
+        said = f"{series.name}: {left_out} of {len(reasons)} images left out: {others}."
+        return [Series(slices)], [said] if left_out else []
+    few = f"{images} images, fewer than {MIN_SLICES}" if slices else ""
+    return [], [f"{series.name}: skipped: {', '.join(filter(None, (few, others)))}."]
+
+
+def _why_no_slice(header: ImageHeader) -> str:
+    """Give the reason why an image is no slice of a CT scan; "" if it is one."""
+    kinds = header.image_type
+    if header.modality != "CT":
+        return f"modality {header.modality or 'unknown'}, not CT"
+    if "LOCALIZER" in kinds:
+        return "a localiser"
+    if header.samples != 1 or header.photometric not in ("MONOCHROME2", ""):
+        return f"no Hounsfield units but colours ({header.photometric or header.samples})"
+    if kinds[1:2] == ("SECONDARY",) or header.sop_class.startswith(_SECONDARY_CAPTURE):
+        return "a secondary image, such as a screenshot"
+    return "derived from other images (convert it to NIfTI to use it)" if kinds[:1] == ("DERIVED",) else ""
+
+
+# Geometry ------------------------------------------------------------------------------------------
+
+
+def _check_images_alike(series: Series) -> None:
+    if len(series.headers) < MIN_SLICES:
+        raise _refused(series, f"at least {MIN_SLICES} images", str(len(series.headers)))
+    for expected, found in _unlike(series.headers):
+        raise _refused(series, expected, found)
+
+
+def _unlike(headers: Sequence[ImageHeader]) -> Iterator[tuple[str, str]]:
+    """Give why images make no stack: what was expected, and found."""
+    first = headers[0]
+    for header in headers:
+        name = header.path.name
+        if header.shape[2] != 1:
+            yield "a file a slice", f"{header.shape[2]} frames in {name}; convert it to NIfTI"
+        if not (header.position_mm and header.orientation and header.spacing_mm):
+            yield "position, orientation and spacing of every image", f"none in {name}"
+        if header.shape != first.shape:
+            yield "images of one size", f"{first.shape[:2]} and, in {name}, {header.shape[:2]}"
+        if not np.allclose(header.orientation, first.orientation, rtol=0, atol=_SAME_DIRECTION):
+            yield "images of one orientation", f"{first.orientation} and, in {name}, {header.orientation}"
+        if not np.allclose(header.spacing_mm, first.spacing_mm, rtol=0, atol=_SAME_MM):
+            yield "images of one spacing", f"{first.spacing_mm} and, in {name}, {header.spacing_mm} mm"
+
+
+def _stacked(series: Series) -> tuple[list[ImageHeader], np.ndarray]:
+    """Sort the images along their normal; gives them with the affine (4, 4) of the stack, to LPS+."""
+    first = series.headers[0]
+    in_plane = np.reshape(first.orientation, (2, 3))
+    normal = np.cross(*in_plane)
+    stack = sorted(series.headers, key=lambda header: float(normal @ header.position_mm))
+    positions = np.array([header.position_mm for header in stack])
+    _check_one_image_a_position(series, positions @ normal)
+    step = (positions[-1] - positions[0]) / (len(stack) - 1)
+    _check_no_tilt(series, step, normal)
+    _check_even(Series(tuple(stack)), positions, normal)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([*(in_plane * np.reshape(first.spacing_mm, (2, 1))), step], axis=1)
+    affine[:3, 3] = positions[0]
+    return stack, affine
+
+
+def _check_one_image_a_position(series: Series, heights: np.ndarray) -> None:
+    places = 1 + int((np.diff(heights) > _SAME_MM).sum())
+    if places < len(heights):
+        found = f"{len(heights)} images at {places} positions (several phases, or copies)"
+        raise _refused(series, "one image a position", found)
+
+
+def _check_no_tilt(series: Series, step: np.ndarray, normal: np.ndarray) -> None:
+    cosine = abs(step @ normal) / (np.linalg.norm(step) * np.linalg.norm(normal))
+    tilt = float(np.degrees(np.arccos(min(1.0, cosine))))
+    if tilt > MAX_SLANT_DEGREES:
+        found = f"them shifted by {tilt:.1f} degrees (a tilted gantry); straighten it, as dcm2niix does"
+        raise _refused(series, "slices one above the other", found)
+
+
+def _check_even(stack: Series, positions: np.ndarray, normal: np.ndarray) -> None:
+    """Refuse gaps: a missing slice moves some slice of the stack by half a spacing or more."""
+    gaps = np.diff(positions @ normal)
+    usual = float(np.median(gaps))
+    off_mm = np.linalg.norm(positions - np.linspace(positions[0], positions[-1], len(positions)), axis=1)
+    if off_mm.max() <= _MAX_OFF_PLACE * usual:
+        return
+    worst = int(np.abs(gaps - usual).argmax())
+    between = f"{stack.files[worst].name} and {stack.files[worst + 1].name}"
+    found = f"{gaps[worst]:.2f} mm between {between} (a missing slice, or parts of unlike spacing)"
+    raise _refused(stack, f"slices {usual:.2f} mm apart throughout", found)
+
+
+def _refused(series: Series, expected: str, found: str) -> ValueError:
+    return ValueError(f"{series.name}: expected {expected}, found {found}.")
+
+
+def _plane(header: ImageHeader) -> np.ndarray:
+    """Read the voxels (rows, columns) of an image, rescaled as its header says."""
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        image = SimpleITK.ReadImage(str(header.path), imageIO="GDCMImageIO")
+        return hu_numbers(header.path, SimpleITK.GetArrayFromImage(image)[0])
+    except RuntimeError:
+        raise ValueError(f"{header.path}: expected a whole DICOM image, found a broken one.") from None

@@ -1,0 +1,90 @@
+"""Scans of any format: the one place that decides how a scan is read, and whether it can be a CT.
+
+NIfTI goes to `volume.read_ct`, NRRD and MetaImage to `itk_images`, the files of a DICOM series to `dicom`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.imaging.dicom import read_series, series_bytes
+from utils.imaging.itk_images import ITK_SUFFIXES, data_files, itk_image_bytes, read_itk_image
+from utils.imaging.volume import Volume, native_bytes, read_ct
+from utils.settings import HU_RANGE
+
+#: Ends of the names of files that are scans by themselves, in small letters.
+SCAN_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES)
+
+#: Air, the gas in bowel and lungs, and what pads a scan lie under this; fat, at about -100 HU, does not.
+_AIR_HU = -200
+#: Cortical bone reaches it in HU; tissue does where numbers are stored with 1024 added.
+_STORED_BONE = 1500
+
+
+def read_scan(path: Path, series: Sequence[Path] = ()) -> Volume:
+    """Read a CT in Hounsfield units, whatever its format.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI, NRRD or MetaImage file; of a DICOM series its folder.
+    series : sequence of Path
+        The files of a DICOM series, in any order.
+
+    Returns
+    -------
+    Volume
+        On its native grid, RAS+.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used (`read_ct`, `read_itk_image`, `read_series`). The text names the file.
+    """
+    if series:
+        return read_series(series)
+    return read_itk_image(path) if _is_itk_image(path) else read_ct(path)
+
+
+def scan_bytes(path: Path, series: Sequence[Path] = ()) -> int:
+    """Give the size that a scan has in memory as float32, from its headers; 0 if these cannot be read."""
+    if series:
+        return series_bytes(series)
+    return itk_image_bytes(path) if _is_itk_image(path) else native_bytes(path)
+
+
+def files_of_scan(path: Path, series: Sequence[Path] = ()) -> list[Path]:
+    """Give all files that a scan is read from: of a header, the file with the voxels too."""
+    if series:
+        return list(series)
+    return [path, *(data_files(path) if _is_itk_image(path) else ())]
+
+
+def hu_doubt(ct: Volume) -> str:
+    """Say why the numbers of a scan are probably no Hounsfield units.
+
+    Parameters
+    ----------
+    ct : Volume
+        Scan on its native grid.
+
+    Returns
+    -------
+    str
+        "" for a scan that looks like a CT: one with a voxel under -200 HU, be it air, gas or padding, whose
+        voxels over -1024 HU (no padding) are not all positive with some over 1500.
+    """
+    lowest, highest = float(ct.data.min()), float(ct.data.max())
+    unpadded = float(np.min(ct.data, where=ct.data > HU_RANGE[0], initial=highest))
+    if unpadded >= 0 and highest > _STORED_BONE:
+        return f"values from {unpadded:g} to {highest:g}, probably not rescaled to HU"
+    if lowest > _AIR_HU:
+        return f"no value under {_AIR_HU} HU (found {lowest:g} to {highest:g}), so probably no HU"
+    return ""
+
+
+def _is_itk_image(path: Path) -> bool:
+    return path.name.lower().endswith(ITK_SUFFIXES)
