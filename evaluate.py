@@ -2,9 +2,10 @@
 
 Reads   DATA_DIR (reference masks of one split) and PREDICTIONS (what infer.py wrote), paired by case.
 Writes  OUTPUT/summary.json, vertebrae.csv (a row a vertebra), cases.csv, evaluation.md, evaluation.png
-        and settings.json; prints the overall table.
+        and settings.json; prints the overall table. With --compare OTHER, which holds predictions of the
+        same cases, comparison.csv, comparison.md and comparison.png too, and prints the differences.
 Run     python evaluate.py --data-dir data --split test --predictions predictions --output evaluation
-Time    one to five seconds a case and core.
+Time    one to five seconds a case and core, twice that with --compare.
 
 Exit status 1 if a case had no readable prediction (it counts as missed), with --skip-bad 0.
 """

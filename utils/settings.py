@@ -391,6 +391,8 @@ class EvaluationSettings:
     """Folder with predictions in VerSe layout."""
     output: Path = Path("evaluation")
     """Folder that receives tables, figure and summary."""
+    compare: Path | None = None
+    """Other folder with predictions of the same cases, to be scored too and compared pair by pair."""
     found_dice: float = 0.5
     """Dice from which a reference vertebra counts as found."""
     resamples: int = 10_000

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from utils.imaging.volume import Volume, read_mask
 from utils.prediction.intervals import Resampling
 from utils.prediction.metrics import Numbering, score_masks, score_without_prediction
+from utils.prediction.paired import write_comparison
 from utils.prediction.report import CaseResult, Status, case_line, overall_table, write_report
 from utils.settings import EvaluationSettings, save_settings, worker_count
 from utils.verse.cases import Case, index_cases
@@ -26,7 +28,7 @@ GRID_TOLERANCE_MM = 0.05
 
 
 def evaluate(settings: EvaluationSettings) -> int:
-    """Score every case of a split and write the report.
+    """Score every case of a split, with another folder of predictions too if asked to, and write the report.
 
     Parameters
     ----------
@@ -44,21 +46,20 @@ def evaluate(settings: EvaluationSettings) -> int:
         expected = "--workers from 0 up, --resamples from 1 up, and --found-dice over 0 and up to 1"
         print(f"Expected {expected}.", file=sys.stderr)
         return 2
-    resampling = Resampling(settings.resamples, settings.seed)
     try:
-        results = score_cases(settings)
-        scores = write_report(results, settings.output, found_dice=settings.found_dice, resampling=resampling)
-        save_settings(settings, settings.output)
+        results, *others = [score_cases(part) for part in _folders_to_score(settings)]
+        tables = _write(settings, results, *others)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except BrokenProcessPool:
         print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
         return 1
-    bad = [result.message for result in results if result.message]
+    # A reference that cannot be read has the same message in both folders.
+    bad = dict.fromkeys(result.message for part in (results, *others) for result in part if result.message)
     for message in bad:
         print(message, file=sys.stderr)
-    print(overall_table(scores))
+    print("\n\n".join(tables))
     return 1 if bad and not settings.skip_bad else 0
 
 
@@ -204,6 +205,28 @@ def check_same_grid(reference: Volume, predicted: Volume, *, name: Path) -> None
         raise ValueError(
             f"{name}: expected the reference's affine, found one that puts voxels {distance:.2f} mm away."
         )
+
+
+def _folders_to_score(settings: EvaluationSettings) -> Iterator[EvaluationSettings]:
+    yield settings
+    if settings.compare is not None:
+        tqdm.write(f"The same with the predictions in {settings.compare}:")
+        yield replace(settings, predictions=settings.compare)
+
+
+def _write(
+    settings: EvaluationSettings, results: list[CaseResult], others: list[CaseResult] | None = None
+) -> list[str]:
+    resampling = Resampling(settings.resamples, settings.seed)
+    counted = {"found_dice": settings.found_dice, "resampling": resampling}
+    tables = [overall_table(write_report(results, settings.output, **counted))]
+    if others is not None:
+        folders = (settings.predictions, settings.compare)
+        tables.append(
+            write_comparison(results, others, settings.output, folders=folders, resampling=resampling)
+        )
+    save_settings(settings, settings.output)
+    return tables
 
 
 def _all_missed(case: Case, reference: Volume, status: Status, message: str) -> CaseResult:

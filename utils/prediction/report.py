@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.files import written_whole
@@ -176,7 +177,7 @@ def score_values(vertebrae: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "found_share": found,
-            "mean_dice": reference["dice"].astype(float) * found,
+            "mean_dice": reference["dice"].astype(float).where(found == 1, 0.0),
             "mean_surface_distance_mm": reference["mean_surface_distance_mm"].astype(float),
             "mean_hausdorff_95_mm": reference["hausdorff_95_mm"].astype(float),
             "mean_hausdorff_mm": reference["hausdorff_mm"].astype(float),
@@ -368,31 +369,53 @@ def dice_figure(vertebrae: pd.DataFrame, *, found_dice: float) -> Figure:
         Levels from the top of the spine on x, with the number of vertebrae under each; colours are regions.
     """
     reference = vertebrae[vertebrae["kind"] == "reference"]
-    levels = [name for name in LEVEL_NAMES if (reference["name"] == name).any()]
-    figure = Figure(figsize=(max(5.0, 1.5 + 0.45 * len(levels)), 4.0), layout="constrained")
+    figure = Figure(figsize=(width_of_levels(reference), 4.0), layout="constrained")
     axes = figure.subplots()
-    for position, name in enumerate(levels):
-        rows = reference[reference["name"] == name]
-        _draw_level(axes, position, rows["dice"].to_numpy(), REGION_COLOURS[rows["region"].iloc[0]])
-    counts = reference["name"].value_counts()
-    axes.set_xticks(range(len(levels)), [f"{name}\n{counts[name]}" for name in levels])
     axes.axhline(found_dice, color="0.4", linestyle="--", linewidth=1, label=f"found from {found_dice:g}")
-    for region in [region for region in REGIONS if (reference["region"] == region).any()]:
-        axes.plot([], [], "o", color=REGION_COLOURS[region], label=region)
-    axes.set(ylim=(-0.03, 1.03), xlabel="level, and number of reference vertebrae", ylabel="Dice")
-    axes.grid(axis="y", alpha=0.3)
+    draw_by_level(axes, reference, "dice")
+    axes.set(ylim=(-0.03, 1.03), ylabel="Dice")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
-def _draw_level(axes: Any, position: int, dice: np.ndarray, colour: str) -> None:
-    # Spread over a fixed width in order of Dice, so that equal values do not hide one another.
-    shifts = np.linspace(-0.18, 0.18, len(dice)) if len(dice) > 1 else np.zeros(1)
-    if len(dice) >= _FEWEST_FOR_BOX:
-        grey = {name: {"color": "0.6"} for name in ("boxprops", "whiskerprops", "capprops")}
-        box = {"widths": 0.6, "showfliers": False, "medianprops": {"color": colour}, **grey}
-        axes.boxplot(dice, positions=[position], **box)
-    axes.plot(position + shifts, np.sort(dice), "o", color=colour, markersize=4, alpha=0.7)
+def width_of_levels(reference: pd.DataFrame) -> float:
+    """Give the width in inches that a figure by level needs."""
+    return max(5.0, 1.5 + 0.45 * reference["name"].nunique())
+
+
+def draw_by_level(axes: Axes, reference: pd.DataFrame, column: str) -> None:
+    """Draw a column of a table of vertebrae by level: dots, and boxes where there are enough of them.
+
+    Parameters
+    ----------
+    axes : Axes
+        Receives levels from the top of the spine on x, with the number of values under each, and a legend
+        entry for every region.
+    reference : pd.DataFrame
+        A row a reference vertebra, with name, region, and the column; rows without a value are left out.
+    column : str
+        What is drawn.
+    """
+    drawn = reference[reference[column].notna()]
+    levels = [name for name in LEVEL_NAMES if (drawn["name"] == name).any()]
+    for position, name in enumerate(levels):
+        rows = drawn[drawn["name"] == name]
+        _draw_level(axes, position, rows[column].to_numpy(float), REGION_COLOURS[rows["region"].iloc[0]])
+    counts = drawn["name"].value_counts()
+    axes.set_xticks(range(len(levels)), [f"{name}\n{counts[name]}" for name in levels])
+    axes.set(xlim=(-0.6, max(len(levels), 1) - 0.4), xlabel="level, and number of reference vertebrae")
+    axes.grid(axis="y", alpha=0.3)
+    for region in [region for region in REGIONS if (drawn["region"] == region).any()]:
+        axes.plot([], [], "o", color=REGION_COLOURS[region], label=region)
+
+
+def _draw_level(axes: Axes, position: int, values: np.ndarray, colour: str) -> None:
+    # Spread over a fixed width in order of value, so that equal ones do not hide one another.
+    shifts = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
+    axes.plot(position + shifts, np.sort(values), "o", color=colour, markersize=4, alpha=0.5)
+    if len(values) >= _FEWEST_FOR_BOX:
+        lines = {name: {"color": "0.2"} for name in ("boxprops", "whiskerprops", "capprops", "medianprops")}
+        axes.boxplot(values, positions=[position], widths=0.6, showfliers=False, zorder=3, **lines)
 
 
 def _page(vertebrae: pd.DataFrame, cases: pd.DataFrame, scores: dict[str, Any], explanation: str) -> str:
