@@ -20,6 +20,8 @@ from utils.verse.download import get_data
 
 PROJECT = Path(__file__).resolve().parents[2]
 KILLS = 20
+#: Bytes a second and connection: most kills fall into the transfer.
+SLOW = 1_500_000
 # Processes that have loaded the program already: a killed one costs a fork, not an interpreter's start.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["utils.verse.download"])
@@ -35,9 +37,10 @@ def files_of(seed, *, top, subjects, size):
     }
 
 
-OSF_19 = files_of(100, top="dataset-verse19training", subjects=4, size=120_000)
-ZIP_19 = files_of(200, top="dataset-verse19test", subjects=12, size=20_000)
-ZIP_20 = files_of(500, top="dataset-03test", subjects=12, size=20_000)
+SIZE_19 = 120_000
+OSF_19 = files_of(100, top="dataset-verse19training", subjects=4, size=SIZE_19)
+ZIP_19 = files_of(200, top="dataset-verse19test", subjects=6, size=40_000)
+ZIP_20 = files_of(500, top="dataset-03test", subjects=6, size=40_000)
 
 
 def archive(files):
@@ -54,7 +57,7 @@ def server():
         "jtfa5": {f"/{path}": content for path, content in OSF_19.items()},
         "zips": {"/dataset-verse19test.zip": archive(ZIP_19), "/dataset-verse20test.zip": archive(ZIP_20)},
     }
-    server = OsfServer(nodes, bytes_per_second=1_500_000)
+    server = OsfServer(nodes, bytes_per_second=SLOW)
     yield server
     server.close()
 
@@ -81,15 +84,24 @@ def finished(data_dir):
     return {path.name for path in paths}
 
 
-def run_and_kill(settings, after_s):
+def run_and_kill(server, settings, after_s):
+    """Kill a run on a slow line and name what was sent; then the line is fast and the log empty."""
+    server.bytes_per_second = SLOW
     process = FORKS.Process(target=get_data, args=(settings,))
     process.start()
     process.join(after_s)
     process.kill()
     process.join()
+    sent = {entry[2] for entry in server.requests("storage")}
+    server.bytes_per_second = None
+    server.log.clear()
+    return sent
 
 
 def seconds_of_a_whole_run(settings):
+    first = FORKS.Process(target=int)  # The one that waits until the program is loaded.
+    first.start()
+    first.join()
     begin = time.monotonic()
     process = FORKS.Process(target=get_data, args=(settings,))
     process.start()
@@ -105,34 +117,35 @@ def test_files_survive_sigkill_at_any_moment(server, tmp_path):
     half_way = 0
     for number in range(KILLS):
         settings = osf_settings(server, tmp_path / str(number))
-        run_and_kill(settings, moments.uniform(0.0, whole))
+        run_and_kill(server, settings, moments.uniform(0.0, whole))
         before = finished(settings.data_dir)
         half_way += 0 < len(before) < len(OSF_19)
-        server.log.clear()
+        # A part may be whole already: killed just before it got its name.
+        parts = [path for path in settings.data_dir.rglob(".*.part") if path.stat().st_size == SIZE_19]
+        whole_parts = {path.name[1 : -len(".part")] for path in parts}
         assert get_data(settings) == 0
         assert tree(settings.data_dir) == OSF_19
         names = [entry[2] for entry in server.requests("storage")]
-        assert sorted(names) == sorted({Path(path).name for path in OSF_19} - before)
+        assert sorted(names) == sorted({Path(path).name for path in OSF_19} - before - whole_parts)
         listed = json.loads((settings.data_dir / "manifest.json").read_text())["files"]
         assert [entry["path"] for entry in listed] == sorted(OSF_19)
-    assert half_way >= KILLS // 5  # Else the kills would show nothing.
+    assert half_way >= 2  # Else the kills would show nothing.
 
 
-def test_one_download_survives_twenty_sigkills(server, tmp_path):
-    server.bytes_per_second = 300_000
+def test_one_download_survives_twenty_sigkills(server, tmp_path, monkeypatch):
     settings = osf_settings(server, tmp_path / "data")
+    monkeypatch.setattr(sys.modules[__name__], "SLOW", 300_000)
     moments = random.Random(1)
+    counts, before = set(), set()
     for _ in range(KILLS):
-        run_and_kill(settings, moments.uniform(0.0, 0.3))
-        server.log.append(("", "killed", frozenset(finished(settings.data_dir)), None, 0))
-    found = {len(name) for _, kind, name, _, _ in server.log if kind == "killed"}
-    assert len(found) >= 4 and found & set(range(1, len(OSF_19)))  # Else the kills would show nothing.
+        sent = run_and_kill(server, settings, moments.uniform(0.0, 0.3))
+        assert not before & sent  # What was finished is not fetched again.
+        before = finished(settings.data_dir)
+        counts.add(len(before))
+    assert len(counts) >= 3  # Else the kills would show nothing.
     assert get_data(settings) == 0
+    assert not before & {entry[2] for entry in server.requests("storage")}
     assert tree(settings.data_dir) == OSF_19
-    before = frozenset()
-    for _, kind, name, _, _ in server.log:
-        before = name if kind == "killed" else before
-        assert kind != "storage" or name not in before  # What was finished is not fetched again.
 
 
 def test_archives_survive_sigkill_at_any_moment(server, tmp_path):
@@ -143,7 +156,7 @@ def test_archives_survive_sigkill_at_any_moment(server, tmp_path):
     half_way = half_unpacked = 0
     for number in range(KILLS):
         settings = zip_settings(server, tmp_path / str(number))
-        run_and_kill(settings, moments.uniform(0.0, whole))
+        run_and_kill(server, settings, moments.uniform(0.0, whole))
         parts = {
             path.name.split("-", 1)[1].removesuffix(".part"): path.stat().st_size
             for path in settings.data_dir.glob(".archives/*.part")
@@ -152,7 +165,6 @@ def test_archives_survive_sigkill_at_any_moment(server, tmp_path):
             path: place.stat().st_ino for path in expected if (place := settings.data_dir / path).exists()
         }
         half_unpacked += 0 < len(before) < len(expected)
-        server.log.clear()
         assert get_data(settings) == 0
         assert tree(settings.data_dir) == expected
         # What was unpacked stays the same file; what came of an archive is not sent again.
@@ -163,7 +175,7 @@ def test_archives_survive_sigkill_at_any_moment(server, tmp_path):
             half_way += not complete
             assert complete == (name not in sent)
             assert complete or sent[name] == (f"bytes={size}-" if size else None)
-    assert half_way >= KILLS // 5 and half_unpacked >= 1
+    assert half_way >= 2 and half_unpacked >= 1
 
 
 def script(settings):
@@ -187,7 +199,7 @@ def test_ctrl_c_ends_soon_with_one_line_and_status_130(server, tmp_path, fault):
     assert time.monotonic() - begin < 5.0
     assert process.returncode == 130
     assert "Traceback" not in told
-    assert told.endswith("\nInterrupted: the same command goes on from here.\n")
+    assert told.splitlines()[-1] == "Interrupted: the same command goes on from here."
     server.bytes_per_second = None
     server.faults[name].clear()
     done = subprocess.run(script(settings), cwd=PROJECT, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.verse.osf_server import OsfServer
 from utils.settings import DataSettings
-from utils.verse import remote, transfer
+from utils.verse import remote, transfer, unpacking
 from utils.verse.download import get_data
 from utils.verse.remote import Patience
 from utils.verse.sources import from_osf, from_zips
@@ -543,6 +543,16 @@ def test_archives_are_unpacked_after_faults(zips, tmp_path, faults, gets):
     packed = zips.nodes["zips"][f"/{NAME_20}"]
     assert (entry["size"], entry["sha256"]) == (len(packed), hashlib.sha256(packed).hexdigest())
     assert entry["members"] == {path: len(content) for path, content in TEST_20.items()}
+
+
+def test_an_archive_left_by_a_kill_after_it_was_listed_is_removed(zips, tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "discard", lambda part: None)
+    assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 0
+    assert len(tree(tmp_path / "data")) == len(TEST_20) + 2  # The archive and its note.
+    monkeypatch.undo()
+    zips.log.clear()
+    assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 0
+    assert tree(tmp_path / "data") == TEST_20 and zips.log == []
 
 
 def test_wrong_bytes_in_an_archive_are_found_by_its_checksums(zips, tmp_path, capsys):

@@ -25,6 +25,8 @@ def archive_jobs(run: Run, archives: Iterable[tuple[RemoteFile, tuple[str, ...]]
         if not run.selection.wants_split(split_of(folders)):
             continue
         if not _is_needed(run, remote.url, folders):
+            if remote.url in run.manifest.archives:
+                discard(part)  # Left where a run was killed after all had been unpacked and listed.
             continue
         try:
             remote = remote if remote.size is not None else run.client.probe(remote)
