@@ -7,7 +7,7 @@ import sys
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scheduler(tmp_path_factory):
     """Start a Dask scheduler and two workers, in a folder from which this project cannot be imported."""
     folder = tmp_path_factory.mktemp("cluster")

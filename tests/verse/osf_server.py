@@ -31,6 +31,7 @@ class OsfServer(http.server.ThreadingHTTPServer):
         self.bytes_per_second = bytes_per_second
         self.faults = defaultdict(deque)
         self.log = []
+        self.tokens = []  # (kind, `Authorization`) of every request
         self.busy = self.most_busy = 0
         self.lock = threading.Lock()
         self.awake = threading.Event()
@@ -69,6 +70,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         address = urlsplit(self.path)
         kind, *rest = address.path.strip("/").split("/")
+        self.server.tokens.append((kind, self.headers.get("Authorization")))
         if kind == "v2":
             name = "listing"
         else:

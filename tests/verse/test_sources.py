@@ -17,7 +17,7 @@ import pytest
 
 from tests.verse.osf_server import OsfServer
 from utils.settings import DataSettings
-from utils.verse import remote, transfer, unpacking
+from utils.verse import osf, remote, transfer, unpacking
 from utils.verse.download import get_data
 from utils.verse.remote import Patience
 from utils.verse.sources import from_osf, from_zips
@@ -102,6 +102,22 @@ def test_everything_is_downloaded_into_the_layout_of_verse(server, tmp_path, cap
     pages = [entry[2] for entry in server.requests("listing")]
     # Folders of the first node by depth; two entries a page, and VerSe19 alone has three.
     assert sum("jtfa5" in page for page in pages) == 1 + 2 + 2 + 4 + 4
+
+
+def test_a_token_is_shown_with_requests_for_pages_alone(server, tmp_path, monkeypatch):
+    assert get(server, tmp_path / "without") == 0
+    assert {token for _, token in server.tokens} == {None}
+    server.tokens.clear()
+    monkeypatch.setenv("OSF_TOKEN", "secret")
+    assert get(server, tmp_path / "with") == 0
+    kinds = {kind: {token for k, token in server.tokens if k == kind} for kind, _ in server.tokens}
+    assert kinds == {"v2": {"Bearer secret"}, "download": {None}, "storage": {None}}
+    assert not any(b"secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_large_pages_are_asked_for():
+    assert osf._with_large_pages("https://x/v2/a/") == "https://x/v2/a/?page%5Bsize%5D=100"
+    assert osf._with_large_pages("https://x/v2/a/?b=1") == "https://x/v2/a/?b=1&page%5Bsize%5D=100"
 
 
 def test_the_manifest_lists_every_file(server, tmp_path):
@@ -343,8 +359,8 @@ def test_no_server_is_one_line(tmp_path, capsys):
     settings = DataSettings(source="osf", data_dir=tmp_path / "data", api_url="http://127.0.0.1:9/v2")
     assert get_data(settings, sources={"osf": partial(from_osf, patience=QUICK)}) == 1
     assert capsys.readouterr().err == (
-        "listing: expected an answer from http://127.0.0.1:9/v2/nodes/jtfa5/files/osfstorage/, found "
-        "Connection refused (3 attempts).\n"
+        "listing: expected an answer from http://127.0.0.1:9/v2/nodes/jtfa5/files/osfstorage/"
+        "?page%5Bsize%5D=100, found Connection refused (3 attempts).\n"
     )
 
 

@@ -140,6 +140,8 @@ class Client:
     ----------
     patience : Patience
         Attempts, delays and time-outs.
+    token : str
+        Shown with requests for pages, never with those for files; "" for none.
     say : callable
         Is given lines about long waits.
 
@@ -151,8 +153,11 @@ class Client:
         Whether any server has answered.
     """
 
-    def __init__(self, patience: Patience = PATIENCE, *, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, patience: Patience = PATIENCE, *, token: str = "", say: Callable[[str], None] = print
+    ) -> None:
         self.patience = patience
+        self._page_headers = {"Authorization": f"Bearer {token}"} if token else None
         self.stop = threading.Event()
         self.answered = False
         self._say = say
@@ -168,7 +173,7 @@ class Client:
         """
 
         def attempt() -> dict[str, Any]:
-            with self._answer("GET", url) as response:
+            with self._answer("GET", url, headers=self._page_headers) as response:
                 try:
                     found = response.json()
                 except requests.JSONDecodeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from utils.verse.manifest import (
     sha256_of,
     size_on_disk,
 )
-from utils.verse.osf import BAR_DELAY_S, NODES, Pages, list_files
+from utils.verse.osf import BAR_DELAY_S, NODES, TOKEN_VARIABLE, Pages, list_files
 from utils.verse.remote import PATIENCE, Client, Patience, RemoteFile, note_of
 from utils.verse.selection import Selection, listed_file, split_of, with_year
 from utils.verse.transfer import PAGES_FOLDER, Job, Run, alone_in, check_room, say, tidy, work
@@ -62,7 +63,8 @@ def _run(settings: DataSettings, plan: Callable[[Run], list[Job]], patience: Pat
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with alone_in(settings.data_dir):
         manifest = Manifest(settings.data_dir)
-        run = Run(settings, Client(patience, say=say), manifest, Selection.of(settings))
+        client = Client(patience, token=os.environ.get(TOKEN_VARIABLE, ""), say=say)
+        run = Run(settings, client, manifest, Selection.of(settings))
         if settings.verify:
             years = {2000 + int(year) for year in _years(settings)}
             run.only = wrong_files(manifest, run.selection, years=years)
