@@ -328,6 +328,24 @@ def test_the_right_label_in_the_wrong_place_is_missed_and_extra():
     assert (extra.kind, extra.label) == ("extra", 8)
 
 
+def test_a_missing_label_is_missed_and_leaves_the_others_as_they_are():
+    bodies = [(8, (8, 8, 2), (4, 4, 4)), (9, (8, 8, 8), (4, 4, 4)), (10, (8, 8, 14), (4, 4, 4))]
+    scores = score_masks(volume(*bodies), volume(bodies[0], bodies[2]), AFFINE)
+    assert [(s.kind, s.label, s.dice, s.found, s.identified, s.predicted_label) for s in scores] == [
+        ("reference", 8, 1, True, True, 8),
+        ("reference", 9, 0, False, False, 0),
+        ("reference", 10, 1, True, True, 10),
+    ]
+    assert np.isnan(scores[1].hausdorff_mm) and np.isnan(scores[1].localisation_error_mm)
+
+
+def test_an_extra_label_is_extra_and_leaves_the_others_as_they_are():
+    bodies = [(8, (8, 8, 2), (4, 4, 4)), (9, (8, 8, 8), (4, 4, 4))]
+    expected, extra = score_masks(volume(bodies[0]), volume(*bodies), AFFINE)
+    assert (extra.kind, extra.label, np.isnan(extra.dice)) == ("extra", 9, True)
+    assert [expected] == score_masks(volume(bodies[0]), volume(bodies[0]), AFFINE)
+
+
 def test_empty_prediction_misses_everything():
     reference = volume((8, (4, 4, 4), (4, 4, 4)), (9, (4, 4, 10), (4, 4, 4)))
     scores = score_masks(reference, volume(), AFFINE)

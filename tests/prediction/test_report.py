@@ -413,6 +413,7 @@ def test_scans_by_the_anomalies_of_their_reference():
         name: (found["scans"], found["vertebrae"]) for name, found in summary(cases)["by_anomaly"].items()
     }
     assert groups == {"L6": (1, 2), "T13": (2, 5), "T12 absent": (1, 2), "none": (1, 1)}
+    assert case_table(cases)["anomalies"].tolist() == ["T13", "T12 absent", "L6; T13", "", ""]
     assert summary(cases)["by_anomaly"]["T13"]["mean_dice"] == pytest.approx((3 * 1 + 2 * 0.8) / 5)
 
 

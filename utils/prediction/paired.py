@@ -276,7 +276,7 @@ def _reference_rows(results: Sequence[CaseResult]) -> pd.DataFrame:
 
 
 def _as_rows(unit: str, paired: PairedScores) -> pd.DataFrame:
-    columns = {"unit": unit, **{name: paired.facts.get(name) for name in _FACTS}}
+    columns = {"unit": unit, **paired.facts}
     for score in paired.first:
         columns[score] = paired.first[score]
         columns[f"{score}_other"] = paired.second[score]

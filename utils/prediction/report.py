@@ -93,9 +93,8 @@ class CaseResult:
 
     @property
     def anomalies(self) -> list[str]:
-        """Those of the reference, of `ANOMALIES`, or `NO_ANOMALY` alone."""
-        codes = [score.label for score in self.scores if score.kind == "reference"]
-        return anomalies_of(codes) or [NO_ANOMALY]
+        """Those of the reference, of `ANOMALIES`."""
+        return anomalies_of([score.label for score in self.scores if score.kind == "reference"])
 
 
 def vertebra_table(results: Sequence[CaseResult]) -> pd.DataFrame:
@@ -128,7 +127,8 @@ def case_table(results: Sequence[CaseResult]) -> pd.DataFrame:
     for result in results:
         facts = {"case": result.key, "split": result.split, "status": result.status}
         scores = vertebra_scores(vertebra_table([result]))
-        rows.append({**facts, "numbering": result.numbering, **scores, "message": result.message})
+        known = {"numbering": result.numbering, "anomalies": "; ".join(result.anomalies)}
+        rows.append({**facts, **known, **scores, "message": result.message})
     return pd.DataFrame(rows)
 
 
@@ -269,7 +269,7 @@ def anomaly_groups(results: Sequence[CaseResult]) -> dict[str, list[CaseResult]]
     """Sort the cases with a reference by their anomalies; a case with two is in both groups."""
     with_reference = [result for result in results if result.status != "bad reference"]
     groups = {
-        name: [result for result in with_reference if name in result.anomalies]
+        name: [result for result in with_reference if name in (result.anomalies or [NO_ANOMALY])]
         for name in (*ANOMALIES, NO_ANOMALY)
     }
     return {name: group for name, group in groups.items() if group}
