@@ -133,9 +133,9 @@ def test_other_references_are_refused():
 
 def test_names_of_folders():
     assert short_names((Path("runs/teacher"), Path("runs/student"))) == ("teacher", "student")
-    assert short_names((Path("a/predictions"), Path("b/predictions"))) == ("a/predictions", "b/predictions")
-    long = Path("x" * 50, "predictions")
-    assert short_names((long, Path("predictions")))[0] == "…" + str(long)[-39:]
+    assert short_names((Path("a/predictions"), Path("b/predictions"))) == ("a", "b")
+    assert short_names((Path("predictions"), Path("predictions"))) == ("predictions", "predictions")
+    assert short_names((Path("a" + "x" * 29), Path("a" + "y" * 30)))[1] == "…" + "y" * 29
 
 
 def test_figure_shows_every_pair_and_every_difference():

@@ -32,7 +32,7 @@ _COUNTS = ["vertebrae", "found", "missed", "extra", "partial"]
 _LOWER_IS_BETTER = "_mm"
 _SMALLEST_P_SHOWN = 0.001
 _DECIMALS = 9
-_LONGEST_NAME = 40
+_LONGEST_NAME = 30
 
 _EXPLANATION = """\
 A: {first}
@@ -248,10 +248,10 @@ def comparison_figure(paired: PairedScores, *, names: tuple[str, str]) -> Figure
 
 
 def short_names(folders: tuple[Path, Path]) -> tuple[str, str]:
-    """Give the names of two folders, or the ends of their paths where the names are equal."""
-    first, second = (folder.name for folder in folders)
-    if first == second:
-        first, second = (str(folder) for folder in folders)
+    """Give the last part in which two paths differ, else the last part of each, cut to fit an axis."""
+    from_the_end = zip(*(reversed(folder.parts) for folder in folders))
+    names = next((pair for pair in from_the_end if pair[0] != pair[1]), [folder.name for folder in folders])
+    first, second = names
     return _ending(first), _ending(second)
 
 
@@ -266,7 +266,7 @@ def _draw_against(axes: Axes, paired: PairedScores, names: tuple[str, str]) -> N
         dice = (scores.loc[chosen, "mean_dice"] for scores in (paired.second, paired.first))
         axes.plot(*dice, "o", color=colour, markersize=4, alpha=0.5)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-    axes.set(xlabel=f"Dice of B, {names[1]} (missed: 0)", ylabel=f"Dice of A, {names[0]} (missed: 0)")
+    axes.set(xlabel=f"Dice (missed: 0) of B\n{names[1]}", ylabel=f"Dice (missed: 0) of A\n{names[0]}")
     axes.grid(alpha=0.3)
 
 
