@@ -346,11 +346,13 @@ class InferenceSettings:
     """Segment and number the vertebrae of CT scans."""
 
     inputs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """NIfTI files, or folders of them (in a folder with *_ct.nii.gz files only those are read)."""
+    """Scans (NIfTI, NRRD, MetaImage), or folders of them or of DICOM (of one with *_ct.nii.gz only those)."""
     work_dir: Path = Path("work")
     """Folder with the trained networks under `models/`."""
     output: Path = Path("predictions")
     """Folder that receives the predictions in VerSe layout."""
+    formats: tuple[Literal["nifti", "seg.nrrd", "itksnap"], ...] = ("nifti",)
+    """Also write the mask for 3D Slicer (seg.nrrd) or its labels for ITK-SNAP (itksnap); NIfTI always."""
     model: Path | None = None
     """Directory of the segmentation network; by default work_dir/models/segmentation."""
     heatmap_model: Path | None = None

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 
+from tests.imaging.dicom_series import write_series
 from tests.prediction.column import AFFINE, HU_A_RANK, column, column_ct, oracle
 from utils.imaging.volume import Volume, denormalise_hu, oriented, read_mask, write_volume
 from utils.prediction import predict
-from utils.prediction.predict import Networks, find_scans, infer, load_networks
+from utils.prediction.predict import Networks, infer, load_networks
 from utils.settings import InferenceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,53 +68,10 @@ def mask_path(output: Path, key: str) -> Path:
     return output / "derivatives" / key.partition("_")[0] / f"{key}_seg-vert_msk.nii.gz"
 
 
-# Inputs
-
-
 def touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-
-
-def test_a_folder_with_verse_cts_gives_only_those(tmp_path):
-    touch(tmp_path, "rawdata/sub-b/sub-b_dir-ax_ct.nii.gz", "rawdata/sub-a/sub-a_ct.nii.gz", "other.nii.gz")
-    touch(tmp_path, "derivatives/sub-a/sub-a_seg-vert_msk.nii.gz", "notes.txt")
-    scans, bad = find_scans([tmp_path])
-    assert [scan.key for scan in scans] == ["sub-a", "sub-b_dir-ax"] and not bad
-
-
-def test_any_other_folder_gives_all_but_masks(tmp_path):
-    touch(tmp_path, "one.nii", "deep/two.nii.gz", "one_msk.nii", "two_seg.nii.gz", "x_seg-vert_msk.nii.gz")
-    touch(tmp_path, "three_segment.nii", "report.pdf")
-    scans, bad = find_scans([tmp_path])
-    assert sorted(scan.path.name for scan in scans) == ["one.nii", "three_segment.nii", "two.nii.gz"]
-    assert sorted(scan.key for scan in scans) == ["sub-one", "sub-three_segment", "sub-two"] and not bad
-
-
-def test_masks_are_known_by_any_usual_name(tmp_path):
-    touch(tmp_path, "my_scan.nii.gz", "my_mask.nii.gz", "mask.nii", "a-segmentation.nii.gz", "LABELS_2.nii")
-    touch(tmp_path, "masked.nii.gz", "unlabelled.nii")
-    scans, bad = find_scans([tmp_path])
-    assert sorted(scan.path.name for scan in scans) == ["masked.nii.gz", "my_scan.nii.gz", "unlabelled.nii"]
-    touch(tmp_path, "deep/sub-seg01_ct.nii.gz")
-    scans, bad = find_scans([tmp_path])
-    assert [scan.key for scan in scans] == ["sub-seg01"] and not bad
-
-
-def test_inputs_that_give_no_scan_are_named(tmp_path):
-    touch(tmp_path, "a_msk.nii.gz")
-    (tmp_path / "empty").mkdir()
-    inputs = [tmp_path / "a_msk.nii.gz", tmp_path / "empty", tmp_path / "absent.nii"]
-    scans, bad = find_scans(inputs)
-    assert not scans
-    assert [str(path) in line for path, line in zip(inputs, bad)] == [True] * 3
-
-
-def test_a_file_named_twice_is_one_scan(tmp_path):
-    touch(tmp_path, "sub-a_ct.nii.gz")
-    scans, _ = find_scans([tmp_path, tmp_path / "sub-a_ct.nii.gz"])
-    assert len(scans) == 1
 
 
 # Command line
@@ -143,7 +102,7 @@ def test_the_script_answers_a_wrong_command_line_without_tensorflow(tmp_path):
     command += "except SystemExit as end: print(end.code, 'tensorflow' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.split() == ["2", "False"]
-    assert "expected at least one NIfTI file" in result.stderr
+    assert "expected at least one scan or folder" in result.stderr
 
 
 # Cases
@@ -239,6 +198,77 @@ def test_the_preset_of_the_network_decides_about_the_end():
     assert FakeNetworks().networks("paper").walk["end_rule"] == "absolute"
     assert FakeNetworks().networks("full").walk["end_rule"] == "relative"
     assert FakeNetworks().networks("small").walk["end_rule"] == "relative"
+
+
+# Formats
+
+
+def dicom_ct() -> Volume:
+    """The column as a scanner stacks it: the third axis is the cross product of the first two."""
+    return oriented(column_ct(), ("L", "P", "S"))
+
+
+def test_a_dicom_series_gives_the_mask_of_the_same_volume_as_nifti(tmp_path, fake, capsys):
+    ct, out = dicom_ct(), tmp_path / "out"
+    names = [f"{place % 4}/IM{(5 * place) % ct.shape[2]:03}" for place in range(ct.shape[2])]
+    write_series(tmp_path / "in", ct, names=names, SeriesDescription="Bone")
+    write_series(tmp_path / "in" / "mr", ct, names=names, Modality="MR", SeriesNumber=4)
+    write_volume(tmp_path / "twin.nii.gz", ct)
+    key, inputs = "sub-P01_series-3_desc-Bone", (tmp_path / "in", tmp_path / "twin.nii.gz")
+    assert infer(settings_for(*inputs, output=out)) == 0
+    assert f"{tmp_path / 'in' / 'mr'}: series 4: skipped: modality MR, not CT." in capsys.readouterr().err
+    found, expected = (read_mask(mask_path(out, name)) for name in (key, "sub-twin"))
+    assert len(np.unique(found.data)) == 7
+    np.testing.assert_array_equal(found.data, expected.data)
+    np.testing.assert_allclose(found.affine, expected.affine, rtol=0, atol=1e-5)
+    calls = fake.patches
+    assert infer(settings_for(*inputs, output=out)) == 0
+    assert fake.patches == calls and f"{key}: already predicted" in capsys.readouterr().out
+
+
+def test_a_series_that_is_no_even_stack_is_a_bad_scan(tmp_path, fake, capsys):
+    ct = dicom_ct()
+    files = write_series(tmp_path / "in", ct)
+    files[30].unlink()
+    assert infer(settings_for(tmp_path / "in", output=tmp_path / "out")) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bad scan")]
+    assert f"{tmp_path / 'in'}: series 3: expected slices 2.00 mm apart" in line and "IM0031" in line
+
+
+def test_an_nrrd_and_a_nifti_of_one_name_would_be_one_output(tmp_path, fake, capsys):
+    touch(tmp_path, "a.nrrd", "a.nii.gz")
+    assert infer(settings_for(tmp_path, output=tmp_path / "out")) == 2
+    assert "would both be written as sub-a" in capsys.readouterr().err
+
+
+def test_numbers_that_cannot_be_hu_are_a_warning(tmp_path, fake, capsys):
+    stored = column_ct().data.astype(np.int32) + 1024
+    write_volume(tmp_path / "sub-a_ct.nii.gz", Volume(stored, AFFINE))
+    assert infer(settings_for(tmp_path / "sub-a_ct.nii.gz", output=tmp_path / "out")) == 0
+    error = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'sub-a_ct.nii.gz'}: values from 24 to 2224, probably not rescaled" in error
+
+
+def test_a_format_wanted_later_is_made_from_the_mask(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    files = [
+        mask_path(out, "sub-a").with_name(f"sub-a{end}") for end in ("_seg-vert_msk.seg.nrrd", "_labels.txt")
+    ]
+    formats = {"formats": ("seg.nrrd", "itksnap"), "first_label": "T10"}
+    assert infer(settings_for(scan, output=out, first_label="T10")) == 0
+    assert not any(file.exists() for file in files)
+    calls = fake.patches
+    capsys.readouterr()
+    assert infer(settings_for(scan, output=out, **formats)) == 0
+    assert "sub-a: already predicted, now also as seg.nrrd, itksnap\n" in capsys.readouterr().out
+    later = [file.read_text() if file.suffix == ".txt" else nrrd.read(str(file)) for file in files]
+    assert fake.patches == calls
+    mask_path(out, "sub-a").unlink()
+    assert infer(settings_for(scan, output=out, **formats)) == 0
+    assert fake.patches == 2 * calls and files[1].read_text() == later[1]
+    data, header = nrrd.read(str(files[0]))
+    np.testing.assert_array_equal(data, later[0][0])
+    assert str(header) == str(later[0][1]) and header["Segment0_Name"] == "T10"
 
 
 # Networks

@@ -19,7 +19,15 @@ from scipy import ndimage
 
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
-from utils.imaging.volume import Grid, Volume, resample_linear, transform_points, write_volume
+from utils.imaging.volume import (
+    Grid,
+    Volume,
+    read_mask,
+    resample_linear,
+    transform_points,
+    write_volume,
+)
+from utils.prediction.exports import EXPORTS
 from utils.prediction.snapshot import snapshot_figure
 from utils.prediction.traverse import FoundVertebra
 from utils.verse.cases import subject_of
@@ -33,7 +41,7 @@ TABLE_COLUMNS = (
 COUNT = "count"
 ANATOMICAL = "anatomical"
 #: Ends of the names of a case's files, in the order of writing. The mask is last: a case is done when it is
-#: there, so a run that was killed does the case again.
+#: there, so a run that was killed does the case again. Files for other programs are made from the mask.
 SETTINGS_SUFFIX = "_settings.json"
 TABLE_SUFFIX = "_vertebrae.csv"
 CENTROIDS_SUFFIX = "_seg-vb_ctd.json"
@@ -267,8 +275,8 @@ def case_path(output: Path, key: str, suffix: str) -> Path:
     return output / "derivatives" / subject_of(key) / f"{key}{suffix}"
 
 
-def write_case(prediction: CasePrediction, output: Path) -> None:
-    """Write the files of one case, each whole or not at all, the mask last.
+def write_case(prediction: CasePrediction, output: Path, *, formats: Sequence[str] = ()) -> None:
+    """Write the files of one case, each whole or not at all: the mask, then its copies for other programs.
 
     Parameters
     ----------
@@ -276,13 +284,16 @@ def write_case(prediction: CasePrediction, output: Path) -> None:
         The case.
     output : Path
         Folder of the predictions.
+    formats : sequence of str
+        Keys of `exports.EXPORTS`; any other is one that is always written.
     """
 
     def path(suffix: str) -> Path:
         return case_path(output, prediction.key, suffix)
 
-    # An older mask would make the case look done while the files beside it are new.
-    path(MASK_SUFFIX).unlink(missing_ok=True)
+    # An older mask would make the case look done while the files beside it are new, or old ones its own.
+    for suffix in (MASK_SUFFIX, *(export.suffix for export in EXPORTS.values())):
+        path(suffix).unlink(missing_ok=True)
     points = vertebra_points(prediction.labels)
     names = [prediction.numbering.name(code) for code in points.codes]
     with written_whole(path(SETTINGS_SUFFIX)) as temporary:
@@ -295,6 +306,41 @@ def write_case(prediction: CasePrediction, output: Path) -> None:
     with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
         figure.savefig(temporary, format="png")
     write_volume(path(MASK_SUFFIX), prediction.labels)
+    for name in formats:
+        if name in EXPORTS:
+            EXPORTS[name].write(path(EXPORTS[name].suffix), prediction.labels, prediction.numbering.name)
+
+
+def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequence[str]) -> list[str]:
+    """Write the files of a finished case that are wanted and not there, from its mask.
+
+    Parameters
+    ----------
+    output : Path
+        Folder of the predictions.
+    key : str
+        The case.
+    numbering : Numbering
+        What the labels mean; only its kind counts.
+    formats : sequence of str
+        As in `write_case`.
+
+    Returns
+    -------
+    list of str
+        The formats that were missing.
+
+    Raises
+    ------
+    ValueError
+        If one is missing and the mask cannot be read.
+    """
+    paths = {name: case_path(output, key, EXPORTS[name].suffix) for name in formats if name in EXPORTS}
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    labels = read_mask(case_path(output, key, MASK_SUFFIX)) if missing else None
+    for name in missing:
+        EXPORTS[name].write(paths[name], labels, numbering.name)
+    return missing
 
 
 def read_case_settings(output: Path, key: str) -> dict[str, Any] | None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,10 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import execution
-from utils.imaging.own_cases import own_key
-from utils.imaging.volume import Volume, native_bytes, normalise_hu, read_ct, working_ct
+from utils.imaging.formats import hu_doubt, read_scan, scan_bytes
+from utils.imaging.volume import Volume, normalise_hu, working_ct
 from utils.prediction.derivatives import (
     CasePrediction,
+    complete_case,
     from_the_top_down,
     native_vertebrae,
     number_vertebrae,
@@ -34,22 +33,19 @@ from utils.prediction.derivatives import (
     write_case,
 )
 from utils.prediction.locate import PredictHeat, locate_spine
+from utils.prediction.scans import Scan, find_scans, scan_identity
 from utils.prediction.traverse import FoundVertebra, PredictPatch, WalkSettings, walk
 from utils.settings import InferenceSettings, settings_as_json, worker_count
-from utils.verse.cases import visible_files
 
 if TYPE_CHECKING:
     import keras
 
 #: Networks that are shipped with the code: the last place that is looked at.
 STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / "starter"
-_SCAN_SUFFIXES = (".nii", ".nii.gz")
-_CT_SUFFIXES = ("_ct.nii", "_ct.nii.gz")
-_MASK_NAME = re.compile(r"(?<![a-z])(msk|mask|seg|segmentation|labels?)(?![a-z])", re.IGNORECASE)
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
     *("inputs", "output", "work_dir", "model", "heatmap_model"),
-    *("workers", "scheduler", "shard", "seed", "device", "skip_bad"),
+    *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad"),
 )
 #: Peak memory of a scan: TensorFlow with the networks, and a multiple of the scan in float32.
 _NETWORK_BYTES, _PEAK_OF_NATIVE = 600 * 2**20, 4
@@ -59,14 +55,6 @@ _INFERENCE = 1
 
 class CommandLineError(ValueError):
     """A wrong command line: nothing has been run, exit status 2."""
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A file to segment, and the key that its predictions are named by."""
-
-    path: Path
-    key: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,12 +114,12 @@ def infer(settings: InferenceSettings) -> int:
     try:
         if settings.scheduler is not None:
             settings = _with_absolute_paths(settings)
-        scans, bad = find_scans(settings.inputs)
-        _check_command_line(scans, settings)
-        for line in bad:
-            _complain(f"bad scan: {line}")
-        failed = _run(scans, settings) if scans else False
-        failed = failed or bool(bad)
+        found = find_scans(settings.inputs)
+        _check_command_line(found.scans, settings)
+        for line in (*found.skipped, *(f"bad scan: {line}" for line in found.bad)):
+            _complain(line)
+        failed = _run(found.scans, settings) if found.scans else False
+        failed = failed or bool(found.bad)
     except CommandLineError as error:
         _complain(f"error: {error}")
         return 2
@@ -149,64 +137,9 @@ def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
     return dataclasses.replace(settings, **absolute, inputs=inputs)
 
 
-# Scans ---------------------------------------------------------------------------------------------
-
-
-def find_scans(inputs: Sequence[Path]) -> tuple[list[Scan], list[str]]:
-    """Find the scans among files and folders.
-
-    Parameters
-    ----------
-    inputs : sequence of Path
-        NIfTI files, and folders that are searched to any depth. A folder with VerSe CTs (`*_ct.nii.gz`)
-        gives only those, any other all its NIfTI files but masks (`msk`, `mask`, `seg`, `segmentation` or
-        `label` as a word of the name).
-
-    Returns
-    -------
-    scans : list of Scan
-        Each file once, in the order of the inputs.
-    bad : list of str
-        What is wrong with inputs that give no scan.
-    """
-    scans: dict[tuple[str, str], Scan] = {}
-    bad = []
-    for path in (Path(path) for path in inputs):
-        try:
-            for scan in map(_scan_of, _files_of(path)):
-                # Unlike Path.resolve, this gives a name for a loop of links too: reading it says what it is.
-                scans.setdefault((scan.key, os.path.realpath(scan.path)), scan)
-        except ValueError as error:
-            bad.append(str(error))
-    return list(scans.values()), bad
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = [each for each in visible_files(path) if each.name.endswith(_SCAN_SUFFIXES)]
-        files = [each for each in files if not _is_mask(each)]
-        chosen = [each for each in files if each.name.endswith(_CT_SUFFIXES)] or files
-        if not chosen:
-            raise ValueError(f"{path}: expected a folder with NIfTI files, found no scan in it.")
-        return chosen
-    if not path.exists():
-        raise ValueError(f"{path}: expected a NIfTI file or a folder, found no such file.")
-    if _is_mask(path):
-        raise ValueError(f"{path}: expected a CT, found a file named as a mask.")
-    return [path]
-
-
-def _is_mask(path: Path) -> bool:
-    return not path.name.endswith(_CT_SUFFIXES) and _MASK_NAME.search(path.name) is not None
-
-
-def _scan_of(path: Path) -> Scan:
-    return Scan(path, own_key(path))
-
-
 def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> None:
     if not settings.inputs:
-        raise CommandLineError("expected at least one NIfTI file or folder, received none (see --help).")
+        raise CommandLineError("expected at least one scan or folder, received none (see --help).")
     try:
         number_vertebrae(0, settings.first_label)
         walk_settings(settings)
@@ -405,13 +338,14 @@ def predict_case(scan: Scan, networks: Networks, settings: InferenceSettings) ->
     ValueError
         If the scan cannot be used; the text names its file.
     """
-    ct = read_ct(scan.path)
+    ct = read_scan(scan.path, scan.series)
     vertebrae, affine = segment(ct, networks, walk_settings(settings, **networks.walk))
     numbering = number_vertebrae(len(vertebrae), settings.first_label)
     native = native_vertebrae(vertebrae, affine, ct.grid, codes=numbering.codes)
     table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
     record = _record(scan, networks, settings)
-    warning = _warning(len(vertebrae), len(numbering.codes), settings.first_label)
+    doubts = (hu_doubt(ct), _warning(len(vertebrae), len(numbering.codes), settings.first_label))
+    warning = "; ".join(filter(None, doubts))
     return CasePrediction(scan.key, ct, native.labels, numbering, tuple(table), record), warning
 
 
@@ -428,10 +362,8 @@ def _record(scan: Scan, networks: Networks, settings: InferenceSettings) -> dict
     plain = settings_as_json(settings)
     for name in _INDIFFERENT:
         del plain[name]
-    stat = scan.path.stat()
-    source = {"path": str(scan.path.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
     facts = {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
-    return {**plain, **facts, "scan": source, "networks": networks.origin}
+    return {**plain, **facts, "scan": scan_identity(scan), "networks": networks.origin}
 
 
 @dataclass(frozen=True)
@@ -443,7 +375,7 @@ class _Job:
 
     @property
     def peak_bytes(self) -> int:
-        return _NETWORK_BYTES + _PEAK_OF_NATIVE * native_bytes(self.scan.path)
+        return _NETWORK_BYTES + _PEAK_OF_NATIVE * scan_bytes(self.scan.path, self.scan.series)
 
 
 @dataclass(frozen=True)
@@ -504,7 +436,7 @@ def _attempt(job: _Job) -> _Outcome:
 
 def _bad(scan: Scan, error: str) -> _Outcome:
     named = str(scan.path) in error
-    return _Outcome(error=f"bad scan: {error}" if named else f"bad scan: {scan.path}: {error}")
+    return _Outcome(error=f"bad scan: {error}" if named else f"bad scan: {scan.name}: {error}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -518,13 +450,16 @@ def _networks_of_process(settings: InferenceSettings) -> Networks:
 
 def _do_case(scan: Scan, networks: Networks, settings: InferenceSettings) -> _Outcome:
     if _is_done(scan, networks, settings):
-        return _Outcome(f"{scan.key}: already predicted")
+        kind = number_vertebrae(0, settings.first_label)
+        written = complete_case(settings.output, scan.key, kind, formats=settings.formats)
+        added = f", now also as {', '.join(written)}" if written else ""
+        return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
     prediction, warning = predict_case(scan, networks, settings)
-    write_case(prediction, settings.output)
+    write_case(prediction, settings.output, formats=settings.formats)
     seconds = time.perf_counter() - started
     said = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
-    return _Outcome(said, f"warning: {scan.path}: {warning}." if warning else "")
+    return _Outcome(said, f"warning: {scan.name}: {warning}." if warning else "")
 
 
 def _is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:

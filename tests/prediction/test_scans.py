@@ -1,0 +1,150 @@
+"""Which scans a folder gives, and how they are named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tests.imaging.dicom_series import write_series
+from utils.imaging.volume import Volume
+from utils.prediction.scans import find_scans, scan_identity
+
+# Files
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_a_folder_with_verse_cts_gives_only_those(tmp_path):
+    touch(tmp_path, "rawdata/sub-b/sub-b_dir-ax_ct.nii.gz", "rawdata/sub-a/sub-a_ct.nii.gz", "other.nii.gz")
+    touch(tmp_path, "derivatives/sub-a/sub-a_seg-vert_msk.nii.gz", "notes.txt")
+    found = find_scans([tmp_path])
+    assert [scan.key for scan in found.scans] == ["sub-a", "sub-b_dir-ax"] and not found.bad
+
+
+def test_any_other_folder_gives_all_but_masks(tmp_path):
+    touch(tmp_path, "one.nii", "deep/two.nii.gz", "one_msk.nii", "two_seg.nii.gz", "x_seg-vert_msk.nii.gz")
+    touch(tmp_path, "three_segment.nii", "report.pdf")
+    found = find_scans([tmp_path])
+    assert sorted(scan.path.name for scan in found.scans) == ["one.nii", "three_segment.nii", "two.nii.gz"]
+    assert sorted(scan.key for scan in found.scans) == ["sub-one", "sub-three_segment", "sub-two"]
+    assert not found.bad
+
+
+def test_masks_are_known_by_any_usual_name(tmp_path):
+    touch(tmp_path, "my_scan.nii.gz", "my_mask.nii.gz", "mask.nii", "a-segmentation.nii.gz", "LABELS_2.nii")
+    touch(tmp_path, "masked.nii.gz", "unlabelled.nii")
+    found = find_scans([tmp_path])
+    names = sorted(scan.path.name for scan in found.scans)
+    assert names == ["masked.nii.gz", "my_scan.nii.gz", "unlabelled.nii"]
+    touch(tmp_path, "deep/sub-seg01_ct.nii.gz")
+    found = find_scans([tmp_path])
+    assert [scan.key for scan in found.scans] == ["sub-seg01"] and not found.bad
+
+
+def test_inputs_that_give_no_scan_are_named(tmp_path):
+    touch(tmp_path, "a_msk.nii.gz")
+    (tmp_path / "empty").mkdir()
+    inputs = [tmp_path / "a_msk.nii.gz", tmp_path / "empty", tmp_path / "absent.nii"]
+    found = find_scans(inputs)
+    assert not found.scans
+    assert [str(path) in line for path, line in zip(inputs, found.bad)] == [True] * 3
+
+
+def test_a_file_named_twice_is_one_scan(tmp_path):
+    touch(tmp_path, "sub-a_ct.nii.gz")
+    found = find_scans([tmp_path, tmp_path / "sub-a_ct.nii.gz"])
+    assert len(found.scans) == 1
+
+
+def test_files_of_every_format_are_scans_named_by_the_rules_of_nifti(tmp_path):
+    touch(tmp_path, "a.nrrd", "b.NHDR", "c.mha", "sub-d_dir-ax_ct.mhd", "d.raw", "e.seg.nrrd", "f_mask.mha")
+    found = find_scans([tmp_path])
+    assert [scan.key for scan in found.scans] == ["sub-a", "sub-b", "sub-c", "sub-d_dir-ax"] and not found.bad
+
+
+# DICOM
+
+
+def ct() -> Volume:
+    data = np.random.default_rng(5).integers(-1000, 999, (4, 5, 10)).astype(np.int16)
+    return Volume(data, np.diag([-1.0, -1, 1, 1]))
+
+
+def test_every_ct_series_of_a_folder_is_one_scan_and_the_others_are_named(tmp_path):
+    bone = write_series(tmp_path / "x", ct(), SeriesDescription="Bone 1.0 / Br62")
+    soft = write_series(tmp_path / "x", ct(), names=[f"s{i}" for i in range(10)], SeriesNumber=12)
+    scout = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    write_series(tmp_path / "y", ct(), ImageType=scout, SeriesDescription="Scout", SeriesNumber=1)
+    touch(tmp_path, "notes.txt", "DICOMDIR", "x/.hidden.dcm")
+    found = find_scans([tmp_path])
+    assert [(scan.key, scan.path) for scan in found.scans] == [
+        ("sub-P01_series-3_desc-Bone10Br62", tmp_path / "x"),
+        ("sub-P01_series-12", tmp_path / "x"),
+    ]
+    assert [set(scan.series) for scan in found.scans] == [set(bone), set(soft)]
+    assert found.skipped == [f"{tmp_path / 'y'}: series 1 (Scout): skipped: a localiser."] and not found.bad
+    assert found.scans[0].name == f"{tmp_path / 'x'} (sub-P01_series-3_desc-Bone10Br62)"
+
+
+def test_a_series_lies_in_any_number_of_folders(tmp_path):
+    files = write_series(tmp_path, ct(), names=[f"{i % 3}/deep/{i}" for i in range(10)], PatientID="")
+    (scan,) = find_scans([tmp_path]).scans
+    assert scan.path == tmp_path and set(scan.series) == set(files)
+    assert scan.key.startswith("sub-") and scan.key.endswith("_series-3")
+
+
+def test_series_of_one_number_get_different_keys_whatever_lies_beside_them(tmp_path):
+    for name in "ab":
+        write_series(tmp_path / name, ct(), SeriesInstanceUID=f"1.2.{ord(name)}")
+    keys = [scan.key for scan in find_scans([tmp_path]).scans]
+    assert len(set(keys)) == 2 and all(key.startswith("sub-P01_series-3_uid-") for key in keys)
+    assert keys == [scan.key for scan in find_scans([tmp_path, tmp_path]).scans]
+
+
+def test_a_folder_without_a_ct_series_says_why(tmp_path):
+    write_series(tmp_path, ct(), Modality="MR")
+    (line,) = find_scans([tmp_path]).bad
+    assert line.startswith(f"{tmp_path}: expected a folder with CT scans, found none in it: ")
+    assert "skipped: modality MR, not CT" in line
+
+
+def test_a_dicom_file_is_no_scan_by_itself(tmp_path):
+    (file, *_) = write_series(tmp_path, ct())
+    (line,) = find_scans([file]).bad
+    assert line == f"{file}: expected the folder of a DICOM series, found a file of one."
+
+
+def test_broken_dicom_files_are_bad(tmp_path):
+    files = write_series(tmp_path, ct(), names=[f"{i}.dcm" for i in range(10)])
+    (tmp_path / "text.dcm").write_text("no image")
+    found = find_scans([tmp_path])
+    assert len(found.scans) == 1 and len(found.scans[0].series) == len(files)
+    assert [line.partition(":")[0] for line in found.bad] == [str(tmp_path / "text.dcm")]
+
+
+# Identity
+
+
+def test_a_series_is_another_one_when_any_file_changes(tmp_path):
+    files = write_series(tmp_path, ct())
+    (scan,) = find_scans([tmp_path]).scans
+    before = scan_identity(scan)
+    assert before == scan_identity(scan) and before["files"] == 10
+    assert before["bytes"] == sum(file.stat().st_size for file in files)
+    os.utime(files[4], ns=(1, 1))
+    assert scan_identity(scan) != before
+
+
+def test_the_voxels_beside_a_header_count(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(8))
+    (tmp_path / "a.mhd").write_text("ObjectType = Image\nElementDataFile = a.raw\n")
+    (scan,) = find_scans([tmp_path]).scans
+    before = scan_identity(scan)
+    (tmp_path / "a.raw").write_bytes(bytes(9))
+    assert before["files"] == 2 and scan_identity(scan) != before

@@ -1,0 +1,196 @@
+"""Which scans the inputs of a run give, and the keys that their predictions are named by."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.imaging.dicom import FoundSeries, Series, find_series, is_dicom
+from utils.imaging.formats import SCAN_SUFFIXES, files_of_scan
+from utils.imaging.own_cases import own_key
+from utils.verse.cases import visible_files
+
+_CT_SUFFIXES = ("_ct.nii", "_ct.nii.gz")
+_MASK_NAME = re.compile(r"(?<![a-z])(msk|mask|seg|segmentation|labels?)(?![a-z])", re.IGNORECASE)
+_SUFFIX = re.compile("|".join(rf"{re.escape(suffix)}$" for suffix in SCAN_SUFFIXES), re.IGNORECASE)
+#: Names that say that a file is DICOM, though it may lack the mark of DICOM.
+_DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+#: Letters of a hash that tell series of one patient and number apart.
+_HASH_LETTERS = 8
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan to segment, and the key that its predictions are named by.
+
+    Attributes
+    ----------
+    path : Path
+        The file; of a DICOM series the innermost folder that holds all its files.
+    key : str
+        Such as "sub-verse500_dir-ax".
+    series : tuple of Path
+        The files of a DICOM series; empty for any other scan.
+    """
+
+    path: Path
+    key: str
+    series: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name for messages: several series may lie in one folder."""
+        return f"{self.path} ({self.key})" if self.series else str(self.path)
+
+
+@dataclass(frozen=True)
+class FoundScans:
+    """What the inputs of a run give.
+
+    Attributes
+    ----------
+    scans : list of Scan
+        Each once, in the order of the inputs.
+    bad : list of str
+        What is wrong with inputs that give no scan, and with files that cannot be read.
+    skipped : list of str
+        DICOM series and images that are no CT scan, with the reason.
+    """
+
+    scans: list[Scan]
+    bad: list[str]
+    skipped: list[str]
+
+
+def find_scans(inputs: Sequence[Path]) -> FoundScans:
+    """Find the scans among files and folders.
+
+    Parameters
+    ----------
+    inputs : sequence of Path
+        Files (NIfTI, NRRD, MetaImage), and folders that are searched to any depth. A folder with VerSe CTs
+        (`*_ct.nii.gz`) gives only those, any other all its files but masks (`msk`, `mask`, `seg`,
+        `segmentation` or `label` as a word of the name), and every CT series among its DICOM files.
+
+    Returns
+    -------
+    FoundScans
+        A DICOM series is named `sub-<PatientID>_series-<number>_desc-<description>`; without PatientID its
+        folder's name stands there.
+    """
+    scans: dict[tuple[str, str], Scan] = {}
+    bad, skipped = [], []
+    for path in (Path(path) for path in inputs):
+        try:
+            found = _scans_in(path)
+        except ValueError as error:
+            bad.append(str(error))
+            continue
+        for scan in found.scans:
+            # Unlike Path.resolve, this gives a name for a loop of links too: reading it says what it is.
+            scans.setdefault((scan.key, os.path.realpath(scan.path)), scan)
+        bad += found.bad
+        skipped += found.skipped
+    return FoundScans(list(scans.values()), bad, skipped)
+
+
+def scan_identity(scan: Scan) -> dict[str, Any]:
+    """Say which files a scan was read from, to know when they have changed.
+
+    Returns
+    -------
+    dict
+        Path, size and time of the last change; of several files their number, the sum, the last, and a hash
+        of names, sizes and times.
+    """
+    files = files_of_scan(scan.path, scan.series)
+    stats = [file.stat() for file in files]
+    identity = {
+        "path": str(scan.path.resolve()),
+        "bytes": sum(stat.st_size for stat in stats),
+        "modified_ns": max(stat.st_mtime_ns for stat in stats),
+    }
+    if len(files) == 1:
+        return identity
+    lines = sorted(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in zip(files, stats))
+    return {**identity, "files": len(files), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+
+
+def _scans_in(path: Path) -> FoundScans:
+    if path.is_dir():
+        return _scans_in_folder(path)
+    if not path.exists():
+        raise ValueError(f"{path}: expected a scan or a folder, found no such file.")
+    if _is_mask(path):
+        raise ValueError(f"{path}: expected a CT, found a file named as a mask.")
+    if _is_named_dicom(path) or is_dicom(path):
+        raise ValueError(f"{path}: expected the folder of a DICOM series, found a file of one.")
+    return FoundScans([Scan(path, _key(path))], [], [])
+
+
+def _scans_in_folder(folder: Path) -> FoundScans:
+    files = list(visible_files(folder))
+    images = [file for file in files if file.name.lower().endswith(SCAN_SUFFIXES) and not _is_mask(file)]
+    of_verse = [file for file in images if file.name.endswith(_CT_SUFFIXES)]
+    if of_verse:
+        return FoundScans([Scan(file, _key(file)) for file in of_verse], [], [])
+    others = (file for file in files if not file.name.lower().endswith(SCAN_SUFFIXES))
+    series = find_series(file for file in others if _is_named_dicom(file) or is_dicom(file))
+    scans = [Scan(file, _key(file)) for file in images] + _series_scans(series.scans)
+    if not scans:
+        raise ValueError(f"{folder}: expected a folder with CT scans, found none in it{_reasons(series)}")
+    return FoundScans(scans, list(series.bad), list(series.skipped))
+
+
+def _reasons(series: FoundSeries) -> str:
+    lines = [*series.bad, *series.skipped]
+    return ": " + " ".join(lines) if lines else "."
+
+
+def _series_scans(found: Iterable[Series]) -> list[Scan]:
+    """Name series; those that would have the same name get a hash of their identifier at its end."""
+    keys = [(_series_key(series), series) for series in found]
+    times = Counter(key for key, _ in keys)
+    return [
+        Scan(series.folder, key if times[key] == 1 else f"{key}_uid-{_hash(series)}", series.files)
+        for key, series in keys
+    ]
+
+
+def _series_key(series: Series) -> str:
+    first = series.headers[0]
+    subject = _letters(first.patient) or _letters(series.folder.resolve().name) or "dicom"
+    entities = {"series": _letters(first.number), "desc": _letters(first.description)}
+    return "_".join([f"sub-{subject}", *(f"{name}-{value}" for name, value in entities.items() if value)])
+
+
+def _letters(text: str) -> str:
+    """Keep what a part of a VerSe key may hold: any other character might be unsafe in a file's name."""
+    return re.sub(r"[^A-Za-z0-9]", "", text)
+
+
+def _hash(series: Series) -> str:
+    return hashlib.sha256(series.headers[0].uid.encode()).hexdigest()[:_HASH_LETTERS]
+
+
+def _is_mask(path: Path) -> bool:
+    return not path.name.endswith(_CT_SUFFIXES) and _MASK_NAME.search(path.name) is not None
+
+
+def _is_named_dicom(path: Path) -> bool:
+    return path.suffix.lower() in _DICOM_SUFFIXES
+
+
+def _key(path: Path) -> str:
+    """Give the key of a file of any format by the rules for NIfTI."""
+    return own_key(path if path.name.lower().endswith((".nii", ".nii.gz")) else _as_nifti(path))
+
+
+def _as_nifti(path: Path) -> Path:
+    return path.with_name(_SUFFIX.sub("", path.name) + ".nii")
