@@ -54,7 +54,7 @@ train-small: .venv/installed
 	@$(call pipeline,train-small,60 5 20,--epochs 12 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160)
 
 test: .venv/installed-dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .

@@ -3,7 +3,8 @@
 Finds the spine as a heatmap, walks down it one vertebra at a time, and writes what it found in VerSe
 layout, so that it can be evaluated, viewed or trained on.
 
-Reads   CT scans: NIfTI files, or folders of them, of any spacing and orientation
+Reads   CT scans: NIfTI, NRRD or MetaImage files, or folders of them or of DICOM series, of any spacing and
+        orientation
         work/models/segmentation and work/models/heatmap, else the networks shipped in models/starter
 Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
             <key>_seg-vert_msk.nii.gz   labels on the grid of the scan
@@ -11,6 +12,9 @@ Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
             <key>_seg-vert_snp.png      a picture to check the result with
             <key>_vertebrae.csv         a row a vertebra: label, volume, mean HU, position, confidence
             <key>_settings.json         what it was made with
+        and with --formats seg.nrrd itksnap
+            <key>_seg-vert_msk.seg.nrrd the mask for 3D Slicer, with names and colours
+            <key>_labels.txt            names and colours of the labels for ITK-SNAP
 
     python infer.py CT_OR_FOLDER [...] --work-dir work --output predictions [--first-label L1]
 
