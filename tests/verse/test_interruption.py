@@ -183,13 +183,20 @@ def script(settings):
     return [sys.executable, "get_verse_data.py", *options, "--subset", "19", "--connections", "2"]
 
 
+def heed_ctrl_c():
+    """Undo what a shell does to a job in the background, such as these tests may be: ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("fault", ["", "stall"])
 def test_ctrl_c_ends_soon_with_one_line_and_status_130(server, tmp_path, fault):
     settings = osf_settings(server, tmp_path / "data")
     name = Path(sorted(OSF_19)[0]).name
     server.faults[name].append(fault)
     server.bytes_per_second = 300_000
-    process = subprocess.Popen(script(settings), cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        script(settings), cwd=PROJECT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     while not server.requests("storage"):
         time.sleep(0.02)
     time.sleep(0.3)
