@@ -11,7 +11,7 @@ multiples of the scan in float32 too.
 Reads   nothing: the scans are generated, with blocks for vertebrae.
 Writes  nothing that stays: up to 1 GB in a temporary folder.
 Command python benchmarks/bench_preprocessing.py
-Time    about 6 minutes.
+Time    about 4 minutes.
 
 The last line says how many times faster ours is on the first scan, which has twelve vertebrae.
 """
