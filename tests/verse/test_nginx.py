@@ -142,11 +142,11 @@ def test_a_killed_download_is_resumed_by_range(nginx, tmp_path):
     command = [sys.executable, "get_verse_data.py", *options, "--data-dir", str(tmp_path / "data")]
     process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL)
     archives = tmp_path / "data" / ".archives"
-    while not any(path.stat().st_size > SIZE // 4 for path in archives.glob("*.part")):
+    while not any(path.stat().st_size > SIZE // 4 for path in archives.glob("*.zip.part")):
         time.sleep(0.02)
     process.kill()
     process.wait()
-    (part,) = archives.glob("*.part")
+    (part,) = archives.glob("*.zip.part")
     have = part.stat().st_size
     assert get(f"{nginx.url}/slow", tmp_path / "data", **chosen) == 0
     assert tree(tmp_path / "data") == CONTENTS["dataset-verse20test"]
