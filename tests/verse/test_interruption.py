@@ -148,6 +148,31 @@ def test_one_download_survives_twenty_sigkills(server, tmp_path, monkeypatch):
     assert tree(settings.data_dir) == OSF_19
 
 
+def parts_of_archives(settings):
+    """What has come of the archives, in bytes."""
+    return {
+        path.name.split("-", 1)[1].removesuffix(".part"): path.stat().st_size
+        for path in settings.data_dir.glob(".archives/*.part")
+    }
+
+
+def goes_on_with_archives(server, settings, expected):
+    """Run the same command after a kill, and give how many files were unpacked and archives half there."""
+    parts, half_way = parts_of_archives(settings), 0
+    before = {path: place.stat().st_ino for path in expected if (place := settings.data_dir / path).exists()}
+    assert get_data(settings) == 0
+    assert tree(settings.data_dir) == expected
+    # What was unpacked stays the same file; what came of an archive is not sent again.
+    assert all((settings.data_dir / path).stat().st_ino == inode for path, inode in before.items())
+    sent = {entry[2]: entry[3] for entry in server.log if entry[0] == "GET"}
+    for name, size in parts.items():
+        complete = size == len(server.nodes["zips"][f"/{name}"])
+        half_way += not complete
+        assert complete == (name not in sent)
+        assert complete or sent[name] == (f"bytes={size}-" if size else None)
+    return len(before), half_way
+
+
 def test_archives_survive_sigkill_at_any_moment(server, tmp_path):
     whole = seconds_of_a_whole_run(zip_settings(server, tmp_path / "whole"))
     expected = {**ZIP_19, **ZIP_20}
@@ -157,24 +182,30 @@ def test_archives_survive_sigkill_at_any_moment(server, tmp_path):
     for number in range(KILLS):
         settings = zip_settings(server, tmp_path / str(number))
         run_and_kill(server, settings, moments.uniform(0.0, whole))
-        parts = {
-            path.name.split("-", 1)[1].removesuffix(".part"): path.stat().st_size
-            for path in settings.data_dir.glob(".archives/*.part")
-        }
-        before = {
-            path: place.stat().st_ino for path in expected if (place := settings.data_dir / path).exists()
-        }
-        assert get_data(settings) == 0
-        assert tree(settings.data_dir) == expected
-        # What was unpacked stays the same file; what came of an archive is not sent again.
-        assert all((settings.data_dir / path).stat().st_ino == inode for path, inode in before.items())
-        sent = {entry[2]: entry[3] for entry in server.log if entry[0] == "GET"}
-        for name, size in parts.items():
-            complete = size == len(server.nodes["zips"][f"/{name}"])
-            half_way += not complete
-            assert complete == (name not in sent)
-            assert complete or sent[name] == (f"bytes={size}-" if size else None)
-    assert half_way >= 2  # how many kills fall into the unpacking is chance
+        half_way += goes_on_with_archives(server, settings, expected)[1]
+    assert half_way >= 2  # Else the kills would show nothing.
+
+
+def test_archives_survive_sigkill_while_they_are_unpacked(server, tmp_path):
+    # Random moments seldom fall into the unpacking, so these kills wait for its first file.
+    expected = {**ZIP_19, **ZIP_20}
+    server.bytes_per_second = None
+    half_unpacked = 0
+    for number in range(KILLS):
+        settings = zip_settings(server, tmp_path / str(number))
+        process = FORKS.Process(target=get_data, args=(settings,))
+        process.start()
+        while process.is_alive() and not finished(settings.data_dir):
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        server.log.clear()
+        unpacked, _ = goes_on_with_archives(server, settings, expected)
+        half_unpacked += 0 < unpacked < len(expected)
+        server.log.clear()
+        if half_unpacked >= 3:
+            return
+    raise AssertionError(f"{half_unpacked} of {KILLS} kills fell into the unpacking, expected 3")
 
 
 def script(settings):
