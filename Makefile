@@ -43,7 +43,7 @@ $(RUN) train_segmentation.py --work-dir $(1)/work --preset small $(4)
 $(RUN) infer.py $(1)/data/*/*test --work-dir $(1)/work --output $(1)/predictions
 $(RUN) evaluate.py --data-dir $(1)/data --split test --predictions $(1)/predictions --output $(1)/evaluation
 set +x
-echo "Data: $(1)/data. Networks and training curves: $(1)/work/models. Masks and pictures: $(1)/predictions."
+echo "Data: $(1)/data. Networks and training curves: models, in $(1)/work. Masks and pictures: $(1)/predictions."
 echo "Scores: $(1)/evaluation (summary.json, vertebrae.csv, evaluation.md, evaluation.png)."
 endef
 
