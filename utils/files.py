@@ -1,11 +1,13 @@
-"""Writing a file whole or not at all."""
+"""Files: written whole or not at all, and hashed."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -33,3 +35,20 @@ def written_whole(path: Path, *, suffix: str = "") -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def hash_file(path: Path, hashes: Mapping[str, Any], *, told: Callable[[int], None] | None = None) -> None:
+    """Feed a file to hash objects, and tell how many bytes were read each time."""
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            for one in hashes.values():
+                one.update(chunk)
+            if told:
+                told(len(chunk))
+
+
+def sha256_of(path: Path, *, told: Callable[[int], None] | None = None) -> str:
+    """Give a file's SHA-256 in hexadecimal digits."""
+    hashes = {"sha256": hashlib.sha256()}
+    hash_file(path, hashes, told=told)
+    return hashes["sha256"].hexdigest()

@@ -7,7 +7,6 @@ after the other, never both.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,21 @@ from typing import TypeVar
 
 import nibabel
 import numpy as np
-from nibabel.imageglobals import logger as nibabel_logger
 from scipy import ndimage
 
 from utils.imaging.centroids import Centroids, read_centroids
-from utils.imaging.volume import Grid, Volume, label_boxes, read_ct, read_mask, transform_points
+from utils.imaging.volume import (
+    SAME_GRID_VOXELS,
+    Grid,
+    Volume,
+    corners_of,
+    read_ct,
+    read_mask,
+    silent,
+    touches_border,
+    transform_points,
+    voxels_apart,
+)
 from utils.verse.cases import Case
 from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, rank_of_code
 
@@ -59,14 +68,15 @@ LEAST_STRAY_VOXELS = 2
 CENTROID_TOLERANCE_MM = 2.0
 #: C1 has no body; its point lies in its ring (9.4 mm from the bone in one case), which is 32 mm wide.
 C1_TOLERANCE_MM = 16.0
-#: Two grids are the same if no corner lies further apart, in voxels; the rule of `volume.read_pair`.
-SAME_GRID_VOXELS = 0.1
 #: Distance from a whole number that single precision does not show.
 NOISE = 1e-6
 
 _C1, _T11, _T12, _L1 = (code_of_name(name) for name in ("C1", "T11", "T12", "L1"))
 #: Levels that most people do not have: their absence is no gap.
 SUPERNUMERARY = ("T13", "L6")
+T12_ABSENT = "T12 absent"
+#: All anomalies, in the order of the tables.
+ANOMALIES = ("L6", "T13", T12_ABSENT)
 #: How the readers say that a file is whole but does not fit.
 _KIND_OF_WORDS = {"expected VerSe labels": UNKNOWN_LABELS, "expected points inside": POSITIONS_DIFFER}
 Read = TypeVar("Read")
@@ -229,12 +239,12 @@ def anomalies_of(codes: Sequence[int]) -> list[str]:
     Returns
     -------
     list of str
-        Of "L6", "T13" and "T12 absent". T12 counts as absent only between T11 and L1: elsewhere it may lie
+        Of `ANOMALIES`. T12 counts as absent only between T11 and L1: elsewhere it may lie
         outside the scan.
     """
     found = [name for name in SUPERNUMERARY if code_of_name(name) in codes]
     if {_T11, _L1} <= set(codes) and _T12 not in codes:
-        found.append("T12 absent")
+        found.append(T12_ABSENT)
     return sorted(found)
 
 
@@ -247,7 +257,7 @@ def missing_levels(codes: Sequence[int]) -> list[str]:
         return []
     ranks = [rank_of_code(code) for code in codes]
     absent = [LEVEL_NAMES[rank - 1] for rank in range(min(ranks), max(ranks)) if rank not in ranks]
-    ignored = (*SUPERNUMERARY, *(["T12"] if "T12 absent" in anomalies_of(codes) else []))
+    ignored = (*SUPERNUMERARY, *(["T12"] if T12_ABSENT in anomalies_of(codes) else []))
     return [name for name in absent if name not in ignored]
 
 
@@ -264,7 +274,7 @@ def vertebra_facts(mask: Volume) -> list[VertebraFacts]:
     list of VertebraFacts
         From the top of the spine down, without centroids.
     """
-    boxes = label_boxes(mask.data)
+    boxes = mask.label_boxes
     voxel_mm3 = float(abs(np.linalg.det(mask.affine[:3, :3])))
     return [_vertebra(mask, code, boxes[code], voxel_mm3) for code in sorted(boxes, key=rank_of_code)]
 
@@ -290,7 +300,7 @@ def distance_to_label_mm(mask: Volume, code: int, point_mm: np.ndarray) -> float
     nearest = np.rint(point).astype(int)
     if np.all((nearest >= 0) & (nearest < mask.shape)) and mask.data[tuple(nearest)] == code:
         return 0.0
-    box = label_boxes(mask.data)[code]
+    box = mask.label_boxes[code]
     voxels = np.argwhere(mask.data[box] == code) + [side.start for side in box]
     return float(np.linalg.norm((voxels - point) @ mask.affine[:3, :3].T, axis=1).min())
 
@@ -411,12 +421,8 @@ def _image_facts(path: Path, grid: Grid) -> ImageFacts:
 
 def _opened(path: Path) -> nibabel.Nifti1Image:
     """Open a file that `volume` has read already, without nibabel's remarks on its header."""
-    before = nibabel_logger.disabled
-    nibabel_logger.disabled = True
-    try:
+    with silent():
         return nibabel.load(path)
-    finally:
-        nibabel_logger.disabled = before
 
 
 def _stored_planes(path: Path) -> Iterator[np.ndarray]:
@@ -455,8 +461,7 @@ def _grid_findings(facts: CaseFacts) -> Iterator[Finding]:
         what = f"expected the shape of the CT, {_times(ct.shape)}, found {_times(mask.shape)}"
         yield Finding(SHAPES_DIFFER, what, facts.case.mask)
         return
-    corners = _corners(ct.shape)
-    apart = np.abs(transform_points(corners, mask.affine, ct.affine) - corners).max()
+    apart = voxels_apart(ct, mask.affine)
     if apart > SAME_GRID_VOXELS:
         what = f"expected the position of the CT, found corners {apart:.2g} voxels apart"
         yield Finding(POSITIONS_DIFFER, what, facts.case.mask)
@@ -501,14 +506,13 @@ def _vertebra(mask: Volume, code: int, box: tuple[slice, ...], voxel_mm3: float)
     vertebra = mask.data[box] == code
     parts, _ = ndimage.label(vertebra)
     sizes = np.sort(np.bincount(parts[vertebra])[1:])[::-1]
-    touches = any(side.start == 0 or side.stop == voxels for side, voxels in zip(box, mask.shape))
     return VertebraFacts(
         code=code,
         voxels=int(sizes.sum()),
         volume_mm3=float(sizes.sum() * voxel_mm3),
         components=len(sizes),
         strays=tuple(int(size) for size in sizes[1:] if size >= LEAST_STRAY_VOXELS),
-        touches_border=touches,
+        touches_border=touches_border(box, mask.shape),
     )
 
 
@@ -524,13 +528,8 @@ def _with_distances(
     ]
 
 
-def _corners(shape: Sequence[int]) -> np.ndarray:
-    """Voxel indices of the eight corners, (8, 3)."""
-    return np.array(list(itertools.product(*((0, voxels - 1) for voxels in shape))))
-
-
 def _corners_mm(grid: Grid, affine: np.ndarray) -> np.ndarray:
-    return transform_points(_corners(grid.shape), affine, np.eye(4))
+    return transform_points(corners_of(grid.shape), affine, np.eye(4))
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from nibabel import orientations
 from scipy import ndimage
 
 from utils.files import written_whole
-from utils.imaging.volume import Grid, Volume, check_is_file, label_boxes, oriented_grid, transform_points
+from utils.imaging.volume import Grid, Volume, check_is_file, oriented_grid, transform_points
 from utils.verse.labels import CODES, code_of_name, rank_of_code
 
 #: A point may lie this far outside its scan before file and scan count as not belonging together.
@@ -133,7 +133,7 @@ def centroids_of_mask(mask: Volume) -> Centroids:
     Centroids
         One point a label, from the top of the spine down; empty for an empty mask.
     """
-    boxes = label_boxes(mask.data)
+    boxes = mask.label_boxes
     codes = sorted(boxes, key=rank_of_code)
     voxels = []
     for code in codes:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from utils.execution import outcomes
 from utils.files import written_whole
 from utils.imaging.case_check import (
+    ANOMALIES,
     BAD_KINDS,
     C1_TOLERANCE_MM,
     CENTROID_TOLERANCE_MM,
@@ -331,7 +332,7 @@ def level_table(vertebrae: pd.DataFrame) -> pd.DataFrame:
 def anomaly_table(cases: pd.DataFrame) -> pd.DataFrame:
     """Count the series with each anomaly, and name them."""
     rows = []
-    for anomaly in ("L6", "T13", "T12 absent"):
+    for anomaly in ANOMALIES:
         has_it = cases["anomalies"].str.split("; ").map(lambda names, anomaly=anomaly: anomaly in names)
         keys = cases.loc[has_it.astype(bool), "case"].tolist()
         rows.append({"anomaly": anomaly, "series": len(keys), "cases": ", ".join(keys) or None})

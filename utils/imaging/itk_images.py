@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.imaging.volume import Grid, Volume, _odd_places, check_is_file
-from utils.settings import HU_RANGE
+from utils.imaging.volume import (
+    DEFLATE_RATIO,
+    Grid,
+    Volume,
+    check_is_file,
+    finite_hu,
+    listed,
+    odd_places,
+)
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -28,8 +35,6 @@ ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 #: vertebra of 30 mm by a quarter of a millimetre; a tilted gantry has 5 to 30 degrees.
 MAX_SLANT_DEGREES = 0.5
 
-#: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
-_DEFLATE_RATIO = 1032
 #: Where a header names the file with the voxels, in NRRD's and in MetaImage's words.
 _DATA_FILE = re.compile(
     rb"^(?:data ?file\s*:|ElementDataFile\s*=)\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE
@@ -126,11 +131,7 @@ def hu_numbers(name: Path | str, stored: np.ndarray) -> np.ndarray:
     """
     if stored.dtype.kind in "iu" and _fits(stored, np.int16):
         return stored.astype(np.int16, copy=False)
-    data = stored.astype(np.float32, copy=False)
-    finite = np.isfinite(data)
-    if not finite.any():
-        raise ValueError(f"{name}: expected numbers, found not one finite voxel.")
-    return data if finite.all() else np.where(finite, data, np.float32(HU_RANGE[0]))
+    return finite_hu(name, stored.astype(np.float32, copy=False))
 
 
 def check_grid(name: Path | str, grid: Grid) -> None:
@@ -149,14 +150,13 @@ def check_grid(name: Path | str, grid: Grid) -> None:
         Says what was expected and what was found.
     """
     spacing_mm = grid.spacing_mm
-    shown = " x ".join(f"{number:g}" for number in spacing_mm)
     if not np.isfinite(grid.affine).all() or spacing_mm.min() <= 0:
-        raise ValueError(f"{name}: expected spacings over 0 mm, found {shown} mm.")
+        raise ValueError(f"{name}: expected spacings over 0 mm, found {listed(spacing_mm)} mm.")
     slant = slant_degrees(grid.affine)
     if slant > MAX_SLANT_DEGREES:
         raise ValueError(f"{name}: expected axes at right angles, found one {slant:.1f} degrees off.")
-    for expected, found in _odd_places(spacing_mm, spacing_mm * grid.shape, grid.affine[:3, 3]):
-        raise ValueError(f"{name}: expected {expected}, found {' x '.join(f'{mm:g}' for mm in found)} mm.")
+    for expected, found in odd_places(spacing_mm, spacing_mm * grid.shape, grid.affine[:3, 3]):
+        raise ValueError(f"{name}: expected {expected}, found {listed(found)} mm.")
 
 
 def slant_degrees(affine: np.ndarray) -> float:
@@ -192,7 +192,7 @@ def _check_size(path: Path, shape: tuple[int, ...]) -> None:
     if path.suffix.lower() in _HEADERS and not voxels:
         return  # it lists many files, which SimpleITK looks for
     held = sum(file.stat().st_size for file in (path, *voxels))
-    if math.prod(shape) > _DEFLATE_RATIO * held:
+    if math.prod(shape) > DEFLATE_RATIO * held:
         raise ValueError(f"{path}: expected a whole file, found {held} bytes for the shape {shape}.")
 
 

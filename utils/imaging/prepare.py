@@ -30,11 +30,11 @@ from utils.imaging.volume import (
     Volume,
     cropped_grid,
     heatmap_ct,
-    label_boxes,
     native_bytes,
     read_ct,
     read_pair,
     resample_labels,
+    touches_border,
     transform_points,
     working_ct,
     working_grid,
@@ -196,7 +196,7 @@ def vertebra_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dic
         `VERTEBRA_COLUMNS`: centre of mass and bounding box in voxels of the working grid, end
         exclusive; `touches_border` is 0 or 1.
     """
-    boxes = label_boxes(labels.data)
+    boxes = labels.label_boxes
     return [
         _vertebra_row(key, code, labels.data[boxes[code]] == code, boxes[code], touches=code in at_border)
         for code in sorted(boxes, key=rank_of_code)
@@ -205,8 +205,7 @@ def vertebra_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dic
 
 def labels_at_border(mask: Volume) -> set[int]:
     """Give the labels that have a voxel on one of the six faces of a volume."""
-    faces = [np.moveaxis(mask.data, axis, 0)[index] for axis in range(3) for index in (0, -1)]
-    return {int(code) for face in faces for code in np.unique(face)} - {0}
+    return {code for code, box in mask.label_boxes.items() if touches_border(box, mask.shape)}
 
 
 # One case ------------------------------------------------------------------------------------------
@@ -269,7 +268,7 @@ def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
     """
     whole = working_grid(mask.grid, spacing_mm)
     centres, faces = [], []
-    for code, box in label_boxes(mask.data).items():
+    for code, box in mask.label_boxes.items():
         corner = np.array([side.start for side in box])
         centres.append(corner + ndimage.center_of_mass(mask.data[box] == code))
         faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]

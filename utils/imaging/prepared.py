@@ -7,13 +7,12 @@ count as the same without being read; where the time differs (a copied data set)
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import written_whole
+from utils.files import sha256_of, written_whole
 
 SIDECAR = "_prepared.json"
 
@@ -60,16 +59,6 @@ def identity(path: Path) -> dict[str, Any]:
         "modified_ns": stat.st_mtime_ns,
         "sha256": sha256_of(path),
     }
-
-
-def sha256_of(path: Path) -> str:
-    """Give the SHA-256 of a file's content, as hexadecimal digits."""
-    with path.open("rb") as stream:
-        # hashlib.file_digest came with Python 3.11.
-        digest = hashlib.sha256()
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def is_current(path: Path, made_with: Mapping[str, Any], sources: Mapping[str, Path]) -> bool:

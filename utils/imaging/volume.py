@@ -18,6 +18,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,13 +50,13 @@ _LEAST_SPACING_MM = 0.01
 #: Largest distance of a scan from the origin: single precision still resolves a hundredth of a mm there.
 _MAX_ORIGIN_MM = 1e5
 #: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
-_DEFLATE_RATIO = 1032
+DEFLATE_RATIO = 1032
 #: Bytes that are read at once.
 _BLOCK_BYTES = 2**22
 #: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
 _LABEL_TOLERANCE = 0.1
 #: Largest distance, in voxels, between corners of two grids that count as the same grid.
-_SAME_GRID_VOXELS = 0.1
+SAME_GRID_VOXELS = 0.1
 #: Weights below this change no voxel by a hundredth of a Hounsfield unit.
 _NEGLIGIBLE_WEIGHT = 1e-6
 #: Size of the slabs that are resampled at once, in voxels.
@@ -126,6 +127,11 @@ class Volume:
         """The volume's grid, without its data."""
         return Grid(tuple(int(n) for n in self.data.shape), self.affine)
 
+    @cached_property
+    def label_boxes(self) -> dict[int, tuple[slice, slice, slice]]:
+        """The smallest box around each label of a label volume, by label; the search is made once."""
+        return label_boxes(self.data)
+
 
 # Reading and writing -------------------------------------------------------------------------------
 
@@ -153,7 +159,7 @@ def read_ct(path: Path) -> Volume:
     image = _open_nifti(path)
     data = _read_data(path, image)
     if data.dtype.kind == "f":
-        data = _without_gaps(path, data, ~np.isfinite(data), fill=HU_RANGE[0])
+        data = finite_hu(path, data)
     return Volume(data, np.array(image.affine, np.float64))
 
 
@@ -177,7 +183,7 @@ def read_mask(path: Path) -> Volume:
         As `read_ct`, and if the file holds a number that is no VerSe code, such as a fraction.
     """
     image = _open_nifti(path)
-    with _named_errors(path), _silent():
+    with _named_errors(path), silent():
         stored = _stored_numbers(image)
     codes, any_number = np.empty(stored.shape, np.uint8, order="F"), False
     # Plane by plane: float64, as VerSe has it, is eight times as large as the codes.
@@ -205,8 +211,8 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
     ct = read_ct(ct_path)
     if ct.shape != mask.shape:
         raise ValueError(f"{mask_path}: expected the shape of {ct_path}, {ct.shape}, found {mask.shape}.")
-    apart = np.abs(transform_points(_corners(ct.shape), mask.affine, ct.affine) - _corners(ct.shape)).max()
-    if apart > _SAME_GRID_VOXELS:
+    apart = voxels_apart(ct.grid, mask.affine)
+    if apart > SAME_GRID_VOXELS:
         raise ValueError(
             f"{mask_path}: expected the position of {ct_path}, found corners {apart:.2g} voxels apart."
         )
@@ -301,7 +307,7 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keep remarks of nibabel and NumPy on odd headers and numbers off the terminal.
 
     nibabel's own suppressor takes the logger's handler away, and Python's last resort then prints the remark.
@@ -320,7 +326,7 @@ def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibab
     """Load header and affine, and refuse what no later step could use."""
     path = Path(path)
     check_is_file(path, "a NIfTI file")
-    with _named_errors(path), _silent():
+    with _named_errors(path), silent():
         image = nibabel.load(path, mmap=memory_map)
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
@@ -330,7 +336,7 @@ def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibab
     for expected, found in _faults(stored):
         raise ValueError(f"{path}: expected {expected}, found {found}.")
     _check_size(path, image)
-    with _silent():
+    with silent():
         _check_spacing(path, image, stored)
     return image
 
@@ -373,15 +379,15 @@ def _check_spacing(path: Path, image: nibabel.Nifti1Pair, stored: Any) -> None:
     declared_mm = np.asarray(stored["pixdim"][1:4], np.float64)
     for found in (declared_mm, spacing_mm):
         if not np.all(np.isfinite(found)) or np.any(found <= 0):
-            raise ValueError(f"{path}: expected spacings over 0 mm, found {_listed(found)} mm.")
+            raise ValueError(f"{path}: expected spacings over 0 mm, found {listed(found)} mm.")
     # The determinant relative to the spacings is the volume of the unit cell: 1 for a right angle.
     if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
         raise ValueError(f"{path}: expected an affine that can be inverted, found {affine[:3].tolist()}.")
-    for expected, found in _odd_places(spacing_mm, spacing_mm * image.shape, affine[:3, 3]):
-        raise ValueError(f"{path}: expected {expected}, found {_listed(found)} mm.")
+    for expected, found in odd_places(spacing_mm, spacing_mm * image.shape, affine[:3, 3]):
+        raise ValueError(f"{path}: expected {expected}, found {listed(found)} mm.")
 
 
-def _odd_places(
+def odd_places(
     spacing_mm: np.ndarray, extent_mm: np.ndarray, origin_mm: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Give what no scanner makes of spacings, extents and origin: what was expected, and found."""
@@ -402,7 +408,7 @@ def _check_size(path: Path, image: nibabel.Nifti1Pair) -> None:
     with _named_errors(path):
         most = file.stat().st_size
     if file.suffix.lower() == ".gz":
-        most *= _DEFLATE_RATIO
+        most *= DEFLATE_RATIO
     elif file.suffix.lower() in Opener.compress_ext_map:
         return
     if claimed > most:
@@ -412,19 +418,20 @@ def _check_size(path: Path, image: nibabel.Nifti1Pair) -> None:
         )
 
 
-def _listed(numbers: np.ndarray) -> str:
+def listed(numbers: np.ndarray) -> str:
+    """Give numbers as the text of a message, such as "0.7 x 0.7 x 2.5"."""
     return " x ".join(f"{number:g}" for number in numbers)
 
 
 def _read_data(path: Path, image: nibabel.Nifti1Pair) -> np.ndarray:
-    with _named_errors(path), _silent():
+    with _named_errors(path), silent():
         stored = _stored_numbers(image)
     if _is_unscaled(image) and stored.dtype.kind in "iu" and np.can_cast(stored.dtype, np.int16):
         # Half the memory of float32, and exact.
         return stored.astype(np.int16, copy=False)
     data = np.empty(stored.shape, np.float32, order="F")
     for index, plane in enumerate(_scaled_planes(stored, image)):
-        with _silent():
+        with silent():
             data[..., index] = plane
     return data
 
@@ -440,7 +447,7 @@ def _scaled_planes(stored: np.ndarray, image: nibabel.Nifti1Pair) -> Iterator[np
     for index in range(stored.shape[2]):
         plane = stored[..., index]
         if not _is_unscaled(image):
-            with _silent():  # an extreme slope overflows
+            with silent():  # an extreme slope overflows
                 plane = apply_read_scaling(plane, slope, intercept)
         yield plane
 
@@ -476,10 +483,12 @@ def _check_labels(path: Path, present: np.ndarray) -> None:
         raise ValueError(f"{path}: expected VerSe labels (0-25 or 28), found {shown}.")
 
 
-def _without_gaps(path: Path, data: np.ndarray, gaps: np.ndarray, *, fill: float) -> np.ndarray:
-    if gaps.all():
-        raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
-    return np.where(gaps, np.float32(fill), data) if gaps.any() else data
+def finite_hu(name: Path | str, data: np.ndarray) -> np.ndarray:
+    """Fill with air what is no finite number in an array of float32; `ValueError` if nothing is one."""
+    finite = np.isfinite(data)
+    if not finite.any():
+        raise ValueError(f"{name}: expected numbers, found not one finite voxel.")
+    return data if finite.all() else np.where(finite, data, np.float32(HU_RANGE[0]))
 
 
 # Orientation and grids -----------------------------------------------------------------------------
@@ -604,7 +613,14 @@ def _concentric(grid: Grid, shape: tuple[int, ...], factor: np.ndarray) -> Grid:
     return Grid(shape, grid.affine @ to_old)
 
 
-def _corners(shape: Sequence[int]) -> np.ndarray:
+def voxels_apart(grid: Grid, affine: np.ndarray) -> float:
+    """Give how far a grid's corners lie, at most along an axis, from where an affine has them, in voxels."""
+    corners = corners_of(grid.shape)
+    return float(np.abs(transform_points(corners, affine, grid.affine) - corners).max())
+
+
+def corners_of(shape: Sequence[int]) -> np.ndarray:
+    """Give the voxel indices of the eight corners of a volume, (8, 3)."""
     return np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
 
 
@@ -705,7 +721,7 @@ def resample_labels(mask: Volume, grid: Grid) -> Volume:
     maps = _axis_maps(mask.grid, grid)
     matrices = [_linear_matrix(axis_map) for axis_map in maps]
     result = np.zeros(grid.shape, np.uint8)
-    for label, box in label_boxes(mask.data).items():
+    for label, box in mask.label_boxes.items():
         _add_label(result, mask.data[box] == label, box, label=label, maps=maps, matrices=matrices)
     return Volume(result, grid.affine)
 
@@ -718,6 +734,11 @@ def label_boxes(labels: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
     return {
         label: box[::-1] if turned else box for label, box in enumerate(boxes, start=1) if box is not None
     }
+
+
+def touches_border(box: tuple[slice, ...], shape: Sequence[int]) -> bool:
+    """Whether a box reaches the first or last voxel of any axis of a volume: the end of the field of view."""
+    return any(side.start == 0 or side.stop == voxels for side, voxels in zip(box, shape))
 
 
 def _add_label(
@@ -752,7 +773,7 @@ def _axis_maps(from_grid: Grid, to_grid: Grid) -> list[_AxisMap]:
     slanted = mapping[:3, :3].copy()
     slanted[axes, range(3)] = 0
     drift = (np.abs(slanted) * to_grid.shape).sum(axis=1).max()
-    if sorted(axes) != [0, 1, 2] or drift > _SAME_GRID_VOXELS:
+    if sorted(axes) != [0, 1, 2] or drift > SAME_GRID_VOXELS:
         raise ValueError(
             f"Expected grids with parallel axes, received ones that drift {drift:.2g} voxels apart."
         )

@@ -8,7 +8,6 @@ for the same number of steps, so what tells them apart is the loss. Each has a d
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import tensorflow as tf
 from ML_3D_Unet.utils.history import read_history
 from ML_3D_Unet.utils.kd import DistillingTrainer
 from ML_3D_Unet.utils.train import Trainer
-from utils.files import written_whole
+from utils.files import sha256_of, written_whole
 from utils.learning import datasets, losses, models, panels, training
 from utils.learning.runtime import Runtime, set_seed
 from utils.learning.vertebrae import segmentation_batch_builder
@@ -194,7 +193,7 @@ def read_facts(settings: DistillationSettings) -> tuple[SegmentationTrainingSett
             f"{directory}: expected a teacher for data of {spacing_mm} mm as in {source}, found one for "
             f"{found.get('spacing_mm')} mm."
         )
-    digest = hashlib.sha256((directory / models.MODEL_FILE).read_bytes()).hexdigest()
+    digest = sha256_of(directory / models.MODEL_FILE)
     names = ("distillation_weight", "distillation_voxels")
     facts = {"spacing_mm": spacing_mm, "teacher_sha256": digest, **{n: getattr(settings, n) for n in names}}
     return student_settings(found, settings), facts

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from utils.imaging.volume import Volume, read_mask
+from utils.imaging.volume import Volume, corners_of, read_mask
 from utils.prediction.intervals import Resampling
 from utils.prediction.metrics import Numbering, score_masks, score_without_prediction
 from utils.prediction.paired import write_comparison
@@ -198,7 +198,7 @@ def check_same_grid(reference: Volume, predicted: Volume, *, name: Path) -> None
         raise ValueError(
             f"{name}: expected the reference's shape {reference.data.shape}, found {predicted.data.shape}."
         )
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(reference.data.shape) - 1)
+    corners = corners_of(reference.shape)
     shift = (reference.affine - predicted.affine)[:3]
     distance = np.linalg.norm(corners @ shift[:, :3].T + shift[:, 3], axis=1).max()
     if distance > GRID_TOLERANCE_MM:

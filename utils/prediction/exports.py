@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.files import written_whole
 from utils.imaging.itk_images import flipped_world
-from utils.imaging.volume import Volume, label_boxes
+from utils.imaging.volume import Volume
 from utils.prediction.snapshot import colour_of
 
 SEG_NRRD_SUFFIX = "_seg-vert_msk.seg.nrrd"
@@ -79,7 +79,7 @@ def write_itk_snap_labels(path: Path, labels: Volume, name_of: NameOf) -> None:
         Name of a label.
     """
     lines = [_itk_snap_line(0, (0, 0, 0), shown=0, name="Clear Label")]
-    for code in label_boxes(labels.data):
+    for code in labels.label_boxes:
         colour = np.rint(255 * colour_of(code)).astype(int).tolist()
         lines.append(_itk_snap_line(code, colour, shown=1, name=name_of(code)))
     with written_whole(path) as temporary:
@@ -89,7 +89,7 @@ def write_itk_snap_labels(path: Path, labels: Volume, name_of: NameOf) -> None:
 def _segments(labels: Volume, name_of: NameOf) -> dict[str, Any]:
     """Give the fields of every segment, from the smallest label on."""
     fields = {}
-    for index, (code, box) in enumerate(label_boxes(labels.data).items()):
+    for index, (code, box) in enumerate(labels.label_boxes.items()):
         segment = {
             "ID": f"Segment_{code}",
             "Name": name_of(code),

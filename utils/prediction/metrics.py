@@ -27,7 +27,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import surface_distance
-from scipy import ndimage
+
+from utils.imaging.volume import label_boxes, touches_border
 
 Numbering = Literal["anatomical", "count"]
 Match = tuple[int, int]
@@ -99,9 +100,7 @@ class LabelledVolume:
 
     def __post_init__(self) -> None:
         """Find the labels and their boxes, once."""
-        boxes = ndimage.find_objects(self.mask)
-        present = {label: box for label, box in enumerate(boxes, start=1) if box is not None}
-        object.__setattr__(self, "boxes", present)
+        object.__setattr__(self, "boxes", label_boxes(self.mask))
 
     @property
     def labels(self) -> list[int]:
@@ -116,9 +115,7 @@ class LabelledVolume:
 
     def touches_border(self, label: int) -> bool:
         """Whether a label reaches the first or last voxel of any axis: the end of the field of view."""
-        return any(
-            part.start == 0 or part.stop == size for part, size in zip(self.boxes[label], self.mask.shape)
-        )
+        return touches_border(self.boxes[label], self.mask.shape)
 
 
 def overlap_table(reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:

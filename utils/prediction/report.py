@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.files import written_whole
-from utils.imaging.case_check import anomalies_of
+from utils.imaging.case_check import ANOMALIES, anomalies_of
 from utils.prediction.intervals import RESAMPLING, Resampling, mean_intervals
 from utils.prediction.metrics import Numbering, VertebraScore
 from utils.tables import cell, markdown_table
@@ -25,7 +25,6 @@ from utils.verse.labels import LEVEL_NAMES, name_of_code, rank_of_code, region_o
 
 Status = Literal["scored", "no prediction", "bad prediction", "bad reference"]
 REGIONS = ("cervical", "thoracic", "lumbar")
-ANOMALIES = ("L6", "T13", "T12 absent")
 NO_ANOMALY = "none"
 #: Okabe and Ito's colours, told apart with any colour vision.
 REGION_COLOURS = {"cervical": "#0072B2", "thoracic": "#D55E00", "lumbar": "#009E73"}

@@ -11,11 +11,10 @@ run knows without a download whether it needs it again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -112,23 +111,6 @@ def flush_to_disk(file: Any) -> None:
 def size_on_disk(path: Path) -> int:
     """Give a file's size in bytes, -1 if there is none."""
     return path.stat().st_size if path.is_file() else -1
-
-
-def hash_file(path: Path, hashes: Mapping[str, Any], *, told: Callable[[int], None] | None = None) -> None:
-    """Feed a file to hash objects, and tell how many bytes were read each time."""
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            for one in hashes.values():
-                one.update(chunk)
-            if told:
-                told(len(chunk))
-
-
-def sha256_of(path: Path, *, told: Callable[[int], None] | None = None) -> str:
-    """Give a file's SHA-256 in hexadecimal digits."""
-    hashes = {"sha256": hashlib.sha256()}
-    hash_file(path, hashes, told=told)
-    return hashes["sha256"].hexdigest()
 
 
 def _now() -> str:

@@ -23,7 +23,8 @@ from typing import IO, Any, TypeVar
 
 import requests
 
-from utils.verse.manifest import CHUNK, hash_file, size_on_disk, write_whole
+from utils.files import hash_file
+from utils.verse.manifest import CHUNK, size_on_disk, write_whole
 
 Result = TypeVar("Result")
 
@@ -100,6 +101,10 @@ class RemoteFile:
         """The strongest listed hash by the name of its kind; empty where none is listed."""
         listed = {"sha256": self.sha256.lower(), "md5": self.md5.lower()}
         return dict([(kind, digits) for kind, digits in listed.items() if digits][:1])
+
+    def new_hashes(self) -> dict[str, Any]:
+        """Give empty hash objects by their kind: SHA-256, and the kind that is listed."""
+        return {kind: hashlib.new(kind) for kind in {"sha256": "", **self.hashes}}
 
     @property
     def identity(self) -> str:
@@ -245,7 +250,7 @@ class Client:
         have = resumable_bytes(remote, part)
         if not have:
             _begin(remote, part)
-        hashes = {kind: hashlib.new(kind) for kind in {"sha256": "", **remote.hashes}}
+        hashes = remote.new_hashes()
         hash_file(part, hashes)
         try:
             if remote.size is None or have < remote.size:
@@ -266,7 +271,7 @@ class Client:
         with self._answer("GET", remote.url, headers=_range_headers(remote, have)) as response:
             if not _continues(response, remote, have):
                 told(-have)
-                have, hashes = 0, {kind: hashlib.new(kind) for kind in hashes}
+                have, hashes = 0, remote.new_hashes()
             with part.open("r+b") as file:
                 file.truncate(have)
                 file.seek(have)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -11,14 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.files import hash_file, sha256_of
 from utils.settings import DataSettings
 from utils.verse.archives import place_of
 from utils.verse.cases import SPLITS, parse_case_file
 from utils.verse.manifest import (
     Manifest,
     flush_to_disk,
-    hash_file,
-    sha256_of,
     size_on_disk,
 )
 from utils.verse.osf import BAR_DELAY_S, NODES, TOKEN_VARIABLE, Pages, list_files
@@ -211,7 +209,7 @@ def _is_there(run: Run, remote: RemoteFile, place: Path) -> bool:
         return remote.sha256.lower() in ("", run.manifest.files[path]["sha256"])
     if size_on_disk(place) != remote.size or not remote.hashes:
         return False
-    hashes = {kind: hashlib.new(kind) for kind in {"sha256": "", **remote.hashes}}
+    hashes = remote.new_hashes()
     hash_file(place, hashes)
     found = {kind: digest.hexdigest() for kind, digest in hashes.items()}
     if any(found[kind] != listed for kind, listed in remote.hashes.items()):

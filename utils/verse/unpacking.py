@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from utils.files import sha256_of
 from utils.verse.archives import ARCHIVE_ERRORS, Member, case_members, extract_members, place_of
 from utils.verse.cases import CaseFile
-from utils.verse.manifest import CHUNK, flush_to_disk, sha256_of, size_on_disk
+from utils.verse.manifest import CHUNK, flush_to_disk, size_on_disk
 from utils.verse.remote import RemoteFile, Stopped, Unreachable, discard
 from utils.verse.selection import listed_file, part_of, split_of
 from utils.verse.transfer import ARCHIVES_FOLDER, BrokenArchive, Job, Run, note_failure
