@@ -50,7 +50,17 @@ LAYOUTS = ("default", "channels_last")
 def prepared_spines(folder: Path) -> Path:
     """Generate two spines and prepare them as a user would; give the folder of the stage."""
     steps = (
-        ("get_verse_data.py", "--data-dir", folder / "data", "--phantoms", "1", "1", "0"),
+        (
+            "get_verse_data.py",
+            "--source",
+            "phantom",
+            "--phantoms",
+            "1",
+            "1",
+            "0",
+            "--data-dir",
+            folder / "data",
+        ),
         ("pre_processing_segmentation.py", "--data-dir", folder / "data", "--work-dir", folder / "work"),
     )
     for script, *arguments in steps:

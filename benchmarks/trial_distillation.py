@@ -44,7 +44,7 @@ def table_of_seed(folder: Path, seed: int, options: list[str]) -> pd.DataFrame:
 
 def main(folder: Path, options: list[str]) -> int:
     """Print the scores of every seed, and their means and ranges."""
-    run("get_verse_data.py", "--data-dir", folder / "data", "--phantoms", *PHANTOMS)
+    run("get_verse_data.py", "--source", "phantom", "--data-dir", folder / "data", "--phantoms", *PHANTOMS)
     tables = {seed: table_of_seed(folder, seed, options) for seed in SEEDS}
     for column, title in (
         ("dice", "validation Dice"),

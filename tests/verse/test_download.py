@@ -181,6 +181,7 @@ def test_a_path_without_a_data_set_ends_with_status_1_and_names_it(tmp_path, kin
         ({"source": "phantom", "ct": Path("a.nii.gz")}, "with --source pairs only"),
         ({"source": "phantom", "phantoms": (1, -1, 0)}, "--phantoms"),
         ({"source": "phantom", "phantoms": (0, 0, 0)}, "--phantoms"),
+        ({"source": "osf", "phantoms": (1, 1, 0)}, "--phantoms: expected with --source phantom only"),
         ({"source": "phantom", "workers": -1}, "--workers"),
         ({"source": "zip"}, "--source zip: expected --zip-url"),
         ({"source": "zip", "zip_url": "lab/verse"}, "--zip-url: expected an address such as"),

@@ -92,6 +92,8 @@ def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
         return "--source pairs: expected both --ct and --mask."
     if settings.source != "pairs" and (settings.ct or settings.mask):
         return f"--ct and --mask: expected with --source pairs only, received --source {settings.source}."
+    if settings.source != "phantom" and settings.phantoms != DataSettings.phantoms:
+        return f"--phantoms: expected with --source phantom only, received --source {settings.source}."
     if min(settings.phantoms) < 0 or sum(settings.phantoms) == 0:
         return f"--phantoms: expected numbers from 0 up, not all 0, received {settings.phantoms}."
     if settings.workers < 0:
