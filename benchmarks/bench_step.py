@@ -49,19 +49,10 @@ LAYOUTS = ("default", "channels_last")
 
 def prepared_spines(folder: Path) -> Path:
     """Generate two spines and prepare them as a user would; give the folder of the stage."""
+    data = ("--data-dir", folder / "data")
     steps = (
-        (
-            "get_verse_data.py",
-            "--source",
-            "phantom",
-            "--phantoms",
-            "1",
-            "1",
-            "0",
-            "--data-dir",
-            folder / "data",
-        ),
-        ("pre_processing_segmentation.py", "--data-dir", folder / "data", "--work-dir", folder / "work"),
+        ("get_verse_data.py", *data, "--source", "phantom", "--phantoms", "1", "1", "0"),
+        ("pre_processing_segmentation.py", *data, "--work-dir", folder / "work"),
     )
     for script, *arguments in steps:
         command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
