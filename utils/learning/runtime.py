@@ -300,8 +300,9 @@ def set_seed(seed: int, *, exact: bool = False) -> None:
     seed : int
         The seed.
     exact : bool
-        Let TensorFlow use deterministic operations alone, so that a resumed training equals an unbroken one
-        bit for bit. On a CPU that costs next to nothing; on a GPU it would.
+        Let TensorFlow use deterministic operations alone, so that on one CPU core a resumed training equals
+        an unbroken one bit for bit; on several, networks of some size still round otherwise at every run.
+        On a CPU that costs next to nothing; on a GPU it would.
     """
     keras.utils.set_random_seed(seed)
     if exact:
