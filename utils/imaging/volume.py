@@ -24,8 +24,10 @@ from typing import Any, Literal
 
 import nibabel
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel import orientations
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
@@ -59,13 +61,14 @@ _LABEL_TOLERANCE = 0.1
 SAME_GRID_VOXELS = 0.1
 #: Weights below this change no voxel by a hundredth of a Hounsfield unit.
 _NEGLIGIBLE_WEIGHT = 1e-6
-#: Size of the slabs that are resampled at once, in voxels.
+#: Size of the slabs that are resampled at once along the last axis, in voxels.
 _SLAB_VOXELS = 2**21
 #: What nibabel, gzip and NumPy raise on a broken file.
 _READ_ERRORS = (
     OSError,
     EOFError,
     zlib.error,
+    isal_zlib.error,
     ValueError,
     TypeError,
     KeyError,
@@ -185,18 +188,28 @@ def read_mask(path: Path) -> Volume:
     image = _open_nifti(path)
     with _named_errors(path), silent():
         stored = _stored_numbers(image)
+    unchanged = stored.dtype == np.uint8 and _is_unscaled(image)
+    mask = Volume(stored if unchanged else _codes(path, stored, image), np.array(image.affine, np.float64))
+    _check_labels(path, np.array(list(mask.label_boxes), np.float64))
+    return mask
+
+
+def _codes(path: Path, stored: np.ndarray, image: nibabel.Nifti1Pair) -> np.ndarray:
+    """Round and cast a mask plane by plane: in float64, as VerSe has it, it is eight times as large."""
     codes, any_number = np.empty(stored.shape, np.uint8, order="F"), False
-    # Plane by plane: float64, as VerSe has it, is eight times as large as the codes.
     for index, plane in enumerate(_scaled_planes(stored, image)):
         if plane.dtype.kind == "f":
             gaps = np.isnan(plane)
             any_number |= not gaps.all()
             plane = np.where(gaps, 0, plane)
-        _check_labels(path, np.unique(plane))
-        codes[..., index] = np.rint(plane) if plane.dtype.kind == "f" else plane
+        with silent():  # what does not fit is found by comparing
+            cast = np.rint(plane).astype(np.uint8)
+        if not np.allclose(plane, cast, rtol=0, atol=_LABEL_TOLERANCE):
+            _check_labels(path, np.unique(plane))
+        codes[..., index] = cast
     if stored.dtype.kind == "f" and not any_number:
         raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
-    return Volume(codes, np.array(image.affine, np.float64))
+    return codes
 
 
 def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
@@ -461,7 +474,7 @@ def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
     numbers = np.empty(image.shape, image.dataobj.dtype, order="F")
     buffer = memoryview(numbers.reshape(-1, order="F").view(np.uint8))
     plane_bytes = numbers.nbytes // max(image.shape)
-    with image.file_map["image"].get_prepare_fileobj("rb") as stream:
+    with _open_for_reading(image.file_map["image"]) as stream:
         stream.seek(int(image.dataobj.offset))
         begin = spare = 0
         while begin < len(buffer) and (count := stream.readinto(buffer[begin : begin + _BLOCK_BYTES])):
@@ -472,6 +485,13 @@ def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
     if begin < len(buffer) or spare >= plane_bytes:
         raise ValueError(f"shape {image.shape} needs {len(buffer)} bytes, not {begin + spare}")
     return numbers
+
+
+def _open_for_reading(file: FileHolder) -> contextlib.AbstractContextManager[Any]:
+    """Open the file of an image; gzip, of which reading a scan mostly consists, by the faster igzip."""
+    if file.filename is not None and str(file.filename).lower().endswith(".gz"):
+        return igzip.open(file.filename, "rb")
+    return file.get_prepare_fileobj("rb")
 
 
 def _check_labels(path: Path, present: np.ndarray) -> None:
@@ -642,7 +662,13 @@ class _AxisMap:
         return self.offset + self.scale * np.arange(self.new_voxels)
 
 
-def resample_ct(volume: Volume, grid: Grid, *, antialias: bool = False) -> Volume:
+def resample_ct(
+    volume: Volume,
+    grid: Grid,
+    *,
+    antialias: bool = False,
+    bounds: tuple[float, float] | None = None,
+) -> Volume:
     """Bring a CT to a grid of parallel axes with cubic B-splines.
 
     Equal to `scipy.ndimage.affine_transform(order=3, mode="nearest")`: the border voxel is repeated
@@ -657,11 +683,13 @@ def resample_ct(volume: Volume, grid: Grid, *, antialias: bool = False) -> Volum
     antialias : bool
         Smooth an axis first, by a Gaussian of max(0, (factor - 1) / 2) voxels, where `factor` is how
         many of the volume's voxels make one of the grid's (Serrador et al. 2024, heatmap input).
+    bounds : tuple of float, optional
+        The volume's values are clipped to these before.
 
     Returns
     -------
     Volume of float32
-        Not clipped: splines overshoot at edges.
+        Not clipped afterwards: splines overshoot at edges.
 
     Raises
     ------
@@ -670,7 +698,7 @@ def resample_ct(volume: Volume, grid: Grid, *, antialias: bool = False) -> Volum
     """
     maps = _axis_maps(volume.grid, grid)
     matrices = [_spline_matrix(axis_map, sigma=_sigma(axis_map) if antialias else 0.0) for axis_map in maps]
-    return Volume(_separable(volume.data, maps, matrices), grid.affine)
+    return Volume(_separable(volume.data, maps, matrices, bounds=bounds), grid.affine)
 
 
 def resample_linear(volume: Volume, grid: Grid, *, outside: float = 0.0) -> Volume:
@@ -807,31 +835,41 @@ def _linear_matrix(axis_map: _AxisMap) -> sparse.csr_array:
     return sparse.csr_array(sparse.diags_array(inside.astype(np.float32)) @ matrix)
 
 
-def _separable(data: np.ndarray, maps: list[_AxisMap], matrices: list[sparse.csr_array]) -> np.ndarray:
-    """Apply one matrix an axis and bring the axes into the order of the new grid."""
-    # The axis that shrinks most goes first: fewer voxels for the others.
-    for axis_map, matrix in sorted(zip(maps, matrices), key=lambda pair: pair[1].shape[0] / pair[1].shape[1]):
-        data = _along_axis(data, matrix, axis_map.axis)
-    return np.ascontiguousarray(data.transpose([axis_map.axis for axis_map in maps]))
+def _separable(
+    data: np.ndarray,
+    maps: list[_AxisMap],
+    matrices: list[sparse.csr_array],
+    *,
+    bounds: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Apply one matrix an axis and bring the axes into the order of the new grid, (new voxels) float32.
 
-
-def _along_axis(data: np.ndarray, matrix: sparse.csr_array, axis: int) -> np.ndarray:
-    """Multiply every line of voxels along an axis by a matrix, slab by slab to bound the memory."""
-    lines = np.moveaxis(data, axis, 0)
-    result = np.empty((matrix.shape[0], *lines.shape[1:]), np.float32)
-    step = max(1, _SLAB_VOXELS // (max(matrix.shape) * lines.shape[2]))
-    for begin in range(0, lines.shape[1], step):
-        slab = np.ascontiguousarray(lines[:, begin : begin + step], np.float32)
-        result[:, begin : begin + step] = (matrix @ slab.reshape(len(slab), -1)).reshape(-1, *slab.shape[1:])
-    return np.moveaxis(result, 0, axis)
+    Values are clipped to the bounds first. Plane by plane along the axis that varies slowest in memory, so
+    that whatever the order of a file, planes are read in one piece and both their axes are done in the cache.
+    The order in memory so decides about the last bits of a sum.
+    """
+    slow, rows, columns = np.argsort([-abs(stride) for stride in data.strides], kind="stable")
+    by_axis = {axis_map.axis: matrix for axis_map, matrix in zip(maps, matrices)}
+    shape = (data.shape[slow], by_axis[columns].shape[0], by_axis[rows].shape[0])
+    between = np.empty(shape, np.float32)
+    for source, target in zip(data.transpose(slow, rows, columns), between):
+        plane = np.ascontiguousarray(source, np.float32)
+        if bounds is not None:
+            plane = np.clip(plane, *bounds)
+        half = by_axis[rows] @ plane
+        target[:] = by_axis[columns] @ np.ascontiguousarray(half.T)
+    result = np.empty([matrix.shape[0] for matrix in matrices], np.float32)
+    place = {axis_map.axis: position for position, axis_map in enumerate(maps)}
+    turned = result.transpose(place[slow], place[columns], place[rows])
+    step = max(1, _SLAB_VOXELS // (max(by_axis[slow].shape) * shape[2]))
+    for begin in range(0, shape[1], step):
+        slab = np.ascontiguousarray(between[:, begin : begin + step])
+        lines = by_axis[slow] @ slab.reshape(len(slab), -1)
+        turned[:, begin : begin + step] = lines.reshape(-1, *slab.shape[1:])
+    return result
 
 
 # Intensities ---------------------------------------------------------------------------------------
-
-
-def clip_hu(volume: Volume) -> Volume:
-    """Clip a CT to the range of Hounsfield units that the networks see."""
-    return Volume(np.clip(volume.data, *HU_RANGE), volume.affine)
 
 
 def working_ct(ct: Volume, spacing_mm: float, *, grid: Grid | None = None) -> Volume:
@@ -855,7 +893,7 @@ def working_ct(ct: Volume, spacing_mm: float, *, grid: Grid | None = None) -> Vo
         HU within `HU_RANGE`, axes (P, R, I).
     """
     grid = working_grid(ct.grid, spacing_mm) if grid is None else grid
-    working = resample_ct(clip_hu(ct), grid, antialias=spacing_mm > FINE_SPACING_MM)
+    working = resample_ct(ct, grid, antialias=spacing_mm > FINE_SPACING_MM, bounds=HU_RANGE)
     np.clip(working.data, *HU_RANGE, out=working.data)  # made here, so no one else sees it change
     return working
 
