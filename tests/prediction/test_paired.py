@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tests.prediction.test_report import mask, put_prediction, put_reference, settings
+from tests.prediction.test_evaluation_report import mask, put_prediction, put_reference, settings
 from utils.prediction.evaluation import evaluate
+from utils.prediction.evaluation_report import CaseResult
 from utils.prediction.intervals import Resampling
 from utils.prediction.metrics import VertebraScore
 from utils.prediction.paired import (
@@ -22,7 +23,6 @@ from utils.prediction.paired import (
     short_names,
     wilcoxon_p,
 )
-from utils.prediction.report import CaseResult
 
 RESAMPLING = Resampling(resamples=2000, seed=0)
 

@@ -21,8 +21,8 @@ from utils.learning import datasets, distillation, models, training
 from utils.learning.losses import vertebra_dice
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
+from utils.prediction.evaluation_report import markdown_table
 from utils.prediction.metrics import surface_distances_mm
-from utils.prediction.report import markdown_table
 from utils.settings import DistillationSettings, SegmentationTrainingSettings
 
 TIMED_RUNS = 7

@@ -16,10 +16,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.imaging.volume import Volume, corners_of, read_mask
+from utils.prediction.evaluation_report import CaseResult, Status, case_line, overall_table, write_report
 from utils.prediction.intervals import Resampling
 from utils.prediction.metrics import Numbering, score_masks, score_without_prediction
 from utils.prediction.paired import write_comparison
-from utils.prediction.report import CaseResult, Status, case_line, overall_table, write_report
 from utils.settings import EvaluationSettings, save_settings, worker_count
 from utils.verse.cases import Case, index_cases
 

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from utils.files import written_whole
-from utils.prediction.intervals import Resampling, mean_intervals
-from utils.prediction.report import (
+from utils.prediction.evaluation_report import (
     REGION_COLOURS,
     CaseResult,
     draw_by_level,
@@ -25,6 +24,7 @@ from utils.prediction.report import (
     vertebra_table,
     width_of_levels,
 )
+from utils.prediction.intervals import Resampling, mean_intervals
 from utils.tables import cell, markdown_table
 
 _FACTS = ["subject", "case", "name", "region", "label"]

@@ -14,8 +14,7 @@ import pytest
 from utils.imaging.volume import Volume, write_volume
 from utils.prediction import evaluation
 from utils.prediction.evaluation import check_same_grid, evaluate, pair_with_predictions, read_numbering
-from utils.prediction.metrics import VertebraScore
-from utils.prediction.report import (
+from utils.prediction.evaluation_report import (
     REGIONS,
     CaseResult,
     case_line,
@@ -27,6 +26,7 @@ from utils.prediction.report import (
     summary,
     vertebra_table,
 )
+from utils.prediction.metrics import VertebraScore
 from utils.settings import EvaluationSettings, load_settings
 from utils.verse.cases import index_cases
 
