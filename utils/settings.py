@@ -353,6 +353,8 @@ class InferenceSettings:
     """Folder that receives the predictions in VerSe layout."""
     formats: tuple[Literal["nifti", "seg.nrrd", "itksnap"], ...] = ("nifti",)
     """Also write the mask for 3D Slicer (seg.nrrd) or its labels for ITK-SNAP (itksnap); NIfTI always."""
+    report: bool = False
+    """Also write output/report.html: every scan of the folder with its picture, numbers and warnings."""
     model: Path | None = None
     """Directory of the segmentation network; by default work_dir/models/segmentation."""
     heatmap_model: Path | None = None

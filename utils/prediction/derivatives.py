@@ -28,6 +28,7 @@ from utils.imaging.volume import (
     write_volume,
 )
 from utils.prediction.exports import EXPORTS
+from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
 from utils.prediction.snapshot import snapshot_figure
 from utils.prediction.traverse import FoundVertebra
 from utils.verse.cases import subject_of
@@ -101,6 +102,8 @@ class CasePrediction:
         A row a vertebra, `TABLE_COLUMNS`.
     settings : dict
         What the prediction was made with.
+    quality : CaseQuality, optional
+        What is known about it beside its table.
     """
 
     key: str
@@ -109,6 +112,7 @@ class CasePrediction:
     numbering: Numbering
     table: tuple[dict[str, Any], ...]
     settings: dict[str, Any]
+    quality: CaseQuality | None = None
 
 
 def from_the_top_down(vertebrae: Sequence[FoundVertebra]) -> list[FoundVertebra]:
@@ -292,7 +296,7 @@ def write_case(prediction: CasePrediction, output: Path, *, formats: Sequence[st
         return case_path(output, prediction.key, suffix)
 
     # An older mask would make the case look done while the files beside it are new, or old ones its own.
-    for suffix in (MASK_SUFFIX, *(export.suffix for export in EXPORTS.values())):
+    for suffix in (MASK_SUFFIX, QUALITY_SUFFIX, *(export.suffix for export in EXPORTS.values())):
         path(suffix).unlink(missing_ok=True)
     points = vertebra_points(prediction.labels)
     names = [prediction.numbering.name(code) for code in points.codes]
@@ -300,6 +304,8 @@ def write_case(prediction: CasePrediction, output: Path, *, formats: Sequence[st
         temporary.write_text(json.dumps(prediction.settings, indent=2) + "\n")
     with written_whole(path(TABLE_SUFFIX)) as temporary:
         _write_table(temporary, prediction.table)
+    if prediction.quality is not None:
+        write_quality(path(QUALITY_SUFFIX), prediction.quality)
     write_centroids(path(CENTROIDS_SUFFIX), points, prediction.labels.grid, source="mask")
     title = f"{prediction.key}: {len(names)} vertebrae" + _remark(prediction.numbering)
     figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)

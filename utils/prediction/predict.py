@@ -33,6 +33,8 @@ from utils.prediction.derivatives import (
     write_case,
 )
 from utils.prediction.locate import PredictHeat, locate_spine
+from utils.prediction.quality import HU_DOUBT, NOTHING_FOUND, OTHER, CaseQuality, Remark, case_remarks
+from utils.prediction.report import write_report
 from utils.prediction.scans import Scan, find_scans, scan_identity
 from utils.prediction.traverse import FoundVertebra, PredictPatch, WalkSettings, walk
 from utils.settings import InferenceSettings, settings_as_json, worker_count
@@ -45,7 +47,7 @@ STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / "starter"
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
     *("inputs", "output", "work_dir", "model", "heatmap_model"),
-    *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad"),
+    *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
 )
 #: Peak memory of a scan: TensorFlow with the networks, and a multiple of the scan in float32.
 _NETWORK_BYTES, _PEAK_OF_NATIVE = 600 * 2**20, 4
@@ -120,6 +122,8 @@ def infer(settings: InferenceSettings) -> int:
             _complain(line)
         failed = _run(found.scans, settings) if found.scans else False
         failed = failed or bool(found.bad)
+        if settings.report:
+            print(f"{write_report(settings.output)}: open it in a browser.", flush=True)
     except CommandLineError as error:
         _complain(f"error: {error}")
         return 2
@@ -338,15 +342,42 @@ def predict_case(scan: Scan, networks: Networks, settings: InferenceSettings) ->
     ValueError
         If the scan cannot be used; the text names its file.
     """
+    started = time.perf_counter()
     ct = read_scan(scan.path, scan.series)
-    vertebrae, affine = segment(ct, networks, walk_settings(settings, **networks.walk))
+    patch = _Counted(networks.patch)
+    counting = dataclasses.replace(networks, patch=patch)
+    vertebrae, affine = segment(ct, counting, walk_settings(settings, **networks.walk))
     numbering = number_vertebrae(len(vertebrae), settings.first_label)
     native = native_vertebrae(vertebrae, affine, ct.grid, codes=numbering.codes)
     table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
     record = _record(scan, networks, settings)
-    doubts = (hu_doubt(ct), _warning(len(vertebrae), len(numbering.codes), settings.first_label))
-    warning = "; ".join(filter(None, doubts))
-    return CasePrediction(scan.key, ct, native.labels, numbering, tuple(table), record), warning
+    doubts = {
+        HU_DOUBT: hu_doubt(ct),
+        OTHER if vertebrae else NOTHING_FOUND: _warning(
+            len(vertebrae), len(numbering.codes), settings.first_label
+        ),
+    }
+    quality = CaseQuality(
+        scan.key,
+        numbering.kind,
+        anchor=None if settings.first_label is None else "first label given",
+        seconds=round(time.perf_counter() - started, 2),
+        network_calls=patch.calls,
+        warnings=case_remarks(table, [Remark(kind, None, text) for kind, text in doubts.items() if text]),
+    )
+    prediction = CasePrediction(scan.key, ct, native.labels, numbering, tuple(table), record, quality)
+    return prediction, "; ".join(filter(None, doubts.values()))
+
+
+class _Counted:
+    """A network as a function that counts its calls."""
+
+    def __init__(self, predict: PredictPatch) -> None:
+        self.predict, self.calls = predict, 0
+
+    def __call__(self, ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return self.predict(ct, memory)
 
 
 def _warning(found: int, labelled: int, first_label: str | None) -> str:
