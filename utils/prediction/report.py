@@ -55,7 +55,7 @@ _NO_VALUE = "–"
 _DESCRIBED = 2
 _MEANING = {
     ANATOMICAL: "level names (C1 to L6, T13)",
-    COUNT: "counted from the top of the image",
+    COUNT: "counted from the top",
 }
 
 
@@ -278,12 +278,13 @@ def _row(case: ReportCase) -> ElementTree.Element:
         "tr",
         _tag("td", _thumbnail(case), class_="picture"),
         _cell("Scan", case.key, _tag("div", case.key, class_="key"), _small_facts(case), class_="scan"),
-        _cell("Vertebrae", len(case.table) if known else None, class_="number"),
+        _cell("Count", len(case.table) if known else None, class_="number count"),
         _cell("Labels", top, *_labels(case), class_="labels"),
-        _cell("Sequence", sequence, _percent(sequence), class_="number"),
-        _quantity_cell("Volume, cm³", case.table, "volume_mm3", unit=1000, digits=1),
-        _quantity_cell("Mean HU", case.table, "mean_hu", unit=1, digits=0),
+        _cell("Sequence", sequence, _percent(sequence), class_="number sequence-p"),
+        _quantity_cell("Volume, cm³", case.table, "volume_mm3", class_="volume", unit=1000, digits=1),
+        _quantity_cell("Mean HU", case.table, "mean_hu", class_="hu", unit=1, digits=0),
         _cell("Warnings", len(warnings), *_warning_list(warnings), class_="warnings"),
+        _tag("td", _details(case), class_="details") if case.table else None,
         data_text=" ".join(searched).casefold(),
         data_kinds="|".join(dict.fromkeys(kind for kind, _, _ in warnings)),
     )
@@ -326,17 +327,23 @@ def _percent(probability: float | None) -> str:
 
 
 def _quantity_cell(
-    heading: str, table: Sequence[Mapping[str, str]], column: str, *, unit: float, digits: int
+    heading: str,
+    table: Sequence[Mapping[str, str]],
+    column: str,
+    *,
+    class_: str,
+    unit: float,
+    digits: int,
 ) -> ElementTree.Element:
     """Give the median of the vertebrae and, below it, the range."""
     values = [number_in(row, column) for row in table]
     known = [value / unit for value in values if value is not None]
     if not known:
-        return _cell(heading, None, class_="number")
+        return _cell(heading, None, class_=f"number {class_}")
     median = statistics.median(known)
     middle, low, high = (_fixed(value, digits) for value in (median, min(known), max(known)))
     spread = _tag("div", f"{low} to {high}", class_="small")
-    return _cell(heading, median, _tag("div", middle), spread, class_="number")
+    return _cell(heading, median, _tag("div", middle), spread, class_=f"number {class_}")
 
 
 def _fixed(value: float | None, digits: int) -> str:
@@ -351,7 +358,7 @@ def _labels(case: ReportCase) -> Iterable[ElementTree.Element | str]:
     if quality is not None and quality.second_names:
         second = f"Runner-up {_percent(quality.second_probability)}: {' '.join(quality.second_names)}"
         parts.append(_tag("p", second, class_="small"))
-    return (*parts, _details(case))
+    return parts
 
 
 def _remarks_by_vertebra(case: ReportCase) -> dict[str | None, list[Remark]]:
