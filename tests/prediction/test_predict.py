@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.prediction.column import AFFINE, HU_A_RANK, column, column_ct, oracle
 from utils.imaging.volume import Volume, denormalise_hu, oriented, read_mask, write_volume
 from utils.prediction import predict
 from utils.prediction.predict import Networks, infer, load_networks
+from utils.prediction.quality import Remark, read_quality
 from utils.settings import InferenceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +124,36 @@ def test_a_folder_is_predicted_on_its_native_grids(tmp_path, fake, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sub-")]
     assert [line.partition(", ")[0] for line in lines] == ["sub-a: 6 vertebrae", "sub-b_dir-ax: 6 vertebrae"]
     assert all(line.endswith(" s") for line in lines)
+
+
+def test_what_is_known_about_a_case_is_written_with_it(tmp_path, fake):
+    out = tmp_path / "out"
+    no_air = column_ct().data.clip(0)
+    write_volume(tmp_path / "in" / "sub-b_ct.nii.gz", Volume(no_air, AFFINE))
+    write_column(tmp_path / "in" / "sub-a_ct.nii.gz")
+    for key, warnings in (("sub-a", []), ("sub-b", ["hu doubt"])):
+        before = fake.patches
+        infer(settings_for(tmp_path / "in" / f"{key}_ct.nii.gz", output=out, first_label="T10"))
+        quality = read_quality(out / "derivatives" / key / f"{key}_quality.json")
+        assert (quality.case, quality.kind, quality.anchor) == (key, "anatomical", "first label given")
+        assert [remark.kind for remark in quality.warnings] == warnings
+        assert quality.network_calls == fake.patches - before > 6 and quality.seconds > 0
+    empty = tmp_path / "in" / "sub-empty_ct.nii.gz"
+    write_volume(empty, Volume(np.full((40, 44, 84), -1000, np.int16), AFFINE))
+    infer(settings_for(empty, output=out))
+    quality = read_quality(out / "derivatives" / "sub-empty" / "sub-empty_quality.json")
+    assert quality.warnings == (Remark("nothing found", None, "no vertebra found"),)
+
+
+def test_the_report_is_written_after_a_run_also_if_every_scan_was_done(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    assert not (out / "report.html").exists()
+    patches = fake.patches
+    assert infer(settings_for(scan, output=out, report=True)) == 0
+    assert fake.patches == patches  # the report alone is no reason to do a case again
+    assert '<div class="key">sub-a</div>' in (out / "report.html").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.splitlines()[-1] == f"{out / 'report.html'}: open it in a browser."
 
 
 def test_bad_scans_are_named_and_do_not_stop_the_folder(tmp_path, fake, capsys):
@@ -358,7 +390,9 @@ def test_where_networks_are_looked_for(tmp_path, monkeypatch):
 
 
 def files_of(output: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    """What the files hold; how long a case took is left out."""
+    held = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    return {name: re.sub(rb'"seconds": [0-9.]+', b"", content) for name, content in held.items()}
 
 
 def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_path, scheduler, capsys):

@@ -107,7 +107,8 @@
   prepareSorting();
   prepareViewer();
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
-  byId("controls").addEventListener("input", filter);
+  // Some ways of choosing, as by a program, give only the second event.
+  for (const event of ["input", "change"]) byId("controls").addEventListener(event, filter);
   byId("controls").hidden = false;
   filter();
 })();
