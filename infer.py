@@ -11,10 +11,13 @@ Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
             <key>_seg-vb_ctd.json       a point a vertebra
             <key>_seg-vert_snp.png      a picture to check the result with
             <key>_vertebrae.csv         a row a vertebra: label, volume, mean HU, position, confidence
+            <key>_quality.json          what anchors the labels, what it cost, and what is odd about it
             <key>_settings.json         what it was made with
         and with --formats seg.nrrd itksnap
             <key>_seg-vert_msk.seg.nrrd the mask for 3D Slicer, with names and colours
             <key>_labels.txt            names and colours of the labels for ITK-SNAP
+        and with --report
+            predictions/report.html     a page that shows every scan of the folder, to open in a browser
 
     python infer.py CT_OR_FOLDER [...] --work-dir work --output predictions [--first-label L1]
 

@@ -408,7 +408,7 @@ def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_
 
     alone, said = run("alone")
     assert "3 of 4 scans predicted" in said.out and "sub-bad_ct.nii.gz: expected" in said.err
-    assert len(alone) == 3 * 5
+    assert len(alone) == 3 * 6
     for how in ({"workers": 2}, {"scheduler": scheduler}):
         found, said = run("divided" + "".join(how), **how)
         assert found == alone

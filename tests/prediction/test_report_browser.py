@@ -29,9 +29,9 @@ def page(tmp_path_factory):
     """Four cases: sub-2 (healthy), sub-10 (two warnings), sub-c (a hostile name), sub-d (unfinished)."""
     output = tmp_path_factory.mktemp("predictions")
     levels = [f"T{number}" for number in range(1, 13)]
-    put_case(output, "sub-2", rows_of(levels, "anatomical"), sequence_probability=0.9)
+    put_case(output, "sub-2", rows_of(levels, "anatomical", mean_hu=(-120,) * 12), sequence_probability=0.9)
     leak = Remark("leak", "3", "1.2 cm³ removed")
-    odd = rows_of("12345", volume_mm3=(9e3, 9e3, 9e3, 9e3, 2e4), mean_hu=(90,) * 5)
+    odd = rows_of("12345", volume_mm3=(9e3, 9e3, 9e3, 9e3, 2e4), mean_hu=(-50,) * 5)
     put_case(output, "sub-10", odd, extra=(leak,))
     put_case(output, HOSTILE, rows_of("123", volume_mm3=(1e5, 1e5, 1e5)), extra=(leak,))
     folder = put_case(output, "sub-d", [], picture=False)
@@ -108,7 +108,8 @@ def test_columns_are_sorted_as_text_or_numbers_and_unknown_values_stay_last(brow
     # Medians 10, 9 and 100 cm³; sub-d has none.
     assert sort(browser, "volume") == ["sub-10", "sub-2", HOSTILE, "sub-d"]
     assert sort(browser, "volume") == [HOSTILE, "sub-2", "sub-10", "sub-d"]
-    assert sort(browser, "hu")[0] == "sub-10"
+    # Means of -120, -50 and 200 HU: as text -50 would stand before -120.
+    assert sort(browser, "hu") == ["sub-2", "sub-10", HOSTILE, "sub-d"]
     assert sort(browser, "warnings")[0] == "sub-2"
 
 
