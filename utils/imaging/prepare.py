@@ -60,7 +60,7 @@ VERTEBRA_COLUMNS = (
 )
 
 #: Counted up when prepared files change their meaning, so that older ones are made again.
-_PREPARATION = 2
+_PREPARATION = 3
 #: Peak memory of a case as a multiple of its CT in float32 (benchmarks/bench_preprocessing.py measures it).
 _PEAK_OF_NATIVE = 4
 

@@ -243,12 +243,9 @@ def vertebra_table(
     return rows
 
 
-def vertebra_points(labels: Volume) -> Centroids:
-    """Give the point of every vertebra that the centroid file holds: the centre of its body, as VerSe's.
-
-    The one place to change for a better estimate.
-    """
-    return centroids_of_mask(labels)
+def vertebra_points(labels: Volume, numbering: Numbering) -> Centroids:
+    """Give the point of every vertebra that the centroid file holds: the centre of its body, as VerSe's."""
+    return centroids_of_mask(labels, anatomical=numbering.kind == ANATOMICAL)
 
 
 def _centre_columns(centre_mm: np.ndarray) -> dict[str, float]:
@@ -298,7 +295,7 @@ def write_case(prediction: CasePrediction, output: Path, *, formats: Sequence[st
     # An older mask would make the case look done while the files beside it are new, or old ones its own.
     for suffix in (MASK_SUFFIX, QUALITY_SUFFIX, *(export.suffix for export in EXPORTS.values())):
         path(suffix).unlink(missing_ok=True)
-    points = vertebra_points(prediction.labels)
+    points = vertebra_points(prediction.labels, prediction.numbering)
     names = [prediction.numbering.name(code) for code in points.codes]
     with written_whole(path(SETTINGS_SUFFIX)) as temporary:
         temporary.write_text(json.dumps(prediction.settings, indent=2) + "\n")

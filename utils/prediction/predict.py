@@ -52,7 +52,7 @@ _INDIFFERENT = (
 #: Peak memory of a scan: TensorFlow with the networks, and a multiple of the scan in float32.
 _NETWORK_BYTES, _PEAK_OF_NATIVE = 600 * 2**20, 4
 #: Counted up when predictions change their meaning, so that older ones are made again.
-_INFERENCE = 1
+_INFERENCE = 2
 
 
 class CommandLineError(ValueError):
