@@ -1,12 +1,13 @@
 """One function over many items: the same outcomes in this process, in several, and on a Dask cluster."""
 
 import os
+import threading
 import time
 
 import pytest
 
 from utils import execution
-from utils.execution import free_memory_bytes, in_shard, outcomes
+from utils.execution import free_memory_bytes, in_shard, one_ahead, outcomes
 from utils.settings import worker_count
 
 
@@ -103,3 +104,67 @@ def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
         ValueError, match=r"--scheduler tcp://127\.0\.0\.1:9: expected a Dask scheduler, found"
     ):
         list(outcomes(square, [1], scheduler="tcp://127.0.0.1:9"))
+
+
+WAIT_SECONDS = 20
+
+
+def test_one_item_is_prepared_ahead_and_no_more():
+    begun = {number: threading.Event() for number in range(4)}
+
+    def prepare(number):
+        begun[number].set()
+        return number * number
+
+    found = []
+    for number, result in one_ahead(prepare, range(4)):
+        found.append((number, result()))
+        if number < 3:
+            assert begun[number + 1].wait(WAIT_SECONDS)
+        assert not any(begun[later].is_set() for later in range(number + 2, 4))
+    assert found == [(0, 0), (1, 1), (2, 4), (3, 9)]
+
+
+def test_an_item_that_may_not_be_prepared_ahead_is_prepared_in_its_turn():
+    begun, pairs = [], []
+
+    def may_begin(current, following):
+        pairs.append((current, following))
+        return False
+
+    for number, result in one_ahead(begun.append, "abc", may_begin=may_begin):
+        assert begun == list("abc"[: "abc".index(number) + 1]) and result() is None
+    assert pairs == [("a", "b"), ("b", "c")]
+
+
+def test_an_error_of_preparing_is_raised_at_its_own_item():
+    def prepare(number):
+        return 1 // number
+
+    found = one_ahead(prepare, [1, 0, 1])
+    assert next(found)[1]() == 1
+    _, result = next(found)
+    with pytest.raises(ZeroDivisionError):
+        result()
+    assert next(found)[1]() == 1
+
+
+def test_an_interrupted_run_does_not_wait_for_what_is_prepared_ahead():
+    begun, end = threading.Event(), threading.Event()
+
+    def prepare(number):
+        if number == 1:
+            begun.set()
+            end.wait(WAIT_SECONDS)
+
+    def run():
+        for _ in one_ahead(prepare, range(3)):
+            begun.wait(WAIT_SECONDS)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    (thread,) = [each for each in threading.enumerate() if each.name == "one-ahead"]
+    assert thread.daemon
+    end.set()
+    thread.join(WAIT_SECONDS)

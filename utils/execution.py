@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -84,6 +85,54 @@ def outcomes(
         yield from ((item, work(item)) for item in ordered)
     else:
         yield from _in_processes(work, needed, count)
+
+
+def one_ahead(
+    prepare: Callable[[Item], Outcome],
+    items: Sequence[Item],
+    *,
+    may_begin: Callable[[Item, Item], bool] = lambda current, following: True,
+) -> Iterator[tuple[Item, Callable[[], Outcome]]]:
+    """Prepare each item while the caller is busy with the one before, such as read a scan.
+
+    Parameters
+    ----------
+    prepare : callable
+        Function of an item; runs in a thread, but for the first one.
+    items : sequence
+        The items.
+    may_begin : callable
+        From the current item and the one after it to whether that may be prepared now, while the current
+        one is kept. If not, it is prepared when its turn comes.
+
+    Yields
+    ------
+    item, result
+        In the order of the items. `result()` gives what `prepare` gave, or raises what it raised. Never
+        more than one item is prepared ahead.
+    """
+    ahead: Future[Outcome] | None = None
+    for place, item in enumerate(items):
+        result = ahead or _prepared(prepare, item, Future())
+        result.exception()  # waits: two at once would only hold each other up
+        following = items[place + 1 : place + 2]
+        ahead = _in_thread(prepare, following[0]) if following and may_begin(item, following[0]) else None
+        yield item, result.result
+
+
+def _in_thread(prepare: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
+    future: Future[Outcome] = Future()
+    # A daemon, unlike the threads of an executor: a run that is interrupted does not wait for it.
+    threading.Thread(target=_prepared, args=(prepare, item, future), name="one-ahead", daemon=True).start()
+    return future
+
+
+def _prepared(prepare: Callable[[Item], Outcome], item: Item, future: Future[Outcome]) -> Future[Outcome]:
+    try:
+        future.set_result(prepare(item))
+    except Exception as error:  # raised again where the result is asked for
+        future.set_exception(error)
+    return future
 
 
 def free_memory_bytes() -> int:

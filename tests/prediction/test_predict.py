@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel
@@ -230,6 +231,67 @@ def test_the_preset_of_the_network_decides_about_the_end():
     assert FakeNetworks().networks("paper").walk["end_rule"] == "absolute"
     assert FakeNetworks().networks("full").walk["end_rule"] == "relative"
     assert FakeNetworks().networks("small").walk["end_rule"] == "relative"
+
+
+# Reading ahead
+
+
+@pytest.fixture
+def read_names(monkeypatch) -> list[str]:
+    """Names of the scans that are read, in this order."""
+    names, read = [], predict.read_scan
+
+    def listed(path, series=()):
+        names.append(path.name)
+        return read(path, series)
+
+    monkeypatch.setattr(predict, "read_scan", listed)
+    return names
+
+
+def test_the_next_scan_is_read_while_one_is_predicted(tmp_path, fake, read_names):
+    for key in "abc":
+        write_column(tmp_path / "in" / f"{key}.nii.gz")
+    seen, heat = [], fake.heat
+
+    def slow(ct):
+        deadline = time.monotonic() + 20
+        while len(read_names) < min(len(seen) + 2, 3) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(list(read_names))
+        return heat(ct)
+
+    fake.heat = slow
+    assert infer(settings_for(tmp_path / "in", output=tmp_path / "out")) == 0
+    names = ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert seen == [names[:2], names, names]
+
+
+def test_done_scans_are_not_read(tmp_path, fake, read_names):
+    scans = [write_column(tmp_path / f"{key}.nii.gz") for key in "abc"]
+    assert infer(settings_for(scans[0], output=tmp_path / "out")) == 0
+    read_names.clear()
+    assert infer(settings_for(*scans, output=tmp_path / "out")) == 0
+    assert read_names == ["b.nii.gz", "c.nii.gz"]
+
+
+def test_without_memory_for_two_scans_nothing_is_read_ahead(tmp_path, fake, read_names, monkeypatch):
+    scans = [write_column(tmp_path / f"{key}.nii.gz") for key in "ab"]
+    seen, heat = [], fake.heat
+    fake.heat = lambda ct: seen.append(list(read_names)) or heat(ct)
+    monkeypatch.setattr("utils.execution.free_memory_bytes", lambda: 2**20)
+    assert infer(settings_for(*scans, output=tmp_path / "out")) == 0
+    assert seen == [["a.nii.gz"], ["a.nii.gz", "b.nii.gz"]]
+
+
+def test_a_scan_that_cannot_be_read_is_the_one_named(tmp_path, fake, capsys):
+    scans = [write_column(tmp_path / f"{key}.nii.gz") for key in "abc"]
+    scans[1].write_text("no image")
+    assert infer(settings_for(*scans, output=tmp_path / "out")) == 1
+    said = capsys.readouterr()
+    assert said.err.count("bad scan") == 1 and f"bad scan: {scans[1]}: expected" in said.err
+    done = [line.partition(":")[0] for line in said.out.splitlines() if line.startswith("sub-")]
+    assert done == ["sub-a", "sub-c"]
 
 
 # Formats

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import math
 import stat
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,8 @@ _LEAST_SPACING_MM = 0.01
 _MAX_ORIGIN_MM = 1e5
 #: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
 DEFLATE_RATIO = 1032
+#: Held while remarks are kept off the terminal.
+_SILENCE = threading.RLock()
 #: Bytes that are read at once.
 _BLOCK_BYTES = 2**22
 #: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
@@ -324,15 +327,16 @@ def silent() -> Iterator[None]:
     """Keep remarks of nibabel and NumPy on odd headers and numbers off the terminal.
 
     nibabel's own suppressor takes the logger's handler away, and Python's last resort then prints the remark.
+    Logger and filters belong to the process, so threads take turns.
     """
-    before = nibabel_logger.disabled
-    nibabel_logger.disabled = True
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+    with _SILENCE, warnings.catch_warnings(), np.errstate(all="ignore"):
+        before = nibabel_logger.disabled
+        nibabel_logger.disabled = True
+        try:
             warnings.simplefilter("ignore")
             yield
-    finally:
-        nibabel_logger.disabled = before
+        finally:
+            nibabel_logger.disabled = before
 
 
 def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibabel.Nifti1Pair:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -327,8 +327,21 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[lis
     return from_the_top_down(found.vertebrae), working.affine
 
 
-def predict_case(scan: Scan, networks: Networks, settings: InferenceSettings) -> tuple[CasePrediction, str]:
+def predict_case(
+    scan: Scan, networks: Networks, settings: InferenceSettings, *, ct: Volume | None = None
+) -> tuple[CasePrediction, str]:
     """Read, segment and number one scan.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan.
+    networks : Networks
+        The trained networks.
+    settings : InferenceSettings
+        How to segment and number.
+    ct : Volume, optional
+        The scan, if it has been read already.
 
     Returns
     -------
@@ -343,7 +356,7 @@ def predict_case(scan: Scan, networks: Networks, settings: InferenceSettings) ->
         If the scan cannot be used; the text names its file.
     """
     started = time.perf_counter()
-    ct = read_scan(scan.path, scan.series)
+    ct = read_scan(scan.path, scan.series) if ct is None else ct
     patch = _Counted(networks.patch)
     counting = dataclasses.replace(networks, patch=patch)
     vertebrae, affine = segment(ct, counting, walk_settings(settings, **networks.walk))
@@ -445,7 +458,9 @@ def _is_divided(settings: InferenceSettings) -> bool:
 
 def _outcomes(jobs: Sequence[_Job], settings: InferenceSettings) -> Iterator[_Outcome]:
     if not _is_divided(settings):
-        yield from map(_attempt, jobs)  # in the order of the command line
+        # In the order of the command line, the next scan being read while one is predicted.
+        for job, read in execution.one_ahead(_read, jobs, may_begin=_fit_together):
+            yield _attempt(job, read)
         return
     places = {"workers": settings.workers, "scheduler": settings.scheduler}
     for job, result in execution.outcomes(_attempt, jobs, **places, bytes_of=lambda job: job.peak_bytes):
@@ -453,11 +468,24 @@ def _outcomes(jobs: Sequence[_Job], settings: InferenceSettings) -> Iterator[_Ou
         yield _bad(job.scan, f"expected to be segmented, found {result}") if killed else result
 
 
-def _attempt(job: _Job) -> _Outcome:
+def _read(job: _Job) -> Volume | None:
+    """Read a scan; None if it is done, and so not needed."""
+    if _is_done(job.scan, _networks_of_process(job.settings), job.settings):
+        return None
+    return read_scan(job.scan.path, job.scan.series)
+
+
+def _fit_together(current: _Job, following: _Job) -> bool:
+    """Whether the memory holds the prediction of a scan and the next scan beside it."""
+    needed = current.peak_bytes + scan_bytes(following.scan.path, following.scan.series)
+    return needed <= execution.free_memory_bytes()
+
+
+def _attempt(job: _Job, read: Callable[[], Volume | None] = lambda: None) -> _Outcome:
     """Do one scan; whatever is wrong with it must not end the others."""
     scan = job.scan
     try:
-        return _do_case(scan, _networks_of_process(job.settings), job.settings)
+        return _do_case(scan, _networks_of_process(job.settings), job.settings, ct=read())
     except ValueError as error:
         return _bad(scan, str(error))
     except Exception as error:
@@ -479,14 +507,16 @@ def _networks_of_process(settings: InferenceSettings) -> Networks:
     return load_networks(settings)
 
 
-def _do_case(scan: Scan, networks: Networks, settings: InferenceSettings) -> _Outcome:
+def _do_case(
+    scan: Scan, networks: Networks, settings: InferenceSettings, *, ct: Volume | None = None
+) -> _Outcome:
     if _is_done(scan, networks, settings):
         kind = number_vertebrae(0, settings.first_label)
         written = complete_case(settings.output, scan.key, kind, formats=settings.formats)
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
-    prediction, warning = predict_case(scan, networks, settings)
+    prediction, warning = predict_case(scan, networks, settings, ct=ct)
     write_case(prediction, settings.output, formats=settings.formats)
     seconds = time.perf_counter() - started
     said = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
