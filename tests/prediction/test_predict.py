@@ -404,6 +404,36 @@ def test_networks_are_loaded_as_functions_on_arrays(models, tmp_path):
     np.testing.assert_allclose(heat, 0.5)
 
 
+def test_loaded_networks_give_what_the_trained_ones_give(tmp_path):
+    import keras
+
+    from utils.learning.models import build_heatmap_network, build_segmentation_network
+    from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
+
+    keras.utils.set_random_seed(3)
+    rng = np.random.default_rng(3)
+    trained = {
+        "segmentation": build_segmentation_network(
+            SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8)
+        ),
+        "heatmap": build_heatmap_network(HeatmapTrainingSettings(filters=(2, 3)), (4, 6, 8)),
+    }
+    for name, network in trained.items():
+        for weight in network.weights:
+            if "moving" in weight.path:
+                weight.assign(rng.uniform(0.2, 2, weight.shape))
+        (tmp_path / "models" / name).mkdir(parents=True)
+        network.save(tmp_path / "models" / name / "best.keras")
+        (tmp_path / "models" / name / "settings.json").write_text(json.dumps({"spacing_mm": 2.0}))
+    networks = load_networks(InferenceSettings(work_dir=tmp_path))
+    patch = rng.normal(size=(8, 8, 8, 2)).astype(np.float32)
+    small = rng.normal(size=(4, 6, 8)).astype(np.float32)
+    expected = trained["segmentation"](patch[None]).numpy()[0, ..., 0]
+    np.testing.assert_allclose(networks.patch(patch[..., 0], patch[..., 1]), expected, atol=1e-5)
+    expected = trained["heatmap"](small[None, ..., None]).numpy()[0, ..., 0]
+    np.testing.assert_allclose(networks.heat(small), expected, atol=1e-5)
+
+
 def test_networks_of_two_presets_are_refused(models):
     settings = InferenceSettings(work_dir=models, heatmap_model=models / "other" / "heatmap")
     with pytest.raises(ValueError, match="a model of another preset") as error:

@@ -163,7 +163,7 @@ def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> N
 
 
 def load_networks(settings: InferenceSettings) -> Networks:
-    """Load and compile the two networks.
+    """Load and compile the two networks, batch normalisation folded into the convolutions before it.
 
     Parameters
     ----------
@@ -183,6 +183,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
         If a network is not there, is of another kind, or if the two were trained at different spacings.
         The text names the directories.
     """
+    from ML_3D_Unet.utils.folding import without_norms
     from utils.learning.models import load_model
 
     segmentation_dir, heatmap_dir = model_directories(settings)
@@ -199,8 +200,8 @@ def load_networks(settings: InferenceSettings) -> Networks:
             f"{spacing_mm:g} mm, found {heatmap_spacing_mm:g} mm."
         )
     return Networks(
-        heat=_heat_function(heatmap),
-        patch=_patch_function(segmentation),
+        heat=_heat_function(without_norms(heatmap)),
+        patch=_patch_function(without_norms(segmentation)),
         heatmap_shape=tuple(heatmap.input_shape[1:4]),
         patch_voxels=segmentation.input_shape[1],
         spacing_mm=spacing_mm,
