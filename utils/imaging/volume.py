@@ -446,6 +446,8 @@ def _read_data(path: Path, image: nibabel.Nifti1Pair) -> np.ndarray:
     if _is_unscaled(image) and stored.dtype.kind in "iu" and np.can_cast(stored.dtype, np.int16):
         # Half the memory of float32, and exact.
         return stored.astype(np.int16, copy=False)
+    if _is_unscaled(image) and stored.dtype == np.float32:
+        return stored
     data = np.empty(stored.shape, np.float32, order="F")
     for index, plane in enumerate(_scaled_planes(stored, image)):
         with silent():

@@ -49,8 +49,10 @@ _INDIFFERENT = (
     *("inputs", "output", "work_dir", "model", "heatmap_model"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
 )
-#: Peak memory of a scan: TensorFlow with the networks, and a multiple of the scan in float32.
-_NETWORK_BYTES, _PEAK_OF_NATIVE = 600 * 2**20, 4
+#: Peak memory of a scan: TensorFlow with networks of the preset `full` at work (`small` takes 1 GB less), and
+#: a multiple of the scan in float32. int16 takes 1.1, float32 1.6, and float64, while it is read, 3
+#: (benchmarks/bench_inference.py measures the first).
+_NETWORK_BYTES, _PEAK_OF_NATIVE = 1800 * 2**20, 3
 #: Counted up when predictions change their meaning, so that older ones are made again.
 _INFERENCE = 2
 
@@ -358,6 +360,7 @@ def predict_case(
     """
     started = time.perf_counter()
     ct = read_scan(scan.path, scan.series) if ct is None else ct
+    doubt = hu_doubt(ct)
     patch = _Counted(networks.patch)
     counting = dataclasses.replace(networks, patch=patch)
     vertebrae, affine = segment(ct, counting, walk_settings(settings, **networks.walk))
@@ -366,7 +369,7 @@ def predict_case(
     table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
     record = _record(scan, networks, settings)
     doubts = {
-        HU_DOUBT: hu_doubt(ct),
+        HU_DOUBT: doubt,
         OTHER if vertebrae else NOTHING_FOUND: _warning(
             len(vertebrae), len(numbering.codes), settings.first_label
         ),
