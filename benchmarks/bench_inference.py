@@ -131,7 +131,7 @@ def measure_memory(folder: Path, work_dir: Path) -> None:
     path = folder / "sub-large_ct.nii.gz"
     # In a process of its own: a child begins with the peak of its parent.
     subprocess.run([sys.executable, __file__, "write-large", str(path)], check=True)
-    cost = run_infer([path], folder / "predictions", work_dir)
+    cost = run_infer([path], folder.with_name("predictions"), work_dir)
     native = 4 * int(np.prod(LARGE_SHAPE))
     peak_gb = cost.peak_bytes / 1e9
     print(f"{'seconds':>9}{'peak GB':>10}{'x float32':>11}{f'under {BOUND_GB:g} GB':>14}")
@@ -142,8 +142,9 @@ def measure_memory(folder: Path, work_dir: Path) -> None:
 def compare_calls(folder: Path, work_dir: Path) -> float:
     """Print seconds of one call for ten scans and of ten calls; give their ratio."""
     scans = sorted(folder.glob("*_ct.nii.gz"))
-    single = [run_infer([scan], folder / "single", work_dir) for scan in scans]
-    together = run_infer([folder], folder / "together", work_dir)
+    output = folder.with_name("predictions")
+    single = [run_infer([scan], output / "single", work_dir) for scan in scans]
+    together = run_infer([folder], output / "together", work_dir)
     print(f"{'':24}{'seconds':>9}{'a scan':>9}{'peak GB':>9}")
     alone = Cost(sum(cost.seconds for cost in single), max(cost.peak_bytes for cost in single))
     for name, cost in ((f"{len(scans)} calls of infer.py", alone), ("one call", together)):

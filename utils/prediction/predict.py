@@ -50,8 +50,8 @@ _INDIFFERENT = (
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
 )
 #: Peak memory of a scan: TensorFlow with networks of the preset `full` at work (`small` takes 1 GB less), and
-#: a multiple of the scan in float32. int16 takes 1.1, float32 1.6, and float64, while it is read, 3
-#: (benchmarks/bench_inference.py measures the first).
+#: a multiple of the scan in float32. int16 takes 1.1, float32 1.6 (benchmarks/bench_inference.py measures
+#: the first); of float64 the numbers read and those kept are 3.
 _NETWORK_BYTES, _PEAK_OF_NATIVE = 1800 * 2**20, 3
 #: Counted up when predictions change their meaning, so that older ones are made again.
 _INFERENCE = 2
