@@ -3,8 +3,8 @@
 The segmentation network sees a patch of the CT and the *memory*, the vertebrae found so far, and gives
 the first vertebra that the memory does not hold. The walk moves the patch to the centre of what it gives
 until the centre rests, writes the vertebra, and asks again (Serrador et al. 2024, after Lessmann et al.,
-Medical Image Analysis 53 (2019) 142). Pure functions on volumes in the working grid, oriented (P, R, I):
-the network comes in as a function, and nothing here loads TensorFlow.
+Medical Image Analysis 53 (2019) 142). Functions on volumes in the working grid, oriented (P, R, I): the
+network comes in as a function, and nothing here loads TensorFlow.
 
 What the published walk leaves open:
 
@@ -14,113 +14,86 @@ What the published walk leaves open:
   leaves of a vertebra: it goes into the memory without becoming a vertebra, a few times at most. Ignored,
   it would stay the first that the memory does not hold, and the walk would never get past it.
 - *No rest* after `max_steps`: one last prediction at the mean of the last three centres.
-- *Identical patches*: patches begin at whole voxels, so the point that rests repeats its patch. The network
-  is deterministic; an identical patch is looked up, never predicted again.
+- *Identical patches*: the network is deterministic; an identical patch with an identical memory is looked
+  up, never predicted again.
 - *Specks*: only the largest connected component counts, for the mask and for the centre, since a speck far
   from the vertebra pulls the centre, and so the next patch, away from it.
 
-Every loop is bounded, whatever the network answers.
+What the robust walk adds (`WalkSettings.robust`; off in the preset `paper`):
+
+- Patches begin at multiples of 2 voxels, so a centre that nearly rests meets its patch again; and the
+  first look for the next vertebra is where the last two say that it lies. Both save calls.
+- *Leaks*: a prediction out of proportion to its neighbours, and the first one, which has none, is asked
+  about: with its upper part in the memory, does the network give the rest as another vertebra
+  (`walk_checks.is_leak`)? Then that is cut off, before anything is written.
+- *Above the first*: with an empty memory the patch moves up until nothing new is there.
+- *Gaps*: where the distance of neighbours says that a vertebra was skipped, a second look, the patch on the
+  gap, then with its top just above it (a vertebra that the network does not give hides those below it, as
+  long as the patch shows it), then without the memory of what would be there.
+- *Second starts* where the heatmap has spine that neither a vertebra nor a look covers.
+
+Nothing given to one vertebra is given to another. Every loop is bounded, whatever the network answers, and
+so is the number of calls (`WalkSettings.max_calls`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial.distance import pdist
 
-from utils.imaging.crops import crop, overlap
-from utils.imaging.volume import Volume
-from utils.prediction.locate import heat_at, point_below, top_of_spine
+from utils.imaging.volume import Volume, transform_points
+from utils.prediction.locate import point_below, top_of_spine
+from utils.prediction.walk_checks import (
+    LEAK_SHARES,
+    LEAK_VOLUME,
+    TAKEN_VOLUMES,
+    USUAL_DISTANCE_MM,
+    Gap,
+    distances_voxels,
+    field_of,
+    fills,
+    follows_above,
+    gaps_in,
+    heat_profile,
+    is_cut,
+    is_leak,
+    odd_volume,
+    uncovered_runs,
+    upper_part,
+    usual_volume,
+    volume_voxels,
+)
+from utils.prediction.walk_look import Looker, View, come_to_rest, largest_piece
+from utils.prediction.walk_records import (
+    CALLS_USED_UP,
+    FOUND_ABOVE,
+    FRAGMENT,
+    GAP_ABOVE,
+    LEAK,
+    NO_CONVERGENCE,
+    ODD_VOLUME,
+    REMARKS,
+    SECOND_LOOK,
+    SECOND_START,
+    SPINE_NOT_COVERED,
+    FoundVertebra,
+    PredictPatch,
+    WalkResult,
+    WalkSettings,
+    WalkStep,
+)
 
-#: From the CT in [-1, 1] and the memory (0 or 1), both (n, n, n) float32, to the probability (n, n, n).
-PredictPatch = Callable[[np.ndarray, np.ndarray], np.ndarray]
-#: Voxels kept around a vertebra, so that its surface lies between known probabilities.
-BOX_MARGIN = 2
-#: Number of passed-over fragments among the labels during the walk.
-FRAGMENT = 255
+__all__ = ["REMARKS", "FoundVertebra", "PredictPatch", "WalkResult", "WalkSettings", "WalkStep", "walk"]
 
-
-@dataclass(frozen=True)
-class WalkSettings:
-    """How the walk goes; lengths in mm, the spacing turns them into voxels."""
-
-    patch_voxels: int = 128
-    """Edge of the patch in voxels of the working grid."""
-    spacing_mm: float = 1.0
-    """Isotropic spacing of the working grid."""
-    heat_threshold: float = 0.3
-    """Heat at which the spine begins, and at which it ends under the absolute rule."""
-    end_rule: Literal["absolute", "relative"] = "relative"
-    """"absolute": end after a vertebra whose centre has less heat than the threshold (as published).
-    "relative": end before one with less than half of the mean heat at the last three."""
-    max_steps: int = 10
-    """Most predictions for one vertebra before its last centres are averaged."""
-    max_vertebrae: int = 26
-    """Most vertebrae in one scan: C1 to L6 with T13."""
-    min_volume_mm3: float = 1000.0
-    """Smallest volume of a vertebra; less is a fragment."""
-    probability_threshold: float = 0.5
-    """Probability from which a voxel belongs to the vertebra."""
-    rest_mm: float = 2.0
-    """The last three centres must lie closer together than this."""
-    max_steps_down: int = 4
-    """Most times that the patch moves down after empty predictions: one whole patch."""
-    max_fragments: int = 2
-    """Most fragments that are passed over on the way to one vertebra."""
-    relative_heat: float = 0.5
-    """Share of the mean heat at the last three vertebrae under which the relative rule ends. On perfect
-    heatmaps a vertebra has at least .63, what lies below the last at most .52 (benchmarks/trial_end_rule)."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no walk can follow."""
-        if not 0 < self.heat_threshold <= 1:
-            raise ValueError(f"Expected a heat threshold over 0 and up to 1, received {self.heat_threshold}.")
-        if self.max_steps < 1:
-            raise ValueError(f"Expected at least 1 step for a vertebra, received {self.max_steps}.")
-        if not 1 <= self.max_vertebrae < FRAGMENT:
-            raise ValueError(
-                f"Expected 1 to {FRAGMENT - 1} vertebrae at most, received {self.max_vertebrae}."
-            )
-
-    @property
-    def step_down_mm(self) -> float:
-        """Distance that the patch moves down after an empty prediction: a quarter of its edge."""
-        return self.patch_voxels * self.spacing_mm / 4
-
-
-@dataclass(frozen=True, eq=False)
-class FoundVertebra:
-    """One vertebra, in a box of the working grid that holds it with a margin."""
-
-    begin: np.ndarray
-    """(3,) int: first voxel of the box in the working grid."""
-    probability: np.ndarray
-    """float16, the box. At least the threshold in the mask, under it elsewhere."""
-    mask: np.ndarray
-    """bool, the box: the voxels that the walk gave to this vertebra."""
-    centre: np.ndarray
-    """(3,) float: centre of mass of the prediction, voxel index in the working grid."""
-    heat: float
-    """Heat at the centre."""
-    steps: int = 1
-    """Patches looked at."""
-    converged: bool = False
-    """Whether the centre came to rest."""
-
-
-@dataclass(frozen=True, eq=False)
-class WalkResult:
-    """What the walk found, in the order of finding."""
-
-    vertebrae: tuple[FoundVertebra, ...]
-    labels: Volume
-    """uint8 on the working grid: 1 for the first vertebra found, and so on; 0 outside."""
+#: The next vertebra is expected at most this much further on than the median so far, and this far.
+MOST_GROWTH, MOST_DISTANCE_MM = 1.25, 45.0
+#: A vertebra gives voxels back to one found below it only if it is this much larger than its neighbours, and
+#: if they are at least this share of the other.
+GIVEN_BACK_FROM, GIVEN_BACK_LEAST = 1.05, 0.05
+#: Heat must rise by this factor below a gap of the heatmap.
+HEAT_RISES = 1.1
 
 
 def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSettings) -> WalkResult:
@@ -140,179 +113,363 @@ def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSetti
     Returns
     -------
     WalkResult
-        The vertebrae in the order of finding; none if the heat nowhere reaches the threshold.
+        The vertebrae from the top down, with what is to be said of them; none if the heat nowhere reaches
+        the threshold.
 
     Raises
     ------
     ValueError
         If `predict` gives another shape than the patch's, or NaN.
     """
-    scene = _Scene(ct, heat, predict, settings)
-    labels = np.zeros(ct.shape, np.uint8)
-    found: list[FoundVertebra] = []
-    point = top_of_spine(heat, ct.affine, threshold=settings.heat_threshold)
-    while point is not None and len(found) < settings.max_vertebrae:
-        vertebra = _next_vertebra(scene, labels, point)
-        if vertebra is None or _lies_below_the_spine(vertebra, found, settings):
-            break
-        found.append(vertebra)
-        _remember(labels, vertebra, len(found))
-        point = None if _is_the_last(vertebra, settings) else vertebra.centre
-    labels[labels == FRAGMENT] = 0
-    return WalkResult(tuple(found), Volume(labels, ct.affine))
+    run = _Walk(ct, heat, predict, settings)
+    start = top_of_spine(heat, ct.affine, threshold=settings.heat_threshold)
+    run.walk_down(start, part="down")
+    if settings.robust and run.found:
+        run.look_above()
+        run.look_into_gaps()
+    if settings.robust:
+        run.start_again()
+        run.look_into_gaps()
+    return run.result()
 
 
-@dataclass(frozen=True, eq=False)
-class _Scene:
-    ct: Volume
-    heat: Volume
-    predict: PredictPatch
-    settings: WalkSettings
+class _Walk:
+    """One walk: what was found so far, and the parts that find more."""
 
+    def __init__(self, ct: Volume, heat: Volume, predict: PredictPatch, settings: WalkSettings):
+        self.settings = settings
+        self.ct, self.heat = ct, heat
+        self.looker = Looker(ct, heat, predict, settings)
+        self.labels = np.zeros(ct.shape, np.uint8)
+        #: By their number in `labels`, in the order of finding.
+        self.found: dict[int, FoundVertebra] = {}
+        self.field = field_of(ct)
+        self.profile, self.heights = heat_profile(heat, ct.affine)
+        #: Heights at which the patch showed nothing new.
+        self.in_vain: list[float] = []
 
-def _is_the_last(vertebra: FoundVertebra, settings: WalkSettings) -> bool:
-    return settings.end_rule == "absolute" and vertebra.heat < settings.heat_threshold
+    @property
+    def column(self) -> list[FoundVertebra]:
+        """The vertebrae found so far, from the top down."""
+        return sorted(self.found.values(), key=lambda vertebra: vertebra.centre[2])
 
+    @property
+    def is_full(self) -> bool:
+        return len(self.found) >= self.settings.max_vertebrae or self.looker.exhausted
 
-def _lies_below_the_spine(
-    vertebra: FoundVertebra, found: list[FoundVertebra], settings: WalkSettings
-) -> bool:
-    if settings.end_rule != "relative" or not found:
-        return False
-    return vertebra.heat < settings.relative_heat * np.mean([above.heat for above in found[-3:]])
+    # The parts of the walk
 
+    def walk_down(
+        self, point: np.ndarray | None, *, part: str, remark: str | None = None, until: float = np.inf
+    ) -> int:
+        """Find vertebrae from a point down, as long as they lie above the height `until`; how many."""
+        self.looker.part = part
+        before = len(self.found)
+        while point is not None and not self.is_full:
+            view = self._next(point)
+            if view is None or self._ends_the_spine(view.vertebra):
+                break
+            refused = self._refusal(view.vertebra, remark, until)
+            if refused:
+                self.looker.decide(f"refused: {refused}", view.vertebra)
+                break
+            vertebra = self._take(view, self.labels, remark)
+            point = None if self._is_the_last(vertebra) else self._expected_below(vertebra)
+        return len(self.found) - before
 
-def _next_vertebra(scene: _Scene, labels: np.ndarray, point: np.ndarray | None) -> FoundVertebra | None:
-    settings = scene.settings
-    fragments = steps_down = 0
-    look = _looker(scene, labels)
-    while point is not None and fragments <= settings.max_fragments and steps_down <= settings.max_steps_down:
-        vertebra = _come_to_rest(look, point, settings)
-        if vertebra is None:
-            point = _step_down(scene, point)
-            steps_down += 1
-        elif _is_a_fragment(vertebra, settings):
-            _remember(labels, vertebra, FRAGMENT)
-            look, point = _looker(scene, labels), vertebra.centre
-            fragments += 1
-        else:
-            return vertebra
-    return None
+    def look_above(self) -> None:
+        """Look above the first vertebra with an empty memory until nothing new is there."""
+        nothing = np.broadcast_to(np.uint8(0), self.labels.shape)
+        up = np.array([0, 0, self.settings.patch_voxels / 4])
+        while not self.is_full:
+            self.looker.part = "above"
+            first = self.column[0]
+            view = self._rest(self._inside(first.centre - up), nothing)
+            if view is None:
+                return
+            refused = follows_above(view.vertebra, self.column, most_voxels=self.settings.patch_voxels)
+            if refused or self._is_a_fragment(view.vertebra):
+                self.looker.decide(f"refused: {refused or 'a fragment'}", view.vertebra)
+                return
+            above = self._take(view, nothing, FOUND_ABOVE)
+            # The network gives the top-most one that it sees: others may lie between.
+            point = self._expected_below(above)
+            self.walk_down(point, part="above", remark=FOUND_ABOVE, until=first.centre[2])
 
+    def look_into_gaps(self) -> None:
+        """Look a second time where neighbours are too far apart, as long as that finds something."""
+        while not self.is_full and any(self._look_into(gap) for gap in gaps_in(self.column)):
+            pass
 
-def _looker(scene: _Scene, labels: np.ndarray) -> Callable[[np.ndarray], FoundVertebra | None]:
-    """Give the look at a point; it remembers what each patch showed, as long as the memory stays."""
-    half = scene.settings.patch_voxels // 2
+    def start_again(self) -> None:
+        """Start again where the heatmap has spine that neither a vertebra nor a look covers."""
+        for _ in range(self.settings.max_second_starts):
+            runs = [] if self.is_full else self._spine_left()
+            if not runs:
+                return
+            begin, end = runs[0]
+            quarter = self.settings.patch_voxels / 4
+            height = min(begin + quarter, (begin + end) / 2)
+            self.in_vain.append(height)
+            self.walk_down(self._hottest_at(height), part="second start", remark=SECOND_START)
 
-    @cache
-    def look_from(begin: tuple[int, ...]) -> FoundVertebra | None:
-        return _look(scene, labels, np.array(begin))
+    def result(self) -> WalkResult:
+        """Number the vertebrae from the top down and say what is to be said of them."""
+        robust = self.settings.robust
+        order = sorted(self.found, key=lambda number: self.found[number].centre[2]) if robust else self.found
+        numbers = np.zeros(256, np.uint8)
+        numbers[list(order)] = np.arange(1, len(self.found) + 1)
+        column = [self.found[number] for number in order]
+        vertebrae = tuple(_with_all_remarks(column))
+        remarks = [CALLS_USED_UP] if self.looker.exhausted else []
+        if robust and self._spine_left(of_looks=False):
+            remarks.append(SPINE_NOT_COVERED)
+        labels = Volume(numbers[self.labels], self.ct.affine)
+        return WalkResult(vertebrae, labels, self.looker.calls, tuple(remarks), tuple(self.looker.trace))
 
-    return lambda point: look_from(tuple(int(middle) - half for middle in np.floor(point + 0.5)))
+    # One vertebra
 
-
-def _step_down(scene: _Scene, point: np.ndarray) -> np.ndarray | None:
-    settings = scene.settings
-    return point_below(
-        scene.heat,
-        point,
-        scene.ct.affine,
-        distance_mm=settings.step_down_mm,
-        threshold=settings.heat_threshold,
-    )
-
-
-def _is_a_fragment(vertebra: FoundVertebra, settings: WalkSettings) -> bool:
-    return np.count_nonzero(vertebra.mask) * settings.spacing_mm**3 < settings.min_volume_mm3
-
-
-def _remember(labels: np.ndarray, vertebra: FoundVertebra, number: int) -> None:
-    box = tuple(slice(b, b + n) for b, n in zip(vertebra.begin, vertebra.mask.shape))
-    labels[box][vertebra.mask] = number
-
-
-def _come_to_rest(
-    look: Callable[[np.ndarray], FoundVertebra | None], point: np.ndarray, settings: WalkSettings
-) -> FoundVertebra | None:
-    seen: list[FoundVertebra] = []
-    for _ in range(settings.max_steps):
-        vertebra = look(point)
-        if vertebra is None:
-            return None
-        seen.append(vertebra)
-        point = vertebra.centre
-        if _rests(seen, settings):
-            return dataclasses.replace(vertebra, steps=len(seen), converged=True)
-    # A mean that lies between two vertebrae may show nothing; the last prediction is still a vertebra.
-    final = look(np.mean([each.centre for each in seen[-3:]], axis=0)) or seen[-1]
-    return dataclasses.replace(final, steps=len(seen) + 1, converged=False)
-
-
-def _rests(seen: list[FoundVertebra], settings: WalkSettings) -> bool:
-    if len(seen) < 3:
-        return False
-    return pdist([each.centre for each in seen[-3:]]).max() * settings.spacing_mm < settings.rest_mm
-
-
-def _look(scene: _Scene, labels: np.ndarray, begin: np.ndarray) -> FoundVertebra | None:
-    """Predict one patch; None if it shows no vertebra that is new."""
-    settings = scene.settings
-    probability, memory = _predict(scene, labels, begin)
-    in_scan, in_patch = overlap(begin, probability.shape, labels.shape)
-    probability, memory = probability[in_patch], memory[in_patch]
-    predicted = _largest_component(probability >= settings.probability_threshold)
-    mask = predicted & ~memory
-    if not mask.any() or 2 * np.count_nonzero(mask) < np.count_nonzero(predicted):
+    def _next(self, point: np.ndarray | None) -> View | None:
+        settings = self.settings
+        fragments = steps_down = 0
+        while (
+            point is not None
+            and fragments <= settings.max_fragments
+            and steps_down <= settings.max_steps_down
+        ):
+            view = self._rest(point, self.labels)
+            if view is None:
+                self.in_vain.append(float(point[2]))
+                point = self._step_down(point)
+                steps_down += 1
+            elif self._is_a_fragment(view.vertebra):
+                self.looker.decide("passed over: a fragment", view.vertebra)
+                self.labels[view.vertebra.box][view.vertebra.mask] = FRAGMENT
+                point = view.vertebra.centre
+                fragments += 1
+            else:
+                return view
         return None
-    corner = np.array([side.start for side in in_scan])
-    centre = ndimage.center_of_mass(predicted) + corner
-    box = _box_around(mask)
-    return FoundVertebra(
-        begin=corner + [side.start for side in box],
-        probability=_bounded(probability[box], mask[box], settings.probability_threshold),
-        mask=mask[box],
-        centre=centre,
-        heat=float(heat_at(scene.heat, centre[None], scene.ct.affine)[0]),
-    )
+
+    def _rest(self, point: np.ndarray, memory: np.ndarray) -> View | None:
+        before = self.looker.calls
+        view, steps, converged = come_to_rest(self.looker, point, memory, self.labels)
+        if view is None:
+            return None
+        vertebra = dataclasses.replace(
+            view.vertebra,
+            steps=steps,
+            converged=converged,
+            calls=self.looker.calls - before,
+            partial=is_cut(view.vertebra, self.field),
+            remarks=() if converged else (NO_CONVERGENCE,),
+        )
+        return dataclasses.replace(view, vertebra=vertebra)
+
+    def _take(self, view: View, memory: np.ndarray, remark: str | None) -> FoundVertebra:
+        """Write a vertebra, without what leaked into it."""
+        vertebra = self._without_leak(view, memory) if self.settings.robust else view.vertebra
+        if remark is not None:
+            vertebra = dataclasses.replace(vertebra, remarks=(*vertebra.remarks, remark))
+        number = len(self.found) + 1
+        self.found[number] = vertebra
+        self.labels[vertebra.box][vertebra.mask] = number
+        self.looker.decide("accepted", vertebra)
+        return vertebra
+
+    def _without_leak(self, view: View, memory: np.ndarray) -> FoundVertebra:
+        """Ask whether the prediction holds a second vertebra, if it may, and cut it off (see `is_leak`)."""
+        vertebra = view.vertebra
+        usual = usual_volume(self.column, vertebra.centre[2])
+        if usual is not None and view.predicted < LEAK_VOLUME * usual:
+            return vertebra
+        before, part, self.looker.part = self.looker.calls, self.looker.part, "leak"
+        cut = vertebra
+        for share in LEAK_SHARES:
+            upper = upper_part(vertebra.mask, share)
+            answer = self._answer_knowing(view, memory, upper)
+            verdict = is_leak(vertebra.mask, upper, answer)
+            if verdict:
+                cut = self._cut(vertebra, answer)
+            if verdict is not None:
+                break
+        self.looker.part = part
+        return dataclasses.replace(cut, calls=vertebra.calls + self.looker.calls - before)
+
+    def _answer_knowing(self, view: View, memory: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        """Give what the network sees, in the vertebra's box, when it knows only the vertebra's upper part."""
+        remembered = memory.copy()
+        remembered[view.vertebra.box][upper] = FRAGMENT
+        sight = self.looker.look_again(view.origin, remembered)
+        return np.zeros_like(upper) if sight is None else sight.mask_in(view.vertebra)
+
+    def _cut(self, vertebra: FoundVertebra, leak: np.ndarray) -> FoundVertebra:
+        left = largest_piece(vertebra.mask & ~leak)
+        cut = self.looker.vertebra(vertebra.begin, vertebra.probability, left, left)
+        self.looker.decide("a leak into the next vertebra is cut off", cut)
+        return dataclasses.replace(
+            vertebra,
+            begin=cut.begin,
+            probability=cut.probability,
+            mask=cut.mask,
+            centre=cut.centre,
+            heat=cut.heat,
+            partial=is_cut(cut, self.field),
+            remarks=tuple(dict.fromkeys((*vertebra.remarks, LEAK))),
+        )
+
+    # Gaps
+
+    def _look_into(self, gap: Gap) -> bool:
+        """Look for one of the missing vertebrae of a gap; whether it was found."""
+        self.looker.part = "second look"
+        for expected in gap.expected:
+            for point, memory in self._looks_at(gap, expected):
+                view = self._rest(point, memory)
+                if view is None:
+                    continue
+                refused = "is a fragment" if self._is_a_fragment(view.vertebra) else fills(view.vertebra, gap)
+                if not refused:
+                    self._take(self._without_leak_of(gap.upper, view), memory, SECOND_LOOK)
+                    return True
+                self.looker.decide(f"refused: {refused}", view.vertebra)
+        return False
+
+    def _looks_at(self, gap: Gap, expected: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Give the points and memories of the looks for one missing vertebra (see the module)."""
+        yield expected, self.labels
+        distance = gap.distance_voxels
+        lower = expected + np.array([0, 0, self.settings.patch_voxels / 2 - 0.75 * distance])
+        yield lower, self.labels
+        forgetful = self.labels.copy()
+        begin, end = expected[2] - distance / 2, expected[2] + distance / 2
+        forgetful[:, :, max(0, round(begin)) : max(0, round(end))] = 0
+        yield expected, forgetful
+
+    def _without_leak_of(self, upper: FoundVertebra, view: View) -> View:
+        """Cut from the upper neighbour what the network now gives to the vertebra that it leaked into."""
+        claimed = view.sight.mask_in(upper) & upper.mask
+        voxels, of_upper = np.count_nonzero(claimed), volume_voxels(upper)
+        others = [each for each in self.column if each is not upper]
+        usual = usual_volume(others, upper.centre[2])
+        is_large = usual is None or of_upper > GIVEN_BACK_FROM * usual
+        if not is_large or not GIVEN_BACK_LEAST * view.predicted <= voxels <= of_upper / 2:
+            return view
+        number = next(number for number, each in self.found.items() if each is upper)
+        cut = self._cut(upper, claimed)
+        self.found[number] = cut
+        self.labels[upper.box][upper.mask] = 0
+        self.labels[cut.box][cut.mask] = number
+        again = self.looker.view(view.sight, view.origin, self.labels)
+        old = view.vertebra
+        kept = {name: getattr(old, name) for name in ("steps", "converged", "calls", "partial", "remarks")}
+        return dataclasses.replace(again, vertebra=dataclasses.replace(again.vertebra, **kept))
+
+    # Heat
+
+    def _spine_left(self, *, of_looks: bool = True) -> list[tuple[float, float]]:
+        """Give the stretches with the spine's heat that no vertebra covers, nor a look unless told so."""
+        column = self.column
+        distances = distances_voxels(column)
+        usual = (
+            float(np.median(distances)) if distances.size else USUAL_DISTANCE_MM / self.settings.spacing_mm
+        )
+        covered = []
+        for vertebra in column:
+            heights = vertebra.begin[2] + np.flatnonzero(vertebra.mask.any(axis=(0, 1)))
+            covered.append((heights[0] - usual / 2, heights[-1] + usual / 2))
+        if of_looks:
+            quarter = self.settings.patch_voxels / 4
+            covered += [(height - quarter, height + quarter) for height in self.in_vain]
+        hot = self.profile >= self._heat_of_spine(self.heights)
+        return uncovered_runs(hot, self.heights, covered, least=usual)
+
+    def _heat_of_spine(self, heights: np.ndarray) -> np.ndarray:
+        """Give the heat from which a slice is of the spine: relative to the three nearest vertebrae."""
+        settings = self.settings
+        if settings.end_rule != "relative" or not self.found:
+            return np.full(len(heights), settings.heat_threshold)
+        centres = np.array([each.centre[2] for each in self.column])
+        heat = np.interp(centres, self.heights, self.profile)
+        nearest = np.argsort(np.abs(heights[:, None] - centres), axis=1)[:, :3]
+        return np.maximum(settings.heat_threshold, settings.relative_heat * heat[nearest].mean(axis=1))
+
+    def _ends_the_spine(self, vertebra: FoundVertebra) -> bool:
+        settings = self.settings
+        if settings.end_rule != "relative" or not self.found:
+            return False
+        above = list(self.found.values())[-3:]
+        level = settings.relative_heat * np.mean([each.heat for each in above])
+        if vertebra.heat >= level or (settings.robust and self._heat_rises_below(vertebra, level)):
+            return False
+        self.looker.decide("refused: lies below the spine, where the heat is low", vertebra)
+        return True
+
+    def _heat_rises_below(self, vertebra: FoundVertebra, level: float) -> bool:
+        """Whether the vertebra lies in a gap of the heatmap: below it there is spine again."""
+        here = np.interp(vertebra.centre[2], self.heights, self.profile)
+        below = self.profile[self.heights > vertebra.centre[2]]
+        return below.max(initial=0.0) >= max(level, self.settings.heat_threshold, HEAT_RISES * here)
+
+    def _hottest_at(self, height: float) -> np.ndarray:
+        """Give the hottest point of the heatmap's slice nearest to a height."""
+        index = int(np.argmin(np.abs(self.heights - height)))
+        within = np.unravel_index(np.argmax(self.heat.data[:, :, index]), self.heat.shape[:2])
+        return transform_points(np.array([*within, index], float), self.heat.affine, self.ct.affine)[0]
+
+    def _step_down(self, point: np.ndarray) -> np.ndarray | None:
+        return point_below(
+            self.heat,
+            point,
+            self.ct.affine,
+            distance_mm=self.settings.step_down_mm,
+            threshold=self.settings.heat_threshold,
+        )
+
+    # Questions
+
+    def _expected_below(self, vertebra: FoundVertebra) -> np.ndarray:
+        """Give where the next vertebra should lie: as far on as the last two are apart."""
+        column = self.column
+        index = next(i for i, each in enumerate(column) if each is vertebra)
+        if not self.settings.robust or index == 0:
+            return vertebra.centre
+        step = vertebra.centre - column[index - 1].centre
+        length = float(np.linalg.norm(step))
+        # One that was skipped must not carry the patch away.
+        usual = float(np.median(distances_voxels(column)[:index]))
+        longest = min(MOST_GROWTH * usual, MOST_DISTANCE_MM / self.settings.spacing_mm)
+        return self._inside(vertebra.centre + step * min(1.0, longest / max(length, 1.0)))
+
+    def _inside(self, point: np.ndarray) -> np.ndarray:
+        return np.clip(point, 0, np.array(self.labels.shape) - 1)
+
+    def _is_the_last(self, vertebra: FoundVertebra) -> bool:
+        return self.settings.end_rule == "absolute" and vertebra.heat < self.settings.heat_threshold
+
+    def _is_a_fragment(self, vertebra: FoundVertebra) -> bool:
+        return volume_voxels(vertebra) * self.settings.spacing_mm**3 < self.settings.min_volume_mm3
+
+    def _refusal(self, vertebra: FoundVertebra, remark: str | None, until: float) -> str:
+        """Say why a vertebra is not taken; one of the ordinary walk always is."""
+        if vertebra.centre[2] >= until:
+            return "lies below the vertebra that the walk began with"
+        if remark is None:
+            return ""
+        near = sorted(self.found.values(), key=lambda each: abs(each.centre[2] - vertebra.centre[2]))
+        return odd_volume(vertebra, near[:2], TAKEN_VOLUMES)
 
 
-def _predict(scene: _Scene, labels: np.ndarray, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    shape = (scene.settings.patch_voxels,) * 3
-    # Outside the scan: as in the training, the CT continues its edge and the memory is empty.
-    ct = crop(scene.ct, begin, shape, fill="edge").data
-    memory = crop(Volume(labels, scene.ct.affine), begin, shape, fill=0).data > 0
-    probability = np.asarray(scene.predict(ct.astype(np.float32), memory.astype(np.float32)))
-    if probability.shape != shape:
-        raise ValueError(f"Expected a prediction of shape {shape}, received {probability.shape}.")
-    if np.isnan(probability).any():
-        raise ValueError("Expected probabilities, received NaN from the segmentation network.")
-    return probability, memory
-
-
-def _largest_component(mask: np.ndarray) -> np.ndarray:
-    """Keep the largest component of a mask, neighbours by face, edge or corner."""
-    components, count = ndimage.label(mask, np.ones((3, 3, 3), bool))
-    if count < 2:
-        return mask
-    sizes = np.bincount(components.ravel())
-    return components == np.argmax(sizes[1:]) + 1
-
-
-def _box_around(mask: np.ndarray) -> tuple[slice, ...]:
-    """Give the box that holds a mask with a margin, as far as the array goes."""
-    sides = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(
-        slice(max(side.start - BOX_MARGIN, 0), min(side.stop + BOX_MARGIN, size))
-        for side, size in zip(sides, mask.shape)
-    )
-
-
-def _bounded(probability: np.ndarray, mask: np.ndarray, threshold: float) -> np.ndarray:
-    """Keep the probability under the threshold where the voxels are not this vertebra's.
-
-    Specks and voxels of other vertebrae must not come back when the probability is brought to another
-    grid. Just under the threshold, not zero: so two vertebrae that touch still meet without a gap.
-    """
-    below = np.nextafter(np.float16(threshold), np.float16(0))
-    at_least = np.maximum(probability, threshold).astype(np.float16)
-    return np.where(mask, at_least, np.minimum(probability, below).astype(np.float16))
+def _with_all_remarks(column: Sequence[FoundVertebra]) -> Iterator[FoundVertebra]:
+    """Give the vertebrae with what only their neighbours say of them, remarks in one order."""
+    ordered = sorted(column, key=lambda vertebra: vertebra.centre[2])
+    below_gaps = [gap.lower for gap in gaps_in(ordered)]
+    for vertebra in column:
+        index = next(i for i, each in enumerate(ordered) if each is vertebra)
+        near = [*ordered[max(0, index - 2) : index], *ordered[index + 1 : index + 3]]
+        said = {
+            *vertebra.remarks,
+            *([GAP_ABOVE] if any(each is vertebra for each in below_gaps) else []),
+            *([ODD_VOLUME] if odd_volume(vertebra, near) else []),
+        }
+        yield dataclasses.replace(vertebra, remarks=tuple(word for word in REMARKS if word in said))

@@ -1,0 +1,291 @@
+"""What is plausible in a column of vertebrae: distances, volumes, leaks, borders, heat without a vertebra.
+
+Pure functions. Everything is measured against the neighbours, since levels differ: the distance of their
+centres grows from about 15 mm in the neck to 38 mm at L5, the volume from 13 to 80 cubic cm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.imaging.volume import Volume, transform_points
+from utils.prediction.locate import SLICE_AXIS
+from utils.prediction.walk_records import FoundVertebra
+
+#: Distance of neighbours, relative to those above and below, from which one between them is missing. Real
+#: columns have up to 1.4 (C2 to C3), with one missing 1.7 and more.
+GAP_DISTANCE = 1.55
+#: The same for the free space between bodies, relative to their height: real columns have up to .56, with
+#: one missing .67 and more in all levels but a bent upper thorax. Needs no neighbours.
+GAP_FREE_SPACE = 0.75
+#: Volume relative to the neighbours from which a prediction may hold two vertebrae. Adjacent ones differ
+#: by up to a third (L1 and T12, C2 and C3).
+LEAK_VOLUME = 1.3
+#: Volume relative to the neighbours outside which a vertebra is remarked on, and is not taken in a gap.
+ODD_VOLUMES, TAKEN_VOLUMES = (0.5, 1.7), (0.3, 2.5)
+#: Shares of a prediction's height that a leak is asked for with: less than one of two vertebrae.
+LEAK_SHARES = (0.3, 0.45)
+#: A second vertebra covers at most this share of the upper part, at least this share of the prediction,
+#: and leaves at least this share of it to the first one, the upper part not counted.
+_LEAK_UPPER, _LEAK_LEAST, _LEAK_LEFT = 0.25, 0.15, 0.06
+#: Distance of neighbours where no others say it, in mm: as in the mid thorax.
+USUAL_DISTANCE_MM = 25.0
+#: HU of what lies around a scan are -1024, normalised -1; a slice is of the scan from this on.
+_IN_SCAN = -1 + 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class Gap:
+    """A place between neighbours where vertebrae are missing."""
+
+    upper: FoundVertebra
+    lower: FoundVertebra
+    expected: tuple[np.ndarray, ...]
+    """Where the centres of the missing ones would be, voxel index (3,) each, from the top down."""
+
+    @property
+    def distance_voxels(self) -> float:
+        """Distance between a missing one and the next."""
+        return float(np.linalg.norm(self.lower.centre - self.upper.centre)) / (len(self.expected) + 1)
+
+
+def volume_voxels(vertebra: FoundVertebra) -> int:
+    """Give the volume of a vertebra in voxels."""
+    return int(np.count_nonzero(vertebra.mask))
+
+
+def usual_volume(column: Sequence[FoundVertebra], height: float) -> float | None:
+    """Give the volume that neighbours speak for: the mean of the two nearest whole vertebrae.
+
+    Parameters
+    ----------
+    column : sequence of FoundVertebra
+        From the top down.
+    height : float
+        Voxel index on the I axis; those above it are asked first, since the walk comes from there.
+
+    Returns
+    -------
+    float or None
+        Voxels; None if there is no whole vertebra.
+    """
+    whole = [each for each in column if not each.partial]
+    above = [each for each in whole if each.centre[2] < height][-2:]
+    below = [each for each in whole if each.centre[2] >= height][:2]
+    near = above or below
+    return float(np.mean([volume_voxels(each) for each in near])) if near else None
+
+
+def usual_distance(column: Sequence[FoundVertebra], index: int) -> float | None:
+    """Give the distance, in voxels, that neighbours speak for between `column[index]` and the next.
+
+    The median of the two distances above and the two below; None if there is none.
+    """
+    distances = distances_voxels(column)
+    near = [*distances[max(0, index - 2) : index], *distances[index + 1 : index + 3]]
+    return float(np.median(near)) if near else None
+
+
+def distances_voxels(column: Sequence[FoundVertebra]) -> np.ndarray:
+    """Give the distance from every centre to the next, in voxels, (n - 1,)."""
+    centres = np.array([each.centre for each in column]).reshape(-1, 3)
+    return np.linalg.norm(np.diff(centres, axis=0), axis=1)
+
+
+def free_space(upper: FoundVertebra, lower: FoundVertebra) -> float:
+    """Give the free space between the bodies of two vertebrae, relative to the bodies' height.
+
+    The body is what lies in front of the mask's centre; the outer twentieths of its height are left out.
+    """
+    (_, upper_end), (lower_begin, _) = _body_range(upper), _body_range(lower)
+    heights = [end - begin for begin, end in (_body_range(upper), _body_range(lower))]
+    return (lower_begin - upper_end) / max(float(np.mean(heights)), 1.0)
+
+
+def _body_range(vertebra: FoundVertebra) -> tuple[float, float]:
+    p, _, i = np.nonzero(vertebra.mask)
+    in_front = i[p <= p.mean()] + vertebra.begin[2]
+    low, high = np.percentile(in_front, (5, 95))
+    return float(low), float(high)
+
+
+def gaps_in(column: Sequence[FoundVertebra]) -> list[Gap]:
+    """Give the places where the distance of neighbours says that vertebrae were skipped.
+
+    Parameters
+    ----------
+    column : sequence of FoundVertebra
+        From the top down.
+    """
+    gaps = []
+    for index, distance in enumerate(distances_voxels(column)):
+        upper, lower = column[index], column[index + 1]
+        missing = _missing_between(upper, lower, distance, usual_distance(column, index))
+        if missing:
+            shares = np.arange(1, missing + 1) / (missing + 1)
+            expected = tuple(upper.centre + share * (lower.centre - upper.centre) for share in shares)
+            gaps.append(Gap(upper, lower, expected))
+    return gaps
+
+
+def _missing_between(upper: FoundVertebra, lower: FoundVertebra, distance: float, usual: float | None) -> int:
+    by_distance = 0 if usual is None or distance < GAP_DISTANCE * usual else round(distance / usual) - 1
+    free = free_space(upper, lower)
+    # Bodies and discs of one missing vertebra: 1.4 heights.
+    by_space = 0 if free < GAP_FREE_SPACE else max(1, round(free / 1.4))
+    return max(by_distance, by_space)
+
+
+def fills(vertebra: FoundVertebra, gap: Gap) -> str:
+    """Say why a vertebra cannot be the one that is missing in a gap; "" if it can."""
+    line = gap.lower.centre - gap.upper.centre
+    way = float((vertebra.centre - gap.upper.centre) @ line / (line @ line))
+    margin = 0.4 / (len(gap.expected) + 1)
+    if not margin <= way <= 1 - margin:
+        return "lies outside the gap"
+    aside = np.linalg.norm(vertebra.centre - gap.upper.centre - way * line)
+    if aside > gap.distance_voxels:
+        return "lies beside the column"
+    return odd_volume(vertebra, [gap.upper, gap.lower], TAKEN_VOLUMES)
+
+
+def odd_volume(
+    vertebra: FoundVertebra, neighbours: Sequence[FoundVertebra], bounds: tuple[float, float] = ODD_VOLUMES
+) -> str:
+    """Say how the volume of a vertebra is out of proportion to its neighbours'; "" if it is not."""
+    whole = [volume_voxels(each) for each in neighbours if not each.partial]
+    if not whole or vertebra.partial:
+        return ""
+    share = volume_voxels(vertebra) / np.mean(whole)
+    if bounds[0] <= share <= bounds[1]:
+        return ""
+    return f"has {share:.2f} times the volume of its neighbours"
+
+
+def follows_above(vertebra: FoundVertebra, column: Sequence[FoundVertebra], *, most_voxels: float) -> str:
+    """Say why a vertebra cannot be one above the column's first; "" if it can."""
+    first = column[0]
+    away = vertebra.centre - first.centre
+    usual = usual_distance(column, -1) if len(column) > 1 else None
+    least = 0.4 * usual if usual is not None and not first.partial else 1.0
+    if -away[2] < least:
+        return "does not lie above the first"
+    if np.linalg.norm(away) > most_voxels or np.linalg.norm(away[:2]) > 1.5 * -away[2]:
+        return "lies beside the column"
+    return odd_volume(vertebra, column[:2], TAKEN_VOLUMES)
+
+
+# Leaks ---------------------------------------------------------------------------------------------
+
+
+def upper_part(mask: np.ndarray, share: float) -> np.ndarray:
+    """Give the part of a mask in the upper share of its height."""
+    heights = np.flatnonzero(mask.any(axis=(0, 1)))
+    end = heights[0] + max(1, round(share * len(heights)))
+    part = mask.copy()
+    part[:, :, end:] = False
+    return part
+
+
+def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray) -> bool | None:
+    """Tell from the network's answer whether a prediction holds a second vertebra.
+
+    The upper part of the prediction goes into the memory, and the network is asked for the next one. Below
+    one whole vertebra it gives another, outside the prediction. Where two were taken for one, it gives the
+    second, inside the prediction, and leaves the rest of the first alone. If it completes the first instead
+    (nothing is left of the prediction but the flat part that was in the memory), that tells nothing.
+
+    Parameters
+    ----------
+    mask : np.ndarray of bool
+        The prediction.
+    upper : np.ndarray of bool
+        The part of it that was in the memory.
+    answer : np.ndarray of bool
+        What the network gave then, in the same box.
+
+    Returns
+    -------
+    bool or None
+        None if the answer covers the upper part too: the network did not take it for a vertebra.
+    """
+    voxels = np.count_nonzero(mask)
+    if np.count_nonzero(answer & upper) > _LEAK_UPPER * np.count_nonzero(upper):
+        return None
+    left = np.count_nonzero(mask & ~upper & ~answer)
+    return np.count_nonzero(answer & mask) >= _LEAK_LEAST * voxels and left >= _LEAK_LEFT * voxels
+
+
+# Borders -------------------------------------------------------------------------------------------
+
+
+def field_of(ct: Volume) -> tuple[slice, ...]:
+    """Give the box of a normalised CT that the scan shows, without padding of -1024 HU around it."""
+    inside = ct.data > _IN_SCAN
+    sides = []
+    for axis in range(3):
+        shown = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
+        sides.append(slice(int(shown[0]), int(shown[-1]) + 1) if shown.size else slice(0, ct.shape[axis]))
+    return tuple(sides)
+
+
+def is_cut(vertebra: FoundVertebra, field: tuple[slice, ...]) -> bool:
+    """Tell whether a vertebra reaches the first or last voxel that a scan shows along any axis.
+
+    The working grid reaches less than a voxel over the scan (`working_grid`).
+    """
+    for axis, side in enumerate(field):
+        along = np.flatnonzero(vertebra.mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        first, last = vertebra.begin[axis] + along[0], vertebra.begin[axis] + along[-1]
+        if first <= side.start or last >= side.stop - 1:
+            return True
+    return False
+
+
+# Heat ----------------------------------------------------------------------------------------------
+
+
+def heat_profile(heat: Volume, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the largest heat of every slice of a heatmap, and where the slice lies.
+
+    Returns
+    -------
+    profile, heights : np.ndarray (k,)
+        Heat, and index on the I axis in the grid of `affine`.
+    """
+    profile = np.moveaxis(heat.data, SLICE_AXIS, 0).max(axis=(1, 2))
+    slices = np.zeros((len(profile), 3))
+    slices[:, SLICE_AXIS] = np.arange(len(profile))
+    return profile, transform_points(slices, heat.affine, affine)[:, SLICE_AXIS]
+
+
+def uncovered_runs(
+    hot: np.ndarray, heights: np.ndarray, covered: Sequence[tuple[float, float]], *, least: float
+) -> list[tuple[float, float]]:
+    """Give the stretches of spine that nothing covers.
+
+    Parameters
+    ----------
+    hot : np.ndarray of bool (k,)
+        Whether a slice has the heat of the spine.
+    heights : np.ndarray (k,)
+        Where the slices lie.
+    covered : sequence of (begin, end)
+        Heights that are covered.
+    least : float
+        Shortest stretch that is given.
+
+    Returns
+    -------
+    list of (begin, end)
+        From the top down.
+    """
+    free = hot.copy()
+    for begin, end in covered:
+        free &= (heights < begin) | (heights > end)
+    steps = np.diff(np.concatenate([[0], free.astype(int), [0]]))
+    begins, ends = heights[np.flatnonzero(steps == 1)], heights[np.flatnonzero(steps == -1) - 1]
+    return [(float(begin), float(end)) for begin, end in zip(begins, ends) if end - begin >= least]
