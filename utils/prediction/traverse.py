@@ -46,7 +46,6 @@ import numpy as np
 from utils.imaging.volume import Volume, transform_points
 from utils.prediction.locate import point_below, top_of_spine
 from utils.prediction.walk_checks import (
-    LEAK_SHARES,
     LEAK_VOLUME,
     TAKEN_VOLUMES,
     USUAL_DISTANCE_MM,
@@ -61,7 +60,7 @@ from utils.prediction.walk_checks import (
     is_leak,
     odd_volume,
     uncovered_runs,
-    upper_part,
+    upper_parts,
     usual_volume,
     volume_voxels,
 )
@@ -71,6 +70,7 @@ from utils.prediction.walk_records import (
     FOUND_ABOVE,
     FRAGMENT,
     GAP_ABOVE,
+    HELD,
     LEAK,
     NO_CONVERGENCE,
     ODD_VOLUME,
@@ -92,6 +92,8 @@ MOST_GROWTH, MOST_DISTANCE_MM = 1.25, 45.0
 #: A vertebra gives voxels back to one found below it only if it is this much larger than its neighbours, and
 #: if they are at least this share of the other.
 GIVEN_BACK_FROM, GIVEN_BACK_LEAST = 1.05, 0.05
+#: Share of its neighbours' volume that a piece cut by the patch must have to be taken as it is.
+LEAST_PIECE = 0.6
 #: Heat must rise by this factor below a gap of the heatmap.
 HEAT_RISES = 1.1
 
@@ -147,6 +149,7 @@ class _Walk:
         self.profile, self.heights = heat_profile(heat, ct.affine)
         #: Heights at which the patch showed nothing new.
         self.in_vain: list[float] = []
+        self._least_voxels = settings.min_volume_mm3 / settings.spacing_mm**3
 
     @property
     def column(self) -> list[FoundVertebra]:
@@ -165,16 +168,19 @@ class _Walk:
         """Find vertebrae from a point down, as long as they lie above the height `until`; how many."""
         self.looker.part = part
         before = len(self.found)
+        vertebra = None
         while point is not None and not self.is_full:
-            view = self._next(point)
+            view = self._next(point, vertebra)
             if view is None or self._ends_the_spine(view.vertebra):
                 break
             refused = self._refusal(view.vertebra, remark, until)
             if refused:
                 self.looker.decide(f"refused: {refused}", view.vertebra)
                 break
-            vertebra = self._take(view, self.labels, remark)
+            vertebra = self._take(view, remark)
             point = None if self._is_the_last(vertebra) else self._expected_below(vertebra)
+            if point is vertebra.centre or not self.settings.robust:
+                vertebra = None  # nothing says yet how far the next one is
         return len(self.found) - before
 
     def look_above(self) -> None:
@@ -191,7 +197,7 @@ class _Walk:
             if refused or self._is_a_fragment(view.vertebra):
                 self.looker.decide(f"refused: {refused or 'a fragment'}", view.vertebra)
                 return
-            above = self._take(view, nothing, FOUND_ABOVE)
+            above = self._take(view, FOUND_ABOVE)
             # The network gives the top-most one that it sees: others may lie between.
             point = self._expected_below(above)
             self.walk_down(point, part="above", remark=FOUND_ABOVE, until=first.centre[2])
@@ -229,9 +235,15 @@ class _Walk:
 
     # One vertebra
 
-    def _next(self, point: np.ndarray | None) -> View | None:
+    def _next(self, point: np.ndarray | None, above: FoundVertebra | None) -> View | None:
+        """Find the next vertebra from a point, where the one after `above` should lie, down.
+
+        One that the network does not give remains the first that the memory does not hold for as long as the
+        patch shows it, and hides the others. So its place is held in the memory, in the shape of `above`.
+        """
         settings = self.settings
-        fragments = steps_down = 0
+        fragments = steps_down = held = 0
+        step = None if above is None or point is None else point - above.centre
         while (
             point is not None
             and fragments <= settings.max_fragments
@@ -240,8 +252,13 @@ class _Walk:
             view = self._rest(point, self.labels)
             if view is None:
                 self.in_vain.append(float(point[2]))
-                point = self._step_down(point)
-                steps_down += 1
+                if step is not None and held < settings.max_held and self._is_spine(point):
+                    held += 1
+                    point = self._inside(self._hold(above, held * step) + step)
+                else:
+                    step = self._hold_no_more() if held else None
+                    point = self._step_down(point)
+                    steps_down += 1
             elif self._is_a_fragment(view.vertebra):
                 self.looker.decide("passed over: a fragment", view.vertebra)
                 self.labels[view.vertebra.box][view.vertebra.mask] = FRAGMENT
@@ -251,10 +268,26 @@ class _Walk:
                 return view
         return None
 
+    def _hold(self, model: FoundVertebra, step: np.ndarray) -> np.ndarray:
+        """Hold a place in the memory, a step away from a vertebra and in its shape; give the place."""
+        at = np.argwhere(model.mask) + model.begin + np.round(step).astype(int)
+        at = tuple(at[((at >= 0) & (at < self.labels.shape)).all(axis=1)].T)
+        self.labels[at] = np.where(self.labels[at] == 0, HELD, self.labels[at])
+        self.looker.decide("nothing: the place of a vertebra that is not given is held in the memory")
+        return model.centre + step
+
+    def _hold_no_more(self) -> None:
+        self.labels[self.labels == HELD] = 0
+
+    def _is_spine(self, point: np.ndarray) -> bool:
+        """Whether the heat says that the spine runs through the height of a point."""
+        height = np.array([point[2]])
+        return bool(np.interp(height, self.heights, self.profile) >= self._heat_of_spine(height))
+
     def _rest(self, point: np.ndarray, memory: np.ndarray) -> View | None:
         before = self.looker.calls
         view, steps, converged = come_to_rest(self.looker, point, memory, self.labels)
-        if view is None:
+        if view is None or (not converged and self._is_a_cut_piece(view)):
             return None
         vertebra = dataclasses.replace(
             view.vertebra,
@@ -264,11 +297,18 @@ class _Walk:
             partial=is_cut(view.vertebra, self.field),
             remarks=() if converged else (NO_CONVERGENCE,),
         )
-        return dataclasses.replace(view, vertebra=vertebra)
+        view = dataclasses.replace(view, vertebra=vertebra)
+        return self._without_leak(view, memory) if self.settings.robust else view
 
-    def _take(self, view: View, memory: np.ndarray, remark: str | None) -> FoundVertebra:
-        """Write a vertebra, without what leaked into it."""
-        vertebra = self._without_leak(view, memory) if self.settings.robust else view.vertebra
+    def _is_a_cut_piece(self, view: View) -> bool:
+        """Whether the patch shows only a piece of a vertebra that hides when the patch moves to it."""
+        usual = usual_volume(self.column, view.vertebra.centre[2])
+        if not self.settings.robust or usual is None or volume_voxels(view.vertebra) >= LEAST_PIECE * usual:
+            return False
+        return view.is_cut_by_patch(self.settings.patch_voxels, self.labels.shape)
+
+    def _take(self, view: View, remark: str | None) -> FoundVertebra:
+        vertebra = view.vertebra
         if remark is not None:
             vertebra = dataclasses.replace(vertebra, remarks=(*vertebra.remarks, remark))
         number = len(self.found) + 1
@@ -277,24 +317,25 @@ class _Walk:
         self.looker.decide("accepted", vertebra)
         return vertebra
 
-    def _without_leak(self, view: View, memory: np.ndarray) -> FoundVertebra:
+    def _without_leak(self, view: View, memory: np.ndarray) -> View:
         """Ask whether the prediction holds a second vertebra, if it may, and cut it off (see `is_leak`)."""
         vertebra = view.vertebra
         usual = usual_volume(self.column, vertebra.centre[2])
-        if usual is not None and view.predicted < LEAK_VOLUME * usual:
-            return vertebra
+        in_proportion = usual is not None and view.predicted < LEAK_VOLUME * usual
+        if in_proportion or self._is_a_fragment(vertebra):
+            return view
         before, part, self.looker.part = self.looker.calls, self.looker.part, "leak"
         cut = vertebra
-        for share in LEAK_SHARES:
-            upper = upper_part(vertebra.mask, share)
+        for upper in upper_parts(vertebra.mask):
             answer = self._answer_knowing(view, memory, upper)
-            verdict = is_leak(vertebra.mask, upper, answer)
+            verdict = is_leak(vertebra.mask, upper, answer, least_voxels=self._least_voxels)
             if verdict:
                 cut = self._cut(vertebra, answer)
             if verdict is not None:
                 break
         self.looker.part = part
-        return dataclasses.replace(cut, calls=vertebra.calls + self.looker.calls - before)
+        cut = dataclasses.replace(cut, calls=vertebra.calls + self.looker.calls - before)
+        return dataclasses.replace(view, vertebra=cut)
 
     def _answer_knowing(self, view: View, memory: np.ndarray, upper: np.ndarray) -> np.ndarray:
         """Give what the network sees, in the vertebra's box, when it knows only the vertebra's upper part."""
@@ -330,18 +371,19 @@ class _Walk:
                     continue
                 refused = "is a fragment" if self._is_a_fragment(view.vertebra) else fills(view.vertebra, gap)
                 if not refused:
-                    self._take(self._without_leak_of(gap.upper, view), memory, SECOND_LOOK)
+                    self._take(self._without_leak_of(gap.upper, view), SECOND_LOOK)
                     return True
                 self.looker.decide(f"refused: {refused}", view.vertebra)
         return False
 
     def _looks_at(self, gap: Gap, expected: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Give the points and memories of the looks for one missing vertebra (see the module)."""
-        yield expected, self.labels
+        forgetful = np.where(self.labels == HELD, 0, self.labels)
+        yield expected, forgetful
         distance = gap.distance_voxels
         lower = expected + np.array([0, 0, self.settings.patch_voxels / 2 - 0.75 * distance])
-        yield lower, self.labels
-        forgetful = self.labels.copy()
+        yield lower, forgetful
+        forgetful = forgetful.copy()
         begin, end = expected[2] - distance / 2, expected[2] + distance / 2
         forgetful[:, :, max(0, round(begin)) : max(0, round(end))] = 0
         yield expected, forgetful
@@ -448,7 +490,7 @@ class _Walk:
         return self.settings.end_rule == "absolute" and vertebra.heat < self.settings.heat_threshold
 
     def _is_a_fragment(self, vertebra: FoundVertebra) -> bool:
-        return volume_voxels(vertebra) * self.settings.spacing_mm**3 < self.settings.min_volume_mm3
+        return volume_voxels(vertebra) < self._least_voxels
 
     def _refusal(self, vertebra: FoundVertebra, remark: str | None, until: float) -> str:
         """Say why a vertebra is not taken; one of the ordinary walk always is."""

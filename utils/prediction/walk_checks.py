@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from utils.imaging.volume import Volume, transform_points
 from utils.prediction.locate import SLICE_AXIS
@@ -21,16 +22,19 @@ GAP_DISTANCE = 1.55
 #: The same for the free space between bodies, relative to their height: real columns have up to .56, with
 #: one missing .67 and more in all levels but a bent upper thorax. Needs no neighbours.
 GAP_FREE_SPACE = 0.75
+#: Most vertebrae that are looked for in one gap; more are left to a second start.
+MOST_MISSING = 6
 #: Volume relative to the neighbours from which a prediction may hold two vertebrae. Adjacent ones differ
 #: by up to a third (L1 and T12, C2 and C3).
-LEAK_VOLUME = 1.3
+LEAK_VOLUME = 1.25
 #: Volume relative to the neighbours outside which a vertebra is remarked on, and is not taken in a gap.
 ODD_VOLUMES, TAKEN_VOLUMES = (0.5, 1.7), (0.3, 2.5)
-#: Shares of a prediction's height that a leak is asked for with: less than one of two vertebrae.
-LEAK_SHARES = (0.3, 0.45)
+#: What a leak is asked for with: the upper share of a prediction's height, too little to hold anything of a
+#: second vertebra; then, if the network does not take that for one, the upper share of its voxels.
+_LEAK_HEIGHT, _LEAK_VOXELS = 0.3, 0.44
 #: A second vertebra covers at most this share of the upper part, at least this share of the prediction,
 #: and leaves at least this share of it to the first one, the upper part not counted.
-_LEAK_UPPER, _LEAK_LEAST, _LEAK_LEFT = 0.25, 0.15, 0.06
+_LEAK_UPPER, _LEAK_LEAST, _LEAK_LEFT = 0.25, 0.15, 0.05
 #: Distance of neighbours where no others say it, in mm: as in the mid thorax.
 USUAL_DISTANCE_MM = 25.0
 #: HU of what lies around a scan are -1024, normalised -1; a slice is of the scan from this on.
@@ -58,7 +62,7 @@ def volume_voxels(vertebra: FoundVertebra) -> int:
 
 
 def usual_volume(column: Sequence[FoundVertebra], height: float) -> float | None:
-    """Give the volume that neighbours speak for: the mean of the two nearest whole vertebrae.
+    """Give the volume that neighbours speak for: the mean of the two nearest, whole ones if there are any.
 
     Parameters
     ----------
@@ -70,9 +74,9 @@ def usual_volume(column: Sequence[FoundVertebra], height: float) -> float | None
     Returns
     -------
     float or None
-        Voxels; None if there is no whole vertebra.
+        Voxels; None if there is no vertebra.
     """
-    whole = [each for each in column if not each.partial]
+    whole = [each for each in column if not each.partial] or list(column)
     above = [each for each in whole if each.centre[2] < height][-2:]
     below = [each for each in whole if each.centre[2] >= height][:2]
     near = above or below
@@ -132,11 +136,13 @@ def gaps_in(column: Sequence[FoundVertebra]) -> list[Gap]:
 
 
 def _missing_between(upper: FoundVertebra, lower: FoundVertebra, distance: float, usual: float | None) -> int:
-    by_distance = 0 if usual is None or distance < GAP_DISTANCE * usual else round(distance / usual) - 1
+    by_distance = 0
+    if usual is not None and distance >= GAP_DISTANCE * usual:
+        by_distance = round(distance / max(usual, 1.0)) - 1
     free = free_space(upper, lower)
     # Bodies and discs of one missing vertebra: 1.4 heights.
     by_space = 0 if free < GAP_FREE_SPACE else max(1, round(free / 1.4))
-    return max(by_distance, by_space)
+    return min(max(by_distance, by_space), MOST_MISSING)
 
 
 def fills(vertebra: FoundVertebra, gap: Gap) -> str:
@@ -181,22 +187,32 @@ def follows_above(vertebra: FoundVertebra, column: Sequence[FoundVertebra], *, m
 # Leaks ---------------------------------------------------------------------------------------------
 
 
-def upper_part(mask: np.ndarray, share: float) -> np.ndarray:
-    """Give the part of a mask in the upper share of its height."""
+def upper_parts(mask: np.ndarray) -> list[np.ndarray]:
+    """Give the upper parts of a prediction that a leak is asked for with, the smaller one first.
+
+    Parameters
+    ----------
+    mask : np.ndarray of bool
+        The prediction, axes (P, R, I).
+    """
+    voxels = np.cumsum(mask.sum(axis=(0, 1)))
     heights = np.flatnonzero(mask.any(axis=(0, 1)))
-    end = heights[0] + max(1, round(share * len(heights)))
-    part = mask.copy()
-    part[:, :, end:] = False
-    return part
+    ends = (
+        heights[0] + max(1, round(_LEAK_HEIGHT * len(heights))),
+        int(np.searchsorted(voxels, _LEAK_VOXELS * voxels[-1])) + 1,
+    )
+    return [mask & (np.arange(mask.shape[2]) < end) for end in sorted(ends)]
 
 
-def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray) -> bool | None:
+def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_voxels: float) -> bool | None:
     """Tell from the network's answer whether a prediction holds a second vertebra.
 
     The upper part of the prediction goes into the memory, and the network is asked for the next one. Below
     one whole vertebra it gives another, outside the prediction. Where two were taken for one, it gives the
     second, inside the prediction, and leaves the rest of the first alone. If it completes the first instead
-    (nothing is left of the prediction but the flat part that was in the memory), that tells nothing.
+    (nothing is left of the prediction but the flat part that was in the memory), that tells nothing. And if
+    it gives the upper part again, there is a leak where it leaves a solid piece above: what the border of the
+    scan has left of a first vertebra may be less than the upper part.
 
     Parameters
     ----------
@@ -206,6 +222,8 @@ def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray) -> bool | N
         The part of it that was in the memory.
     answer : np.ndarray of bool
         What the network gave then, in the same box.
+    least_voxels : float
+        Volume of the smallest vertebra.
 
     Returns
     -------
@@ -213,10 +231,14 @@ def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray) -> bool | N
         None if the answer covers the upper part too: the network did not take it for a vertebra.
     """
     voxels = np.count_nonzero(mask)
+    is_inside = np.count_nonzero(answer & mask) >= _LEAK_LEAST * voxels
     if np.count_nonzero(answer & upper) > _LEAK_UPPER * np.count_nonzero(upper):
-        return None
+        left = ndimage.binary_opening(mask & ~answer)
+        is_solid = np.count_nonzero(left) >= max(least_voxels, _LEAK_LEFT * voxels / 2)
+        is_above = is_solid and np.nonzero(left)[2].mean() < np.nonzero(answer & mask)[2].mean()
+        return True if is_inside and is_above else None
     left = np.count_nonzero(mask & ~upper & ~answer)
-    return np.count_nonzero(answer & mask) >= _LEAK_LEAST * voxels and left >= _LEAK_LEFT * voxels
+    return is_inside and left >= _LEAK_LEFT * voxels
 
 
 # Borders -------------------------------------------------------------------------------------------

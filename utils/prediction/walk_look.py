@@ -19,6 +19,7 @@ from utils.imaging.volume import Volume
 from utils.prediction.locate import heat_at
 from utils.prediction.walk_records import (
     BOX_MARGIN,
+    HELD,
     FoundVertebra,
     PredictPatch,
     WalkSettings,
@@ -64,6 +65,17 @@ class View:
     """(3,) int: where the patch begins."""
     predicted: int
     """Voxels of the whole prediction, those already given to others with them."""
+
+    def is_cut_by_patch(self, patch_voxels: int, shape: tuple[int, ...]) -> bool:
+        """Whether it reaches a face of the patch inside a scan of `shape`, so that more of it may lie beyond."""
+        found = self.vertebra
+        for axis, size in enumerate(shape):
+            along = np.flatnonzero(found.mask.any(axis=tuple(each for each in range(3) if each != axis)))
+            first, last = found.begin[axis] + along[0], found.begin[axis] + along[-1]
+            begin, end = self.origin[axis], self.origin[axis] + patch_voxels
+            if first <= begin > 0 or size > end <= last + 1:
+                return True
+        return False
 
 
 class Looker:
@@ -152,7 +164,8 @@ class Looker:
 
     def view(self, sight: Sight, origin: np.ndarray, labels: np.ndarray) -> View | None:
         """Give the vertebra of a sight that no label holds yet."""
-        given = labels[sight.box] > 0
+        here = labels[sight.box]
+        given = (here > 0) & (here != HELD)
         choose = new_piece if self.settings.robust else new_part_of_largest
         mask, predicted = choose(sight.mask, given)
         if not mask.any():

@@ -14,8 +14,9 @@ from utils.imaging.volume import Volume
 PredictPatch = Callable[[np.ndarray, np.ndarray], np.ndarray]
 #: Voxels kept around a vertebra, so that its surface lies between known probabilities.
 BOX_MARGIN = 2
-#: Number of passed-over fragments among the labels during the walk.
-FRAGMENT = 255
+#: Numbers among the labels during the walk: passed-over fragments, and places held for vertebrae that the
+#: network does not give. Both are in the memory; what is held may still be given to a vertebra.
+FRAGMENT, HELD = 255, 254
 
 # What can be said of a vertebra (`FoundVertebra.remarks`).
 #: The distance to the vertebra above says that one between them was not found.
@@ -74,6 +75,8 @@ class WalkSettings:
     robust: bool = True
     """Look above the first vertebra, into gaps and where spine is left over, cut leaks back, and begin
     patches on a lattice of 2 voxels. False: the published walk alone."""
+    max_held: int = 2
+    """Most places in a row that are held for vertebrae that the network does not give."""
     max_second_starts: int = 4
     """Most starts where the heatmap has spine that is not covered."""
 
@@ -83,10 +86,8 @@ class WalkSettings:
             raise ValueError(f"Expected a heat threshold over 0 and up to 1, received {self.heat_threshold}.")
         if self.max_steps < 1:
             raise ValueError(f"Expected at least 1 step for a vertebra, received {self.max_steps}.")
-        if not 1 <= self.max_vertebrae < FRAGMENT:
-            raise ValueError(
-                f"Expected 1 to {FRAGMENT - 1} vertebrae at most, received {self.max_vertebrae}."
-            )
+        if not 1 <= self.max_vertebrae < HELD:
+            raise ValueError(f"Expected 1 to {HELD - 1} vertebrae at most, received {self.max_vertebrae}.")
 
     @property
     def step_down_mm(self) -> float:
