@@ -32,9 +32,12 @@ ODD_VOLUMES, TAKEN_VOLUMES = (0.5, 1.7), (0.3, 2.5)
 #: What a leak is asked for with: the upper share of a prediction's height, too little to hold anything of a
 #: second vertebra; then, if the network does not take that for one, the upper share of its voxels.
 _LEAK_HEIGHT, _LEAK_VOXELS = 0.3, 0.44
-#: A second vertebra covers at most this share of the upper part, at least this share of the prediction,
-#: and leaves at least this share of it to the first one, the upper part not counted.
-_LEAK_UPPER, _LEAK_LEAST, _LEAK_LEFT = 0.25, 0.15, 0.05
+#: A second vertebra is at least this share of the prediction, and what it leaves this share. The border between
+#: the two is not the flat one of the upper part: so much lies on its other sides. The first lies above the
+#: second, by this share of the height of both.
+_LEAK_LEAST, _LEAK_LEFT, _LEAK_UNEVEN, _LEAK_ABOVE = 0.15, 0.02, 0.04, 0.15
+#: Share of the upper part from which on the network has given the same vertebra again.
+_LEAK_UPPER = 0.25
 #: Distance of neighbours where no others say it, in mm: as in the mid thorax.
 USUAL_DISTANCE_MM = 25.0
 #: HU of what lies around a scan are -1024, normalised -1; a slice is of the scan from this on.
@@ -209,10 +212,8 @@ def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_vo
 
     The upper part of the prediction goes into the memory, and the network is asked for the next one. Below
     one whole vertebra it gives another, outside the prediction. Where two were taken for one, it gives the
-    second, inside the prediction, and leaves the rest of the first alone. If it completes the first instead
-    (nothing is left of the prediction but the flat part that was in the memory), that tells nothing. And if
-    it gives the upper part again, there is a leak where it leaves a solid piece above: what the border of the
-    scan has left of a first vertebra may be less than the upper part.
+    second, inside the prediction, and leaves the rest of the first alone, whatever part of it was in the
+    memory. If it completes the first instead, nothing is left but the flat part that was in the memory.
 
     Parameters
     ----------
@@ -228,17 +229,27 @@ def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_vo
     Returns
     -------
     bool or None
-        None if the answer covers the upper part too: the network did not take it for a vertebra.
+        None if the answer is the same vertebra again: the network did not take the upper part for one.
     """
     voxels = np.count_nonzero(mask)
-    is_inside = np.count_nonzero(answer & mask) >= _LEAK_LEAST * voxels
-    if np.count_nonzero(answer & upper) > _LEAK_UPPER * np.count_nonzero(upper):
-        left = ndimage.binary_opening(mask & ~answer)
-        is_solid = np.count_nonzero(left) >= max(least_voxels, _LEAK_LEFT * voxels / 2)
-        is_above = is_solid and np.nonzero(left)[2].mean() < np.nonzero(answer & mask)[2].mean()
-        return True if is_inside and is_above else None
-    left = np.count_nonzero(mask & ~upper & ~answer)
-    return is_inside and left >= _LEAK_LEFT * voxels
+    inside, left = answer & mask, mask & ~answer
+    in_upper = np.count_nonzero(answer & upper)
+    # Opened: where two answers merely differ at the surface, nothing is left.
+    left_below = np.count_nonzero(ndimage.binary_opening(left & ~upper))
+    if (
+        np.count_nonzero(inside) >= _LEAK_LEAST * voxels
+        and np.count_nonzero(left) >= max(least_voxels, _LEAK_LEFT * voxels)
+        and in_upper + left_below >= _LEAK_UNEVEN * voxels
+        and _height_above(left, inside) >= _LEAK_ABOVE
+    ):
+        return True
+    return None if in_upper > _LEAK_UPPER * np.count_nonzero(upper) else False
+
+
+def _height_above(upper: np.ndarray, lower: np.ndarray) -> float:
+    """Give how far the middle of one mask lies above that of another, relative to the height of both."""
+    heights = np.flatnonzero((upper | lower).any(axis=(0, 1)))
+    return float(np.nonzero(lower)[2].mean() - np.nonzero(upper)[2].mean()) / len(heights)
 
 
 # Borders -------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class View:
     """Voxels of the whole prediction, those already given to others with them."""
 
     def is_cut_by_patch(self, patch_voxels: int, shape: tuple[int, ...]) -> bool:
-        """Whether it reaches a face of the patch inside a scan of `shape`, so that more of it may lie beyond."""
+        """Whether it reaches a face of the patch inside a scan of this shape: there may be more of it."""
         found = self.vertebra
         for axis, size in enumerate(shape):
             along = np.flatnonzero(found.mask.any(axis=tuple(each for each in range(3) if each != axis)))
