@@ -42,11 +42,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from utils.imaging.volume import Volume, transform_points
 from utils.prediction.locate import point_below, top_of_spine
 from utils.prediction.walk_checks import (
     LEAK_VOLUME,
+    LEAK_VOLUME_BELOW_LEAK,
     TAKEN_VOLUMES,
     USUAL_DISTANCE_MM,
     Gap,
@@ -92,6 +94,8 @@ MOST_GROWTH, MOST_DISTANCE_MM = 1.25, 45.0
 #: A vertebra gives voxels back to one found below it only if it is this much larger than its neighbours, and
 #: if they are at least this share of the other.
 GIVEN_BACK_FROM, GIVEN_BACK_LEAST = 1.05, 0.05
+#: What is held in the memory for a vertebra is the one above with this margin.
+HELD_MARGIN_MM = 2.0
 #: Share of its neighbours' volume that a piece cut by the patch must have to be taken as it is.
 LEAST_PIECE = 0.6
 #: Heat must rise by this factor below a gap of the heatmap.
@@ -270,7 +274,10 @@ class _Walk:
 
     def _hold(self, model: FoundVertebra, step: np.ndarray) -> np.ndarray:
         """Hold a place in the memory, a step away from a vertebra and in its shape; give the place."""
-        at = np.argwhere(model.mask) + model.begin + np.round(step).astype(int)
+        # Larger, since the place is not exact, and less than half of a vertebra would not count as one.
+        margin = max(1, round(HELD_MARGIN_MM / self.settings.spacing_mm))
+        shape = ndimage.binary_dilation(np.pad(model.mask, margin), iterations=margin)
+        at = np.argwhere(shape) - margin + model.begin + np.round(step).astype(int)
         at = tuple(at[((at >= 0) & (at < self.labels.shape)).all(axis=1)].T)
         self.labels[at] = np.where(self.labels[at] == 0, HELD, self.labels[at])
         self.looker.decide("nothing: the place of a vertebra that is not given is held in the memory")
@@ -321,7 +328,10 @@ class _Walk:
         """Ask whether the prediction holds a second vertebra, if it may, and cut it off (see `is_leak`)."""
         vertebra = view.vertebra
         usual = usual_volume(self.column, vertebra.centre[2])
-        in_proportion = usual is not None and view.predicted < LEAK_VOLUME * usual
+        above = [each for each in self.column if each.centre[2] < vertebra.centre[2]][-2:]
+        leaked = any(LEAK in each.remarks for each in above)
+        most = LEAK_VOLUME_BELOW_LEAK if leaked else LEAK_VOLUME
+        in_proportion = usual is not None and view.predicted < most * usual
         if in_proportion or self._is_a_fragment(vertebra):
             return view
         before, part, self.looker.part = self.looker.calls, self.looker.part, "leak"

@@ -27,15 +27,21 @@ MOST_MISSING = 6
 #: Volume relative to the neighbours from which a prediction may hold two vertebrae. Adjacent ones differ
 #: by up to a third (L1 and T12, C2 and C3).
 LEAK_VOLUME = 1.25
+#: The same below a vertebra that leaked: what the network did once it does again.
+LEAK_VOLUME_BELOW_LEAK = 1.05
+#: A vertebra that the border cuts counts for its neighbours' volume above this share of the column's largest.
+_LEFT_OVER = 0.7
 #: Volume relative to the neighbours outside which a vertebra is remarked on, and is not taken in a gap.
 ODD_VOLUMES, TAKEN_VOLUMES = (0.5, 1.7), (0.3, 2.5)
 #: What a leak is asked for with: the upper share of a prediction's height, too little to hold anything of a
-#: second vertebra; then, if the network does not take that for one, the upper share of its voxels.
-_LEAK_HEIGHT, _LEAK_VOXELS = 0.3, 0.44
-#: A second vertebra is at least this share of the prediction, and what it leaves this share. The border between
-#: the two is not the flat one of the upper part: so much lies on its other sides. The first lies above the
-#: second, by this share of the height of both.
-_LEAK_LEAST, _LEAK_LEFT, _LEAK_UNEVEN, _LEAK_ABOVE = 0.15, 0.02, 0.04, 0.15
+#: second vertebra; then, if the network does not take that for one, upper shares of its voxels: nearly all
+#: of the first of two, and more than half of one with a small leak.
+_LEAK_HEIGHT, _LEAK_VOXELS = 0.3, (0.42, 0.52)
+#: A second vertebra is at least this share of the prediction, and what it leaves this share. The border
+#: between the two is not the flat one of the upper part: so much lies on its other sides. The first lies
+#: above the second, by this share of the height of both, or is solid in the last share of the prediction:
+#: where the border of a scan cuts a bent spine, the first may lie before the second.
+_LEAK_LEAST, _LEAK_LEFT, _LEAK_UNEVEN, _LEAK_ABOVE, _LEAK_SOLID = 0.15, 0.02, 0.02, 0.15, 0.2
 #: Share of the upper part from which on the network has given the same vertebra again.
 _LEAK_UPPER = 0.25
 #: Distance of neighbours where no others say it, in mm: as in the mid thorax.
@@ -65,12 +71,12 @@ def volume_voxels(vertebra: FoundVertebra) -> int:
 
 
 def usual_volume(column: Sequence[FoundVertebra], height: float) -> float | None:
-    """Give the volume that neighbours speak for: the mean of the two nearest, whole ones if there are any.
+    """Give the volume that neighbours speak for: the mean of the two nearest.
 
     Parameters
     ----------
     column : sequence of FoundVertebra
-        From the top down.
+        From the top down. What the border of the scan has left of a vertebra does not count.
     height : float
         Voxel index on the I axis; those above it are asked first, since the walk comes from there.
 
@@ -79,9 +85,10 @@ def usual_volume(column: Sequence[FoundVertebra], height: float) -> float | None
     float or None
         Voxels; None if there is no vertebra.
     """
-    whole = [each for each in column if not each.partial] or list(column)
-    above = [each for each in whole if each.centre[2] < height][-2:]
-    below = [each for each in whole if each.centre[2] >= height][:2]
+    largest = max((volume_voxels(each) for each in column), default=0)
+    counted = [each for each in column if not each.partial or volume_voxels(each) > _LEFT_OVER * largest]
+    above = [each for each in counted if each.centre[2] < height][-2:]
+    below = [each for each in counted if each.centre[2] >= height][:2]
     near = above or below
     return float(np.mean([volume_voxels(each) for each in near])) if near else None
 
@@ -200,11 +207,9 @@ def upper_parts(mask: np.ndarray) -> list[np.ndarray]:
     """
     voxels = np.cumsum(mask.sum(axis=(0, 1)))
     heights = np.flatnonzero(mask.any(axis=(0, 1)))
-    ends = (
-        heights[0] + max(1, round(_LEAK_HEIGHT * len(heights))),
-        int(np.searchsorted(voxels, _LEAK_VOXELS * voxels[-1])) + 1,
-    )
-    return [mask & (np.arange(mask.shape[2]) < end) for end in sorted(ends)]
+    shares = [int(np.searchsorted(voxels, share * voxels[-1])) for share in _LEAK_VOXELS]
+    ends = {heights[0] + max(1, round(_LEAK_HEIGHT * len(heights))), shares[0], shares[1] + 1}
+    return [mask & (np.arange(mask.shape[2]) < end) for end in sorted(ends) if end > heights[0]]
 
 
 def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_voxels: float) -> bool | None:
@@ -240,7 +245,10 @@ def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_vo
         np.count_nonzero(inside) >= _LEAK_LEAST * voxels
         and np.count_nonzero(left) >= max(least_voxels, _LEAK_LEFT * voxels)
         and in_upper + left_below >= _LEAK_UNEVEN * voxels
-        and _height_above(left, inside) >= _LEAK_ABOVE
+        and (
+            _height_above(left, inside) >= _LEAK_ABOVE
+            or np.count_nonzero(ndimage.binary_opening(left)) >= _LEAK_SOLID * voxels
+        )
     ):
         return True
     return None if in_upper > _LEAK_UPPER * np.count_nonzero(upper) else False
