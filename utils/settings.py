@@ -369,6 +369,8 @@ class InferenceSettings:
     """Most vertebrae in one scan."""
     min_volume_mm3: float = 1000.0
     """Smallest volume of a vertebra, in cubic millimetres; less counts as nothing found."""
+    trace: bool = False
+    """Write the steps of the walk beside the prediction (`<key>_trace.jsonl`, a JSON object a line)."""
     workers: int = 1
     """Processes that segment scans, each with networks of its own."""
     scheduler: str | None = None

@@ -155,6 +155,16 @@ def test_the_report_is_written_after_a_run_also_if_every_scan_was_done(tmp_path,
     assert fake.patches == patches  # the report alone is no reason to do a case again
     assert '<div class="key">sub-a</div>' in (out / "report.html").read_text(encoding="utf-8")
     assert capsys.readouterr().out.splitlines()[-1] == f"{out / 'report.html'}: open it in a browser."
+def test_the_steps_of_the_walk_are_written_where_asked(tmp_path, fake):
+    scan = write_column(tmp_path / "sub-a_ct.nii.gz")
+    assert infer(settings_for(scan, output=tmp_path / "plain")) == 0
+    assert not list((tmp_path / "plain").rglob("*.jsonl"))
+    fake.patches = 0
+    assert infer(settings_for(scan, output=tmp_path / "told", trace=True)) == 0
+    (path,) = (tmp_path / "told").rglob("sub-a_trace.jsonl")
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sum(step["words"] == "accepted" for step in steps) == 6
+    assert max(step["call"] or 0 for step in steps) == fake.patches
 
 
 def test_bad_scans_are_named_and_do_not_stop_the_folder(tmp_path, fake, capsys):
@@ -231,6 +241,7 @@ def test_the_preset_of_the_network_decides_about_the_end():
     assert FakeNetworks().networks("paper").walk["end_rule"] == "absolute"
     assert FakeNetworks().networks("full").walk["end_rule"] == "relative"
     assert FakeNetworks().networks("small").walk["end_rule"] == "relative"
+    assert [FakeNetworks().networks(p).walk["robust"] for p in ("paper", "small")] == [False, True]
 
 
 # Reading ahead

@@ -30,7 +30,7 @@ from utils.imaging.volume import (
 from utils.prediction.exports import EXPORTS
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
 from utils.prediction.snapshot import snapshot_figure
-from utils.prediction.traverse import FoundVertebra
+from utils.prediction.traverse import FoundVertebra, WalkStep
 from utils.verse.cases import subject_of
 from utils.verse.labels import MAX_RANK, T13_CODE, code_of_name, code_of_rank, name_of_code, rank_of_code
 
@@ -48,6 +48,8 @@ TABLE_SUFFIX = "_vertebrae.csv"
 CENTROIDS_SUFFIX = "_seg-vb_ctd.json"
 SNAPSHOT_SUFFIX = "_seg-vert_snp.png"
 MASK_SUFFIX = "_seg-vert_msk.nii.gz"
+#: Written only if asked for (`InferenceSettings.trace`).
+TRACE_SUFFIX = "_trace.jsonl"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class CasePrediction:
         What the prediction was made with.
     quality : CaseQuality, optional
         What is known about it beside its table.
+    trace : tuple of WalkStep
+        The steps of the walk, if they are to be written.
     """
 
     key: str
@@ -113,6 +117,7 @@ class CasePrediction:
     table: tuple[dict[str, Any], ...]
     settings: dict[str, Any]
     quality: CaseQuality | None = None
+    trace: tuple[WalkStep, ...] = ()
 
 
 def from_the_top_down(vertebrae: Sequence[FoundVertebra]) -> list[FoundVertebra]:
@@ -303,6 +308,9 @@ def write_case(prediction: CasePrediction, output: Path, *, formats: Sequence[st
         _write_table(temporary, prediction.table)
     if prediction.quality is not None:
         write_quality(path(QUALITY_SUFFIX), prediction.quality)
+    if prediction.trace:
+        with written_whole(path(TRACE_SUFFIX)) as temporary:
+            temporary.write_text("".join(json.dumps(step.as_json()) + "\n" for step in prediction.trace))
     write_centroids(path(CENTROIDS_SUFFIX), points, prediction.labels.grid, source="mask")
     title = f"{prediction.key}: {len(names)} vertebrae" + _remark(prediction.numbering)
     figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)

@@ -36,7 +36,7 @@ from utils.prediction.locate import PredictHeat, locate_spine
 from utils.prediction.quality import HU_DOUBT, NOTHING_FOUND, OTHER, CaseQuality, Remark, case_remarks
 from utils.prediction.report import write_report
 from utils.prediction.scans import Scan, find_scans, scan_identity
-from utils.prediction.traverse import FoundVertebra, PredictPatch, WalkSettings, walk
+from utils.prediction.traverse import FoundVertebra, PredictPatch, WalkSettings, WalkStep, walk
 from utils.settings import InferenceSettings, settings_as_json, worker_count
 
 if TYPE_CHECKING:
@@ -93,9 +93,11 @@ class Networks:
 
     @property
     def walk(self) -> dict[str, Any]:
-        """What the networks fix of a walk; `paper` ends it at an absolute heat, as published."""
-        end_rule = "absolute" if self.preset == "paper" else "relative"
-        return {"patch_voxels": self.patch_voxels, "spacing_mm": self.spacing_mm, "end_rule": end_rule}
+        """What the networks fix of a walk; `paper` walks as published and ends at an absolute heat."""
+        is_published = self.preset == "paper"
+        end_rule = "absolute" if is_published else "relative"
+        fixed = {"patch_voxels": self.patch_voxels, "spacing_mm": self.spacing_mm}
+        return {**fixed, "end_rule": end_rule, "robust": not is_published}
 
 
 def infer(settings: InferenceSettings) -> int:
@@ -304,7 +306,9 @@ def walk_settings(settings: InferenceSettings, **of_networks: Any) -> WalkSettin
     )
 
 
-def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[list[FoundVertebra], np.ndarray]:
+def segment(
+    ct: Volume, networks: Networks, settings: WalkSettings
+) -> tuple[list[FoundVertebra], np.ndarray, tuple[WalkStep, ...]]:
     """Find the vertebrae of a scan.
 
     Parameters
@@ -322,12 +326,14 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[lis
         From the top down.
     affine : np.ndarray (4, 4)
         Affine of the working grid, which they lie on.
+    trace : tuple of WalkStep
+        Every step of the walk.
     """
     working = working_ct(ct, networks.spacing_mm)
     heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
     normalised = Volume(normalise_hu(working.data), working.affine)
     found = walk(normalised, heat, networks.patch, settings=settings)
-    return from_the_top_down(found.vertebrae), working.affine
+    return from_the_top_down(found.vertebrae), working.affine, found.trace
 
 
 def predict_case(
@@ -363,7 +369,7 @@ def predict_case(
     doubt = hu_doubt(ct)
     patch = _Counted(networks.patch)
     counting = dataclasses.replace(networks, patch=patch)
-    vertebrae, affine = segment(ct, counting, walk_settings(settings, **networks.walk))
+    vertebrae, affine, trace = segment(ct, counting, walk_settings(settings, **networks.walk))
     numbering = number_vertebrae(len(vertebrae), settings.first_label)
     native = native_vertebrae(vertebrae, affine, ct.grid, codes=numbering.codes)
     table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
@@ -382,7 +388,8 @@ def predict_case(
         network_calls=patch.calls,
         warnings=case_remarks(table, [Remark(kind, None, text) for kind, text in doubts.items() if text]),
     )
-    prediction = CasePrediction(scan.key, ct, native.labels, numbering, tuple(table), record, quality)
+    kept = trace if settings.trace else ()
+    prediction = CasePrediction(scan.key, ct, native.labels, numbering, tuple(table), record, quality, kept)
     return prediction, "; ".join(filter(None, doubts.values()))
 
 

@@ -47,6 +47,8 @@ from scipy import ndimage
 from utils.imaging.volume import Volume, transform_points
 from utils.prediction.locate import point_below, top_of_spine
 from utils.prediction.walk_checks import (
+    FIRST_LEAK_SHARE,
+    LEAK_SHARE,
     LEAK_VOLUME,
     LEAK_VOLUME_BELOW_LEAK,
     TAKEN_VOLUMES,
@@ -95,7 +97,7 @@ MOST_GROWTH, MOST_DISTANCE_MM = 1.25, 45.0
 #: if they are at least this share of the other.
 GIVEN_BACK_FROM, GIVEN_BACK_LEAST = 1.05, 0.05
 #: What is held in the memory for a vertebra is the one above with this margin.
-HELD_MARGIN_MM = 2.0
+HELD_MARGIN_MM = 4.0
 #: Share of its neighbours' volume that a piece cut by the patch must have to be taken as it is.
 LEAST_PIECE = 0.6
 #: Heat must rise by this factor below a gap of the heatmap.
@@ -331,14 +333,17 @@ class _Walk:
         above = [each for each in self.column if each.centre[2] < vertebra.centre[2]][-2:]
         leaked = any(LEAK in each.remarks for each in above)
         most = LEAK_VOLUME_BELOW_LEAK if leaked else LEAK_VOLUME
-        in_proportion = usual is not None and view.predicted < most * usual
+        in_proportion = usual is not None and volume_voxels(vertebra) < most * usual
         if in_proportion or self._is_a_fragment(vertebra):
             return view
+        share = FIRST_LEAK_SHARE if usual is None else LEAK_SHARE
         before, part, self.looker.part = self.looker.calls, self.looker.part, "leak"
         cut = vertebra
         for upper in upper_parts(vertebra.mask):
             answer = self._answer_knowing(view, memory, upper)
-            verdict = is_leak(vertebra.mask, upper, answer, least_voxels=self._least_voxels)
+            verdict = is_leak(
+                vertebra.mask, upper, answer, least_voxels=self._least_voxels, least_share=share
+            )
             if verdict:
                 cut = self._cut(vertebra, answer)
             if verdict is not None:
@@ -431,8 +436,9 @@ class _Walk:
             heights = vertebra.begin[2] + np.flatnonzero(vertebra.mask.any(axis=(0, 1)))
             covered.append((heights[0] - usual / 2, heights[-1] + usual / 2))
         if of_looks:
-            quarter = self.settings.patch_voxels / 4
-            covered += [(height - quarter, height + quarter) for height in self.in_vain]
+            # Downwards less: what lies there may have been hidden by what the patch showed above it.
+            above, below = self.settings.patch_voxels / 4, self.settings.patch_voxels / 8
+            covered += [(height - above, height + below) for height in self.in_vain]
         hot = self.profile >= self._heat_of_spine(self.heights)
         return uncovered_runs(hot, self.heights, covered, least=usual)
 

@@ -37,11 +37,14 @@ ODD_VOLUMES, TAKEN_VOLUMES = (0.5, 1.7), (0.3, 2.5)
 #: second vertebra; then, if the network does not take that for one, upper shares of its voxels: nearly all
 #: of the first of two, and more than half of one with a small leak.
 _LEAK_HEIGHT, _LEAK_VOXELS = 0.3, (0.42, 0.52)
-#: A second vertebra is at least this share of the prediction, and what it leaves this share. The border
-#: between the two is not the flat one of the upper part: so much lies on its other sides. The first lies
-#: above the second, by this share of the height of both, or is solid in the last share of the prediction:
-#: where the border of a scan cuts a bent spine, the first may lie before the second.
-_LEAK_LEAST, _LEAK_LEFT, _LEAK_UNEVEN, _LEAK_ABOVE, _LEAK_SOLID = 0.15, 0.02, 0.02, 0.15, 0.2
+#: A second vertebra is at least this share of a prediction. Less may be the second leaking into the first: it
+#: must be more where no neighbours speak against a prediction.
+LEAK_SHARE, FIRST_LEAK_SHARE = 0.15, 0.24
+#: What the second vertebra leaves is at least this share of the prediction. The border between the two is not
+#: the flat one of the upper part: so much lies on its other sides. The first lies above the second, by this
+#: share of the height of both, or is solid in the last share of the prediction: where the border of a scan
+#: cuts a bent spine, the first may lie before the second.
+_LEAK_LEFT, _LEAK_UNEVEN, _LEAK_ABOVE, _LEAK_SOLID = 0.02, 0.02, 0.15, 0.2
 #: Share of the upper part from which on the network has given the same vertebra again.
 _LEAK_UPPER = 0.25
 #: Distance of neighbours where no others say it, in mm: as in the mid thorax.
@@ -212,7 +215,9 @@ def upper_parts(mask: np.ndarray) -> list[np.ndarray]:
     return [mask & (np.arange(mask.shape[2]) < end) for end in sorted(ends) if end > heights[0]]
 
 
-def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_voxels: float) -> bool | None:
+def is_leak(
+    mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_voxels: float, least_share: float
+) -> bool | None:
     """Tell from the network's answer whether a prediction holds a second vertebra.
 
     The upper part of the prediction goes into the memory, and the network is asked for the next one. Below
@@ -230,6 +235,9 @@ def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_vo
         What the network gave then, in the same box.
     least_voxels : float
         Volume of the smallest vertebra.
+    least_share : float
+        Least share of the prediction that the second vertebra has: `LEAK_SHARE` or, where no neighbour says
+        that the prediction is too large, `FIRST_LEAK_SHARE`.
 
     Returns
     -------
@@ -242,7 +250,7 @@ def is_leak(mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_vo
     # Opened: where two answers merely differ at the surface, nothing is left.
     left_below = np.count_nonzero(ndimage.binary_opening(left & ~upper))
     if (
-        np.count_nonzero(inside) >= _LEAK_LEAST * voxels
+        np.count_nonzero(inside) >= least_share * voxels
         and np.count_nonzero(left) >= max(least_voxels, _LEAK_LEFT * voxels)
         and in_upper + left_below >= _LEAK_UNEVEN * voxels
         and (
