@@ -269,10 +269,10 @@ def test_spine_that_the_walk_did_not_reach_is_started_in_again(heat):
 
     settings = dataclasses.replace(SMALL, max_steps_down=0, max_held=0)
     result = walk(column(), heat, halting, settings=settings)
-    expected = np.array([0, 1, 2, 0, 3, 4, 5])[column().data.astype(int)]  # the third is out of reach
+    expected = column().data
+    expected[:, :, 31][expected[:, :, 31] == 3] = 0  # only with that slice does a patch show the second
     np.testing.assert_array_equal(result.labels.data, expected)
-    assert all("second start" in v.remarks for v in result.vertebrae[2:])
-    assert "gap above" in result.vertebrae[2].remarks
+    assert ["second start" in v.remarks for v in result.vertebrae] == [False, False, True, True, True, True]
     published = dataclasses.replace(settings, robust=False)
     assert len(walk(column(), heat, halting, settings=published).vertebrae) == 2
 
