@@ -155,6 +155,8 @@ def test_the_report_is_written_after_a_run_also_if_every_scan_was_done(tmp_path,
     assert fake.patches == patches  # the report alone is no reason to do a case again
     assert '<div class="key">sub-a</div>' in (out / "report.html").read_text(encoding="utf-8")
     assert capsys.readouterr().out.splitlines()[-1] == f"{out / 'report.html'}: open it in a browser."
+
+
 def test_the_steps_of_the_walk_are_written_where_asked(tmp_path, fake):
     scan = write_column(tmp_path / "sub-a_ct.nii.gz")
     assert infer(settings_for(scan, output=tmp_path / "plain")) == 0
