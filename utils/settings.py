@@ -198,6 +198,19 @@ SMALL_AUGMENTATION = AugmentationSettings(
     rotation_degrees=10.0,
 )
 
+#: Narrow ranges for the labelling network: how the sizes of a vertebra compare is what tells its level.
+LABELLING_AUGMENTATION = AugmentationSettings(
+    gain=(0.9, 1.1),
+    offset=(-0.05, 0.05),
+    zoom_p=(0.93, 1.07),
+    zoom_r=(0.93, 1.07),
+    zoom_i=(0.93, 1.07),
+    rotation_degrees=10.0,
+    noise_sigma=(0.001, 0.02),
+    blur_probability=0.5,
+    blur_sigma_mm=(0.5, 1.5),
+)
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -310,6 +323,47 @@ class SegmentationTrainingSettings(RunSettings):
 
 
 @dataclass(frozen=True)
+class LabellingTrainingSettings(RunSettings):
+    """Train the network that tells the level of one segmented vertebra, and whether the scan cuts it."""
+
+    work_dir: Path = Path("work")
+    """Folder with `segmentation/`; receives `models/labelling`."""
+    preset: Preset = "full"
+    """Set of defaults that the other options start from."""
+    filters: tuple[int, ...] = (16, 32, 64, 96)
+    """Filters a level of the classifier; each level halves the resolution."""
+    patch_voxels: tuple[int, int, int] = (40, 44, 72)
+    """Shape of the patch (P, R, I) in voxels of 2 mm: ribs beside the vertebra, and the skull or the sacrum
+    from two or three vertebrae away."""
+    rank_smoothing: float = 0.1
+    """Part of a target's probability that goes to the levels next to it."""
+    not_a_vertebra_share: float = 0.1
+    """Share of examples whose mask is no vertebra: blobs, fragments, halves of two, pieces of other bones."""
+    cut_share: float = 0.2
+    """Share of examples whose vertebra is cut by the field of view."""
+    dropout: float = 0.3
+    """Dropout before the last layers."""
+    augmentation: AugmentationSettings = LABELLING_AUGMENTATION
+    """Random transformations of the training patches."""
+    epochs: int = 60
+    """Epochs to train."""
+    examples_per_epoch: int = 0
+    """Examples in an epoch; 0 takes every vertebra as often as the levels' balance asks for."""
+    batch_size: int = 8
+    """Examples a step and replica."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    final_learning_rate: float = 1e-5
+    """Learning rate that a cosine reaches in the last epoch."""
+    norm_momentum: float = 0.99
+    """Momentum of the batch normalisation's moving statistics."""
+    validate_every: int = 1
+    """Epochs between two validations."""
+    seed: int = 0
+    """Seed of weights and examples."""
+
+
+@dataclass(frozen=True)
 class DistillationSettings(RunSettings):
     """Train small segmentation networks, alone and with the trained one as their teacher, and compare them.
 
@@ -359,8 +413,15 @@ class InferenceSettings:
     """Directory of the segmentation network; by default work_dir/models/segmentation."""
     heatmap_model: Path | None = None
     """Directory of the heatmap network; by default work_dir/models/heatmap."""
+    labelling_model: Path | None = None
+    """Directory of the labelling network; by default the one beside the segmentation network, or
+    work_dir/models/labelling. Without any, vertebrae are counted from 1."""
     first_label: str | None = None
-    """Level of the top-most vertebra, such as L1; without it vertebrae are counted from 1."""
+    """Level of the top-most vertebra, such as L1; the others follow from it."""
+    fix: tuple[str, ...] = ()
+    """Levels that are known, such as 3=T12: the third vertebra from the top is T12. The others follow."""
+    relabel: bool = False
+    """Change the labels of predictions that are there already, without segmenting again."""
     heat_threshold: float = 0.3
     """Heat at which the spine begins."""
     max_steps: int = 10
@@ -444,6 +505,14 @@ PRESETS: dict[str, dict[type, dict[str, Any]]] = {
             "learning_rate": 2e-3,
             "final_learning_rate": 1e-4,
             "norm_momentum": 0.9,
+        },
+        # Some ten thousand patches: a quarter of an hour on two cores.
+        LabellingTrainingSettings: {
+            "filters": (12, 24, 48, 64),
+            "epochs": 12,
+            "examples_per_epoch": 800,
+            "learning_rate": 2e-3,
+            "norm_momentum": 0.95,
         },
         # The segmentation network of this preset has the size of the others' student.
         DistillationSettings: {"filters": (4, 8, 16, 32)},

@@ -19,11 +19,13 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.centroids import read_centroids
-from utils.imaging.volume import open_memory_map
+from utils.imaging.volume import Volume, open_memory_map
 from utils.learning import augment
 from utils.learning.heatmap import draw_heatmap_example
+from utils.learning.labelling import labelling_example, on_labelling_grid
 from utils.learning.vertebrae import Target, block_length, block_of_patch, draw_kind, draw_patch
-from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
+from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
+from utils.verse.labels import ranks_of_mask
 
 #: A function (epoch, part) -> tf.data.Dataset; without a part it gives all of the epoch to one device.
 EpochDataset = Callable[..., tf.data.Dataset]
@@ -74,6 +76,7 @@ class SegmentationData:
     folder: Path
     vertebrae: tuple[Vertebra, ...]
     _targets: dict[tuple[str, int], Target] = field(default_factory=dict, repr=False, compare=False)
+    _at_2_mm: dict[str, tuple[Volume, Volume]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def scans(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -94,6 +97,15 @@ class SegmentationData:
         for vertebra in sorted(self.vertebrae, key=lambda v: (v.case, v.rank)):
             columns.setdefault(vertebra.case, []).append(vertebra)
         return columns
+
+    def labelling_scan(self, case: str) -> tuple[Volume, Volume]:
+        """Give CT (HU) and ranks of a case on the labelling grid; resampled once where its own is finer."""
+        if case not in self._at_2_mm:
+            ct, mask = (open_memory_map(self.folder / f"{case}_{kind}.nii") for kind in ("ct", "msk"))
+            ct, codes = on_labelling_grid(ct, mask)
+            ranks = Volume(ranks_of_mask(np.asarray(codes.data)), codes.affine)
+            self._at_2_mm[case] = Volume(np.asarray(np.rint(ct.data), np.int16), ct.affine), ranks
+        return self._at_2_mm[case]
 
     def target(self, vertebra: Vertebra) -> Target:
         """Look a vertebra's voxels up in its mask, once; `ValueError` if it has none there."""
@@ -304,6 +316,37 @@ def segmentation_dataset(
     return _epoch_dataset(items, (example, collate_blocks), settings, training=training)
 
 
+def labelling_dataset(
+    data: SegmentationData, settings: LabellingTrainingSettings, *, training: bool
+) -> EpochDataset:
+    """Give the function from an epoch to its dataset of batches for `labelling_batch_builder`.
+
+    Parameters
+    ----------
+    data : SegmentationData
+        A prepared split.
+    settings : LabellingTrainingSettings
+        Patches, augmentation, batch size and seed.
+    training : bool
+        False shows every vertebra once, in order, as it is.
+
+    Returns
+    -------
+    callable (epoch, part=None) to tf.data.Dataset
+        Batches, all of one length, of what `labelling_example` gives, and "weight" float32 (batch,).
+    """
+
+    def example(item: int, generator: np.random.Generator | None) -> Example:
+        vertebra = data.vertebrae[item]
+        ct, ranks = data.labelling_scan(vertebra.case)
+        return labelling_example((ct.data, ranks.data), vertebra.rank, generator, settings=settings)
+
+    items = np.arange(len(data.vertebrae))
+    if training:
+        items = balanced_positions([v.rank for v in data.vertebrae], settings.seed)
+    return _epoch_dataset(items, (example, collate), settings, training=training)
+
+
 def segmentation_example(
     data: SegmentationData,
     item: int,
@@ -434,7 +477,7 @@ def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.nd
 def _epoch_dataset(
     items: np.ndarray,
     how: tuple[Callable[[int, np.random.Generator | None], Example], Callable[[list[Example]], Example]],
-    settings: HeatmapTrainingSettings | SegmentationTrainingSettings,
+    settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
     *,
     training: bool,
 ) -> EpochDataset:
@@ -511,7 +554,9 @@ def _signature(batch: Example, batch_size: int) -> dict[str, tf.TensorSpec]:
     }
 
 
-def examples_in_epoch(data: SegmentationData, settings: SegmentationTrainingSettings) -> int:
+def examples_in_epoch(
+    data: SegmentationData, settings: SegmentationTrainingSettings | LabellingTrainingSettings
+) -> int:
     """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
     balanced = balanced_positions([v.rank for v in data.vertebrae], settings.seed)
     return settings.examples_per_epoch or len(balanced)

@@ -1,4 +1,4 @@
-"""The two trainings: prepared data in, a model directory out.
+"""The trainings: prepared data in, a model directory out.
 
 Each reads what pre-processing left, builds its network, and hands both to the project's one training
 loop (`ML_3D_Unet.utils.train.Trainer`). A model directory holds `best.keras`, `last.keras`,
@@ -17,12 +17,13 @@ from typing import Any
 import tensorflow as tf
 
 from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
-from utils.learning import datasets, losses, models, panels, runtime
+from utils.learning import datasets, labelling, losses, models, panels, runtime
 from utils.learning.heatmap import heatmap_batch_builder
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import (
     HeatmapTrainingSettings,
+    LabellingTrainingSettings,
     RunSettings,
     SegmentationTrainingSettings,
     load_settings,
@@ -262,6 +263,54 @@ def segmentation_arguments(
         "EPOCHS": settings.epochs,
         "save_step": settings.validate_every,
     }
+
+
+def fit_labelling_network(
+    settings: LabellingTrainingSettings, chosen: Runtime
+) -> tuple[list[str], datasets.SegmentationData]:
+    """Train the labelling network on `work_dir/segmentation`, into `work_dir/models/labelling`.
+
+    Parameters
+    ----------
+    settings : LabellingTrainingSettings
+        All of the training.
+    chosen : Runtime
+        What it runs on.
+
+    Returns
+    -------
+    bad : list of str
+        A line for every bad case.
+    held_out : SegmentationData
+        The validation split, which the temperature of the votes is fitted on.
+    """
+    source, directory = settings.work_dir / "segmentation", settings.work_dir / "models" / "labelling"
+    prepared_facts(source, settings.preset, ("spacing_mm",))
+    data, bad = datasets.read_segmentation_data(source / "training").without_bad_cases()
+    held_out, bad_held_out = datasets.read_segmentation_data(source / "validation").without_bad_cases()
+    bad = named([*bad, *bad_held_out], chosen)
+    expect_cases(data.vertebrae, source / "training")
+    with chosen.strategy.scope():
+        network = labelling.build_labelling_network(settings, replicas=chosen.replicas)
+        claim_directory(settings, directory, {"spacing_mm": labelling.SPACING_MM}, chosen)
+        trainer = Trainer(
+            network,
+            model_dir=directory,
+            prepare=labelling.labelling_batch_builder,
+            **trainer_keywords(settings, chosen),
+        )
+    has_validation = bool(held_out.vertebrae)
+    trainer.train(
+        datasets.labelling_dataset(data, settings, training=True),
+        datasets.labelling_dataset(held_out, settings, training=False) if has_validation else None,
+        train_size=datasets.examples_in_epoch(data, settings),
+        validation_size=len(held_out.vertebrae) or None,
+        loss_fn=labelling.labelling_loss(settings.rank_smoothing),
+        accuracy_fn=labelling.level_accuracy,
+        EPOCHS=settings.epochs,
+        save_step=settings.validate_every,
+    )
+    return bad, held_out
 
 
 def named(bad: list[str], chosen: Runtime) -> list[str]:

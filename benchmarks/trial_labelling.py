@@ -1,0 +1,137 @@
+"""Trial of the anatomical labels on held-out phantoms: identification, second sequences, calibration.
+
+Generates phantoms of chosen variants (L6, T13, T12 absent, none) and fields of view: every other one ends at
+C1 or at the sacrum, the rest shows neither. The variants are not forced upon a subject, but subjects that
+have them are looked for, so that all else about them stays natural.
+
+Reads   WORK/models/labelling (from train_labelling.py), with --predictions masks from infer.py
+Writes  DATA, a VerSe tree; what is there already is kept
+
+    python -m benchmarks.trial_labelling --data heldout --cases 40 --seed 977 --work-dir work
+
+With --generate the data are written and nothing is labelled: with --split training and another seed, more
+phantoms of rare variants to train on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.imaging.centroids import Centroids, write_centroids
+from utils.imaging.volume import Volume, write_volume
+from utils.verse.labels import code_of_name
+from utils.verse.phantom import draw_anatomy, make_phantom
+
+#: Variants in the order in which the cases take them: of eight cases one or two each are rare.
+VARIANTS = ("L6", "none", "T13", "none", "none", "no T12", "none", "L6", "none", "T13", "no T12", "none")
+STYLES = ("2019", "2020-ax", "2019", "2020-sag")
+FOLDERS = {
+    "training": "VerSe20/dataset-01training",
+    "validation": "VerSe20/dataset-02validation",
+    "test": "VerSe20/dataset-03test",
+}
+LEAST_LENGTH, MOST_LENGTH = 4, 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One phantom to generate: who, in which style, and which vertebrae are seen whole."""
+
+    key: str
+    seed: int
+    subject: int
+    style: str
+    whole: tuple[int, int]
+
+
+def variant_of(codes: tuple[int, ...]) -> str:
+    """Give the variant of a spine: "T13", "no T12", "L6" (also with another) or "none"."""
+    names = {"T13": code_of_name("T13") in codes, "no T12": code_of_name("T12") not in codes}
+    return next((name for name, has in names.items() if has), "L6" if code_of_name("L6") in codes else "none")
+
+
+def stretch_of(codes: tuple[int, ...], variant: str, position: int, rng: np.random.Generator) -> tuple:
+    """Draw the first and the last vertebra to be seen: with an end of the spine, or in its middle."""
+    count, total = int(rng.integers(LEAST_LENGTH, MOST_LENGTH + 1)), len(codes)
+    if position % 2 == 0:
+        at_the_top = variant == "none" and position % 4 == 0
+        start = 0 if at_the_top else total - count
+    else:
+        # From C3 on; down to the last but two, so that the sacrum stays below the field of view.
+        start = int(rng.integers(2, total - 2 - count + 1))
+        if variant != "none":  # what is rare lies at the lower end of the thorax
+            start = int(np.clip(rng.integers(14, 18), 2, total - 2 - count))
+    return codes[start], codes[start + count - 1]
+
+
+def plan(cases: int, seed: int) -> list[Case]:
+    """Choose the subjects of a data set; the first cases stay the same if more are asked for."""
+    waiting: dict[str, list[tuple[int, tuple[int, ...]]]] = {name: [] for name in VARIANTS}
+    subjects = itertools.count()
+    planned = []
+    for position in range(cases):
+        variant = VARIANTS[position % len(VARIANTS)]
+        while not waiting[variant]:
+            subject = next(subjects)
+            anatomy = draw_anatomy(np.random.default_rng([seed, subject]))
+            codes = tuple(vertebra.code for vertebra in anatomy.vertebrae)
+            waiting[variant_of(codes)].append((subject, codes))
+        subject, codes = waiting[variant].pop(0)
+        whole = stretch_of(codes, variant, position, np.random.default_rng([seed, position, 11]))
+        style = STYLES[position // 2 % len(STYLES)]
+        planned.append(Case(f"sub-verse{seed:04d}{position:03d}", seed, subject, style, whole))
+    return planned
+
+
+def write_phantom(case: Case, folder: Path) -> str:
+    """Generate one case as a VerSe data set holds it, if it is not there."""
+    raw, derived = (folder / kind / case.key for kind in ("rawdata", "derivatives"))
+    ct_path = raw / f"{case.key}_ct.nii.gz"
+    if not ct_path.is_file():
+        phantom = make_phantom(case.seed, subject=case.subject, style=case.style, whole=case.whole)
+        mask = Volume(phantom.mask, phantom.affine)
+        codes = tuple(code for code, _ in phantom.points)
+        points = Centroids(codes, np.array([point for _, point in phantom.points]))
+        write_volume(derived / f"{case.key}_seg-vert_msk.nii.gz", mask)
+        write_centroids(derived / f"{case.key}_seg-vb_ctd.json", points, mask.grid)
+        write_volume(ct_path, Volume(phantom.ct, phantom.affine))
+    return case.key
+
+
+def generate(cases: list[Case], folder: Path, workers: int) -> None:
+    """Generate all cases that are missing, in processes."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        done = pool.map(write_phantom, cases, itertools.repeat(folder))
+        list(tqdm(done, total=len(cases), desc="phantoms", unit="scan"))
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the phantoms")
+    parser.add_argument("--cases", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=977)
+    parser.add_argument("--split", choices=sorted(FOLDERS), default="test")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--generate", action="store_true", help="write the phantoms, label nothing")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Generate, label, print."""
+    options = arguments()
+    generate(plan(options.cases, options.seed), options.data / FOLDERS[options.split], options.workers)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
