@@ -426,7 +426,7 @@ def draw_no_vertebra(
     this = numbers == rank
     if not this.any():
         return this
-    middle = np.mean(np.nonzero(this), axis=1)
+    middle = np.argwhere(this).mean(axis=0)
     if LEVEL_NAMES[rank - 1] in ("L5", "L6") and not (numbers > rank).any() and generator.random() < 0.6:
         return _sacrum_below(image, numbers, rank, generator)
     kind = generator.choice(["halves", "fragment", "blob", "bone"], p=(0.35, 0.25, 0.2, 0.2))
@@ -436,7 +436,7 @@ def draw_no_vertebra(
         place = generator.choice(np.argwhere(this))
         return this & _ellipsoid(image.shape, place, generator.uniform(3, 6, 3))
     side = generator.choice([-1, 1]) * generator.uniform(14, 22)
-    place = middle + [generator.uniform(-8, 10), side, generator.uniform(-12, 12)]
+    place = middle + np.array([generator.uniform(-8, 10), side, generator.uniform(-12, 12)])
     ball = _ellipsoid(image.shape, place, generator.uniform(5, 11, 3)) & (numbers == 0) & (image > AIR)
     return ball & (image > 130) if kind == "bone" else ball
 
@@ -457,9 +457,8 @@ def _sacrum_below(
 ) -> np.ndarray:
     """Give a piece of the bone under the last lumbar vertebra."""
     voxels = np.argwhere(numbers == rank)
-    low = voxels[:, 2].max() - 3
-    place = voxels.mean(axis=0) + [generator.uniform(-2, 8), generator.uniform(-3, 3), 0]
-    place[2] = low + generator.uniform(3, 12)
+    place = voxels.mean(axis=0) + generator.uniform((-2, -3, 0), (8, 3, 0))
+    place[2] = voxels[:, 2].max() + generator.uniform(0, 9)
     ball = _ellipsoid(image.shape, place, generator.uniform((8, 10, 7), (14, 20, 12)))
     return ndimage.binary_closing(ball & (image > 100) & (numbers == 0), _BALL) & (numbers == 0)
 
