@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage
 
-from utils.imaging.volume import Volume, resample_labels, transform_points, working_ct, working_grid
+from utils.imaging.volume import Grid, Volume, resample_labels, transform_points, working_ct, working_grid
 from utils.learning import augment
 from utils.settings import HU_RANGE, LabellingTrainingSettings
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK
@@ -69,7 +69,7 @@ def on_labelling_grid(ct: Volume, labels: Volume) -> tuple[Volume, Volume]:
     ct : Volume
         CT in HU, on its native or any working grid.
     labels : Volume of uint8
-        Vertebrae, by any numbers; on the same grid.
+        Vertebrae, by any numbers, on any grid with parallel axes.
 
     Returns
     -------
@@ -77,9 +77,13 @@ def on_labelling_grid(ct: Volume, labels: Volume) -> tuple[Volume, Volume]:
         Axes (P, R, I), 2 mm; as they are if they lie on such a grid.
     """
     grid = working_grid(ct.grid, SPACING_MM)
-    if grid.shape == ct.shape and np.allclose(grid.affine, ct.affine, atol=1e-4):
-        return ct, labels
-    return working_ct(ct, SPACING_MM, grid=grid), resample_labels(labels, grid)
+    if not _lies_on(ct, grid):
+        ct = working_ct(ct, SPACING_MM, grid=grid)
+    return ct, labels if _lies_on(labels, grid) else resample_labels(labels, grid)
+
+
+def _lies_on(volume: Volume, grid: Grid) -> bool:
+    return volume.shape == grid.shape and np.allclose(volume.affine, grid.affine, atol=1e-4)
 
 
 def sampled(
@@ -164,7 +168,7 @@ def vertebra_votes(
     ct : Volume
         CT in HU on any grid.
     labels : Volume of uint8
-        Numbers of the vertebrae, on the same grid.
+        Numbers of the vertebrae, on any grid with parallel axes.
     numbers : sequence of int
         The vertebrae, from the top down.
     predict : callable
@@ -500,6 +504,16 @@ def build_labelling_network(settings: LabellingTrainingSettings, *, replicas: in
     x = layers.Dense(settings.filters[-1], activation="relu")(x)
     outputs = layers.Dense(CLASSES + 1, dtype="float32", name="output")(x)
     return keras.Model(inputs, outputs, name="labelling")
+
+
+def level_function(network: keras.Model) -> PredictLevel:
+    """Give a trained network as a function on one patch, traced once for its one shape."""
+
+    @tf.function(input_signature=[tf.TensorSpec((1, *network.input_shape[1:]), tf.float32)])
+    def forward(batch: tf.Tensor) -> tf.Tensor:
+        return network(batch, training=False)
+
+    return lambda patch: forward(tf.constant(patch[None], tf.float32)).numpy()[0]
 
 
 def smoothed_targets(smoothing: float) -> np.ndarray:

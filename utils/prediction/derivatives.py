@@ -28,6 +28,7 @@ from utils.imaging.volume import (
     write_volume,
 )
 from utils.prediction.exports import EXPORTS
+from utils.prediction.identify import Identification
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
 from utils.prediction.snapshot import snapshot_figure
 from utils.prediction.traverse import FoundVertebra, WalkStep
@@ -38,6 +39,7 @@ from utils.verse.labels import MAX_RANK, T13_CODE, code_of_name, code_of_rank, n
 TABLE_COLUMNS = (
     *("case", "label", "name", "numbering", "volume_mm3", "mean_hu"),
     *("centre_x", "centre_y", "centre_z", "steps", "converged", "mean_probability"),
+    *("label_probability", "complete_probability"),
 )
 COUNT = "count"
 ANATOMICAL = "anatomical"
@@ -62,10 +64,16 @@ class Numbering:
         Labels in the mask; fewer than there are vertebrae if the levels end before them.
     kind : str
         `COUNT` (1 for the top-most vertebra found) or `ANATOMICAL` (VerSe codes).
+    label_probabilities : tuple of float
+        Of each label; empty where no network decided.
+    complete_probabilities : tuple of float
+        Of the field of view not cutting each vertebra; empty where no network decided.
     """
 
     codes: tuple[int, ...]
     kind: str
+    label_probabilities: tuple[float, ...] = ()
+    complete_probabilities: tuple[float, ...] = ()
 
     def name(self, code: int) -> str:
         """Give the name of a label: its level, or its number where vertebrae are only counted."""
@@ -108,6 +116,8 @@ class CasePrediction:
         What is known about it beside its table.
     trace : tuple of WalkStep
         The steps of the walk, if they are to be written.
+    identification : Identification, optional
+        How the levels were decided, with the second sequence; None where vertebrae are only counted.
     """
 
     key: str
@@ -118,6 +128,7 @@ class CasePrediction:
     settings: dict[str, Any]
     quality: CaseQuality | None = None
     trace: tuple[WalkStep, ...] = ()
+    identification: Identification | None = None
 
 
 def from_the_top_down(vertebrae: Sequence[FoundVertebra]) -> list[FoundVertebra]:
@@ -224,12 +235,12 @@ def vertebra_table(
     -------
     list of dict
         `TABLE_COLUMNS`. Volume in cubic mm, centre of mass in world mm (RAS+), mean probability over
-        the vertebra's voxels.
+        the vertebra's voxels, probabilities of the label and of being complete where a network gave them.
     """
     boxes = ndimage.find_objects(native.labels.data, max_label=max(numbering.codes, default=0))
     voxel_mm3 = abs(np.linalg.det(ct.affine[:3, :3]))
     rows = []
-    for code, vertebra in zip(numbering.codes, vertebrae):
+    for place, (code, vertebra) in enumerate(zip(numbering.codes, vertebrae)):
         box = boxes[code - 1]
         if box is None:
             continue
@@ -243,9 +254,19 @@ def vertebra_table(
                 **_centre_columns(transform_points(index, ct.affine, np.eye(4))[0]),
                 **{"steps": vertebra.steps, "converged": int(vertebra.converged)},
                 "mean_probability": round(float(native.probability[box][inside].mean(dtype=np.float64)), 4),
+                **probability_columns(numbering, place),
             }
         )
     return rows
+
+
+def probability_columns(numbering: Numbering, place: int) -> dict[str, float | str]:
+    """Give the last columns of a row: how sure its label and its completeness are; "" if not known."""
+    given = {
+        "label_probability": numbering.label_probabilities,
+        "complete_probability": numbering.complete_probabilities,
+    }
+    return {name: round(values[place], 4) if values else "" for name, values in given.items()}
 
 
 def vertebra_points(labels: Volume, numbering: Numbering) -> Centroids:

@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from utils import execution
 from utils.imaging.formats import hu_doubt, read_scan, scan_bytes
-from utils.imaging.volume import Volume, normalise_hu, working_ct
+from utils.imaging.volume import Volume, normalise_hu, working_ct, working_grid
 from utils.prediction.derivatives import (
+    ANATOMICAL,
     CasePrediction,
+    Numbering,
     complete_case,
     from_the_top_down,
     native_vertebrae,
@@ -31,6 +33,16 @@ from utils.prediction.derivatives import (
     read_case_settings,
     vertebra_table,
     write_case,
+)
+from utils.prediction.identify import parse_fixed
+from utils.prediction.levels import (
+    Levels,
+    doubt_about,
+    identify_vertebrae,
+    labels_of_walk,
+    load_levels,
+    numbering_of,
+    relabel_case,
 )
 from utils.prediction.locate import PredictHeat, locate_spine
 from utils.prediction.quality import HU_DOUBT, NOTHING_FOUND, OTHER, CaseQuality, Remark, case_remarks
@@ -46,7 +58,7 @@ if TYPE_CHECKING:
 STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / "starter"
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
-    *("inputs", "output", "work_dir", "model", "heatmap_model"),
+    *("inputs", "output", "work_dir", "model", "heatmap_model", "labelling_model", "relabel"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
 )
 #: Peak memory of a scan: TensorFlow with networks of the preset `full` at work (`small` takes 1 GB less), and
@@ -139,7 +151,8 @@ def infer(settings: InferenceSettings) -> int:
 
 def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
     """The workers of a cluster may stand in other folders."""
-    places = {name: getattr(settings, name) for name in ("work_dir", "output", "model", "heatmap_model")}
+    names = ("work_dir", "output", "model", "heatmap_model", "labelling_model")
+    places = {name: getattr(settings, name) for name in names}
     absolute = {name: place.absolute() for name, place in places.items() if place is not None}
     inputs = tuple(path.absolute() for path in settings.inputs)
     return dataclasses.replace(settings, **absolute, inputs=inputs)
@@ -150,6 +163,7 @@ def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> N
         raise CommandLineError("expected at least one scan or folder, received none (see --help).")
     try:
         number_vertebrae(0, settings.first_label)
+        parse_fixed(settings.fix, settings.first_label)
         walk_settings(settings)
     except ValueError as error:
         raise CommandLineError(str(error)) from None
@@ -228,6 +242,17 @@ def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
         "--heatmap-model",
     )
     return segmentation, heatmap
+
+
+def labelling_directory(settings: InferenceSettings) -> Path | None:
+    """Give the directory of the labelling network: the one named, the first there is, or None."""
+    from utils.learning.models import MODEL_FILE
+
+    if settings.labelling_model is not None:
+        return settings.labelling_model
+    beside = [] if settings.model is None else [settings.model.absolute().parent / "labelling"]
+    places = (*beside, settings.work_dir / "models" / "labelling", STARTER_DIR / "labelling")
+    return next((place for place in places if (place / MODEL_FILE).is_file()), None)
 
 
 def _first_with_model(places: Sequence[Path], command: str, option: str) -> Path:
@@ -337,7 +362,12 @@ def segment(
 
 
 def predict_case(
-    scan: Scan, networks: Networks, settings: InferenceSettings, *, ct: Volume | None = None
+    scan: Scan,
+    networks: Networks,
+    settings: InferenceSettings,
+    *,
+    levels: Levels | None = None,
+    ct: Volume | None = None,
 ) -> tuple[CasePrediction, str]:
     """Read, segment and number one scan.
 
@@ -346,9 +376,11 @@ def predict_case(
     scan : Scan
         The scan.
     networks : Networks
-        The trained networks.
+        The networks that segment it.
     settings : InferenceSettings
         How to segment and number.
+    levels : Levels, optional
+        The network that tells levels; without it and without known levels vertebrae are counted.
     ct : Volume, optional
         The scan, if it has been read already.
 
@@ -362,23 +394,30 @@ def predict_case(
     Raises
     ------
     ValueError
-        If the scan cannot be used; the text names its file.
+        If the scan cannot be used, or no sequence has the known levels; the text names its file.
     """
     started = time.perf_counter()
     ct = read_scan(scan.path, scan.series) if ct is None else ct
-    doubt = hu_doubt(ct)
+    hu_text = hu_doubt(ct)
     patch = _Counted(networks.patch)
     counting = dataclasses.replace(networks, patch=patch)
     vertebrae, affine, trace = segment(ct, counting, walk_settings(settings, **networks.walk))
-    numbering = number_vertebrae(len(vertebrae), settings.first_label)
+    record = _record(scan, networks.origin, settings, facts=_facts(networks))
+    if is_identified(levels, settings):
+        labels = labels_of_walk(vertebrae, working_grid(ct.grid, networks.spacing_mm))
+        fixed = parse_fixed(settings.fix, settings.first_label)
+        numbers = range(1, len(vertebrae) + 1)
+        identification = identify_vertebrae(ct, labels, numbers, levels=levels, fixed=fixed)
+        numbering, doubt = numbering_of(identification), doubt_about(identification)
+        vertebrae = [found for found, code in zip(vertebrae, identification.codes) if code]
+    else:
+        identification, numbering = None, number_vertebrae(len(vertebrae), settings.first_label)
+        doubt = _warning(len(vertebrae), len(numbering.codes), settings.first_label)
     native = native_vertebrae(vertebrae, affine, ct.grid, codes=numbering.codes)
     table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
-    record = _record(scan, networks, settings)
     doubts = {
-        HU_DOUBT: doubt,
-        OTHER if vertebrae else NOTHING_FOUND: _warning(
-            len(vertebrae), len(numbering.codes), settings.first_label
-        ),
+        HU_DOUBT: hu_text,
+        OTHER if vertebrae else NOTHING_FOUND: doubt if vertebrae else "no vertebra found",
     }
     quality = CaseQuality(
         scan.key,
@@ -389,7 +428,9 @@ def predict_case(
         warnings=case_remarks(table, [Remark(kind, None, text) for kind, text in doubts.items() if text]),
     )
     kept = trace if settings.trace else ()
-    prediction = CasePrediction(scan.key, ct, native.labels, numbering, tuple(table), record, quality, kept)
+    prediction = CasePrediction(
+        scan.key, ct, native.labels, numbering, tuple(table), record, quality, kept, identification
+    )
     return prediction, "; ".join(filter(None, doubts.values()))
 
 
@@ -404,21 +445,32 @@ class _Counted:
         return self.predict(ct, memory)
 
 
+def is_identified(levels: Levels | None, settings: InferenceSettings) -> bool:
+    """Whether levels are decided together, not counted from the top: with a network, or by levels named."""
+    return levels is not None or bool(settings.fix)
+
+
 def _warning(found: int, labelled: int, first_label: str | None) -> str:
-    if not found:
-        return "no vertebra found"
     if labelled < found:
         start = f"from {first_label} down" if first_label else "from 1 up"
         return f"{found} vertebrae found, but VerSe has {labelled} labels {start}; the lowest are left out"
     return ""
 
 
-def _record(scan: Scan, networks: Networks, settings: InferenceSettings) -> dict[str, Any]:
+def _record(
+    scan: Scan, networks: dict[str, Any], settings: InferenceSettings, *, facts: dict[str, Any]
+) -> dict[str, Any]:
     plain = settings_as_json(settings)
     for name in _INDIFFERENT:
         del plain[name]
-    facts = {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
-    return {**plain, **facts, "scan": scan_identity(scan), "networks": networks.origin}
+    directory = labelling_directory(settings)
+    if directory is not None:
+        networks = {**networks, "labelling": _identity(directory)}
+    return {**plain, **facts, "scan": scan_identity(scan), "networks": networks}
+
+
+def _facts(networks: Networks) -> dict[str, Any]:
+    return {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
 
 
 @dataclass(frozen=True)
@@ -444,10 +496,10 @@ class _Outcome:
 
 def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
     """Run all scans; tells whether one was bad."""
-    if _is_divided(settings):
-        model_directories(settings)  # said once, before anything runs, if a network is not there
-    else:
+    if not _is_divided(settings):
         _networks_of_process(settings)
+    elif not settings.relabel:
+        model_directories(settings)  # said once, before anything runs, if a network is not there
     jobs = [_Job(scan, settings) for scan in execution.in_shard(scans, settings.shard)]
     bad = 0
     with tqdm(total=len(jobs), desc="infer", unit="scan") as bar:
@@ -496,7 +548,12 @@ def _attempt(job: _Job, read: Callable[[], Volume | None] = lambda: None) -> _Ou
     """Do one scan; whatever is wrong with it must not end the others."""
     scan = job.scan
     try:
-        return _do_case(scan, _networks_of_process(job.settings), job.settings, ct=read())
+        networks, levels = _networks_of_process(job.settings)
+        return (
+            _relabel(scan, levels, job.settings)
+            if networks is None
+            else _do_case(scan, networks, levels, job.settings, ct=read())
+        )
     except ValueError as error:
         return _bad(scan, str(error))
     except Exception as error:
@@ -510,33 +567,70 @@ def _bad(scan: Scan, error: str) -> _Outcome:
 
 
 @functools.lru_cache(maxsize=1)
-def _networks_of_process(settings: InferenceSettings) -> Networks:
-    """Choose the device and load the networks, once a process."""
+def _networks_of_process(settings: InferenceSettings) -> tuple[Networks | None, Levels | None]:
+    """Choose the device and load the networks, once a process; to relabel, only that of the levels."""
     from utils.learning.runtime import choose_device
 
     choose_device(settings.device)
-    return load_networks(settings)
+    directory = labelling_directory(settings)
+    levels = None if directory is None else load_levels(directory)
+    if settings.relabel and not is_identified(levels, settings) and settings.first_label is None:
+        raise ValueError(
+            f"{settings.work_dir / 'models' / 'labelling'}: expected a labelling network for --relabel, "
+            "found none. Train one with train_labelling.py, or name levels with --first-label or --fix."
+        )
+    return None if settings.relabel else load_networks(settings), levels
 
 
 def _do_case(
-    scan: Scan, networks: Networks, settings: InferenceSettings, *, ct: Volume | None = None
+    scan: Scan,
+    networks: Networks,
+    levels: Levels | None,
+    settings: InferenceSettings,
+    *,
+    ct: Volume | None = None,
 ) -> _Outcome:
     if _is_done(scan, networks, settings):
         kind = number_vertebrae(0, settings.first_label)
+        if is_identified(levels, settings):
+            kind = Numbering((), ANATOMICAL)
         written = complete_case(settings.output, scan.key, kind, formats=settings.formats)
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
-    prediction, warning = predict_case(scan, networks, settings, ct=ct)
+    prediction, warning = predict_case(scan, networks, settings, levels=levels, ct=ct)
     write_case(prediction, settings.output, formats=settings.formats)
     seconds = time.perf_counter() - started
     said = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
     return _Outcome(said, f"warning: {scan.name}: {warning}." if warning else "")
 
 
+def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> _Outcome:
+    """Change the labels of a finished case; its record then says what an inference with them would say."""
+    old = read_case_settings(settings.output, scan.key)
+    if old is None:
+        raise ValueError(f"{settings.output}: expected a prediction of {scan.key} to relabel, found none.")
+    if old.get("scan") != scan_identity(scan):
+        raise ValueError(f"{scan.path}: expected the scan that the prediction in {settings.output} is of.")
+    facts = {name: old[name] for name in ("spacing_mm", "preset", "inference") if name in old}
+    networks = {name: old["networks"][name] for name in ("segmentation", "heatmap")}
+    prediction = relabel_case(
+        read_scan(scan.path, scan.series),
+        settings.output,
+        scan.key,
+        levels=levels,
+        fixed=parse_fixed(settings.fix, settings.first_label),
+        settings=_record(scan, networks, settings, facts=facts),
+    )
+    write_case(prediction, settings.output, formats=settings.formats)
+    names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
+    doubt = doubt_about(prediction.identification)
+    return _Outcome(f"{scan.key}: relabelled {names}", f"warning: {scan.name}: {doubt}." if doubt else "")
+
+
 def _is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:
     found = read_case_settings(settings.output, scan.key)
-    return found is not None and found == _record(scan, networks, settings)
+    return found is not None and found == _record(scan, networks.origin, settings, facts=_facts(networks))
 
 
 def _complain(line: str) -> None:

@@ -1,0 +1,27 @@
+"""Train the network that tells the level of one segmented vertebra, and fit how far its votes are trusted.
+
+Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
+Writes  work/models/labelling       best.keras, last.keras, history.csv, curves.png, settings.json, which also
+        holds the temperature fitted on the validation scans
+
+    python train_labelling.py --work-dir work --preset small
+
+About a quarter of an hour on two CPU cores with the preset small. A killed run goes on where it stopped.
+"""
+
+import sys
+
+from utils.settings import LabellingTrainingSettings, settings_from_command_line
+
+
+def main(settings: LabellingTrainingSettings) -> int:
+    """Train the labelling network and give the exit status."""
+    from utils.prediction.calibration import (
+        train_labelling,
+    )  # after the command line: TensorFlow loads slowly
+
+    return train_labelling(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(settings_from_command_line(LabellingTrainingSettings)))

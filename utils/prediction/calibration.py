@@ -1,0 +1,184 @@
+"""From trained votes to probabilities that mean something: a temperature, fitted on validation columns.
+
+Votes of neighbouring vertebrae are not independent, since their patches overlap: added up, they claim too
+much. One number that all votes are divided by makes up for it (Guo et al., "On calibration of modern neural
+networks", ICML 2017; there for one vote, here for the probability of the whole sequence). Columns for it are
+made from the validation scans by cutting fields of view out of them, as scans show any part of a spine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from utils.imaging.volume import Volume
+from utils.learning import training
+from utils.learning.datasets import SegmentationData
+from utils.learning.labelling import PredictLevel, Votes, level_function, vertebra_votes
+from utils.learning.models import load_model
+from utils.learning.runtime import Runtime
+from utils.prediction.identify import sequence_log_probability
+from utils.settings import LabellingTrainingSettings, save_settings
+from utils.verse.labels import code_of_rank
+
+#: Range of temperatures, and columns made of every validation scan.
+TEMPERATURES = (0.25, 20.0)
+COLUMNS_A_SCAN = 8
+#: Without validation data: votes of three neighbours count as one.
+UNFITTED_TEMPERATURE = 3.0
+#: Least share of a vertebra that the cut field must show, and how far beyond it the field may reach, in mm.
+LEAST_SHOWN, FIELD_REACH_MM = 0.2, 20.0
+
+
+@dataclass(frozen=True)
+class LabelledColumn:
+    """The votes about a column, and its true codes from the top down."""
+
+    votes: Votes
+    codes: tuple[int, ...]
+
+
+def train_labelling(settings: LabellingTrainingSettings) -> int:
+    """Train the labelling network, fit its temperature, and leave both in `work_dir/models/labelling`.
+
+    Parameters
+    ----------
+    settings : LabellingTrainingSettings
+        All of the training.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 after a line that says what is wrong.
+    """
+    return training.reporting(_train_and_calibrate, settings)
+
+
+def _train_and_calibrate(settings: LabellingTrainingSettings, chosen: Runtime) -> list[str]:
+    bad, held_out = training.fit_labelling_network(settings, chosen)
+    if chosen.is_chief:
+        calibrate(settings, held_out)
+    return bad
+
+
+def calibrate(settings: LabellingTrainingSettings, held_out: SegmentationData) -> float:
+    """Fit the temperature of the trained network, and write it into the settings beside it.
+
+    Parameters
+    ----------
+    settings : LabellingTrainingSettings
+        Of the training.
+    held_out : SegmentationData
+        The validation split; without a vertebra the temperature is `UNFITTED_TEMPERATURE`.
+    Returns
+    -------
+    float
+        The temperature.
+    """
+    directory = settings.work_dir / "models" / "labelling"
+    network, found = load_model(directory)
+    columns = validation_columns(held_out, settings, level_function(network)) if held_out.vertebrae else []
+    temperature = fitted_temperature(columns) if columns else UNFITTED_TEMPERATURE
+    facts = {name: found[name] for name in ("spacing_mm", "computed_in", "replica_count") if name in found}
+    save_settings(settings, directory, **facts, temperature=temperature, calibration_columns=len(columns))
+    print(f"{directory}: temperature {temperature:.2f}, from {len(columns)} columns.", flush=True)
+    return temperature
+
+
+def fitted_temperature(columns: Sequence[LabelledColumn]) -> float:
+    """Give the temperature under which the true sequences of columns are the most probable.
+
+    Parameters
+    ----------
+    columns : sequence of LabelledColumn
+        At least one.
+
+    Returns
+    -------
+    float
+        Within `TEMPERATURES`.
+    """
+
+    def loss(log_temperature: float) -> float:
+        return -float(np.mean([_log_probability(c, float(np.exp(log_temperature))) for c in columns]))
+
+    bounds = tuple(np.log(TEMPERATURES))
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 0.02}).x))
+
+
+def _log_probability(column: LabelledColumn, temperature: float) -> float:
+    votes = column.votes
+    parts = (votes.log_probabilities, votes.complete, votes.centres_mm)
+    # A sequence that the rules do not allow (L6 below T12, say) must not rule every temperature out.
+    return max(sequence_log_probability(*parts, column.codes, temperature=temperature), -50.0)
+
+
+def validation_columns(
+    held_out: SegmentationData, settings: LabellingTrainingSettings, predict: PredictLevel
+) -> list[LabelledColumn]:
+    """Cut columns out of the validation scans, and ask the network about them.
+
+    Parameters
+    ----------
+    held_out : SegmentationData
+        The validation split.
+    settings : LabellingTrainingSettings
+        Patch and seed.
+    predict : callable
+        The network.
+
+    Returns
+    -------
+    list of LabelledColumn
+        `COLUMNS_A_SCAN` a scan, the first of which is the whole of it.
+    """
+    columns = []
+    for place, case in enumerate(held_out.columns):
+        ct, ranks = held_out.labelling_scan(case)
+        for number in range(COLUMNS_A_SCAN):
+            generator = np.random.default_rng([settings.seed, place, number]) if number else None
+            part, seen = cut_column(ct, ranks, generator)
+            found = _ranks_in(seen)
+            votes = vertebra_votes(part, seen, found, predict=predict, shape=settings.patch_voxels)
+            columns.append(LabelledColumn(votes, tuple(code_of_rank(rank) for rank in found)))
+    return columns
+
+
+def cut_column(ct: Volume, ranks: Volume, generator: np.random.Generator | None) -> tuple[Volume, Volume]:
+    """Cut a shorter field of view out of a scan: from near one vertebra's top to near another's bottom.
+
+    Parameters
+    ----------
+    ct, ranks : Volume
+        On the labelling grid.
+    generator : np.random.Generator or None
+        Source of randomness; None leaves the scan as it is.
+
+    Returns
+    -------
+    ct, ranks : Volume
+        Without vertebrae of which less than `LEAST_SHOWN` is left.
+    """
+    if generator is None:
+        return ct, ranks
+    present = _ranks_in(ranks)
+    first, last = np.sort(generator.integers(0, len(present), 2))
+    boxes = ranks.label_boxes
+    reach = FIELD_REACH_MM / ct.spacing_mm[2]
+    # From a little inside the outermost vertebrae, which are cut then, to well beyond them.
+    top = int(np.clip(boxes[present[first]][2].start - generator.uniform(-0.3, 1) * reach, 0, None))
+    bottom = int(boxes[present[last]][2].stop + generator.uniform(-0.3, 1) * reach) + 1
+    affine = ct.affine.copy()
+    affine[:3, 3] += ct.affine[:3, 2] * top
+    seen = ranks.data[:, :, top:bottom].copy()
+    for rank in np.unique(seen[seen > 0]).tolist():
+        if np.count_nonzero(seen == rank) < LEAST_SHOWN * np.count_nonzero(ranks.data == rank):
+            seen[seen == rank] = 0
+    return Volume(ct.data[:, :, top:bottom], affine), Volume(seen, affine)
+
+
+def _ranks_in(ranks: Volume) -> list[int]:
+    return [int(rank) for rank in np.unique(ranks.data) if rank]
