@@ -26,7 +26,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.imaging.centroids import Centroids, write_centroids
-from utils.imaging.volume import Volume, write_volume
+from utils.imaging.volume import Volume, read_ct, read_mask, write_volume
+from utils.prediction.derivatives import MASK_SUFFIX, case_path
+from utils.prediction.identify import Identification, names_of
+from utils.prediction.levels import Levels, identify_vertebrae, load_levels, numbers_from_the_top
 from utils.verse.labels import code_of_name
 from utils.verse.phantom import draw_anatomy, make_phantom
 
@@ -114,6 +117,98 @@ def generate(cases: list[Case], folder: Path, workers: int) -> None:
         list(tqdm(done, total=len(cases), desc="phantoms", unit="scan"))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What was found for one case."""
+
+    key: str
+    truth: tuple[int, ...]
+    found: Identification
+
+    @property
+    def anchors(self) -> list[str]:
+        """What of the anchors the field of view shows, by the truth."""
+        names = set(names_of(self.truth))
+        last = "T13" if "T13" in names else "T12" if "T12" in names else "T11"
+        below = {"T11": "L1", "T12": "L1", "T13": "L1"}[last]
+        seen = {
+            "C1/C2": names & {"C1", "C2"},
+            "last rib": {last, below} <= names,
+            "sacrum": names & {"L5", "L6"},
+        }
+        return [name for name, is_seen in seen.items() if is_seen]
+
+    @property
+    def right(self) -> list[bool]:
+        """Whether each vertebra has its label."""
+        return [code == true for code, true in zip(self.found.codes, self.truth)]
+
+
+def true_codes(mask: np.ndarray, reference: np.ndarray, numbers: list[int]) -> tuple[int, ...]:
+    """Give the reference label that most of each vertebra of a mask lies in; 0 where most has none."""
+    return tuple(int(np.bincount(reference[mask == number]).argmax()) for number in numbers)
+
+
+def answer(key: str, folder: Path, predictions: Path | None, levels: Levels) -> Answer:
+    """Label one case: its reference mask, or what was predicted for it."""
+    ct = read_ct(folder / "rawdata" / key / f"{key}_ct.nii.gz")
+    reference = read_mask(folder / "derivatives" / key / f"{key}_seg-vert_msk.nii.gz")
+    mask = reference if predictions is None else read_mask(case_path(predictions, key, MASK_SUFFIX))
+    numbers = numbers_from_the_top(mask)
+    found = identify_vertebrae(ct, mask, numbers, levels=levels, fixed={})
+    return Answer(key, true_codes(mask.data, reference.data, numbers), found)
+
+
+def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 5) -> float:
+    """Give the expected calibration error: |share right - mean probability| over bins of equal width."""
+    places = np.minimum((probabilities * bins).astype(int), bins - 1)
+    parts = [(places == k) for k in range(bins) if (places == k).any()]
+    return float(sum(part.mean() * abs(right[part].mean() - probabilities[part].mean()) for part in parts))
+
+
+def line_of(item: Answer) -> str:
+    """Give one line of the table."""
+    truth, found = names_of(item.truth), item.found
+    place = "1st" if found.codes == item.truth else "2nd" if found.second_codes == item.truth else "-"
+    cells = [
+        f"{truth[0]}-{truth[-1]}",
+        f"{found.names[0]}-{found.names[-1]}",
+        f"{sum(item.right)}/{len(truth)}",
+    ]
+    cells += [place, f"{found.sequence_probability:.2f}", f"{found.second_probability:.2f}"]
+    return (
+        f"{item.key:18}"
+        + "".join(f"{cell:>9}" for cell in cells)
+        + f"  {','.join(item.anchors)}|{found.anchor}"
+    )
+
+
+def report(answers: list[Answer]) -> None:
+    """Print the cases and what the project asks for."""
+    titles = ("truth", "found", "right", "place", "p first", "p second")
+    print(f"{'case':18}" + "".join(f"{title:>9}" for title in titles) + "  in view|anchor")
+    for item in answers:
+        print(line_of(item))
+    anchored = [item for item in answers if item.anchors]
+    elsewhere = [item for item in answers if not item.anchors]
+    for name in ("C1/C2", "last rib", "sacrum"):
+        labels = [right for item in anchored if name in item.anchors for right in item.right]
+        print(f"identification rate, {name} in view: {np.mean(labels):.3f} of {len(labels)} vertebrae")
+    labels = [right for item in anchored for right in item.right]
+    print(
+        f"identification rate, any of them: {np.mean(labels):.3f} of {len(labels)} in {len(anchored)} cases"
+    )
+    second = [item.truth in (item.found.codes, item.found.second_codes) for item in elsewhere]
+    print(f"truth among the first two elsewhere: {np.mean(second):.3f} of {len(second)} cases")
+    first = np.array([item.found.codes == item.truth for item in answers])
+    sure = np.array([item.found.sequence_probability for item in answers])
+    print(f"sequences right: {first.mean():.3f}, mean probability {sure.mean():.3f}")
+    print(f"expected calibration error of sequences: {calibration_error(sure, first):.3f}")
+    right = np.array([right for item in answers for right in item.right])
+    sure = np.array([p for item in answers for p in item.found.probabilities])
+    print(f"expected calibration error of labels: {calibration_error(sure, right):.3f}")
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,6 +217,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=977)
     parser.add_argument("--split", choices=sorted(FOLDERS), default="test")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--work-dir", type=Path, default=Path("work"))
+    parser.add_argument("--predictions", type=Path, help="label these masks of infer.py, not the references")
     parser.add_argument("--generate", action="store_true", help="write the phantoms, label nothing")
     return parser.parse_args()
 
@@ -129,7 +226,12 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Generate, label, print."""
     options = arguments()
-    generate(plan(options.cases, options.seed), options.data / FOLDERS[options.split], options.workers)
+    cases, folder = plan(options.cases, options.seed), options.data / FOLDERS[options.split]
+    generate(cases, folder, options.workers)
+    if not options.generate:
+        levels = load_levels(options.work_dir / "models" / "labelling")
+        keys = tqdm([case.key for case in cases], desc="labels", unit="scan")
+        report([answer(key, folder, options.predictions, levels) for key in keys])
     return 0
 
 

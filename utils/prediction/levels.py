@@ -219,7 +219,7 @@ def relabel_case(
     mask = read_mask(path)
     if mask.shape != ct.shape or voxels_apart(ct.grid, mask.affine) > SAME_GRID_VOXELS:
         raise ValueError(f"{path}: expected the grid of the scan, {ct.shape}, found {mask.shape}, or moved.")
-    numbers = _from_the_top(mask)
+    numbers = numbers_from_the_top(mask)
     identification = identify_vertebrae(ct, mask, numbers, levels=levels, fixed=fixed)
     look_up = np.zeros(max(MAX_CODE, *numbers, 0) + 1, np.uint8)
     look_up[numbers] = identification.codes
@@ -229,7 +229,7 @@ def relabel_case(
     return CasePrediction(key, ct, labels, numbering, rows, dict(settings), identification)
 
 
-def _from_the_top(mask: Volume) -> list[int]:
+def numbers_from_the_top(mask: Volume) -> list[int]:
     """Give the labels of a mask from the top down, by the heights of their boxes' middles."""
     boxes = mask.label_boxes
     middles = np.array([[(side.start + side.stop - 1) / 2 for side in box] for box in boxes.values()])
