@@ -5,12 +5,14 @@ layout, so that it can be evaluated, viewed or trained on.
 
 Reads   CT scans: NIfTI, NRRD or MetaImage files, or folders of them or of DICOM series, of any spacing and
         orientation
-        work/models/segmentation and work/models/heatmap, else the networks shipped in models/starter
+        work/models/segmentation and work/models/heatmap, else the networks shipped in models/starter;
+        work/models/labelling, if it is there
 Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
             <key>_seg-vert_msk.nii.gz   labels on the grid of the scan
             <key>_seg-vb_ctd.json       a point a vertebra
             <key>_seg-vert_snp.png      a picture to check the result with
-            <key>_vertebrae.csv         a row a vertebra: label, volume, mean HU, position, confidence
+            <key>_vertebrae.csv         a row a vertebra: label and how sure it is, volume, mean HU,
+                                        position, confidence
             <key>_quality.json          what anchors the labels, what it cost, and what is odd about it
             <key>_settings.json         what it was made with
         and with --formats seg.nrrd itksnap
@@ -21,8 +23,10 @@ Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
 
     python infer.py CT_OR_FOLDER [...] --work-dir work --output predictions [--first-label L1]
 
-Without --first-label vertebrae are counted from 1, top down; with it they get VerSe's labels (after T12
-comes L1: a T13 is not told from the count). Takes some seconds to minutes a scan, by preset and device.
+With a labelling network (train_labelling.py) vertebrae get their anatomical levels, T13 and L6 among them;
+--first-label and --fix 3=T12 overrule it. Without one they are counted from 1, top down, or from the level
+of --first-label (after T12 comes L1: a T13 is not told from the count). --relabel changes the labels of what
+is predicted already. Takes some seconds to minutes a scan, by preset and device.
 """
 
 import sys

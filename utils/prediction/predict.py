@@ -402,7 +402,7 @@ def predict_case(
     patch = _Counted(networks.patch)
     counting = dataclasses.replace(networks, patch=patch)
     vertebrae, affine, trace = segment(ct, counting, walk_settings(settings, **networks.walk))
-    record = _record(scan, networks.origin, settings, facts=_facts(networks))
+    record = _record(scan, networks, settings)
     if is_identified(levels, settings):
         labels = labels_of_walk(vertebrae, working_grid(ct.grid, networks.spacing_mm))
         fixed = parse_fixed(settings.fix, settings.first_label)
@@ -457,20 +457,18 @@ def _warning(found: int, labelled: int, first_label: str | None) -> str:
     return ""
 
 
-def _record(
-    scan: Scan, networks: dict[str, Any], settings: InferenceSettings, *, facts: dict[str, Any]
-) -> dict[str, Any]:
+def _record(scan: Scan, networks: Networks, settings: InferenceSettings) -> dict[str, Any]:
     plain = settings_as_json(settings)
     for name in _INDIFFERENT:
         del plain[name]
+    facts = {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
+    origin = {**networks.origin, **_labelling_origin(settings)}
+    return {**plain, **facts, "scan": scan_identity(scan), "networks": origin}
+
+
+def _labelling_origin(settings: InferenceSettings) -> dict[str, Any]:
     directory = labelling_directory(settings)
-    if directory is not None:
-        networks = {**networks, "labelling": _identity(directory)}
-    return {**plain, **facts, "scan": scan_identity(scan), "networks": networks}
-
-
-def _facts(networks: Networks) -> dict[str, Any]:
-    return {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
+    return {} if directory is None else {"labelling": _identity(directory)}
 
 
 @dataclass(frozen=True)
@@ -532,8 +530,9 @@ def _outcomes(jobs: Sequence[_Job], settings: InferenceSettings) -> Iterator[_Ou
 
 
 def _read(job: _Job) -> Volume | None:
-    """Read a scan; None if it is done, and so not needed."""
-    if _is_done(job.scan, _networks_of_process(job.settings), job.settings):
+    """Read a scan; None if it is done or only its labels are to change, and it is not needed yet."""
+    networks, _ = _networks_of_process(job.settings)
+    if networks is None or _is_done(job.scan, networks, job.settings):
         return None
     return read_scan(job.scan.path, job.scan.series)
 
@@ -549,11 +548,9 @@ def _attempt(job: _Job, read: Callable[[], Volume | None] = lambda: None) -> _Ou
     scan = job.scan
     try:
         networks, levels = _networks_of_process(job.settings)
-        return (
-            _relabel(scan, levels, job.settings)
-            if networks is None
-            else _do_case(scan, networks, levels, job.settings, ct=read())
-        )
+        if networks is None:
+            return _relabel(scan, levels, job.settings)
+        return _do_case(scan, networks, levels, job.settings, ct=read())
     except ValueError as error:
         return _bad(scan, str(error))
     except Exception as error:
@@ -606,21 +603,25 @@ def _do_case(
 
 
 def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> _Outcome:
-    """Change the labels of a finished case; its record then says what an inference with them would say."""
+    """Change the labels of a finished case; all else of its record stays, so it counts as done with them."""
     old = read_case_settings(settings.output, scan.key)
     if old is None:
         raise ValueError(f"{settings.output}: expected a prediction of {scan.key} to relabel, found none.")
     if old.get("scan") != scan_identity(scan):
         raise ValueError(f"{scan.path}: expected the scan that the prediction in {settings.output} is of.")
-    facts = {name: old[name] for name in ("spacing_mm", "preset", "inference") if name in old}
-    networks = {name: old["networks"][name] for name in ("segmentation", "heatmap")}
+    networks = {name: origin for name, origin in old["networks"].items() if name != "labelling"}
+    record = {
+        **old,
+        **{"first_label": settings.first_label, "fix": list(settings.fix)},
+        "networks": {**networks, **_labelling_origin(settings)},
+    }
     prediction = relabel_case(
         read_scan(scan.path, scan.series),
         settings.output,
         scan.key,
         levels=levels,
         fixed=parse_fixed(settings.fix, settings.first_label),
-        settings=_record(scan, networks, settings, facts=facts),
+        settings=record,
     )
     write_case(prediction, settings.output, formats=settings.formats)
     names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
@@ -630,7 +631,7 @@ def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> 
 
 def _is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:
     found = read_case_settings(settings.output, scan.key)
-    return found is not None and found == _record(scan, networks.origin, settings, facts=_facts(networks))
+    return found is not None and found == _record(scan, networks, settings)
 
 
 def _complain(line: str) -> None:
