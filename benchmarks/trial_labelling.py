@@ -129,11 +129,10 @@ class Answer:
     def anchors(self) -> list[str]:
         """What of the anchors the field of view shows, by the truth."""
         names = set(names_of(self.truth))
-        last = "T13" if "T13" in names else "T12" if "T12" in names else "T11"
-        below = {"T11": "L1", "T12": "L1", "T13": "L1"}[last]
+        lowest = next(name for name in ("T13", "T12", "T11", "-") if name in names or name == "-")
         seen = {
             "C1/C2": names & {"C1", "C2"},
-            "last rib": {last, below} <= names,
+            "last rib": {lowest, "L1"} <= names,
             "sacrum": names & {"L5", "L6"},
         }
         return [name for name, is_seen in seen.items() if is_seen]

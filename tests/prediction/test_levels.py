@@ -12,7 +12,6 @@ from tests.prediction.test_predict import (  # noqa: F401
     FakeNetworks,
     fake,
     mask_path,
-    same_device,
     settings_for,
     write_column,
 )
@@ -21,7 +20,7 @@ from utils.imaging.volume import oriented, read_mask
 from utils.learning.labelling import CLASSES, Votes
 from utils.prediction import calibration, predict
 from utils.prediction.calibration import LabelledColumn, cut_column, fitted_temperature, train_labelling
-from utils.prediction.identify import identify, sequence_log_probability
+from utils.prediction.identify import identify, sequence_log_probability, transitions_of
 from utils.prediction.levels import Levels, doubt_about, load_levels, relabel_case
 from utils.prediction.predict import infer
 from utils.settings import LabellingTrainingSettings, load_settings, preset_settings
@@ -45,6 +44,12 @@ def levels_that_give(ranks, strength=6.0):
         return logits
 
     return Levels(predict_level, (24, 20, 32), 1.0)
+
+
+@pytest.fixture(autouse=True)
+def same_device(monkeypatch):
+    """TensorFlow's devices are chosen once a process; a test must not choose for those after it."""
+    monkeypatch.setattr("utils.learning.runtime.choose_device", lambda device, preset=None: "cpu")
 
 
 @pytest.fixture
@@ -201,7 +206,7 @@ def test_doubt_is_said_with_both_sequences():
 # Training and temperature
 
 
-def scripted_columns(scale, count=400):
+def scripted_columns(scale, count=150):
     """Columns of four vertebrae whose votes are honest log-probabilities times `scale`."""
     generator, columns = np.random.default_rng(5), []
     for _ in range(count):
@@ -219,13 +224,14 @@ def scripted_columns(scale, count=400):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_temperature_undoes_what_the_votes_claim_too_much(scale):
-    assert fitted_temperature(scripted_columns(scale)) == pytest.approx(scale, rel=0.12)
+    assert fitted_temperature(scripted_columns(scale)) == pytest.approx(scale, rel=0.2)
 
 
 def test_a_sequence_that_no_rule_allows_does_not_decide_alone():
     columns = scripted_columns(1.0, count=50)
     wrong = LabelledColumn(columns[0].votes, columns[0].codes[::-1])
-    parts = (wrong.votes.log_probabilities, wrong.votes.complete, wrong.votes.centres_mm)
+    transitions = transitions_of(wrong.votes.centres_mm)
+    parts = (wrong.votes.log_probabilities, wrong.votes.complete, transitions)
     assert sequence_log_probability(*parts, wrong.codes, temperature=1.0) == -np.inf
     assert np.isfinite(fitted_temperature([*columns, wrong]))
 

@@ -8,7 +8,7 @@ made from the validation scans by cutting fields of view out of them, as scans s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,11 @@ from utils.learning.datasets import SegmentationData
 from utils.learning.labelling import PredictLevel, Votes, level_function, vertebra_votes
 from utils.learning.models import load_model
 from utils.learning.runtime import Runtime
-from utils.prediction.identify import sequence_log_probability
+from utils.prediction.identify import sequence_log_probability, transitions_of
 from utils.settings import LabellingTrainingSettings, save_settings
 from utils.verse.labels import code_of_rank
 
+Transitions = Mapping[tuple[int, int], np.ndarray]
 #: Range of temperatures, and columns made of every validation scan.
 TEMPERATURES = (0.25, 20.0)
 COLUMNS_A_SCAN = 8
@@ -102,16 +103,18 @@ def fitted_temperature(columns: Sequence[LabelledColumn]) -> float:
         Within `TEMPERATURES`.
     """
 
+    transitions = [transitions_of(column.votes.centres_mm) for column in columns]
+
     def loss(log_temperature: float) -> float:
-        return -float(np.mean([_log_probability(c, float(np.exp(log_temperature))) for c in columns]))
+        temperature = float(np.exp(log_temperature))
+        return -float(np.mean([_log_probability(*pair, temperature) for pair in zip(columns, transitions)]))
 
     bounds = tuple(np.log(TEMPERATURES))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 0.02}).x))
 
 
-def _log_probability(column: LabelledColumn, temperature: float) -> float:
-    votes = column.votes
-    parts = (votes.log_probabilities, votes.complete, votes.centres_mm)
+def _log_probability(column: LabelledColumn, transitions: Transitions, temperature: float) -> float:
+    parts = (column.votes.log_probabilities, column.votes.complete, transitions)
     # A sequence that the rules do not allow (L6 below T12, say) must not rule every temperature out.
     return max(sequence_log_probability(*parts, column.codes, temperature=temperature), -50.0)
 

@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
 
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name, code_of_rank, name_of_code, rank_of_code
 
@@ -142,7 +141,7 @@ def identify(
     if not count:
         return Identification((), (), (), 1.0, (), 0.0, (), "none")
     votes = weighed_votes(log_probabilities, complete, temperature)
-    column = column_of(votes, centres_mm, fixed or {})
+    column = Column(_emissions(votes, fixed or {}), transitions_of(centres_mm))
     (best, score), (second, second_score) = two_best(column)
     if best is None:
         named = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
@@ -203,6 +202,14 @@ def uniform_votes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return log_probabilities, np.ones(count), np.full((count, 3), np.nan)
 
 
+def log_of_sum(values: np.ndarray, axis: int) -> np.ndarray:
+    """Give log(sum(exp(values))) along an axis; -inf where there is nothing but -inf."""
+    highest = np.max(values, axis=axis, keepdims=True)
+    highest = np.where(np.isfinite(highest), highest, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.sum(np.exp(values - highest), axis=axis)) + np.squeeze(highest, axis)
+
+
 # Weights -------------------------------------------------------------------------------------------
 
 
@@ -219,7 +226,7 @@ class Column:
     """
 
     emissions: np.ndarray
-    transitions: dict[tuple[int, int], np.ndarray]
+    transitions: Mapping[tuple[int, int], np.ndarray]
 
     @property
     def count(self) -> int:
@@ -237,11 +244,11 @@ class Column:
         )
 
 
-def column_of(votes: np.ndarray, centres_mm: np.ndarray, fixed: Mapping[int, int]) -> Column:
-    """Give the weights of a column: of votes (see `weighed_votes`), centres, and known codes by place."""
+def transitions_of(centres_mm: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """Give the `transitions` of a column from its centres (n, 3) in mm."""
     ratios = gap_ratios(np.asarray(centres_mm, float))
-    pairs = [(upper, lower) for lower in range(len(votes)) for upper in range(lower)]
-    return Column(_emissions(votes, fixed), {pair: transition(ratios[pair]) for pair in pairs})
+    pairs = [(upper, lower) for lower in range(len(ratios)) for upper in range(lower)]
+    return {pair: transition(ratios[pair]) for pair in pairs}
 
 
 def weighed_votes(log_probabilities: np.ndarray, complete: np.ndarray, temperature: float) -> np.ndarray:
@@ -344,7 +351,7 @@ def transition(ratio: np.ndarray) -> np.ndarray:
     misfit = (ratio - (missed[:, None] + 1)) ** 2 / (2 * GAP_SPREAD**2)
     fit = np.where(np.isnan(ratio), np.where(missed[:, None] == 0, 0.0, -np.inf), -misfit)
     # The largest number stands for all above it: a gap of twenty steps is as good as one of nine.
-    return logsumexp(_paths() + (missed[:, None] * np.log(RATE_MISSED) + fit)[:, :, None], axis=0)
+    return log_of_sum(_paths() + (missed[:, None] * np.log(RATE_MISSED) + fit)[:, :, None], axis=0)
 
 
 def _start(column: Column) -> np.ndarray:
@@ -426,11 +433,12 @@ def posterior(column: Column) -> tuple[np.ndarray, float]:
     forward, backward = _start(column), np.tile(_end(column)[:, None], (1, MAX_RANK))
     for place in range(count):
         above = [forward[u][:, None] + steps[u, place] for u in range(place)]
-        forward[place] = logsumexp(np.concatenate([forward[place][None], *above]), axis=0)
+        forward[place] = log_of_sum(np.concatenate([forward[place][None], *above]), axis=0)
     for place in reversed(range(count)):
         below = [steps[place, v] + backward[v] for v in range(place + 1, count)]
-        backward[place] = logsumexp(np.concatenate([backward[place][:, None], *below], axis=1), axis=1)
-    total = float(logsumexp([*(forward + _end(column)[:, None]).ravel(), column.none_between(0, count)]))
+        backward[place] = log_of_sum(np.concatenate([backward[place][:, None], *below], axis=1), axis=1)
+    ends = (forward + _end(column)[:, None]).ravel()
+    total = float(log_of_sum(np.array([*ends, column.none_between(0, count)]), axis=0))
     marginals = np.zeros((count, MAX_RANK + 1))
     marginals[:, 1:] = np.exp(forward + backward - total)
     marginals[:, _NONE] = np.clip(1 - marginals[:, 1:].sum(axis=1), 0, 1)
@@ -450,16 +458,31 @@ def sequence_weight(column: Column, ranks: Sequence[int]) -> float:
 def sequence_log_probability(
     log_probabilities: np.ndarray,
     complete: np.ndarray,
-    centres_mm: np.ndarray,
+    transitions: Mapping[tuple[int, int], np.ndarray],
     codes: Sequence[int],
     *,
     temperature: float,
 ) -> float:
     """Give the log-probability of a known sequence among all: what the temperature is fitted by.
 
-    Parameters are those of `identify`; `codes` (n,) are VerSe's, 0 for what is no vertebra.
+    Parameters
+    ----------
+    log_probabilities, complete : np.ndarray
+        As for `identify`.
+    transitions : mapping
+        Of the centres (`transitions_of`): they do not depend on the temperature.
+    codes : sequence of int
+        The sequence: VerSe's codes, 0 for what is no vertebra.
+    temperature : float
+        What the votes are divided by.
+
+    Returns
+    -------
+    float
+        -inf for a sequence that the rules do not allow.
     """
-    column = column_of(weighed_votes(log_probabilities, complete, temperature), centres_mm, {})
+    votes = weighed_votes(log_probabilities, complete, temperature)
+    column = Column(_emissions(votes, {}), transitions)
     ranks = [rank_of_code(code) if code else _NONE for code in codes]
     return sequence_weight(column, ranks) - posterior(column)[1]
 
