@@ -9,8 +9,8 @@ Writes  DATA, a VerSe tree; what is there already is kept
 
     python -m benchmarks.trial_labelling --data heldout --cases 40 --seed 977 --work-dir work
 
-With --generate the data are written and nothing is labelled: with --split training and another seed, more
-phantoms of rare variants to train on.
+With --generate the data are written and nothing is labelled: with --split training, --variants rare and
+another seed, more phantoms to train on.
 """
 
 from __future__ import annotations
@@ -33,8 +33,19 @@ from utils.prediction.levels import Levels, identify_vertebrae, load_levels, num
 from utils.verse.labels import code_of_name
 from utils.verse.phantom import draw_anatomy, make_phantom
 
-#: Variants in the order in which the cases take them: of eight cases one or two each are rare.
-VARIANTS = ("L6", "none", "T13", "none", "none", "no T12", "none", "L6", "none", "T13", "no T12", "none")
+#: Variants in the order in which the cases take them, again and again: about as often as in VerSe (L6 .12,
+#: T13 .05, no T12 .02), in half of the cases, or in all.
+VARIANTS = {
+    "natural": (
+        *("none", "none", "L6", "none", "none", "no T12", "none", "none", "T13", "none"),
+        *("none", "none", "none", "L6", "none", "none", "none", "none", "none", "none"),
+    ),
+    "half": (
+        *("L6", "none", "T13", "none", "none", "no T12"),
+        *("none", "L6", "none", "T13", "no T12", "none"),
+    ),
+    "rare": ("T13", "no T12", "L6", "no T12", "T13"),
+}
 STYLES = ("2019", "2020-ax", "2019", "2020-sag")
 FOLDERS = {
     "training": "VerSe20/dataset-01training",
@@ -75,13 +86,13 @@ def stretch_of(codes: tuple[int, ...], variant: str, position: int, rng: np.rand
     return codes[start], codes[start + count - 1]
 
 
-def plan(cases: int, seed: int) -> list[Case]:
+def plan(cases: int, seed: int, variants: tuple[str, ...]) -> list[Case]:
     """Choose the subjects of a data set; the first cases stay the same if more are asked for."""
-    waiting: dict[str, list[tuple[int, tuple[int, ...]]]] = {name: [] for name in VARIANTS}
+    waiting: dict[str, list[tuple[int, tuple[int, ...]]]] = {name: [] for name in VARIANTS["half"]}
     subjects = itertools.count()
     planned = []
     for position in range(cases):
-        variant = VARIANTS[position % len(VARIANTS)]
+        variant = variants[position % len(variants)]
         while not waiting[variant]:
             subject = next(subjects)
             anatomy = draw_anatomy(np.random.default_rng([seed, subject]))
@@ -214,6 +225,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of the phantoms")
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--seed", type=int, default=977)
+    parser.add_argument("--variants", choices=sorted(VARIANTS), default="natural")
     parser.add_argument("--split", choices=sorted(FOLDERS), default="test")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work-dir", type=Path, default=Path("work"))
@@ -225,7 +237,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Generate, label, print."""
     options = arguments()
-    cases, folder = plan(options.cases, options.seed), options.data / FOLDERS[options.split]
+    cases = plan(options.cases, options.seed, VARIANTS[options.variants])
+    folder = options.data / FOLDERS[options.split]
     generate(cases, folder, options.workers)
     if not options.generate:
         levels = load_levels(options.work_dir / "models" / "labelling")
