@@ -189,6 +189,7 @@ def test_the_anchor_is_where_the_deciding_votes_are():
     assert anchored("?", "?", "L4", "L5") == "sacrum below"
     assert anchored("?", "T12", "L1", "?") == "last rib"
     assert anchored("T5", "T6", "T7", "T8") == "none"
+    assert anchored("T9", "T10", "T11") == "none"  # whether a rib is the last is seen from the one below
     assert anchored("C1", "C2", "C3") == "C1/C2 in view"
     assert anchored("T12", "L1", "L2", "L3", "L4", "L5") == "last rib and sacrum below"
     # In view, but its votes say nothing: the others decide.

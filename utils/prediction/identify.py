@@ -40,11 +40,11 @@ MOST_MISSED = 8
 #: Typical distance from each level to the next one, C1 first, in mm: those of a typical adult, rounded;
 #: compare Busscher et al., European Spine Journal 19 (2010) 1104.
 STEPS_MM = (16, *[17] * 5, 18, 20, 21, 21, 22, 22, 23, 24, 25, 26, 27, 29, 31, 32, 33, 35, 36, 36, 35, 34)
-#: What the count of levels can hold on to, and the levels that show it.
+#: What the count of levels can hold on to, the levels of which one shows it, and those that vote for it.
 ANCHORS = (
-    ("C1/C2 in view", ("C1", "C2")),
-    ("last rib", ("T11", "T12", "T13", "L1")),
-    ("sacrum below", ("L5", "L6")),
+    ("C1/C2 in view", ("C1", "C2"), ("C1", "C2")),
+    ("last rib", ("T12", "T13", "L1"), ("T11", "T12", "T13", "L1")),
+    ("sacrum below", ("L5", "L6"), ("L5", "L6")),
 )
 #: Probability that a sequence must have by the votes of an anchor's vertebrae alone.
 ANCHORED = 0.5
@@ -495,9 +495,9 @@ def _anchor(best: np.ndarray, votes: np.ndarray, column: Column) -> str:
     """Say which of `ANCHORS` alone would give the best sequence too."""
     names = ["-" if not rank else LEVEL_NAMES[rank - 1] for rank in best.tolist()]
     found = []
-    for words, levels in ANCHORS:
-        silent = [name not in ("-", *levels) for name in names]
-        if not set(names) & set(levels):
+    for words, shown_by, voters in ANCHORS:
+        silent = [name not in ("-", *voters) for name in names]
+        if not set(names) & set(shown_by):
             continue
         heard = votes.copy()
         heard[silent] = 0.0
