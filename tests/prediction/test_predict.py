@@ -59,7 +59,10 @@ def fake(monkeypatch) -> FakeNetworks:
 
 
 def settings_for(*inputs: Path, output: Path, **changes) -> InferenceSettings:
-    return InferenceSettings(inputs=inputs, output=output, device="cpu", **changes)
+    # A work folder of its own: networks that lie in one of the checkout must not be picked up.
+    return InferenceSettings(
+        inputs=inputs, **{"output": output, "work_dir": output / "work", "device": "cpu", **changes}
+    )
 
 
 def write_column(path: Path, axes: str = "LAS") -> Path:
