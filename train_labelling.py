@@ -6,7 +6,7 @@ Writes  work/models/labelling       best.keras, last.keras, history.csv, curves.
 
     python train_labelling.py --work-dir work --preset small
 
-About a quarter of an hour on two CPU cores with the preset small. A killed run goes on where it stopped.
+About ten minutes on two CPU cores with the preset small. A killed run goes on where it stopped.
 """
 
 import sys

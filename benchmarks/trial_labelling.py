@@ -7,7 +7,19 @@ have them are looked for, so that all else about them stays natural.
 Reads   WORK/models/labelling (from train_labelling.py), with --predictions masks from infer.py
 Writes  DATA, a VerSe tree; what is there already is kept
 
-    python -m benchmarks.trial_labelling --data heldout --cases 40 --seed 977 --work-dir work
+    python -m benchmarks.trial_labelling --data heldout --cases 40 --seed 978 --work-dir work
+
+Takes about a minute and a half on two cores, and four to generate. With the preset small and 16,000 examples
+(9,600 of 60 phantoms and 48 with --variants half, then 6,400 of these and 60 with --variants rare; 11 minutes
+of CPU time) it measures, with reference masks:
+
+- variants about as often as in VerSe (seed 978): identification rate .922 in 25 cases with C1/C2, the last
+  rib or the sacrum in view (1.000 with C1/C2); elsewhere the truth among the first two sequences in 14 of 15;
+  expected calibration error of the sequences' probabilities .054. Without L6, T13 or a missing T12 no
+  sequence with an anchor in view is wrong.
+- a rare variant in every second case (--variants half, seed 977): .774 in 31 cases, 9 of 9, and .154. None of
+  the nine with T13 or a missing T12 in view is found: their lowest rib looks like T12's, C1 to count from is
+  not in view, and the rates of the variants speak for a common spine.
 
 With --generate the data are written and nothing is labelled: with --split training, --variants rare and
 another seed, more phantoms to train on.
@@ -224,7 +236,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the phantoms")
     parser.add_argument("--cases", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=977)
+    parser.add_argument("--seed", type=int, default=978)
     parser.add_argument("--variants", choices=sorted(VARIANTS), default="natural")
     parser.add_argument("--split", choices=sorted(FOLDERS), default="test")
     parser.add_argument("--workers", type=int, default=2)

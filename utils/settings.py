@@ -506,10 +506,10 @@ PRESETS: dict[str, dict[type, dict[str, Any]]] = {
             "final_learning_rate": 1e-4,
             "norm_momentum": 0.9,
         },
-        # Some ten thousand patches: a quarter of an hour on two cores.
+        # Sixteen thousand patches: 11 minutes of one core's time (see benchmarks/trial_labelling.py).
         LabellingTrainingSettings: {
             "filters": (12, 24, 48, 64),
-            "epochs": 12,
+            "epochs": 20,
             "examples_per_epoch": 800,
             "learning_rate": 2e-3,
             "norm_momentum": 0.95,
