@@ -8,7 +8,9 @@ with both networks is required):
   the process;
 - *folder*: ten scans in one call of infer.py, which loads the networks once and reads the next scan while one
   is predicted, beside ten calls of infer.py for one scan each;
-- *calls*: how often the segmentation network was asked for each vertebra found, and where a scan's time goes.
+- *calls*: how often the segmentation network was asked on the way to each vertebra found, and in all, with
+  what the ends of the spine cost; by the published walk, and by the one that looks above, into gaps and for
+  leaks.
 
 Reads   WORK/models/segmentation and WORK/models/heatmap (train_segmentation.py, train_heatmap.py)
 Writes  nothing that stays: the scans and their predictions, up to 1 GB, in a temporary folder
@@ -21,7 +23,6 @@ The last line says how many times as long the ten calls take as the one.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import subprocess
 import sys
@@ -93,37 +94,29 @@ def run_infer(inputs: list[Path], output: Path, work_dir: Path) -> Cost:
 
 
 def count_calls(folder: Path, work_dir: Path) -> None:
-    """Print a row a scan: vertebrae, network calls and seconds; in this process."""
+    """Print a row a scan: vertebrae, network calls and seconds, of the published walk and ours."""
     from utils.prediction.predict import load_networks, segment, walk_settings
     from utils.settings import InferenceSettings
 
     settings = InferenceSettings(work_dir=work_dir)
-    networks, seconds = load_networks(settings), []
-
-    def counted(ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
-        began = time.perf_counter()
-        probability = networks.patch(ct, memory)
-        seconds.append(time.perf_counter() - began)
-        return probability
-
-    counting = dataclasses.replace(networks, patch=counted)
-    counted(*np.zeros((2, *(networks.patch_voxels,) * 3), np.float32))  # the first call traces the network
-    print(f"{'scan':10}{'vertebrae':>10}{'calls':>8}{'a vertebra':>12}{'seconds':>9}{'in network':>12}")
-    total = np.zeros(4)
-    for path in sorted(folder.glob("*_ct.nii.gz")):
-        seconds.clear()
-        began = time.perf_counter()
-        found, _ = segment(read_ct(path), counting, walk_settings(settings, **networks.walk))
-        row = np.array([len(found), len(seconds), time.perf_counter() - began, sum(seconds)])
-        total += row
-        print(_calls_line(path.name.partition("_")[0], row), flush=True)
-    print(_calls_line("all", total), flush=True)
+    networks = load_networks(settings)
+    networks.patch(*np.zeros((2, *(networks.patch_voxels,) * 3), np.float32))  # the first call traces it
+    columns = ("vertebrae", "calls", "a vertebra", "with ends", "seconds")
+    for name, robust in (("published walk", False), ("robust walk", True)):
+        print(f"{name:16}" + "".join(f"{column:>12}" for column in columns))
+        walk, rows = walk_settings(settings, **{**networks.walk, "robust": robust}), []
+        for path in sorted(folder.glob("*_ct.nii.gz")):
+            began = time.perf_counter()
+            found = segment(read_ct(path), networks, walk)
+            on_the_way = sum(vertebra.calls for vertebra in found.vertebrae)
+            rows.append((len(found.vertebrae), found.calls, on_the_way, time.perf_counter() - began))
+            print(_calls_line(path.name.partition("_")[0], *rows[-1]), flush=True)
+        print(_calls_line("all", *np.sum(rows, axis=0)), flush=True)
 
 
-def _calls_line(name: str, row: np.ndarray) -> str:
-    vertebrae, calls, seconds, inside = row
-    each = f"{calls / vertebrae:.2f}" if vertebrae else "-"
-    return f"{name:10}{vertebrae:10.0f}{calls:8.0f}{each:>12}{seconds:9.1f}{inside:12.1f}"
+def _calls_line(name: str, vertebrae: float, calls: float, on_the_way: float, seconds: float) -> str:
+    each = [f"{number / vertebrae:.2f}" if vertebrae else "-" for number in (on_the_way, calls)]
+    return f"{name:16}{vertebrae:12.0f}{calls:12.0f}{each[0]:>12}{each[1]:>12}{seconds:12.1f}"
 
 
 def measure_memory(folder: Path, work_dir: Path) -> None:

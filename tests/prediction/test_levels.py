@@ -103,10 +103,15 @@ def test_the_identification_reaches_the_case(tmp_path, fake):  # noqa: F811
     scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
     settings = settings_for(scan.path, output=tmp_path, work_dir=tmp_path)
     levels = levels_that_give(RANKS)
-    case, warning = predict.predict_case(scan, FakeNetworks().networks(), settings, levels)
+    case, warning = predict.predict_case(scan, FakeNetworks().networks(), settings, levels=levels)
     assert warning == ""
     assert case.identification.names == NAMES and case.identification.anchor == "last rib"
     assert case.identification.sequence_probability > 0.9 > case.identification.second_probability
+    assert (case.quality.kind, case.quality.anchor) == ("anatomical", "last rib")
+    assert case.quality.sequence_probability == pytest.approx(
+        case.identification.sequence_probability, abs=1e-4
+    )
+    assert case.quality.second_names == case.identification.second_names
     case, _ = predict.predict_case(scan, FakeNetworks().networks(), settings)
     assert case.identification is None
 
@@ -115,7 +120,7 @@ def test_what_is_no_vertebra_is_left_out_and_said(tmp_path, fake):  # noqa: F811
     scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
     settings = settings_for(scan.path, output=tmp_path, work_dir=tmp_path)
     levels = levels_that_give({**RANKS, 6: 0})
-    case, warning = predict.predict_case(scan, FakeNetworks().networks(), settings, levels)
+    case, warning = predict.predict_case(scan, FakeNetworks().networks(), settings, levels=levels)
     assert [row["name"] for row in case.table] == list(NAMES[:5])
     assert warning == "1 of 6 found get no label, as no vertebrae"
     assert not oriented(case.labels).data[column().data == 6].any()

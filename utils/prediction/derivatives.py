@@ -39,7 +39,7 @@ from utils.verse.labels import MAX_RANK, T13_CODE, code_of_name, code_of_rank, n
 TABLE_COLUMNS = (
     *("case", "label", "name", "numbering", "volume_mm3", "mean_hu"),
     *("centre_x", "centre_y", "centre_z", "steps", "converged", "mean_probability"),
-    *("label_probability", "complete_probability"),
+    *("label_probability", "complete_probability", "partial"),
 )
 COUNT = "count"
 ANATOMICAL = "anatomical"
@@ -235,7 +235,8 @@ def vertebra_table(
     -------
     list of dict
         `TABLE_COLUMNS`. Volume in cubic mm, centre of mass in world mm (RAS+), mean probability over
-        the vertebra's voxels, probabilities of the label and of being complete where a network gave them.
+        the vertebra's voxels, probabilities of the label and of being complete where a network gave them, and
+        1 for a vertebra that reaches the border of the scan.
     """
     boxes = ndimage.find_objects(native.labels.data, max_label=max(numbering.codes, default=0))
     voxel_mm3 = abs(np.linalg.det(ct.affine[:3, :3]))
@@ -255,13 +256,14 @@ def vertebra_table(
                 **{"steps": vertebra.steps, "converged": int(vertebra.converged)},
                 "mean_probability": round(float(native.probability[box][inside].mean(dtype=np.float64)), 4),
                 **probability_columns(numbering, place),
+                "partial": int(vertebra.partial),
             }
         )
     return rows
 
 
 def probability_columns(numbering: Numbering, place: int) -> dict[str, float | str]:
-    """Give the last columns of a row: how sure its label and its completeness are; "" if not known."""
+    """Give two columns of a row: how sure its label and its completeness are; "" if not known."""
     given = {
         "label_probability": numbering.label_probabilities,
         "complete_probability": numbering.complete_probabilities,

@@ -226,7 +226,7 @@ def relabel_case(
     labels = Volume(look_up[mask.data], mask.affine)
     numbering = numbering_of(identification)
     rows = _relabelled_rows(case_path(output, key, TABLE_SUFFIX), look_up, numbering)
-    return CasePrediction(key, ct, labels, numbering, rows, dict(settings), identification)
+    return CasePrediction(key, ct, labels, numbering, rows, dict(settings), identification=identification)
 
 
 def numbers_from_the_top(mask: Volume) -> list[int]:

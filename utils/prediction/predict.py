@@ -21,11 +21,13 @@ from tqdm import tqdm
 
 from utils import execution
 from utils.imaging.formats import hu_doubt, read_scan, scan_bytes
-from utils.imaging.volume import Volume, normalise_hu, working_ct, working_grid
+from utils.imaging.volume import Volume, normalise_hu, working_ct
+from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.derivatives import (
     ANATOMICAL,
     CasePrediction,
     Numbering,
+    case_path,
     complete_case,
     from_the_top_down,
     native_vertebrae,
@@ -34,7 +36,7 @@ from utils.prediction.derivatives import (
     vertebra_table,
     write_case,
 )
-from utils.prediction.identify import parse_fixed
+from utils.prediction.identify import Identification, parse_fixed
 from utils.prediction.levels import (
     Levels,
     doubt_about,
@@ -45,10 +47,19 @@ from utils.prediction.levels import (
     relabel_case,
 )
 from utils.prediction.locate import PredictHeat, locate_spine
-from utils.prediction.quality import HU_DOUBT, NOTHING_FOUND, OTHER, CaseQuality, Remark, case_remarks
+from utils.prediction.quality import (
+    HU_DOUBT,
+    LOW_PROBABILITY,
+    OTHER,
+    QUALITY_SUFFIX,
+    CaseQuality,
+    Remark,
+    case_remarks,
+    read_quality,
+)
 from utils.prediction.report import write_report
 from utils.prediction.scans import Scan, find_scans, scan_identity
-from utils.prediction.traverse import FoundVertebra, PredictPatch, WalkSettings, WalkStep, walk
+from utils.prediction.traverse import PredictPatch, WalkResult, WalkSettings, walk
 from utils.settings import InferenceSettings, settings_as_json, worker_count
 
 if TYPE_CHECKING:
@@ -331,9 +342,7 @@ def walk_settings(settings: InferenceSettings, **of_networks: Any) -> WalkSettin
     )
 
 
-def segment(
-    ct: Volume, networks: Networks, settings: WalkSettings
-) -> tuple[list[FoundVertebra], np.ndarray, tuple[WalkStep, ...]]:
+def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResult:
     """Find the vertebrae of a scan.
 
     Parameters
@@ -347,18 +356,15 @@ def segment(
 
     Returns
     -------
-    vertebrae : list of FoundVertebra
-        From the top down.
-    affine : np.ndarray (4, 4)
-        Affine of the working grid, which they lie on.
-    trace : tuple of WalkStep
-        Every step of the walk.
+    WalkResult
+        From the top down, whatever the order of finding, on the working grid.
     """
     working = working_ct(ct, networks.spacing_mm)
     heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
     normalised = Volume(normalise_hu(working.data), working.affine)
     found = walk(normalised, heat, networks.patch, settings=settings)
-    return from_the_top_down(found.vertebrae), working.affine, found.trace
+    vertebrae = tuple(from_the_top_down(found.vertebrae))
+    return dataclasses.replace(found, vertebrae=vertebrae, labels=labels_of_walk(vertebrae, working.grid))
 
 
 def predict_case(
@@ -398,51 +404,48 @@ def predict_case(
     """
     started = time.perf_counter()
     ct = read_scan(scan.path, scan.series) if ct is None else ct
-    hu_text = hu_doubt(ct)
-    patch = _Counted(networks.patch)
-    counting = dataclasses.replace(networks, patch=patch)
-    vertebrae, affine, trace = segment(ct, counting, walk_settings(settings, **networks.walk))
-    record = _record(scan, networks, settings)
-    if is_identified(levels, settings):
-        labels = labels_of_walk(vertebrae, working_grid(ct.grid, networks.spacing_mm))
-        fixed = parse_fixed(settings.fix, settings.first_label)
-        numbers = range(1, len(vertebrae) + 1)
-        identification = identify_vertebrae(ct, labels, numbers, levels=levels, fixed=fixed)
-        numbering, doubt = numbering_of(identification), doubt_about(identification)
-        vertebrae = [found for found, code in zip(vertebrae, identification.codes) if code]
-    else:
-        identification, numbering = None, number_vertebrae(len(vertebrae), settings.first_label)
+    hu_text = hu_doubt(ct)  # at once, before there is more in memory than the scan
+    found = segment(ct, networks, walk_settings(settings, **networks.walk))
+    identification = _identified(ct, found, levels, settings)
+    if identification is None:
+        vertebrae = found.vertebrae
+        numbering = number_vertebrae(len(vertebrae), settings.first_label)
         doubt = _warning(len(vertebrae), len(numbering.codes), settings.first_label)
-    native = native_vertebrae(vertebrae, affine, ct.grid, codes=numbering.codes)
+    else:
+        vertebrae = [each for each, code in zip(found.vertebrae, identification.codes) if code]
+        numbering, doubt = numbering_of(identification), doubt_about(identification)
+    native = native_vertebrae(vertebrae, found.labels.affine, ct.grid, codes=numbering.codes)
     table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
-    doubts = {
-        HU_DOUBT: hu_text,
-        OTHER if vertebrae else NOTHING_FOUND: doubt if vertebrae else "no vertebra found",
-    }
+    doubts = {HU_DOUBT: hu_text, OTHER if identification is None else LOW_PROBABILITY: doubt}
+    remarks = [Remark(kind, None, text) for kind, text in doubts.items() if text]
+    names = [numbering.name(code) for code in numbering.codes]
     quality = CaseQuality(
         scan.key,
         numbering.kind,
-        anchor=None if settings.first_label is None else "first label given",
+        **facts_of_labels(identification, settings.first_label),
         seconds=round(time.perf_counter() - started, 2),
-        network_calls=patch.calls,
-        warnings=case_remarks(table, [Remark(kind, None, text) for kind, text in doubts.items() if text]),
+        network_calls=found.calls,
+        warnings=case_remarks(table, [*remarks, *walk_remarks(found.remarks, vertebrae, names)]),
     )
-    kept = trace if settings.trace else ()
     prediction = CasePrediction(
-        scan.key, ct, native.labels, numbering, tuple(table), record, quality, kept, identification
+        *(scan.key, ct, native.labels, numbering, tuple(table), _record(scan, networks, settings)),
+        quality=quality,
+        trace=found.trace if settings.trace else (),
+        identification=identification,
     )
-    return prediction, "; ".join(filter(None, doubts.values()))
+    doubts = (hu_text, doubt if vertebrae else "no vertebra found")
+    return prediction, "; ".join(filter(None, doubts))
 
 
-class _Counted:
-    """A network as a function that counts its calls."""
-
-    def __init__(self, predict: PredictPatch) -> None:
-        self.predict, self.calls = predict, 0
-
-    def __call__(self, ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
-        self.calls += 1
-        return self.predict(ct, memory)
+def _identified(
+    ct: Volume, found: WalkResult, levels: Levels | None, settings: InferenceSettings
+) -> Identification | None:
+    """Decide the levels of what was found; None where vertebrae are to be counted."""
+    if not is_identified(levels, settings):
+        return None
+    fixed = parse_fixed(settings.fix, settings.first_label)
+    numbers = range(1, len(found.vertebrae) + 1)
+    return identify_vertebrae(ct, found.labels, numbers, levels=levels, fixed=fixed)
 
 
 def is_identified(levels: Levels | None, settings: InferenceSettings) -> bool:
@@ -623,6 +626,8 @@ def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> 
         fixed=parse_fixed(settings.fix, settings.first_label),
         settings=record,
     )
+    known = read_quality(case_path(settings.output, scan.key, QUALITY_SUFFIX))
+    prediction = dataclasses.replace(prediction, quality=relabelled_quality(prediction, known))
     write_case(prediction, settings.output, formats=settings.formats)
     names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
     doubt = doubt_about(prediction.identification)

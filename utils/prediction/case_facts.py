@@ -1,0 +1,108 @@
+"""What the walk and the labelling know of a case, in the words of its quality file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from utils.prediction.derivatives import CasePrediction
+from utils.prediction.identify import Identification
+from utils.prediction.quality import (
+    GAP,
+    HU_DOUBT,
+    LEAK,
+    ODD_VOLUME,
+    OTHER,
+    CaseQuality,
+    Remark,
+    case_remarks,
+)
+from utils.prediction.walk_records import (
+    CALLS_USED_UP,
+    GAP_ABOVE,
+    SECOND_LOOK,
+    SECOND_START,
+    SPINE_NOT_COVERED,
+    FoundVertebra,
+)
+from utils.prediction.walk_records import LEAK as LEAK_OF_WALK
+from utils.prediction.walk_records import ODD_VOLUME as ODD_VOLUME_OF_WALK
+
+#: The walk's remarks as those of the quality file. What it found above the start is no reason to look, and
+#: that it did not come to rest stands in the table.
+_VERTEBRA_REMARKS = {
+    LEAK_OF_WALK: (LEAK, "predicted together with part of its neighbour, which was cut off"),
+    ODD_VOLUME_OF_WALK: (ODD_VOLUME, "volume out of proportion to its neighbours' during the walk"),
+    SECOND_LOOK: (OTHER, "found on a second look into a gap"),
+    SECOND_START: (OTHER, "found on a second start, where the heatmap had more spine"),
+}
+_WALK_REMARKS = {
+    SPINE_NOT_COVERED: (GAP, "the heatmap has spine where no vertebra was found"),
+    CALLS_USED_UP: (OTHER, "the walk ended because it had asked the network as often as it may"),
+}
+
+
+def walk_remarks(
+    of_walk: Sequence[str], vertebrae: Sequence[FoundVertebra], names: Sequence[str]
+) -> list[Remark]:
+    """Give the remarks of a walk.
+
+    Parameters
+    ----------
+    of_walk : sequence of str
+        `WalkResult.remarks`.
+    vertebrae : sequence of FoundVertebra
+        From the top down.
+    names : sequence of str
+        Their labels; those without one are left out.
+
+    Returns
+    -------
+    list of Remark
+        Those on the whole walk first. A gap stands at the vertebra above it, as those that follow from the
+        table do.
+    """
+    remarks = [Remark(kind, None, text) for word, (kind, text) in _WALK_REMARKS.items() if word in of_walk]
+    for place, (vertebra, name) in enumerate(zip(vertebrae, names)):
+        if GAP_ABOVE in vertebra.remarks and place:
+            remarks.append(Remark(GAP, names[place - 1], f"a vertebra may be missing above {name}"))
+        found = [_VERTEBRA_REMARKS[word] for word in vertebra.remarks if word in _VERTEBRA_REMARKS]
+        remarks += [Remark(kind, name, text) for kind, text in found]
+    return remarks
+
+
+def facts_of_labels(identification: Identification | None, first_label: str | None) -> dict[str, Any]:
+    """Give what `CaseQuality` holds of how the labels were decided; counted vertebrae have no probability."""
+    if identification is None:
+        return {"anchor": None if first_label is None else "first label given"}
+    return {
+        "anchor": identification.anchor,
+        "sequence_probability": round(identification.sequence_probability, 4),
+        "second_names": identification.second_names or None,
+        "second_probability": round(identification.second_probability, 4),
+    }
+
+
+def relabelled_quality(prediction: CasePrediction, known: CaseQuality | None) -> CaseQuality:
+    """Give the quality of a case whose labels were changed.
+
+    Parameters
+    ----------
+    prediction : CasePrediction
+        With the new labels.
+    known : CaseQuality or None
+        That of the old ones. What it says of the scan stays, what it says of labels goes with them.
+
+    Returns
+    -------
+    CaseQuality
+    """
+    kept = [] if known is None else [remark for remark in known.warnings if remark.kind == HU_DOUBT]
+    return CaseQuality(
+        prediction.key,
+        prediction.numbering.kind,
+        **facts_of_labels(prediction.identification, None),
+        seconds=None if known is None else known.seconds,
+        network_calls=None if known is None else known.network_calls,
+        warnings=case_remarks(prediction.table, kept),
+    )
