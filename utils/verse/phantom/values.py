@@ -73,16 +73,7 @@ def draw_tissue(rng: np.random.Generator, anatomy: Anatomy) -> TissueValues:
         What `render_tissue` needs.
     """
     count = len(anatomy.vertebrae)
-    dense = rng.uniform(0, 1)
-    body = 90 + 170 * dense
-    bone = BoneValues(
-        body=body,
-        arch=body + rng.uniform(40, 200),
-        cortex=rng.uniform(750, 1150) + 350 * dense,
-        shell_mm=rng.uniform(0.8, 1.2),
-        texture=rng.uniform(30, 70),
-        spread=rng.normal(0, 15, count),
-    )
+    bone = draw_bone(rng, count)
     vessels = _draw_vessels(rng, anatomy)
     return TissueValues(
         bone,
@@ -93,6 +84,20 @@ def draw_tissue(rng: np.random.Generator, anatomy: Anatomy) -> TissueValues:
         disc_hu=rng.uniform(60, 110, count),
         disc_gas=rng.random(count) < 0.06,
         seed=int(rng.integers(2**31)),
+    )
+
+
+def draw_bone(rng: np.random.Generator, count: int) -> BoneValues:
+    """Draw the bone of one subject with so many vertebrae: cancellous 90-260 HU, cortex 750-1500 HU."""
+    dense = rng.uniform(0, 1)
+    body = 90 + 170 * dense
+    return BoneValues(
+        body=body,
+        arch=body + rng.uniform(40, 200),
+        cortex=rng.uniform(750, 1150) + 350 * dense,
+        shell_mm=rng.uniform(0.8, 1.2),
+        texture=rng.uniform(30, 70),
+        spread=rng.normal(0, 15, count),
     )
 
 
