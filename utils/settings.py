@@ -1,6 +1,6 @@
 """Settings: one frozen dataclass a stage, and the command line that is built from it.
 
-Defaults are those of the preset `full`; `PRESETS` holds what `paper` and `small` change. Every
+Defaults are those of the preset `full`; `PRESETS` holds what the others change. Every
 length is in millimetres and says so in its name. A stage saves its settings as `settings.json`
 beside its results, and the stages after it read them there instead of guessing.
 """
@@ -19,10 +19,12 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-Preset = Literal["paper", "full", "small"]
+Preset = Literal["paper", "full", "small", "starter"]
 Device = Literal["auto", "gpu", "cpu"]
 Split = Literal["training", "validation", "test"]
 Settings = TypeVar("Settings")
+#: Shares of the CTs of phantoms, of other CTs, and of images drawn from the masks of phantoms and from others.
+Mixture = tuple[float, float, float, float]
 
 #: Range of Hounsfield units that the networks see, mapped linearly to [-1, 1]; air is the lower end.
 HU_RANGE = (-1024, 3071)
@@ -43,6 +45,7 @@ LEAST = {
     "stop_after": 0,
     "plateau_after": 0,
     "plateau_factor": 0.01,
+    "crop_least": 0.1,
     "save_minutes": 0.0,
 }
 
@@ -107,6 +110,8 @@ class HeatmapPreparationSettings:
     """Isotropic spacing of the working grid, in mm, that the CT is brought to before it is resized."""
     heatmap_shape: tuple[int, int, int] = (64, 64, 128)
     """Shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
+    label_maps: bool = False
+    """Prepare masks too, for images drawn from them, and training cases that have a mask but no CT."""
     workers: int = 0
     """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
     scheduler: str | None = None
@@ -134,6 +139,8 @@ class SegmentationPreparationSettings:
     margin_mm: float = 128.0
     """Part of the scan that is kept: up to this far from the centres of the vertebrae, in mm. 128 is half the
     edge of the crop that the published code makes around a vertebra; beyond it patches repeat the border."""
+    label_maps: bool = False
+    """Prepare training cases too that have a mask but no CT, for images drawn from it."""
     workers: int = 0
     """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
     scheduler: str | None = None
@@ -258,6 +265,12 @@ class HeatmapTrainingSettings(RunSettings):
     """Standard deviation of the target's Gaussians, in voxels of the heatmap grid."""
     shift_voxels: float = 20.0
     """Largest random shift along each axis, in voxels of the heatmap grid."""
+    crop_least: float = 1.0
+    """Smallest part of a volume that an example shows, along each axis, as of a scan with a smaller field of
+    view; 1 shows all of it."""
+    mixture: Mixture | None = None
+    """Shares of an epoch: CTs of phantoms, other CTs, images drawn anew from the masks of phantoms, and from
+    other masks. Without it every CT counts alike, and none is drawn."""
     augmentation: AugmentationSettings = HEATMAP_AUGMENTATION
     """Random transformations of the training volumes."""
     epochs: int = 300
@@ -301,6 +314,9 @@ class SegmentationTrainingSettings(RunSettings):
     """Largest shift of a patch around its target along each axis, in mm."""
     augmentation: AugmentationSettings = AugmentationSettings()
     """Random transformations of the training patches."""
+    mixture: Mixture | None = None
+    """Shares of an epoch: CTs of phantoms, other CTs, images drawn anew from the masks of phantoms, and from
+    other masks. Without it every CT counts alike, and none is drawn."""
     fp_weight_schedule: Literal["ramp", "constant"] = "ramp"
     """Weight of false positives in the loss: rising from .1 to 1 as published, or the constant .132 at
     which the released code stayed."""
@@ -473,6 +489,66 @@ class EvaluationSettings:
     """End with exit status 0 although cases were bad (they are listed and left out)."""
 
 
+#: A laptop's few hundred steps: small epochs, a falling rate, and statistics that keep up.
+_SMALL: dict[type, dict[str, Any]] = {
+    HeatmapPreparationSettings: {"spacing_mm": 2.0},
+    SegmentationPreparationSettings: {"spacing_mm": 2.0},
+    HeatmapTrainingSettings: {
+        "epochs": 8,
+        "examples_per_epoch": 24,
+        "batch_size": 1,
+        "learning_rate": 3e-3,
+        "final_learning_rate": 1e-4,
+        "norm_momentum": 0.9,
+    },
+    SegmentationTrainingSettings: {
+        "filters": (8, 16, 32, 64),
+        "patch_voxels": 64,
+        "augmentation": SMALL_AUGMENTATION,
+        # Fewer emptied memories in mid-spine, which the walk never meets, and more natural tops, where
+        # every walk begins: a few hundred steps must be spent on what inference needs.
+        "walk_shares": (0.7, 0.05, 0.15, 0.1),
+        "epochs": 15,
+        "examples_per_epoch": 120,
+        "batch_size": 2,
+        "learning_rate": 2e-3,
+        "final_learning_rate": 1e-4,
+        "norm_momentum": 0.9,
+    },
+    # Sixteen thousand patches: 11 minutes of one core's time (see benchmarks/trial_labelling.py).
+    LabellingTrainingSettings: {
+        "filters": (12, 24, 48, 64),
+        "epochs": 20,
+        "examples_per_epoch": 800,
+        "learning_rate": 2e-3,
+        "norm_momentum": 0.95,
+    },
+    # The segmentation network of this preset has the size of the others' student.
+    DistillationSettings: {"filters": (4, 8, 16, 32)},
+}
+#: What the starter weights change of it: longer, on a mixture that carries over to real scans, and averaged.
+_STARTER: dict[type, dict[str, Any]] = {
+    HeatmapPreparationSettings: {"label_maps": True},
+    SegmentationPreparationSettings: {"label_maps": True},
+    HeatmapTrainingSettings: {
+        "epochs": 20,
+        "examples_per_epoch": 48,
+        # Scans of one centre show all of the trunk, of another the spine alone.
+        "crop_least": 0.4,
+        # Its few voxels tell less about bone than about the body, where real scans lead.
+        "mixture": (0.35, 0.35, 0.1, 0.2),
+        "moving_average": 0.99,
+    },
+    SegmentationTrainingSettings: {
+        # Few real scans are shown often, and their masks oftener, in looks that no scan repeats.
+        "mixture": (0.3, 0.25, 0.1, 0.35),
+        # More of "nothing left", so that the walk ends by itself on scans that show what VerSe does not label.
+        "walk_shares": (0.65, 0.05, 0.15, 0.15),
+        # 60 steps an epoch, a minute on two cores: 3,600 steps.
+        "epochs": 60,
+        "moving_average": 0.995,
+    },
+}
 #: What the presets change in the defaults above. `full` changes nothing.
 PRESETS: dict[str, dict[type, dict[str, Any]]] = {
     "paper": {
@@ -480,43 +556,8 @@ PRESETS: dict[str, dict[type, dict[str, Any]]] = {
         DistillationSettings: {"distillation_voxels": "even"},
     },
     "full": {},
-    "small": {
-        HeatmapPreparationSettings: {"spacing_mm": 2.0},
-        SegmentationPreparationSettings: {"spacing_mm": 2.0},
-        # A laptop's few hundred steps: small epochs, a falling rate, and statistics that keep up.
-        HeatmapTrainingSettings: {
-            "epochs": 8,
-            "examples_per_epoch": 24,
-            "batch_size": 1,
-            "learning_rate": 3e-3,
-            "final_learning_rate": 1e-4,
-            "norm_momentum": 0.9,
-        },
-        SegmentationTrainingSettings: {
-            "filters": (8, 16, 32, 64),
-            "patch_voxels": 64,
-            "augmentation": SMALL_AUGMENTATION,
-            # Fewer emptied memories in mid-spine, which the walk never meets, and more natural tops, where
-            # every walk begins: a few hundred steps must be spent on what inference needs.
-            "walk_shares": (0.7, 0.05, 0.15, 0.1),
-            "epochs": 15,
-            "examples_per_epoch": 120,
-            "batch_size": 2,
-            "learning_rate": 2e-3,
-            "final_learning_rate": 1e-4,
-            "norm_momentum": 0.9,
-        },
-        # Sixteen thousand patches: 11 minutes of one core's time (see benchmarks/trial_labelling.py).
-        LabellingTrainingSettings: {
-            "filters": (12, 24, 48, 64),
-            "epochs": 20,
-            "examples_per_epoch": 800,
-            "learning_rate": 2e-3,
-            "norm_momentum": 0.95,
-        },
-        # The segmentation network of this preset has the size of the others' student.
-        DistillationSettings: {"filters": (4, 8, 16, 32)},
-    },
+    "small": _SMALL,
+    "starter": {stage: {**_SMALL[stage], **_STARTER.get(stage, {})} for stage in _SMALL},
 }
 
 
@@ -528,7 +569,7 @@ def preset_settings(stage: type[Settings], preset: str = "full", **changes: Any)
     stage : type
         One of the dataclasses of this module.
     preset : str
-        "paper", "full" or "small".
+        "paper", "full", "small" or "starter".
     **changes
         Fields that differ from the preset.
 
