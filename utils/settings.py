@@ -23,7 +23,7 @@ Preset = Literal["paper", "full", "small", "starter"]
 Device = Literal["auto", "gpu", "cpu"]
 Split = Literal["training", "validation", "test"]
 Settings = TypeVar("Settings")
-#: Shares of the CTs of phantoms, of other CTs, and of images drawn from the masks of phantoms and from others.
+#: Shares of the CTs of phantoms, of other CTs, of images drawn from the masks of phantoms, and from others.
 Mixture = tuple[float, float, float, float]
 
 #: Range of Hounsfield units that the networks see, mapped linearly to [-1, 1]; air is the lower end.
@@ -542,7 +542,7 @@ _STARTER: dict[type, dict[str, Any]] = {
     SegmentationTrainingSettings: {
         # Few real scans are shown often, and their masks oftener, in looks that no scan repeats.
         "mixture": (0.3, 0.25, 0.1, 0.35),
-        # More of "nothing left", so that the walk ends by itself on scans that show what VerSe does not label.
+        # More of "nothing left": the walk ends by itself where a scan shows bones that VerSe does not label.
         "walk_shares": (0.65, 0.05, 0.15, 0.15),
         # 60 steps an epoch, a minute on two cores: 3,600 steps.
         "epochs": 60,

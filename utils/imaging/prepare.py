@@ -24,7 +24,15 @@ from tqdm import tqdm
 from utils import execution
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
-from utils.imaging.prepared import SIDECAR, identity, is_current, read_sidecar, write_sidecar
+from utils.imaging.prepared import (
+    PHANTOM,
+    SCAN,
+    SIDECAR,
+    identity,
+    is_current,
+    read_sidecar,
+    write_sidecar,
+)
 from utils.imaging.volume import (
     Grid,
     Volume,
@@ -32,8 +40,10 @@ from utils.imaging.volume import (
     heatmap_ct,
     native_bytes,
     read_ct,
+    read_mask,
     read_pair,
     resample_labels,
+    resized_grid,
     touches_border,
     transform_points,
     working_ct,
@@ -48,6 +58,7 @@ from utils.settings import (
 )
 from utils.verse.cases import Case, index_cases
 from utils.verse.labels import rank_of_code
+from utils.verse.phantom.write import PHANTOM_RECORD
 
 PREPARED_SPLITS = ("training", "validation")
 VERTEBRAE_FILE = "vertebrae.csv"
@@ -75,13 +86,19 @@ class _Stage:
     suffixes: tuple[str, ...]
     decisive: tuple[str, ...]
     missing: Callable[[Case], list[str]]
-    sources: Callable[[Case], dict[str, Path | None]]
+    sources: Callable[[Case, PreparationSettings], dict[str, Path | None]]
     work: Callable[[_Job], str]
 
     def made_with(self, settings: PreparationSettings) -> dict[str, Any]:
         """Give what decides about the content of the prepared files beside their sources."""
         values = settings_as_json(settings)
-        return {"preparation": _PREPARATION, **{name: values[name] for name in self.decisive}}
+        # Named only where it is asked for: without it files are what they were before it could be.
+        label_maps = {"label_maps": True} if settings.label_maps else {}
+        return {
+            "preparation": _PREPARATION,
+            **{name: values[name] for name in self.decisive},
+            **label_maps,
+        }
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,20 @@ class _Job:
 
     @property
     def sources(self) -> dict[str, Path]:
-        return {role: path for role, path in self.stage.sources(self.case).items() if path is not None}
+        found = self.stage.sources(self.case, self.settings)
+        return {role: path for role, path in found.items() if path is not None}
+
+    @property
+    def main_source(self) -> Path:
+        """The CT, or the mask of a case that has no CT."""
+        return self.case.ct or self.case.mask
+
+    @property
+    def origin(self) -> str:
+        """Whether the case lies in a folder of phantoms."""
+        top = self.settings.data_dir
+        folders = [folder for folder in self.main_source.parents if folder.is_relative_to(top)]
+        return PHANTOM if any((folder / PHANTOM_RECORD).is_file() for folder in folders) else SCAN
 
     @property
     def is_done(self) -> bool:
@@ -118,7 +148,7 @@ class _Job:
 
     @property
     def peak_bytes(self) -> int:
-        return _PEAK_OF_NATIVE * native_bytes(self.case.ct)
+        return _PEAK_OF_NATIVE * native_bytes(self.main_source)
 
     def discard(self) -> None:
         """Remove what stands there, and what a killed run left half-written."""
@@ -143,7 +173,8 @@ def prepare_heatmap(settings: HeatmapPreparationSettings) -> int:
 
     Writes `work_dir/heatmap/<split>/<key>_ct.nii` (int16 HU), `<key>_ctd.json` (VerSe form, on that
     grid) and `work_dir/heatmap/settings.json`. A case without a centroid file gets its points from its
-    mask; its file says so.
+    mask; its file says so. With `label_maps` the mask is brought to that grid too, as `<key>_msk.nii`, also
+    for training cases that have no CT.
 
     Parameters
     ----------
@@ -163,7 +194,8 @@ def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
 
     Writes `work_dir/segmentation/<split>/<key>_ct.nii` (int16 HU, uncompressed, for memory maps),
     `<key>_msk.nii` (uint8 VerSe codes), `<key>_vertebrae.csv`, the table `vertebrae.csv` of the whole
-    split, and `work_dir/segmentation/settings.json`.
+    split, and `work_dir/segmentation/settings.json`. With `label_maps`, training cases that have no CT get
+    all but the first.
 
     Parameters
     ----------
@@ -213,39 +245,55 @@ def labels_at_border(mask: Volume) -> set[int]:
 
 def _heatmap_case(job: _Job) -> str:
     """Prepare one case for the heatmap network; gives a note for the log."""
-    ct, centroids, source = _ct_and_centroids(job.case)
-    small = heatmap_ct(working_ct(ct, job.settings.spacing_mm), job.settings.heatmap_shape)
-    write_volume(job.output("_ct.nii"), _as_int16(small))
-    write_centroids(job.output("_ctd.json"), centroids, small.grid, source=source)
+    case, settings = job.case, job.settings
+    needs_mask = case.mask is not None and (settings.label_maps or case.centroids is None)
+    ct, mask = _read_case(case, needs_mask=needs_mask)
+    native = (ct or mask).grid
+    centroids, source = _centroids_of(case, mask, native)
+    small = resized_grid(working_grid(native, settings.spacing_mm), settings.heatmap_shape)
+    if ct is not None:
+        resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
+        write_volume(job.output("_ct.nii"), _as_int16(resized))
+    if settings.label_maps and mask is not None:
+        write_volume(job.output("_msk.nii"), resample_labels(mask, small))
+    write_centroids(job.output("_ctd.json"), centroids, small, source=source)
     derived = ", centroids derived from the mask" if source else ""
-    return f"{len(centroids.codes)} vertebrae{derived}"
+    return f"{len(centroids.codes)} vertebrae{derived}{'' if ct else ', no CT'}"
 
 
-def _ct_and_centroids(case: Case) -> tuple[Volume, Centroids, str | None]:
+def _read_case(case: Case, *, needs_mask: bool) -> tuple[Volume | None, Volume | None]:
+    """Read CT and mask; None for what is not there or not needed."""
+    if case.ct is None:
+        return None, read_mask(case.mask)
+    return read_pair(case.ct, case.mask) if needs_mask else (read_ct(case.ct), None)
+
+
+def _centroids_of(case: Case, mask: Volume | None, grid: Grid) -> tuple[Centroids, str | None]:
+    """Give the points of a case, and their source if it is not their own file."""
     if case.centroids is None:
-        ct, mask = read_pair(case.ct, case.mask)
         centroids, source = centroids_of_mask(mask), "mask"
     else:
-        ct = read_ct(case.ct)
-        centroids, source = read_centroids(case.centroids, ct.grid), None
+        centroids, source = read_centroids(case.centroids, grid), None
     if len(centroids.codes) == 0:
         raise ValueError(f"{case.centroids or case.mask}: expected at least one vertebra, found none.")
-    return ct, centroids, source
+    return centroids, source
 
 
 def _segmentation_case(job: _Job) -> str:
     """Prepare one case for the segmentation network; gives a note for the log."""
-    ct, mask = read_pair(job.case.ct, job.case.mask)
+    ct, mask = _read_case(job.case, needs_mask=True)
     if not mask.data.any():
         raise ValueError(f"{job.case.mask}: expected at least one vertebra, found none.")
     grid = spine_grid(mask, job.settings.spacing_mm, margin_mm=job.settings.margin_mm)
     labels = resample_labels(mask, grid)
-    working = _as_int16(working_ct(ct, job.settings.spacing_mm, grid=grid))
     table = vertebra_table(job.case.key, labels, at_border=labels_at_border(mask))
-    write_volume(job.output("_ct.nii"), working)
+    if ct is not None:
+        working = _as_int16(working_ct(ct, job.settings.spacing_mm, grid=grid))
+        write_volume(job.output("_ct.nii"), working)
     write_volume(job.output("_msk.nii"), labels)
     _write_table(job.output("_" + VERTEBRAE_FILE), table)
-    return f"{len(table)} vertebrae, {' x '.join(map(str, working.shape))} voxels"
+    size = " x ".join(map(str, labels.shape))
+    return f"{len(table)} vertebrae, {size} voxels{'' if ct else ', no CT'}"
 
 
 def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
@@ -300,17 +348,17 @@ def _vertebra_row(
 
 _HEATMAP = _Stage(
     name="heatmap",
-    suffixes=("_ct.nii", "_ctd.json"),
+    suffixes=("_ct.nii", "_msk.nii", "_ctd.json"),
     decisive=("spacing_mm", "heatmap_shape"),
     # Points are enough; a mask is only a way to get them.
     missing=lambda case: [
         *(["CT"] if case.ct is None else []),
         *(["centroids"] if case.centroids is None and case.mask is None else []),
     ],
-    sources=lambda case: {
+    sources=lambda case, settings: {
         "ct": case.ct,
         "centroids": case.centroids,
-        "mask": None if case.centroids else case.mask,
+        "mask": case.mask if settings.label_maps or case.centroids is None else None,
     },
     work=_heatmap_case,
 )
@@ -322,7 +370,7 @@ _SEGMENTATION = _Stage(
         *(["CT"] if case.ct is None else []),
         *(["mask"] if case.mask is None else []),
     ],
-    sources=lambda case: {"ct": case.ct, "mask": case.mask},
+    sources=lambda case, _: {"ct": case.ct, "mask": case.mask},
     work=_segmentation_case,
 )
 _STAGES = {HeatmapPreparationSettings: _HEATMAP, SegmentationPreparationSettings: _SEGMENTATION}
@@ -347,7 +395,7 @@ def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
         settings = dataclasses.replace(settings, **places)
     root = settings.work_dir / stage.name
     cases = index_cases(settings.data_dir)
-    usable = _complete_cases(cases, settings.data_dir, stage)
+    usable = _complete_cases(cases, settings, stage)
     _discard_outdated(root, settings, stage)
     _discard_moved(root, cases, stage)
     # How a run was divided changes none of its results, so it is not kept with them.
@@ -363,21 +411,27 @@ def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
     return _conclude(jobs, waiting, bad, root)
 
 
-def _complete_cases(cases: Sequence[Case], data_dir: Path, stage: _Stage) -> list[Case]:
-    """Give the cases of both splits that have what the stage needs; name what the others lack."""
+def _complete_cases(cases: Sequence[Case], settings: PreparationSettings, stage: _Stage) -> list[Case]:
+    """Give the cases of both splits that have what the stage needs; name what the others lack.
+
+    With `label_maps` a mask is enough for training.
+    """
     usable = []
     for case in cases:
         if case.split not in PREPARED_SPLITS:
             continue
         absent = stage.missing(case)
-        if absent:
+        if settings.label_maps and case.split == "training" and case.mask is not None:
+            usable.append(case)
+        elif absent:
             _complain(f"warning: {case.key} ({case.split}) is left out, it has no {' and no '.join(absent)}")
         else:
             usable.append(case)
     if not any(case.split == "training" for case in usable):
         splits = ", ".join(sorted({case.split or "no split" for case in cases}))
         raise ValueError(
-            f"{data_dir}: expected a complete training case, found none in {len(cases)} cases ({splits})."
+            f"{settings.data_dir}: expected a complete training case, found none in {len(cases)} cases "
+            f"({splits})."
         )
     return usable
 
@@ -452,7 +506,7 @@ def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: PreparationSettings
 
 
 def _killed(job: _Job, found: str) -> _Outcome:
-    return _Outcome(job.case.key, 0.0, error=f"{job.case.ct}: expected to be prepared, found {found}.")
+    return _Outcome(job.case.key, 0.0, error=f"{job.main_source}: expected to be prepared, found {found}.")
 
 
 def _attempt(job: _Job) -> _Outcome:
@@ -464,11 +518,12 @@ def _attempt(job: _Job) -> _Outcome:
     try:
         sources = {role: identity(path) for role, path in job.sources.items()}
         note = job.stage.work(job)
-        write_sidecar(job.sidecar, job.stage.made_with(job.settings), sources, job.outputs)
+        made = [path for path in job.outputs if path.is_file()]
+        write_sidecar(job.sidecar, job.stage.made_with(job.settings), sources, made, origin=job.origin)
     except ValueError as problem:
         error = str(problem)
     except Exception as problem:
-        error = f"{job.case.ct}: {type(problem).__name__}: {problem}"
+        error = f"{job.main_source}: {type(problem).__name__}: {problem}"
     if error:
         job.discard()
     return _Outcome(job.case.key, time.perf_counter() - started, note=note, error=error)

@@ -15,6 +15,8 @@ from typing import Any
 from utils.files import sha256_of, written_whole
 
 SIDECAR = "_prepared.json"
+#: Where a case comes from: generated, or anything else.
+PHANTOM, SCAN = "phantom", "scan"
 
 
 def write_sidecar(
@@ -22,6 +24,8 @@ def write_sidecar(
     made_with: Mapping[str, Any],
     sources: Mapping[str, Mapping[str, Any]],
     outputs: Sequence[Path],
+    *,
+    origin: str = SCAN,
 ) -> None:
     """Write the sidecar of a case whose other files are there.
 
@@ -35,9 +39,11 @@ def write_sidecar(
         `identity` of every source before it was read, by its role.
     outputs : sequence of Path
         The files that were made.
+    origin : str
+        `PHANTOM` or `SCAN`.
     """
     sizes = {output.name: output.stat().st_size for output in outputs}
-    content = {"made_with": dict(made_with), "sources": dict(sources), "outputs": sizes}
+    content = {"made_with": dict(made_with), "sources": dict(sources), "outputs": sizes, "origin": origin}
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -94,6 +100,11 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
     parts = ("made_with", "sources", "outputs")
     right = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in parts)
     return found if right else None
+
+
+def origin_of(path: Path) -> str:
+    """Give where the case of a sidecar comes from, `PHANTOM` or `SCAN`; older sidecars do not say: `SCAN`."""
+    return str((read_sidecar(path) or {}).get("origin", SCAN))
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,10 +19,14 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.centroids import read_centroids
-from utils.imaging.volume import Volume, open_memory_map
+from utils.imaging.label_images import draw_look, label_image
+from utils.imaging.label_maps import LabelMap, label_map_of
+from utils.imaging.prepared import PHANTOM, SIDECAR, origin_of
+from utils.imaging.volume import Grid, Volume, open_memory_map
 from utils.learning import augment
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import labelling_example, on_labelling_grid
+from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.learning.vertebrae import Target, block_length, block_of_patch, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
 from utils.verse.labels import ranks_of_mask
@@ -42,11 +46,21 @@ READERS, BATCHES_AHEAD = 4, 4
 
 @dataclass(frozen=True)
 class HeatmapCase:
-    """One prepared scan of the heatmap stage: CT in HU and centroids in its voxels, on the small grid."""
+    """One prepared case of the heatmap stage: CT in HU and centroids in its voxels, on the small grid.
+
+    A case prepared with `label_maps` has its mask too, and it may lack the CT.
+    """
 
     key: str
-    ct_hu: np.ndarray
+    ct_hu: np.ndarray | None
     centroids_voxels: np.ndarray
+    label_map: LabelMap | None = None
+    is_phantom: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the small grid."""
+        return (self.label_map.codes if self.ct_hu is None else self.ct_hu).shape
 
 
 @dataclass(frozen=True)
@@ -68,23 +82,42 @@ class SegmentationData:
     Attributes
     ----------
     folder : Path
-        Folder with `<case>_ct.nii`, `<case>_msk.nii` and `vertebrae.csv`.
+        Folder with `<case>_ct.nii`, `<case>_msk.nii` and `vertebrae.csv`. A case may lack the CT, for images
+        drawn from its mask.
     vertebrae : tuple of Vertebra
         All vertebrae, in the order of the file.
+    phantoms : frozenset of str
+        The cases that are generated.
     """
 
     folder: Path
     vertebrae: tuple[Vertebra, ...]
+    phantoms: frozenset[str] = frozenset()
     _targets: dict[tuple[str, int], Target] = field(default_factory=dict, repr=False, compare=False)
     _at_2_mm: dict[str, tuple[Volume, Volume]] = field(default_factory=dict, repr=False, compare=False)
+    _label_maps: dict[str, LabelMap] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
-    def scans(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """CT (int16 HU) and mask (uint8 codes) of every case, as read-only memory maps."""
+    def scans(self) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
+        """CT (int16 HU, or None) and mask (uint8 codes) of every case, as read-only memory maps."""
         return {case: self._open(case) for case in self.columns}
 
-    def _open(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        ct, mask = (open_memory_map(self.folder / f"{case}_{kind}.nii").data for kind in ("ct", "msk"))
+    @cached_property
+    def cases_with_ct(self) -> frozenset[str]:
+        """The cases that have a CT, and not a mask alone."""
+        return frozenset(case for case in self.columns if (self.folder / f"{case}_ct.nii").is_file())
+
+    def label_map(self, case: str, spacing_mm: float) -> LabelMap:
+        """Give what images of a case are drawn from, found once."""
+        if case not in self._label_maps:
+            self._label_maps[case] = label_map_of(self.scans[case][1], spacing_mm)
+        return self._label_maps[case]
+
+    def _open(self, case: str) -> tuple[np.ndarray | None, np.ndarray]:
+        mask = open_memory_map(self.folder / f"{case}_msk.nii").data
+        if case not in self.cases_with_ct:
+            return None, mask
+        ct = open_memory_map(self.folder / f"{case}_ct.nii").data
         if ct.shape != mask.shape:
             name = self.folder / f"{case}_msk.nii"
             raise ValueError(f"{name}: expected the shape of the CT, {ct.shape}, found {mask.shape}.")
@@ -121,14 +154,14 @@ class SegmentationData:
         """
         bad: dict[str, str] = {}
         for case, column in self.columns.items():
-            alone = SegmentationData(self.folder, tuple(column), self._targets)
+            alone = replace(self, vertebrae=tuple(column))
             try:
                 for vertebra in column:
                     alone.target(vertebra)
             except ValueError as error:
                 bad[case] = str(error)
         good = tuple(vertebra for vertebra in self.vertebrae if vertebra.case not in bad)
-        return SegmentationData(self.folder, good, self._targets), list(bad.values())
+        return replace(self, vertebrae=good), list(bad.values())
 
 
 def read_heatmap_cases(folder: Path) -> tuple[list[HeatmapCase], list[str]]:
@@ -146,25 +179,37 @@ def read_heatmap_cases(folder: Path) -> tuple[list[HeatmapCase], list[str]]:
     bad : list of str
         A line for each case that cannot be read or has another shape than the first; it names the file.
     """
-    paths = sorted(folder.glob("*_ct.nii")) if folder.is_dir() else []
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    ends = ("_ct.nii", "_msk.nii")
+    keys = sorted({name.removesuffix(end) for name in names for end in ends if name.endswith(end)})
     cases, bad = [], []
-    for path in paths:
+    for key in keys:
         try:
-            case = _read_heatmap_case(path)
-            expected = cases[0].ct_hu.shape if cases else case.ct_hu.shape
-            if case.ct_hu.shape != expected:
-                raise ValueError(f"{path}: expected shape {expected}, found {case.ct_hu.shape}.")
+            case = _read_heatmap_case(folder, key, names)
+            expected = cases[0].shape if cases else case.shape
+            if case.shape != expected:
+                first = next(end for end in ends if key + end in names)
+                raise ValueError(f"{folder / (key + first)}: expected shape {expected}, found {case.shape}.")
             cases.append(case)
         except ValueError as error:
             bad.append(str(error))
     return cases, bad
 
 
-def _read_heatmap_case(path: Path) -> HeatmapCase:
-    key = path.name.removesuffix("_ct.nii")
-    volume = open_memory_map(path)
-    centroids = read_centroids(path.with_name(f"{key}_ctd.json"), volume.grid)
-    return HeatmapCase(key, np.array(volume.data, np.int16), centroids.voxels(volume.affine))
+def _read_heatmap_case(folder: Path, key: str, names: set[str]) -> HeatmapCase:
+    ct, mask = (
+        open_memory_map(folder / f"{key}_{kind}.nii") if f"{key}_{kind}.nii" in names else None
+        for kind in ("ct", "msk")
+    )
+    grid: Grid = (ct or mask).grid
+    centroids = read_centroids(folder / f"{key}_ctd.json", grid)
+    return HeatmapCase(
+        key,
+        None if ct is None else np.array(ct.data, np.int16),
+        centroids.voxels(grid.affine),
+        None if mask is None else label_map_of(np.array(mask.data), grid.spacing_mm),
+        is_phantom=origin_of(folder / f"{key}{SIDECAR}") == PHANTOM,
+    )
 
 
 def read_segmentation_data(folder: Path) -> SegmentationData:
@@ -181,11 +226,14 @@ def read_segmentation_data(folder: Path) -> SegmentationData:
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     try:
-        return SegmentationData(folder, tuple(_vertebra_of_row(row) for row in rows))
+        vertebrae = tuple(_vertebra_of_row(row) for row in rows)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{table}: expected the columns that pre-processing writes, found {error}."
         ) from None
+    cases = {vertebra.case for vertebra in vertebrae}
+    phantoms = (case for case in cases if origin_of(folder / f"{case}{SIDECAR}") == PHANTOM)
+    return SegmentationData(folder, vertebrae, frozenset(phantoms))
 
 
 def _vertebra_of_row(row: dict[str, str]) -> Vertebra:
@@ -270,14 +318,42 @@ def heatmap_dataset(
         Batches, all of one length (see `batch_positions`): "ct_hu" int16 (batch, P, R, I), the vectors of
         `draw_heatmap_example`, and "weight" float32 (batch,).
     """
-    shape = cases[0].ct_hu.shape
+    shape = cases[0].shape
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
-        case = cases[item]
+        from_labels, place = divmod(item, len(cases))
+        case = cases[place]
         drawn = draw_heatmap_example(generator, case.centroids_voxels, shape=shape, settings=settings)
-        return {"ct_hu": case.ct_hu, **drawn}
+        ct_hu = case.ct_hu
+        if from_labels:
+            ct_hu = label_image(case.label_map, draw_look(generator), outside="air")
+        return {"ct_hu": ct_hu, **drawn}
 
-    return _epoch_dataset(np.arange(len(cases)), (example, collate), settings, training=training)
+    groups = heatmap_groups(cases, settings if training else None)
+    return _epoch_dataset(groups, (example, collate), settings, training=training)
+
+
+def heatmap_groups(cases: list[HeatmapCase], settings: HeatmapTrainingSettings | None) -> list[np.ndarray]:
+    """Give the items that an epoch is made of: the groups of a mixture, else one group of all CTs.
+
+    Parameters
+    ----------
+    cases : list of HeatmapCase
+        The prepared cases of a split.
+    settings : HeatmapTrainingSettings or None
+        None for validation, where nothing is mixed.
+
+    Returns
+    -------
+    list of np.ndarray of int
+        See `utils.learning.mixture.item_groups`.
+    """
+    has_ct = [case.ct_hu is not None for case in cases]
+    if settings is None or settings.mixture is None:
+        return [np.flatnonzero(has_ct)]
+    return item_groups(
+        [case.is_phantom for case in cases], has_ct, [case.label_map is not None for case in cases]
+    )
 
 
 def segmentation_dataset(
@@ -310,10 +386,29 @@ def segmentation_dataset(
         most = max(example["ct_hu"].size for example in examples)
         return collate(examples, block_length(most, settings.patch_voxels))
 
-    items = np.arange(len(data.vertebrae))
-    if training:
-        items = balanced_positions([v.rank for v in data.vertebrae], settings.seed)
-    return _epoch_dataset(items, (example, collate_blocks), settings, training=training)
+    groups = segmentation_groups(data, settings if training else None)
+    return _epoch_dataset(groups, (example, collate_blocks), settings, training=training)
+
+
+def segmentation_groups(
+    data: SegmentationData, settings: SegmentationTrainingSettings | None
+) -> list[np.ndarray]:
+    """Give the items of training, balanced over levels within each group, or those of validation (None).
+
+    Parameters and result are those of `heatmap_groups`.
+    """
+    has_ct = [vertebra.case in data.cases_with_ct for vertebra in data.vertebrae]
+    if settings is None:
+        return [np.flatnonzero(has_ct)]
+    groups = [np.flatnonzero(has_ct)]
+    if settings.mixture is not None:
+        is_phantom = [vertebra.case in data.phantoms for vertebra in data.vertebrae]
+        groups = item_groups(is_phantom, has_ct, [True] * len(has_ct))
+    ranks = np.array([vertebra.rank for vertebra in data.vertebrae] * 2)
+    return [
+        items[balanced_positions(ranks[items].tolist(), settings.seed)] if items.size else items
+        for items in groups
+    ]
 
 
 def labelling_dataset(
@@ -362,7 +457,7 @@ def segmentation_example(
     data : SegmentationData
         A prepared split.
     item : int
-        Index of the vertebra in `data.vertebrae`.
+        Index of the vertebra in `data.vertebrae`; with the count of all added, its CT is drawn from the mask.
     generator : np.random.Generator or None
         Source of randomness; None for validation.
     spacing_mm : float
@@ -376,7 +471,8 @@ def segmentation_example(
         Inputs of `vertebra_example`, but for "ct_hu" and "codes": they are views (P, R, I) of the files, not
         read yet; `collate` reads them to where they are needed.
     """
-    vertebra = data.vertebrae[item]
+    from_labels, place = divmod(item, len(data.vertebrae))
+    vertebra = data.vertebrae[place]
     kind = draw_kind(generator, settings)
     shown = _vertebra_shown(data, vertebra, kind, generator)
     drawn = augment.NO_AUGMENTATION
@@ -384,8 +480,13 @@ def segmentation_example(
         drawn = augment.draw_augmentation(generator, settings.augmentation)
     target = data.target(shown)
     patch = draw_patch(generator, target, kind, matrix=drawn.matrix, spacing_mm=spacing_mm, settings=settings)
+    block = _block(data.scans[shown.case], patch.affine, settings.patch_voxels)
+    if from_labels:
+        ends = (block["begin"], block["begin"] + block["last"] + 1)
+        block["ct_hu"] = label_image(data.label_map(shown.case, spacing_mm), draw_look(generator), *ends)
+    del block["begin"]
     return {
-        **_block(data.scans[shown.case], patch.affine, settings.patch_voxels),
+        **block,
         "target_rank": np.int32(patch.target_rank),
         "remembers": np.bool_(patch.remembers),
         "gain": np.float32(drawn.gain),
@@ -423,13 +524,14 @@ def _target_of(data: SegmentationData, vertebra: Vertebra) -> Target:
     return Target(vertebra.rank, thinned, vertebra.centre, is_top)
 
 
-def _block(scan: tuple[np.ndarray, np.ndarray], affine: np.ndarray, patch_voxels: int) -> Example:
+def _block(scan: tuple[np.ndarray | None, np.ndarray], affine: np.ndarray, patch_voxels: int) -> Example:
     ct, mask = scan
-    begin, end = block_of_patch(affine, patch_voxels, ct.shape)
+    begin, end = block_of_patch(affine, patch_voxels, mask.shape)
     box = tuple(slice(b, e) for b, e in zip(begin, end))
     shifted = np.column_stack([affine[:, :3], affine[:, 3] - begin])
     return {
-        "ct_hu": ct[box],
+        "begin": begin,
+        "ct_hu": None if ct is None else ct[box],
         "codes": mask[box],
         "last": (end - begin - 1).astype(np.int32),
         "affine": shifted.astype(np.float32),
@@ -474,8 +576,25 @@ def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.nd
     return chosen % count, (chosen < count).astype(np.float32)
 
 
+def examples_of_groups(
+    groups: list[np.ndarray], settings: HeatmapTrainingSettings | SegmentationTrainingSettings
+) -> int:
+    """Give the number of training examples in an epoch: the one asked for, or one pass over all items."""
+    return settings.examples_per_epoch or sum(len(items) for items in groups)
+
+
+def _items_of_epoch(
+    groups: list[np.ndarray], settings: HeatmapTrainingSettings | SegmentationTrainingSettings, epoch: int
+) -> np.ndarray:
+    if settings.mixture is None:
+        return epoch_order(groups[0], settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
+    count = examples_of_groups(groups, settings)
+    counts = group_counts([len(items) for items in groups], settings.mixture, count)
+    return mixed_epoch(groups, counts, epoch_order, seed=settings.seed, epoch=epoch)
+
+
 def _epoch_dataset(
-    items: np.ndarray,
+    groups: list[np.ndarray],
     how: tuple[Callable[[int, np.random.Generator | None], Example], Callable[[list[Example]], Example]],
     settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
     *,
@@ -484,7 +603,9 @@ def _epoch_dataset(
     """The one pipeline: order, share out, draw, read, prefetch. `how` makes examples and collates them."""
     example, collated = how
     batch_size = settings.batch_size * settings.accumulate
-    signature = _signature(collated([example(int(items[0]), None)]), batch_size)
+    first = int(_items_of_epoch(groups, settings, 0)[0] if training else groups[0][0])
+    one = example(first, _generator_of(settings.seed, 0, 0) if training else None)
+    signature = _signature(collated([one]), batch_size)
 
     def read(epoch: int, positions: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
         generators = [_generator_of(settings.seed, epoch, p) if training else None for p in positions]
@@ -499,9 +620,7 @@ def _epoch_dataset(
         return {**dict(zip(signature, shaped)), "weight": weight}
 
     def dataset(epoch: int, part: EpochPart | None = None) -> tf.data.Dataset:
-        order = items
-        if training:
-            order = epoch_order(items, settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
+        order = _items_of_epoch(groups, settings, epoch) if training else groups[0]
         positions, weights = batch_positions(len(order), batch_size, part or EpochPart())
         plan = (np.full(len(positions), epoch), positions, order[positions], weights)
         made = tf.data.Dataset.from_tensor_slices(plan)
@@ -558,5 +677,4 @@ def examples_in_epoch(
     data: SegmentationData, settings: SegmentationTrainingSettings | LabellingTrainingSettings
 ) -> int:
     """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
-    balanced = balanced_positions([v.rank for v in data.vertebrae], settings.seed)
-    return settings.examples_per_epoch or len(balanced)
+    return examples_of_groups(segmentation_groups(data, settings), settings)

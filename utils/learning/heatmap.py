@@ -58,13 +58,23 @@ def draw_heatmap_example(
         drawn = augment.draw_augmentation(generator, settings.augmentation)
         shift = generator.uniform(-settings.shift_voxels, settings.shift_voxels, 3)
     middle = (np.array(shape) - 1) / 2
-    translation = middle - drawn.matrix @ (middle + shift)
+    matrix, translation = drawn.matrix, middle - drawn.matrix @ (middle + shift)
+    shown = np.ones(len(centroids_voxels), bool)
+    if generator is not None and settings.crop_least < 1.0:
+        share, first = draw_crop(generator, centroids_voxels, shape, settings.crop_least)
+        # Turned and zoomed as a scan of the smaller field of view would be, whose voxels are finer.
+        matrix, translation = share[:, None] * matrix, share * (translation + 0.5) + first - 0.5
+    moved = np.linalg.solve(matrix, (centroids_voxels - translation).T).T
+    if generator is not None and settings.crop_least < 1.0:
+        # Before the shift, which lets nothing in: a scan knows nothing of a vertebra that it does not show.
+        before = moved - shift
+        shown = np.all((before > -0.5) & (before < np.array(shape) - 0.5), axis=1)
     points = np.zeros((MAX_RANK, 3), np.float32)
     present = np.zeros(MAX_RANK, np.float32)
-    points[: len(centroids_voxels)] = np.linalg.solve(drawn.matrix, (centroids_voxels - translation).T).T
-    present[: len(centroids_voxels)] = 1.0
+    points[: len(centroids_voxels)] = moved
+    present[: len(centroids_voxels)] = shown
     return {
-        "affine": np.column_stack([drawn.matrix, translation]).astype(np.float32),
+        "affine": np.column_stack([matrix, translation]).astype(np.float32),
         "shift": shift.astype(np.float32),
         "points": points,
         "present": present,
@@ -74,6 +84,37 @@ def draw_heatmap_example(
         "blur_sigma": np.float32(drawn.blur_sigma_mm),
         "noise_seed": drawn.noise_seed,
     }
+
+
+def draw_crop(
+    generator: np.random.Generator, points: np.ndarray, shape: tuple[int, int, int], least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a part of a volume that a scan with a smaller field of view would show, with a vertebra in it.
+
+    Parameters
+    ----------
+    generator : np.random.Generator
+        Source of randomness.
+    points : np.ndarray of float, (n, 3)
+        Centroids in voxels, at least one.
+    shape : tuple of int, 3
+        Shape of the volume.
+    least : float
+        Smallest share of the volume along an axis.
+
+    Returns
+    -------
+    share, first : np.ndarray of float, (3,)
+        Share of the volume along each axis, and where the part begins, in voxels from the volume's face: the
+        part lies inside the volume and shows a centroid that is drawn.
+    """
+    share = generator.uniform(least, 1.0, 3)
+    size, whole = share * shape, np.array(shape, float)
+    chosen = points[generator.integers(len(points))] + 0.5
+    lowest, highest = np.maximum(chosen - size, 0.0), np.minimum(chosen, whole - size)
+    # A centroid beyond the volume's face is shown as nearly as can be.
+    highest = np.maximum(highest, 0.0)
+    return share, generator.uniform(np.minimum(lowest, highest), highest)
 
 
 @tf.function(jit_compile=True)

@@ -180,7 +180,7 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
     expect_cases(cases, source / "training")
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
-        network = models.build_heatmap_network(settings, cases[0].ct_hu.shape, replicas=chosen.replicas)
+        network = models.build_heatmap_network(settings, cases[0].shape, replicas=chosen.replicas)
         claim_directory(settings, directory, facts, chosen)
         trainer = Trainer(
             network,
@@ -192,7 +192,7 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
     trainer.train(
         datasets.heatmap_dataset(cases, settings, training=True),
         datasets.heatmap_dataset(held_out, settings, training=False) if held_out else None,
-        train_size=settings.examples_per_epoch or len(cases),
+        train_size=datasets.examples_of_groups(datasets.heatmap_groups(cases, settings), settings),
         validation_size=len(held_out) or None,
         loss_fn=losses.heatmap_loss,
         accuracy_fn=losses.heatmap_dice,
