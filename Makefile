@@ -2,6 +2,7 @@
 #
 #   make demo         phantoms, both trainings, inference, evaluation: about fifteen minutes on a laptop
 #   make train-small  the same with more phantoms and a longer training
+#   make starter      the recipe of the starter weights: about two hours on two cores, see below
 #   make test         the tests        make lint       style
 #   make benchmark    every benchmark  make clean      remove caches and the demo
 
@@ -19,7 +20,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small test lint benchmark clean distclean
+.PHONY: demo train-small starter test lint benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -53,6 +54,51 @@ demo: .venv/installed
 train-small: .venv/installed
 	@$(call pipeline,train-small,60 5 20,--epochs 12 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160)
 
+# The starter weights, from phantoms, real CTs, and images drawn from the masks of both (preset starter):
+#
+#   make starter STARTER_DATA=../shared/data
+#   make starter STARTER_DATA=../shared/data WITHOUT=chest    leave one case out: its fold goes to starter-without-chest
+#   nohup make starter > starter.log 2>&1 &                   in the background
+#
+# Every <name>_seg-vert_msk.nii.gz below STARTER_DATA is used, with <name>_ct.nii.gz if there is one; not the
+# series sub-gl*, whose licence forbids derivatives, nor the names in WITHOUT. Cases get names of their own, as
+# phantoms are named like those of VerSe. All steps go on where a killed run stopped.
+STARTER_DATA ?= ../shared/data
+WITHOUT ?=
+STARTER_PHANTOMS ?= starter-phantoms
+STARTER_COUNTS ?= 60 5 0
+STARTER ?= starter$(if $(strip $(WITHOUT)),-without$(subst $() ,,$(addprefix -,$(WITHOUT))))
+STARTER_MASKS = $(shell find -L $(STARTER_DATA) -name '*_seg-vert_msk.nii.gz' -not -name 'sub-gl*' | sort)
+# Options of the trainings, such as --epochs 80, which must stay the same until they are done.
+STARTER_HEATMAP ?=
+STARTER_SEGMENTATION ?=
+
+starter: .venv/installed
+	@test -n "$(STARTER_MASKS)" || { echo "Expected masks below STARTER_DATA=$(STARTER_DATA), found none." >&2; exit 1; }
+	for name in $(WITHOUT); do
+		case "$(STARTER_MASKS) " in *"/$${name}_seg-vert_msk.nii.gz "*) ;;
+		*) echo "WITHOUT: expected names of cases below $(STARTER_DATA), found no $$name." >&2; exit 1;; esac
+	done
+	mkdir -p $(STARTER)/data
+	set -x
+	$(RUN) get_verse_data.py --source phantom --data-dir $(STARTER_PHANTOMS) --phantoms $(STARTER_COUNTS) --seed 0
+	ln -sfn $(abspath $(STARTER_PHANTOMS)) $(STARTER)/data/phantoms
+	set +x
+	for mask in $(STARTER_MASKS); do
+		name=$$(basename $$mask _seg-vert_msk.nii.gz)
+		case " $(strip $(WITHOUT)) " in *" $$name "*) continue;; esac
+		ct=$$(find -L $(STARTER_DATA) -name "$${name}_ct.nii.gz" | head -n 1)
+		set -x
+		$(RUN) get_verse_data.py --source pairs --data-dir $(STARTER)/data/real --mask $$mask $${ct:+--ct $$ct} \
+			--key sub-real-$${name#sub-}
+		set +x
+	done
+	set -x
+	$(RUN) pre_processing_heatmap.py --data-dir $(STARTER)/data --work-dir $(STARTER)/work --preset starter
+	$(RUN) train_heatmap.py --work-dir $(STARTER)/work --preset starter $(STARTER_HEATMAP)
+	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER)/data --work-dir $(STARTER)/work --preset starter
+	$(RUN) train_segmentation.py --work-dir $(STARTER)/work --preset starter $(STARTER_SEGMENTATION)
+
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile
 
@@ -72,4 +118,4 @@ clean:
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv train-small
+	rm -rf .venv train-small starter starter-*

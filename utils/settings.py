@@ -85,9 +85,12 @@ class DataSettings:
     phantoms: tuple[int, int, int] = (12, 3, 5)
     """With "phantom": number of generated series for training, validation and test."""
     ct: Path | None = None
-    """With "pairs": the CT, a NIfTI file in Hounsfield units."""
+    """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which serves
+    for images drawn from it."""
     mask: Path | None = None
     """With "pairs": its mask, a NIfTI file with VerSe labels on the grid of the CT."""
+    key: str | None = None
+    """With "pairs": name of the case, such as sub-mine01; by default that of the CT."""
     workers: int = 0
     """Processes that generate phantoms or read cases for the report; 0 means one a core."""
     seed: int = 0

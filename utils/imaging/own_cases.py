@@ -18,12 +18,12 @@ _AFFINE_TOLERANCE_MM = 1e-3
 
 
 def add_own_case(settings: DataSettings) -> list[str]:
-    """Write a CT and its mask as a case in VerSe layout, with the centres of the mask as centroids.
+    """Write a CT and its mask, or a mask alone, as a case in VerSe layout, with its centres as centroids.
 
     Parameters
     ----------
     settings : DataSettings
-        `ct`, `mask`, `split` and `data_dir` are used.
+        `ct`, `mask`, `key`, `split` and `data_dir` are used.
 
     Returns
     -------
@@ -33,19 +33,23 @@ def add_own_case(settings: DataSettings) -> list[str]:
     Raises
     ------
     ValueError
-        If the pair cannot be read or does not fit together, has no vertebra, or if a case of that name is
-        there in another split or with other content. Nothing is written then.
+        If the pair cannot be read or does not fit together, has no vertebra, if its key is none, or if a
+        case of that name is there in another split or with other content. Nothing is written then.
     """
-    ct, mask = read_pair(settings.ct, settings.mask)
+    if settings.ct is None:
+        ct, mask = None, read_mask(settings.mask)
+    else:
+        ct, mask = read_pair(settings.ct, settings.mask)
     if not mask.data.any():
         raise ValueError(f"{settings.mask}: expected VerSe labels (1-25 or 28), found only background.")
-    key = own_key(settings.ct)
+    key = own_key(settings.ct) if settings.key is None else _checked_key(settings.key)
     _check_free(settings, key)
     subject = subject_of(key)
     top = settings.data_dir / OWN_SPLIT_FOLDER.format(split=_split(settings))
     ct_path = top / "rawdata" / subject / f"{key}_ct.nii.gz"
     mask_path = top / "derivatives" / subject / f"{key}_seg-vert_msk.nii.gz"
-    _check_same_content(settings.ct, ct, ct_path, read=read_ct)
+    if ct is not None:
+        _check_same_content(settings.ct, ct, ct_path, read=read_ct)
     _check_same_content(settings.mask, mask, mask_path, read=read_mask)
     # The CT goes last: until it is there the case is incomplete, and a rerun writes what is missing.
     if not mask_path.exists():
@@ -53,7 +57,7 @@ def add_own_case(settings: DataSettings) -> list[str]:
     centroids_path = mask_path.with_name(f"{key}_seg-vb_ctd.json")
     if not centroids_path.exists():
         write_centroids(centroids_path, centroids_of_mask(mask), mask.grid, source="mask")
-    if not ct_path.exists():
+    if ct is not None and not ct_path.exists():
         write_volume(ct_path, ct)
     return []
 
@@ -78,6 +82,12 @@ def own_key(ct_path: Path) -> str:
     return f"sub-{name}"
 
 
+def _checked_key(key: str) -> str:
+    if parse_case_file(Path(f"{key}_ct.nii.gz"), ()) is None:
+        raise ValueError(f"--key: expected a VerSe key such as sub-mine01, received {key!r}.")
+    return key
+
+
 def _split(settings: DataSettings) -> str:
     return settings.split or "training"
 
@@ -88,7 +98,9 @@ def _check_free(settings: DataSettings, key: str) -> None:
     for file in case_files(settings.data_dir):
         same_key = file.key == key and file.dataset != folder
         if same_key or (file.subject == subject and file.split != _split(settings)):
-            raise ValueError(f"{settings.ct}: expected a new case, found {subject} already at {file.path}.")
+            raise ValueError(
+                f"{settings.ct or settings.mask}: expected a new case, found {subject} already at {file.path}."
+            )
 
 
 def _check_same_content(source: Path, volume: Volume, path: Path, *, read: Callable[[Path], Volume]) -> None:

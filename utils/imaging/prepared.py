@@ -107,6 +107,12 @@ def origin_of(path: Path) -> str:
     return str((read_sidecar(path) or {}).get("origin", SCAN))
 
 
+def is_mask_alone(path: Path) -> bool:
+    """Whether the case of a sidecar was prepared without a CT; False without a sidecar."""
+    found = read_sidecar(path)
+    return found is not None and path.name.replace(SIDECAR, "_ct.nii") not in found["outputs"]
+
+
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 

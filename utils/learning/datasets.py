@@ -21,7 +21,7 @@ from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.centroids import read_centroids
 from utils.imaging.label_images import draw_look, label_image
 from utils.imaging.label_maps import LabelMap, label_map_of
-from utils.imaging.prepared import PHANTOM, SIDECAR, origin_of
+from utils.imaging.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
 from utils.imaging.volume import Grid, Volume, open_memory_map
 from utils.learning import augment
 from utils.learning.heatmap import draw_heatmap_example
@@ -88,11 +88,14 @@ class SegmentationData:
         All vertebrae, in the order of the file.
     phantoms : frozenset of str
         The cases that are generated.
+    masks_alone : frozenset of str
+        The cases that were prepared without a CT.
     """
 
     folder: Path
     vertebrae: tuple[Vertebra, ...]
     phantoms: frozenset[str] = frozenset()
+    masks_alone: frozenset[str] = frozenset()
     _targets: dict[tuple[str, int], Target] = field(default_factory=dict, repr=False, compare=False)
     _at_2_mm: dict[str, tuple[Volume, Volume]] = field(default_factory=dict, repr=False, compare=False)
     _label_maps: dict[str, LabelMap] = field(default_factory=dict, repr=False, compare=False)
@@ -102,11 +105,6 @@ class SegmentationData:
         """CT (int16 HU, or None) and mask (uint8 codes) of every case, as read-only memory maps."""
         return {case: self._open(case) for case in self.columns}
 
-    @cached_property
-    def cases_with_ct(self) -> frozenset[str]:
-        """The cases that have a CT, and not a mask alone."""
-        return frozenset(case for case in self.columns if (self.folder / f"{case}_ct.nii").is_file())
-
     def label_map(self, case: str, spacing_mm: float) -> LabelMap:
         """Give what images of a case are drawn from, found once."""
         if case not in self._label_maps:
@@ -115,7 +113,7 @@ class SegmentationData:
 
     def _open(self, case: str) -> tuple[np.ndarray | None, np.ndarray]:
         mask = open_memory_map(self.folder / f"{case}_msk.nii").data
-        if case not in self.cases_with_ct:
+        if case in self.masks_alone:
             return None, mask
         ct = open_memory_map(self.folder / f"{case}_ct.nii").data
         if ct.shape != mask.shape:
@@ -231,9 +229,10 @@ def read_segmentation_data(folder: Path) -> SegmentationData:
         raise ValueError(
             f"{table}: expected the columns that pre-processing writes, found {error}."
         ) from None
-    cases = {vertebra.case for vertebra in vertebrae}
-    phantoms = (case for case in cases if origin_of(folder / f"{case}{SIDECAR}") == PHANTOM)
-    return SegmentationData(folder, vertebrae, frozenset(phantoms))
+    sidecars = {vertebra.case: folder / f"{vertebra.case}{SIDECAR}" for vertebra in vertebrae}
+    phantoms = frozenset(case for case, path in sidecars.items() if origin_of(path) == PHANTOM)
+    masks_alone = frozenset(case for case, path in sidecars.items() if is_mask_alone(path))
+    return SegmentationData(folder, vertebrae, phantoms, masks_alone)
 
 
 def _vertebra_of_row(row: dict[str, str]) -> Vertebra:
@@ -397,7 +396,7 @@ def segmentation_groups(
 
     Parameters and result are those of `heatmap_groups`.
     """
-    has_ct = [vertebra.case in data.cases_with_ct for vertebra in data.vertebrae]
+    has_ct = [vertebra.case not in data.masks_alone for vertebra in data.vertebrae]
     if settings is None:
         return [np.flatnonzero(has_ct)]
     groups = [np.flatnonzero(has_ct)]

@@ -87,11 +87,13 @@ def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
     is_path = Path(settings.source).exists() or len(Path(settings.source).parts) > 1
     if settings.source not in names and not is_path and not Path(settings.source).suffix:
         return f"--source: expected {', '.join(names)} or a path, received {settings.source!r}."
-    has_pair = settings.ct is not None and settings.mask is not None
+    has_pair = settings.mask is not None and (settings.ct or settings.key) is not None
     if settings.source == "pairs" and not has_pair:
-        return "--source pairs: expected both --ct and --mask."
+        return "--source pairs: expected both --ct and --mask, or --mask and --key for a mask alone."
     if settings.source != "pairs" and (settings.ct or settings.mask):
         return f"--ct and --mask: expected with --source pairs only, received --source {settings.source}."
+    if settings.source != "pairs" and settings.key:
+        return f"--key: expected with --source pairs only, received --source {settings.source}."
     if settings.source != "phantom" and settings.phantoms != DataSettings.phantoms:
         return f"--phantoms: expected with --source phantom only, received --source {settings.source}."
     if min(settings.phantoms) < 0 or sum(settings.phantoms) == 0:
