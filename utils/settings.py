@@ -45,7 +45,6 @@ LEAST = {
     "stop_after": 0,
     "plateau_after": 0,
     "plateau_factor": 0.01,
-    "crop_least": 0.1,
     "save_minutes": 0.0,
 }
 
@@ -85,8 +84,8 @@ class DataSettings:
     phantoms: tuple[int, int, int] = (12, 3, 5)
     """With "phantom": number of generated series for training, validation and test."""
     ct: Path | None = None
-    """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which serves
-    for images drawn from it."""
+    """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which
+    serves for images drawn from it."""
     mask: Path | None = None
     """With "pairs": its mask, a NIfTI file with VerSe labels on the grid of the CT."""
     key: str | None = None
@@ -222,6 +221,12 @@ LABELLING_AUGMENTATION = AugmentationSettings(
 )
 
 
+#: The heatmap network's with the intensities of the preset small, for the reason given there.
+STARTER_HEATMAP_AUGMENTATION = dataclasses.replace(
+    HEATMAP_AUGMENTATION, gain=SMALL_AUGMENTATION.gain, offset=SMALL_AUGMENTATION.offset
+)
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """How a training runs: devices, numbers, checkpoints. What all trainings share."""
@@ -268,9 +273,9 @@ class HeatmapTrainingSettings(RunSettings):
     """Standard deviation of the target's Gaussians, in voxels of the heatmap grid."""
     shift_voxels: float = 20.0
     """Largest random shift along each axis, in voxels of the heatmap grid."""
-    crop_least: float = 1.0
-    """Smallest part of a volume that an example shows, along each axis, as of a scan with a smaller field of
-    view; 1 shows all of it."""
+    crop_least_mm: tuple[float, float, float] | None = None
+    """Smallest part of a volume along P, R and I, in mm, that an example shows, as of a scan with a smaller
+    field of view; without it all is shown."""
     mixture: Mixture | None = None
     """Shares of an epoch: CTs of phantoms, other CTs, images drawn anew from the masks of phantoms, and from
     other masks. Without it every CT counts alike, and none is drawn."""
@@ -537,7 +542,8 @@ _STARTER: dict[type, dict[str, Any]] = {
         "epochs": 20,
         "examples_per_epoch": 48,
         # Scans of one centre show all of the trunk, of another the spine alone.
-        "crop_least": 0.4,
+        "crop_least_mm": (110.0, 75.0, 110.0),
+        "augmentation": STARTER_HEATMAP_AUGMENTATION,
         # Its few voxels tell less about bone than about the body, where real scans lead.
         "mixture": (0.35, 0.35, 0.1, 0.2),
         "moving_average": 0.99,

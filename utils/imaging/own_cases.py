@@ -98,9 +98,8 @@ def _check_free(settings: DataSettings, key: str) -> None:
     for file in case_files(settings.data_dir):
         same_key = file.key == key and file.dataset != folder
         if same_key or (file.subject == subject and file.split != _split(settings)):
-            raise ValueError(
-                f"{settings.ct or settings.mask}: expected a new case, found {subject} already at {file.path}."
-            )
+            source = settings.ct or settings.mask
+            raise ValueError(f"{source}: expected a new case, found {subject} already at {file.path}.")
 
 
 def _check_same_content(source: Path, volume: Volume, path: Path, *, read: Callable[[Path], Volume]) -> None:

@@ -54,6 +54,7 @@ class HeatmapCase:
     key: str
     ct_hu: np.ndarray | None
     centroids_voxels: np.ndarray
+    spacing_mm: np.ndarray | None = None
     label_map: LabelMap | None = None
     is_phantom: bool = False
 
@@ -205,6 +206,7 @@ def _read_heatmap_case(folder: Path, key: str, names: set[str]) -> HeatmapCase:
         key,
         None if ct is None else np.array(ct.data, np.int16),
         centroids.voxels(grid.affine),
+        grid.spacing_mm,
         None if mask is None else label_map_of(np.array(mask.data), grid.spacing_mm),
         is_phantom=origin_of(folder / f"{key}{SIDECAR}") == PHANTOM,
     )
@@ -322,7 +324,9 @@ def heatmap_dataset(
     def example(item: int, generator: np.random.Generator | None) -> Example:
         from_labels, place = divmod(item, len(cases))
         case = cases[place]
-        drawn = draw_heatmap_example(generator, case.centroids_voxels, shape=shape, settings=settings)
+        drawn = draw_heatmap_example(
+            generator, case.centroids_voxels, shape=shape, settings=settings, spacing_mm=case.spacing_mm
+        )
         ct_hu = case.ct_hu
         if from_labels:
             ct_hu = label_image(case.label_map, draw_look(generator), outside="air")

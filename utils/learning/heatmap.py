@@ -17,6 +17,8 @@ from utils.settings import AugmentationSettings, HeatmapTrainingSettings
 from utils.verse.labels import MAX_RANK
 
 OUTSIDE = -1.0
+#: Where in a crop the vertebra that it is drawn around may lie, as parts of it along P, R and I: last, first.
+CROP_MIDDLE = np.array([[0.75, 0.75, 1.0], [0.25, 0.25, 0.0]])
 
 
 def draw_heatmap_example(
@@ -25,6 +27,7 @@ def draw_heatmap_example(
     *,
     shape: tuple[int, int, int],
     settings: HeatmapTrainingSettings,
+    spacing_mm: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw the parameters of one example.
 
@@ -37,14 +40,16 @@ def draw_heatmap_example(
     shape : tuple of int, 3
         Shape of the heatmap grid.
     settings : HeatmapTrainingSettings
-        Ranges of the augmentation and of the shift.
+        Ranges of the augmentation, of the shift and of the crop.
+    spacing_mm : np.ndarray of float, (3,), optional
+        Size of a voxel, mm; a crop needs it.
 
     Returns
     -------
     dict of str to np.ndarray
         "affine" (3, 4) from output to source voxels, "shift" (3,) its last part in output voxels, "points"
-        (MAX_RANK, 3) and "present" (MAX_RANK,) the moved centroids, "gain", "offset", "noise_sigma",
-        "blur_sigma", "noise_seed".
+        (MAX_RANK, 3) the moved centroids and "present" (MAX_RANK,) which of them are not cropped away,
+        "gain", "offset", "noise_sigma", "blur_sigma", "noise_seed".
 
     Raises
     ------
@@ -60,12 +65,14 @@ def draw_heatmap_example(
     middle = (np.array(shape) - 1) / 2
     matrix, translation = drawn.matrix, middle - drawn.matrix @ (middle + shift)
     shown = np.ones(len(centroids_voxels), bool)
-    if generator is not None and settings.crop_least < 1.0:
-        share, first = draw_crop(generator, centroids_voxels, shape, settings.crop_least)
+    crops = generator is not None and settings.crop_least_mm is not None
+    if crops:
+        least = np.minimum(1.0, settings.crop_least_mm / (spacing_mm * shape))
+        share, first = draw_crop(generator, centroids_voxels, shape, least)
         # Turned and zoomed as a scan of the smaller field of view would be, whose voxels are finer.
         matrix, translation = share[:, None] * matrix, share * (translation + 0.5) + first - 0.5
     moved = np.linalg.solve(matrix, (centroids_voxels - translation).T).T
-    if generator is not None and settings.crop_least < 1.0:
+    if crops:
         # Before the shift, which lets nothing in: a scan knows nothing of a vertebra that it does not show.
         before = moved - shift
         shown = np.all((before > -0.5) & (before < np.array(shape) - 0.5), axis=1)
@@ -87,7 +94,7 @@ def draw_heatmap_example(
 
 
 def draw_crop(
-    generator: np.random.Generator, points: np.ndarray, shape: tuple[int, int, int], least: float
+    generator: np.random.Generator, points: np.ndarray, shape: tuple[int, int, int], least: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a part of a volume that a scan with a smaller field of view would show, with a vertebra in it.
 
@@ -99,22 +106,21 @@ def draw_crop(
         Centroids in voxels, at least one.
     shape : tuple of int, 3
         Shape of the volume.
-    least : float
-        Smallest share of the volume along an axis.
+    least : np.ndarray of float, (3,)
+        Smallest share of the volume along each axis.
 
     Returns
     -------
     share, first : np.ndarray of float, (3,)
         Share of the volume along each axis, and where the part begins, in voxels from the volume's face: the
-        part lies inside the volume and shows a centroid that is drawn.
+        part lies inside the volume, and a centroid that is drawn lies in the part and, along P and R, as
+        near as can be to its middle half, as scans are centred.
     """
-    share = generator.uniform(least, 1.0, 3)
+    share = generator.uniform(least, 1.0)
     size, whole = share * shape, np.array(shape, float)
     chosen = points[generator.integers(len(points))] + 0.5
-    lowest, highest = np.maximum(chosen - size, 0.0), np.minimum(chosen, whole - size)
-    # A centroid beyond the volume's face is shown as nearly as can be.
-    highest = np.maximum(highest, 0.0)
-    return share, generator.uniform(np.minimum(lowest, highest), highest)
+    lowest, highest = (np.clip(chosen - part * size, 0.0, whole - size) for part in CROP_MIDDLE)
+    return share, generator.uniform(lowest, highest)
 
 
 @tf.function(jit_compile=True)
