@@ -189,12 +189,11 @@ def _turned(
     forward = np.diag(1 / spacing) @ turn @ np.diag(np.multiply(scale, spacing))
     middle = np.array(ndimage.center_of_mass(bone))
     half = np.ceil(np.abs(forward) @ np.maximum(middle, bone.shape - middle)).astype(int) + 1
-    begin = np.rint(centre).astype(int) - half
+    nearest = np.rint(centre).astype(int)
     back = np.linalg.inv(forward)
-    copy = ndimage.affine_transform(
-        bone.astype(np.uint8), back, middle - back @ half, tuple(2 * half + 1), order=0
-    )
-    return begin, copy.astype(bool)
+    offset = middle - back @ (half + centre - nearest)
+    copy = ndimage.affine_transform(bone.astype(np.uint8), back, offset, tuple(2 * half + 1), order=0)
+    return nearest - half, copy.astype(bool)
 
 
 def _course(
