@@ -1,4 +1,4 @@
-"""Images drawn from masks: seeds, priors in Hounsfield units, what lies around the labels, the field of view."""
+"""Images drawn from masks: seeds, priors in HU, what surrounds the labels, the field of view."""
 
 import dataclasses
 

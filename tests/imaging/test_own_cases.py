@@ -96,3 +96,22 @@ def test_keys():
     assert own_key(Path("scan.1.nii.gz")) == "sub-scan1" != own_key(Path("scan.2.nii.gz"))
     with pytest.raises(ValueError, match="letters or digits"):
         own_key(Path("__.nii.gz"))
+
+
+def test_a_case_takes_the_key_that_is_given(tmp_path):
+    pair = put_pair(tmp_path)
+    add_own_case(settings(tmp_path, pair, key="sub-real-01"))
+    (case,) = index_cases(tmp_path / "data")
+    assert (case.key, case.complete) == ("sub-real-01", True)
+    for key in ("real", "sub-", "sub-a/b"):
+        with pytest.raises(ValueError, match="--key: expected"):
+            add_own_case(settings(tmp_path, pair, key=key))
+
+
+def test_a_mask_may_enter_alone(tmp_path):
+    pair = put_pair(tmp_path)
+    asked = settings(tmp_path, {"mask": pair["mask"]}, key="sub-real-02")
+    assert get_data(asked, sources={"pairs": add_own_case}) == 0
+    assert get_data(asked, sources={"pairs": add_own_case}) == 0
+    (case,) = index_cases(tmp_path / "data")
+    assert (case.key, case.missing()) == ("sub-real-02", ["CT"])

@@ -23,6 +23,7 @@ from utils.imaging.prepare import (
     spine_grid,
     vertebra_table,
 )
+from utils.imaging.prepared import is_mask_alone, origin_of
 from utils.imaging.volume import (
     Volume,
     heatmap_ct,
@@ -37,6 +38,7 @@ from utils.imaging.volume import (
 )
 from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSettings
 from utils.verse.cases import Case
+from utils.verse.phantom.write import PHANTOM_RECORD
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -726,3 +728,68 @@ def test_a_work_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "work").write_text("a file where the folder should be")
     assert prepare_heatmap(heatmap(tmp_path)) == 1
     assert str(tmp_path / "work") in capsys.readouterr().err
+
+
+# Label maps
+
+
+def test_masks_alone_are_prepared_for_images_drawn_from_them(tmp_path, capsys):
+    write_case(tmp_path / "data", "sub-a01")
+    write_case(tmp_path / "data", "sub-b02", parts=("mask", "centroids"))
+    write_case(tmp_path / "data", "sub-c03", parts=("mask", "centroids"), split="validation")
+    assert prepare_segmentation(segmentation(tmp_path, label_maps=True)) == 0
+    assert prepare_heatmap(heatmap(tmp_path, label_maps=True)) == 0
+    assert "sub-c03 (validation) is left out, it has no CT" in capsys.readouterr().err
+    work = tmp_path / "work"
+    whole = ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")
+    assert names(work / "segmentation" / "training") == sorted(
+        [*(f"sub-a01_{end}" for end in whole), *(f"sub-b02_{end}" for end in whole[1:]), "vertebrae.csv"]
+    )
+    whole = ("ct.nii", "ctd.json", "msk.nii", "prepared.json")
+    assert names(work / "heatmap" / "training") == [
+        *(f"sub-a01_{end}" for end in whole),
+        *(f"sub-b02_{end}" for end in whole[1:]),
+    ]
+    cases = [row["case"] for row in table(work / "segmentation" / "training" / "vertebrae.csv")]
+    assert cases == ["sub-a01", "sub-a01", "sub-b02", "sub-b02"]
+
+
+def test_a_mask_lies_on_the_grid_of_its_ct(tmp_path):
+    write_case(tmp_path / "data", "sub-a01")
+    write_case(tmp_path / "data", "sub-b02", parts=("mask",))
+    prepare_heatmap(heatmap(tmp_path, label_maps=True))
+    folder = tmp_path / "work" / "heatmap" / "training"
+    ct, mask, alone = (
+        open_memory_map(folder / name) for name in ("sub-a01_ct.nii", "sub-a01_msk.nii", "sub-b02_msk.nii")
+    )
+    assert ct.shape == mask.shape == (16, 16, 32)
+    np.testing.assert_array_equal(ct.affine, mask.affine)
+    np.testing.assert_array_equal(mask.data, alone.data)
+    np.testing.assert_allclose(mask.affine, alone.affine)
+    # The centre of T13's mask, also where the points come from it.
+    points = read_centroids(folder / "sub-b02_ctd.json", alone.grid)
+    centre = np.argwhere(np.asarray(alone.data) == 28).mean(axis=0)
+    np.testing.assert_allclose(points.voxels(alone.affine)[list(points.codes).index(28)], centre, atol=0.3)
+
+
+def test_preparing_again_with_label_maps_adds_what_is_missing(tmp_path, capsys):
+    write_case(tmp_path / "data", "sub-a01")
+    prepare_heatmap(heatmap(tmp_path))
+    folder = tmp_path / "work" / "heatmap" / "training"
+    assert names(folder) == [f"sub-a01_{end}" for end in ("ct.nii", "ctd.json", "prepared.json")]
+    for _ in range(2):
+        prepare_heatmap(heatmap(tmp_path, label_maps=True))
+    assert "0 of them prepared now" in capsys.readouterr().out
+    assert (folder / "sub-a01_msk.nii").is_file()
+
+
+@pytest.mark.parametrize("label_maps", [False, True])
+def test_cases_below_a_record_of_phantoms_are_known_as_such(tmp_path, label_maps):
+    write_case(tmp_path / "data" / "phantoms", "sub-a01")
+    write_case(tmp_path / "data" / "real", "sub-b02")
+    (tmp_path / "data" / "phantoms" / PHANTOM_RECORD).write_text('{"seed": 0}')
+    prepare_segmentation(segmentation(tmp_path, label_maps=label_maps))
+    folder = tmp_path / "work" / "segmentation" / "training"
+    sidecars = [folder / f"sub-{key}_prepared.json" for key in ("a01", "b02")]
+    assert [origin_of(path) for path in sidecars] == ["phantom", "scan"]
+    assert not any(is_mask_alone(path) for path in sidecars)

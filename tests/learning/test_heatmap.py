@@ -1,5 +1,7 @@
 """The heatmap's target against its formula, and that it follows the image."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -162,3 +164,36 @@ def test_batches_inside_compiled_functions_are_the_same(batch_of_two, jit_compil
     step = tf.function(lambda batch: build(batch, True), jit_compile=jit_compile)
     for found, expected in zip(step(batch), build(batch, False)):
         np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def cropped(seed, least_mm):
+    unmoved = {"flip_probability": 0.0, "rotation_degrees": 0.0}
+    zooms = dict.fromkeys(("zoom_p", "zoom_r", "zoom_i"), (1.0, 1.0))
+    settings = dataclasses.replace(moved_alone(**unmoved, **zooms), crop_least_mm=least_mm)
+    return heatmap.draw_heatmap_example(
+        np.random.default_rng(seed), CENTROIDS, shape=SHAPE, settings=settings, spacing_mm=np.array([2, 3, 4])
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_crop_fills_the_grid_and_drops_what_it_does_not_show(seed):
+    # The volume is 48 x 60 x 128 mm.
+    drawn = cropped(seed, (24.0, 60.0, 32.0))
+    faces = np.array([[-0.5] * 3, np.array(SHAPE) - 0.5])
+    low, high = (drawn["affine"][:, :3] @ face + drawn["affine"][:, 3] for face in faces)
+    assert (low >= -0.5 - 1e-4).all() and (high <= np.array(SHAPE) - 0.5 + 1e-4).all()
+    size_mm = (high - low) * [2, 3, 4]
+    assert (size_mm >= np.array([24, 60, 32]) - 1e-3).all()
+    assert size_mm[1] == pytest.approx(60)
+    inside = np.logical_and(low < CENTROIDS, high > CENTROIDS).all(axis=1)
+    np.testing.assert_array_equal(drawn["present"][:3], inside)
+    assert inside.any()
+    # Shown ones keep their place in the image.
+    points = (drawn["points"][:3] + 0.5) * (high - low) / SHAPE + low
+    np.testing.assert_allclose(points, CENTROIDS, atol=1e-4)
+
+
+def test_a_volume_that_is_smaller_than_the_smallest_crop_is_shown_whole():
+    drawn = cropped(0, (500.0, 500.0, 500.0))
+    np.testing.assert_allclose(drawn["affine"], np.eye(3, 4), atol=1e-6)
+    assert drawn["present"].sum() == 3

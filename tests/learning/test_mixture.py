@@ -1,0 +1,225 @@
+"""Shares of an epoch: phantoms, scans, images drawn from the masks of both, alone and in the pipelines."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ML_3D_Unet.utils.feeding import EpochPart
+from tests.learning import examples
+from utils.imaging.centroids import centroids_of_mask, write_centroids
+from utils.imaging.prepared import SIDECAR
+from utils.imaging.volume import Volume, open_memory_map, write_volume
+from utils.learning import datasets, training
+from utils.learning.mixture import group_counts, item_groups, mixed_epoch
+from utils.settings import (
+    HeatmapTrainingSettings,
+    SegmentationTrainingSettings,
+    load_settings,
+    preset_settings,
+)
+
+SHARES = (0.3, 0.25, 0.1, 0.35)
+AFFINE = examples.AFFINE
+
+
+def put_sidecar(folder, key, *, origin, ct=True):
+    outputs = {f"{key}_{kind}.nii": 0 for kind in (("ct", "msk") if ct else ("msk",))}
+    content = {"made_with": {}, "sources": {}, "outputs": outputs, "origin": origin}
+    (folder / f"{key}{SIDECAR}").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Of the training cases sub-a is a phantom, sub-b a scan, and sub-m a mask alone (L3, L4)."""
+    folder = examples.write_segmentation_stage(tmp_path) / "training"
+    put_sidecar(folder, "sub-a", origin="phantom")
+    put_sidecar(folder, "sub-b", origin="scan")
+    _, mask, rows = examples.scan((22, 23))
+    write_volume(folder / "sub-m_msk.nii", Volume(mask, AFFINE))
+    put_sidecar(folder, "sub-m", origin="scan", ct=False)
+    known = [
+        {"case": case, **row}
+        for case, codes in examples.CASES["training"].items()
+        for row in examples.scan(codes)[2]
+    ]
+    examples.write_table(folder / "vertebrae.csv", [*known, *({"case": "sub-m", **row} for row in rows)])
+    return tmp_path
+
+
+@pytest.fixture
+def data(work):
+    return datasets.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
+
+
+def settings(**changes):
+    """One kind of patch, so that the vertebra shown is the one that was drawn."""
+    small = {"patch_voxels": 16, "examples_per_epoch": 40, "batch_size": 4, "shift_mm": 8.0, "seed": 3}
+    chosen = {"mixture": SHARES, "walk_shares": (1.0, 0.0, 0.0, 0.0), **small, **changes}
+    return preset_settings(SegmentationTrainingSettings, "starter", **chosen)
+
+
+def batches(data, changed, epoch=0):
+    made = datasets.segmentation_dataset(data, changed, spacing_mm=examples.SPACING_MM, training=True)
+    return list(made(epoch).as_numpy_iterator())
+
+
+# ---------------------------------------------------------------- alone
+
+
+def test_items_are_sorted_into_four_groups():
+    groups = item_groups([True, False, True, False], [True, True, False, False], [True, True, True, False])
+    assert [group.tolist() for group in groups] == [[0], [1], [4, 6], [5]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shares", "count", "expected"),
+    [
+        ((5, 5, 5, 5), SHARES, 40, [12, 10, 4, 14]),
+        ((5, 5, 5, 5), (1, 1, 1, 0), 10, [4, 3, 3, 0]),
+        ((5, 0, 5, 5), (0.3, 0.5, 0.1, 0.1), 10, [6, 0, 2, 2]),
+        ((5, 5, 5, 5), (1, 0, 0, 0), 7, [7, 0, 0, 0]),
+    ],
+)
+def test_counts_worked_out_by_hand(sizes, shares, count, expected):
+    assert group_counts(sizes, shares, count) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shares"), [((1, 1, 1, 1), (1, -1, 1, 1)), ((0, 1, 0, 0), (1, 0, 0, 0)), ((1, 1, 1, 1), (1, 1))]
+)
+def test_shares_that_give_no_epoch_are_refused(sizes, shares):
+    with pytest.raises(ValueError, match="--mixture"):
+        group_counts(sizes, shares, 10)
+
+
+def test_groups_go_on_from_epoch_to_epoch():
+    groups = [np.arange(3), np.arange(10, 14)]
+    epochs = [mixed_epoch(groups, [2, 3], datasets.epoch_order, seed=0, epoch=epoch) for epoch in range(12)]
+    assert all(np.sum(epoch < 10) == 2 and len(epoch) == 5 for epoch in epochs)
+    seen = np.concatenate(epochs)
+    # 24 and 36 examples: every item of a group equally often.
+    np.testing.assert_array_equal(np.bincount(seen)[[0, 1, 2, 10, 11, 12, 13]], [8, 8, 8, 9, 9, 9, 9])
+    assert len({tuple(epoch < 10) for epoch in epochs}) > 1
+
+
+# ---------------------------------------------------------------- segmentation
+
+
+def test_origins_and_masks_alone_are_read(data):
+    assert (data.phantoms, data.masks_alone) == ({"sub-a"}, {"sub-m"})
+    assert data.scans["sub-m"][0] is None and data.scans["sub-m"][1].shape == examples.SCAN_SHAPE
+
+
+def test_an_epoch_has_the_shares_that_were_asked_for(data):
+    groups = datasets.segmentation_groups(data, settings())
+    # Vertebrae 0-2 of sub-a, 3-4 of sub-b, 5-6 of sub-m; drawn ones count from 7.
+    assert [sorted(set(group.tolist())) for group in groups] == [
+        [0, 1, 2],
+        [3, 4],
+        [7, 8, 9],
+        [10, 11, 12, 13],
+    ]
+    made = datasets.segmentation_dataset(data, settings(), spacing_mm=2.0, training=True)
+    items = datasets._items_of_epoch(groups, settings(), 0)
+    kinds = [sum(item in group for item in items) for group in groups]
+    assert kinds == [12, 10, 4, 14]
+    assert sum(batch["weight"].sum() for batch in made(0).as_numpy_iterator()) == 40
+
+
+def test_drawn_cts_are_new_in_every_epoch_and_the_same_in_each(data):
+    drawn = settings(mixture=(0, 0, 0, 1))
+    first, again, other = batches(data, drawn), batches(data, drawn), batches(data, drawn, epoch=1)
+    for one, two in zip(first, again):
+        np.testing.assert_array_equal(one["ct_hu"], two["ct_hu"])
+    assert not np.array_equal(first[0]["ct_hu"][0, :500], other[0]["ct_hu"][0, :500])
+
+
+def test_the_labels_beside_a_drawn_ct_are_those_of_the_mask(data):
+    drawn, plain = settings(mixture=(0, 0, 0, 1)), settings()
+    item = 5 + len(data.vertebrae)
+    generators = [np.random.default_rng(4) for _ in range(2)]
+    read, made = (
+        datasets.segmentation_example(data, one, generator, spacing_mm=2.0, settings=chosen)
+        for one, generator, chosen in ((3, generators[0], plain), (3 + 7, generators[1], drawn))
+    )
+    np.testing.assert_array_equal(read["codes"], made["codes"])
+    np.testing.assert_array_equal(read["affine"], made["affine"])
+    assert read["ct_hu"].shape == made["ct_hu"].shape and not np.array_equal(read["ct_hu"], made["ct_hu"])
+    alone = datasets.segmentation_example(data, item, generators[0], spacing_mm=2.0, settings=drawn)
+    # Bone is brighter than what lies around it.
+    bone = np.asarray(alone["codes"]) > 0
+    assert np.median(alone["ct_hu"][bone]) > np.median(alone["ct_hu"][~bone])
+
+
+def test_masks_alone_stay_out_where_nothing_is_mixed(data):
+    plain = settings(mixture=None, examples_per_epoch=0)
+    assert set(datasets.segmentation_groups(data, plain)[0]) == {0, 1, 2, 3, 4}
+    assert set(datasets.segmentation_groups(data, None)[0]) == {0, 1, 2, 3, 4}
+
+
+# ---------------------------------------------------------------- heatmap
+
+
+@pytest.fixture
+def heatmap_cases(tmp_path):
+    folder = examples.write_heatmap_stage(tmp_path) / "training"
+    put_sidecar(folder, "sub-a", origin="phantom")
+    codes = np.zeros(examples.HEATMAP_SHAPE, np.uint8)
+    codes[2:5, 2:6, 5:9] = 20
+    write_volume(folder / "sub-m_msk.nii", Volume(codes, AFFINE))
+    put_sidecar(folder, "sub-m", origin="scan", ct=False)
+    grid = open_memory_map(folder / "sub-m_msk.nii").grid
+    write_centroids(folder / "sub-m_ctd.json", centroids_of_mask(Volume(codes, AFFINE)), grid)
+    cases, bad = datasets.read_heatmap_cases(folder)
+    assert bad == []
+    return cases
+
+
+def heatmap_settings(**changes):
+    small = {"examples_per_epoch": 20, "batch_size": 2, "seed": 3, **changes}
+    return preset_settings(HeatmapTrainingSettings, "starter", **small)
+
+
+def test_heatmap_cases_may_be_masks_alone(heatmap_cases):
+    assert [(case.key, case.ct_hu is None, case.is_phantom) for case in heatmap_cases] == [
+        ("sub-a", False, True),
+        ("sub-b", False, False),
+        ("sub-m", True, False),
+    ]
+    groups = datasets.heatmap_groups(heatmap_cases, heatmap_settings())
+    assert [group.tolist() for group in groups] == [[0], [1], [], [5]]
+    assert datasets.heatmap_groups(heatmap_cases, None)[0].tolist() == [0, 1]
+
+
+def test_heatmap_examples_are_drawn_from_masks(heatmap_cases):
+    drawn = heatmap_settings(mixture=(0, 0, 0, 1), crop_least_mm=None)
+    made = datasets.heatmap_dataset(heatmap_cases, drawn, training=True)
+    first, again, other = (list(made(epoch).as_numpy_iterator()) for epoch in (0, 0, 1))
+    assert len(first) == 10 and first[0]["ct_hu"].shape == (2, *examples.HEATMAP_SHAPE)
+    np.testing.assert_array_equal(first[3]["ct_hu"], again[3]["ct_hu"])
+    assert not np.array_equal(first[3]["ct_hu"], other[3]["ct_hu"])
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_resume_within_an_epoch_finds_the_rest_of_its_mixture(data):
+    made = datasets.segmentation_dataset(data, settings(), spacing_mm=2.0, training=True)
+    whole = list(made(1).as_numpy_iterator())
+    rest = list(made(1, EpochPart(first_step=7)).as_numpy_iterator())
+    assert (len(whole), len(rest)) == (10, 3)
+    for expected, found in zip(whole[7:], rest):
+        for name in expected:
+            np.testing.assert_array_equal(expected[name], found[name])
+
+
+def test_a_mixture_is_trained_on(work):
+    # The prepared data are of the preset small; the mixture is what is tried.
+    changed = examples.training_settings(
+        work, mixture=SHARES, moving_average=0.9, epochs=1, validate_every=1, tensorboard=False
+    )
+    assert training.train_segmentation(changed) == 0
+    (row,) = examples.history_of(work / "models" / "segmentation")
+    assert np.isfinite(float(row["loss"])) and np.isfinite(float(row["val_loss"]))
+    assert tuple(load_settings(work / "models" / "segmentation")["mixture"]) == SHARES
