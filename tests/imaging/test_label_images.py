@@ -37,7 +37,7 @@ def look(seed=0, **changes):
     drawn = draw_look(np.random.default_rng(seed))
     bone = dataclasses.replace(drawn.bone, texture=0.0, spread=np.zeros_like(drawn.bone.spread))
     plain = {"noise_hu": 0.0, "streak_hu": 0.0, "drift_hu": 0.0, "unevenness": 0.0, "rim_mm": 0.0}
-    wide = {"blur_mm": np.zeros(3), "margins_mm": np.full((3, 2), 1e3)}
+    wide = {"blur_mm": np.zeros(3), "margins": np.full((3, 2), 1e3)}
     return dataclasses.replace(drawn, **{"bone": bone, **plain, **wide, **changes})
 
 
@@ -176,8 +176,9 @@ def test_levels_are_counted_over_t13():
 
 def test_the_field_of_view_ends_within_the_next_vertebra():
     labels = label_map_of(column([L3, L4], top=20), SPACING_MM)
-    margins = np.array([[1e3, 1e3], [1e3, 1e3], [6.0, 10.0]])
-    chosen = look(margins_mm=margins)
+    # Parts of a pitch of 32 mm: 6 and 10 mm.
+    margins = np.array([[1e3, 1e3], [1e3, 1e3], [6 / 32, 10 / 32]])
+    chosen = look(margins=margins)
     begin, end = field_of_view(labels, chosen)
     assert (begin.tolist(), end.tolist()) == ([0, 0, 17], [60, 40, 53])
     image = label_image(labels, chosen)

@@ -87,8 +87,9 @@ class Look:
         Standard deviation of the point spread along P, R and I, which correlates the noise too.
     noise_hu, streak_hu, drift_hu : float
         Noise; streaks along R; slow change across the image.
-    margins_mm : np.ndarray, (3, 2)
-        How far the field of view reaches beyond the labels at both ends of every axis.
+    margins : np.ndarray, (3, 2)
+        How far the field of view reaches beyond the labels at both ends of every axis: mm along P and R,
+        parts of the way to the next vertebra along I.
     seed : int
         Seed of fields and noise.
     """
@@ -115,7 +116,7 @@ class Look:
     noise_hu: float
     streak_hu: float
     drift_hu: float
-    margins_mm: np.ndarray
+    margins: np.ndarray
     seed: int
 
 
@@ -160,7 +161,7 @@ def draw_look(rng: np.random.Generator) -> Look:
         noise_hu=rng.uniform(6, 55),
         streak_hu=rng.uniform(5, 30) if rng.random() < 0.3 else 0.0,
         drift_hu=rng.uniform(0, 20),
-        margins_mm=_draw_margins(rng),
+        margins=_draw_margins(rng),
         seed=int(rng.integers(2**31)),
     )
 
@@ -185,11 +186,11 @@ def _draw_vessels(rng: np.random.Generator, *, contrast: bool) -> tuple[Vessel, 
 
 
 def _draw_margins(rng: np.random.Generator) -> np.ndarray:
-    """Field of view beyond the labels: along I it ends within the next vertebra, else near by or far off."""
+    """Field of view beyond the labels: within the next vertebra along I, near by or far off along P and R."""
     margins = np.full((3, 2), _WIDE_MM)
     if rng.random() < 0.5:
         margins[:2] = rng.uniform(4, 90, (2, 2))
-    margins[2] = rng.uniform(0, 26, 2)
+    margins[2] = rng.uniform(0, 0.8, 2)
     return margins
 
 
@@ -253,10 +254,11 @@ def field_of_view(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]
         First voxel and end (exclusive) of the field of view.
     """
     begin, end = labels.span
-    margins = look.margins_mm.copy()
+    margins_mm = look.margins.copy()
+    margins_mm[2] *= labels.pitch_mm
     if labels.ends_at_sacrum:
-        margins[2, 1] *= 4.0
-    reach = np.ceil(margins / labels.spacing_mm[:, None]).astype(int)
+        margins_mm[2, 1] *= 4.0
+    reach = np.ceil(margins_mm / labels.spacing_mm[:, None]).astype(int)
     return np.maximum(begin - reach[:, 0], 0), np.minimum(end + reach[:, 1], labels.codes.shape)
 
 

@@ -67,12 +67,15 @@ class LabelMap:
         without a label have a depth too.
     course : Course
         The course of the spine.
+    pitch_mm : tuple of float, 2
+        Distance from the first vertebra to the next one up, and from the last to the next one down.
     """
 
     codes: np.ndarray
     spacing_mm: np.ndarray
     depth: np.ndarray
     course: Course
+    pitch_mm: tuple[float, float]
 
     @cached_property
     def boxes(self) -> dict[int, tuple[slice, slice, slice]]:
@@ -118,12 +121,14 @@ def label_map_of(codes: np.ndarray, spacing_mm: float | np.ndarray) -> LabelMap:
         code: np.add(ndimage.center_of_mass(masks[code]), [side.start for side in box])
         for code, box in ordered.items()
     }
-    for begin, bone in _unlabelled_bones(masks, centres, spacing):
+    steps = _end_steps(centres, spacing)
+    for begin, bone in _unlabelled_bones(masks, centres, steps, spacing):
         _add_depth(depth, begin, bone, spacing)
     # Labelled bones come last: where both lie, the label decides.
     for code, box in ordered.items():
         _add_depth(depth, [side.start for side in box], masks[code], spacing)
-    return LabelMap(codes, spacing, depth, _course(ordered, centres, spacing, codes.shape))
+    pitch_mm = tuple(float(np.linalg.norm(step * spacing)) for step in steps)
+    return LabelMap(codes, spacing, depth, _course(ordered, centres, spacing, codes.shape), pitch_mm)
 
 
 def level_of(code: int) -> float:
@@ -148,19 +153,26 @@ def _add_depth(
     depth[here][bone[own]] = found[own][bone[own]]
 
 
+def _end_steps(centres: dict[int, np.ndarray], spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the way from a vertebra to the next one down at both ends of the column, in voxels."""
+    # A hole in the labels (an unlabelled vertebra) must not count as one pitch.
+    steps = [
+        (centres[below] - centres[above]) / max(1.0, level_of(below) - level_of(above))
+        for above, below in itertools.pairwise(centres)
+    ] or [np.array([0.0, 0.0, USUAL_PITCH_MM]) / spacing]
+    return steps[0], steps[-1]
+
+
 def _unlabelled_bones(
-    masks: dict[int, np.ndarray], centres: dict[int, np.ndarray], spacing: np.ndarray
+    masks: dict[int, np.ndarray],
+    centres: dict[int, np.ndarray],
+    steps: tuple[np.ndarray, np.ndarray],
+    spacing: np.ndarray,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Copies of the first and the last vertebra, one pitch further; under L5 and L6 a sacrum."""
     if not masks:
         return []
     codes = [*masks]
-    lone = np.array([0.0, 0.0, USUAL_PITCH_MM]) / spacing
-    # A hole in the labels (an unlabelled vertebra) must not count as one pitch.
-    steps = [
-        (centres[below] - centres[above]) / max(1.0, level_of(below) - level_of(above))
-        for above, below in itertools.pairwise(codes)
-    ] or [lone]
     first, last = codes[0], codes[-1]
     bones = []
     if first > 1:  # above C1 is the skull, which no vertebra stands for

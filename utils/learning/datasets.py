@@ -55,13 +55,18 @@ class HeatmapCase:
     ct_hu: np.ndarray | None
     centroids_voxels: np.ndarray
     spacing_mm: np.ndarray | None = None
-    label_map: LabelMap | None = None
+    codes: np.ndarray | None = None
     is_phantom: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of the small grid."""
-        return (self.label_map.codes if self.ct_hu is None else self.ct_hu).shape
+        return (self.codes if self.ct_hu is None else self.ct_hu).shape
+
+    @cached_property
+    def label_map(self) -> LabelMap:
+        """What images of the case are drawn from, found when it is first needed."""
+        return label_map_of(self.codes, self.spacing_mm)
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def _read_heatmap_case(folder: Path, key: str, names: set[str]) -> HeatmapCase:
         None if ct is None else np.array(ct.data, np.int16),
         centroids.voxels(grid.affine),
         grid.spacing_mm,
-        None if mask is None else label_map_of(np.array(mask.data), grid.spacing_mm),
+        None if mask is None else np.array(mask.data),
         is_phantom=origin_of(folder / f"{key}{SIDECAR}") == PHANTOM,
     )
 
@@ -355,7 +360,7 @@ def heatmap_groups(cases: list[HeatmapCase], settings: HeatmapTrainingSettings |
     if settings is None or settings.mixture is None:
         return [np.flatnonzero(has_ct)]
     return item_groups(
-        [case.is_phantom for case in cases], has_ct, [case.label_map is not None for case in cases]
+        [case.is_phantom for case in cases], has_ct, [case.codes is not None for case in cases]
     )
 
 

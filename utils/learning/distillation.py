@@ -147,14 +147,16 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
         If the teacher's lack a field.
     """
     fields = {field.name: field for field in dataclasses.fields(SegmentationTrainingSettings)}
-    missing = sorted(name for name in fields if name not in found and name not in _OWN_SETTINGS)
+    # What is None by default may be younger than the teacher.
+    needed = {name for name, kind in fields.items() if kind.default is not None}
+    missing = sorted(needed - set(found) - set(_OWN_SETTINGS))
     if missing:
         raise ValueError(
             f"{teacher_directory(settings) / SETTINGS_FILE}: expected the settings of a segmentation "
             f"network, found none of {', '.join(missing)}."
         )
     own = {name: getattr(settings, name) for name in _OWN_SETTINGS}
-    read = {name: _as_tuple(found[name]) for name in fields if name not in own}
+    read = {name: _as_tuple(found.get(name)) for name in fields if name not in own}
     read["augmentation"] = AugmentationSettings(**{k: _as_tuple(v) for k, v in found["augmentation"].items()})
     changed = {} if settings.epochs is None else {"epochs": settings.epochs}
     return SegmentationTrainingSettings(**{**read, **own, **changed})
