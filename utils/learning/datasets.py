@@ -444,9 +444,10 @@ def labelling_dataset(
         ct, ranks = data.labelling_scan(vertebra.case)
         return labelling_example((ct.data, ranks.data), vertebra.rank, generator, settings=settings)
 
-    items = np.arange(len(data.vertebrae))
+    # A mask alone shows nothing to tell a level by.
+    items = np.array([i for i, v in enumerate(data.vertebrae) if v.case not in data.masks_alone], int)
     if training:
-        items = balanced_positions([v.rank for v in data.vertebrae], settings.seed)
+        items = items[balanced_positions([data.vertebrae[i].rank for i in items], settings.seed)]
     return _epoch_dataset(items, (example, collate), settings, training=training)
 
 
