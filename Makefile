@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets make when it is not there yet.
 #
 #   make demo         phantoms, both trainings, inference, evaluation: about fifteen minutes on a laptop
-#   make train-small  the same with more phantoms and a longer training
+#   make train-small  the same with more phantoms and a longer training, and anatomical labels
 #   make starter      the recipe of the starter weights: about two hours on two cores, see below
 #   make test         the tests        make lint       style
 #   make benchmark    every benchmark  make clean      remove caches and the demo
@@ -41,6 +41,7 @@ $(RUN) pre_processing_heatmap.py --data-dir $(1)/data --work-dir $(1)/work --pre
 $(RUN) train_heatmap.py --work-dir $(1)/work --preset small $(3)
 $(RUN) pre_processing_segmentation.py --data-dir $(1)/data --work-dir $(1)/work --preset small
 $(RUN) train_segmentation.py --work-dir $(1)/work --preset small $(4)
+$(if $(5),$(RUN) train_labelling.py --work-dir $(1)/work --preset small $(5))
 $(RUN) infer.py $(1)/data/*/*test --work-dir $(1)/work --output $(1)/predictions
 $(RUN) evaluate.py --data-dir $(1)/data --split test --predictions $(1)/predictions --output $(1)/evaluation
 set +x
@@ -49,10 +50,10 @@ echo "Scores: $(1)/evaluation (summary.json, vertebrae.csv, evaluation.md, evalu
 endef
 
 demo: .venv/installed
-	@$(call pipeline,demo,12 3 5,,)
+	@$(call pipeline,demo,12 3 5,,,)
 
 train-small: .venv/installed
-	@$(call pipeline,train-small,60 5 20,--epochs 12 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160)
+	@$(call pipeline,train-small,60 5 20,--epochs 12 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160,--epochs 20)
 
 # The starter weights, from phantoms, real CTs, and images drawn from the masks of both (preset starter):
 #
@@ -72,6 +73,7 @@ STARTER_MASKS = $(shell find -L $(STARTER_DATA) -name '*_seg-vert_msk.nii.gz' -n
 # Options of the trainings, such as --epochs 80, which must stay the same until they are done.
 STARTER_HEATMAP ?=
 STARTER_SEGMENTATION ?=
+STARTER_LABELLING ?=
 
 starter: .venv/installed
 	@test -n "$(STARTER_MASKS)" || { echo "Expected masks below STARTER_DATA=$(STARTER_DATA), found none." >&2; exit 1; }
@@ -98,6 +100,7 @@ starter: .venv/installed
 	$(RUN) train_heatmap.py --work-dir $(STARTER)/work --preset starter $(STARTER_HEATMAP)
 	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER)/data --work-dir $(STARTER)/work --preset starter
 	$(RUN) train_segmentation.py --work-dir $(STARTER)/work --preset starter $(STARTER_SEGMENTATION)
+	$(RUN) train_labelling.py --work-dir $(STARTER)/work --preset starter $(STARTER_LABELLING)
 
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile
