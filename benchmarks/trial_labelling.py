@@ -21,6 +21,10 @@ of CPU time) it measures, with reference masks:
   the nine with T13 or a missing T12 in view is found: their lowest rib looks like T12's, C1 to count from is
   not in view, and the rates of the variants speak for a common spine.
 
+With --predictions (seed 978; a segmentation network of the preset small, trained on 60 phantoms) it is .808
+in 24 cases, 10 of 15, and .303: in the neck that network takes two vertebrae for one or leaves some out, and
+no count is right over those. Vertebrae that the reference leaves out, as the scan cuts them, do not count.
+
 With --generate the data are written and nothing is labelled: with --split training, --variants rare and
 another seed, more phantoms to train on.
 """
@@ -162,8 +166,12 @@ class Answer:
 
     @property
     def right(self) -> list[bool]:
-        """Whether each vertebra has its label."""
-        return [code == true for code, true in zip(self.found.codes, self.truth)]
+        """Whether each vertebra that the reference has bears its label."""
+        return [code == true for code, true in zip(self.found.codes, self.truth) if true]
+
+    def agrees(self, codes: tuple[int, ...]) -> bool:
+        """Whether a sequence is right; what the reference leaves out, as the scan cuts it, does not count."""
+        return bool(codes) and all(code == true for code, true in zip(codes, self.truth) if true)
 
 
 def true_codes(mask: np.ndarray, reference: np.ndarray, numbers: list[int]) -> tuple[int, ...]:
@@ -190,8 +198,8 @@ def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 
 
 def line_of(item: Answer) -> str:
     """Give one line of the table."""
-    truth, found = names_of(item.truth), item.found
-    place = "1st" if found.codes == item.truth else "2nd" if found.second_codes == item.truth else "-"
+    truth, found = names_of([code for code in item.truth if code]), item.found
+    place = "1st" if item.agrees(found.codes) else "2nd" if item.agrees(found.second_codes) else "-"
     cells = [
         f"{truth[0]}-{truth[-1]}",
         f"{found.names[0]}-{found.names[-1]}",
@@ -220,14 +228,15 @@ def report(answers: list[Answer]) -> None:
     print(
         f"identification rate, any of them: {np.mean(labels):.3f} of {len(labels)} in {len(anchored)} cases"
     )
-    second = [item.truth in (item.found.codes, item.found.second_codes) for item in elsewhere]
+    second = [item.agrees(item.found.codes) or item.agrees(item.found.second_codes) for item in elsewhere]
     print(f"truth among the first two elsewhere: {np.mean(second):.3f} of {len(second)} cases")
-    first = np.array([item.found.codes == item.truth for item in answers])
+    first = np.array([item.agrees(item.found.codes) for item in answers])
     sure = np.array([item.found.sequence_probability for item in answers])
     print(f"sequences right: {first.mean():.3f}, mean probability {sure.mean():.3f}")
     print(f"expected calibration error of sequences: {calibration_error(sure, first):.3f}")
     right = np.array([right for item in answers for right in item.right])
-    sure = np.array([p for item in answers for p in item.found.probabilities])
+    sure = [p for item in answers for p, true in zip(item.found.probabilities, item.truth) if true]
+    sure = np.array(sure)
     print(f"expected calibration error of labels: {calibration_error(sure, right):.3f}")
 
 
@@ -255,7 +264,8 @@ def main() -> int:
     if not options.generate:
         levels = load_levels(options.work_dir / "models" / "labelling")
         keys = tqdm([case.key for case in cases], desc="labels", unit="scan")
-        report([answer(key, folder, options.predictions, levels) for key in keys])
+        answers = [answer(key, folder, options.predictions, levels) for key in keys]
+        report([item for item in answers if any(item.truth)])
     return 0
 
 
