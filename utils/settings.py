@@ -267,6 +267,9 @@ class HeatmapTrainingSettings(RunSettings):
     """Folder with `heatmap/`; receives `models/heatmap`."""
     preset: Preset = "full"
     """Set of defaults that the other options start from."""
+    start_from: Path | None = None
+    """Directory of a trained network of the same filters, whose weights the training begins with, such as
+    work/models/heatmap, to adapt it to data of your own; by default they are drawn from the seed."""
     filters: tuple[int, ...] = (8, 16, 32)
     """Filters a level of the U-Net, from full resolution down."""
     sigma_voxels: float = 10.0
@@ -307,6 +310,9 @@ class SegmentationTrainingSettings(RunSettings):
     """Folder with `segmentation/`; receives `models/segmentation`."""
     preset: Preset = "full"
     """Set of defaults that the other options start from."""
+    start_from: Path | None = None
+    """Directory of a trained network of the same filters, whose weights the training begins with, such as
+    work/models/segmentation, to adapt it to data of your own; by default they are drawn from the seed."""
     filters: tuple[int, ...] = (16, 32, 64, 128)
     """Filters a level of the U-Net, from full resolution down."""
     patch_voxels: int = 128

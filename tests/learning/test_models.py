@@ -105,3 +105,22 @@ def test_damaged_model_is_named(directory, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"best\.keras: expected a Keras model, found ."):
         models.load_model(directory)
+
+
+def test_a_new_network_takes_over_trained_weights(directory):
+    network = models.build_segmentation_network(TINY)
+    trained, _ = models.load_model(directory)
+    before = network.get_weights()
+    models.take_over_weights(network, None)
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), before))
+    models.take_over_weights(network, directory)
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), trained.get_weights()))
+    assert not all(np.array_equal(a, b) for a, b in zip(network.get_weights(), before))
+
+
+def test_weights_of_another_network_are_refused(directory):
+    other = models.build_segmentation_network(
+        SegmentationTrainingSettings(filters=(2, 3, 4, 6), patch_voxels=8)
+    )
+    with pytest.raises(ValueError, match=f"{directory}: expected a network of {other.count_params()} param"):
+        models.take_over_weights(other, directory)

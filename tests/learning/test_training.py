@@ -307,6 +307,29 @@ def test_settings_that_make_no_network_claim_no_directory(tmp_path, capsys, stag
 
 
 @each_stage
+def test_a_network_to_start_from_that_is_not_there_claims_no_directory(tmp_path, capsys, stage):
+    train, settings, write = STAGES[stage]
+    write(tmp_path)
+    assert train(settings(tmp_path, start_from=tmp_path / "none")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'none' / 'best.keras'}: expected a trained network")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_training_begins_with_the_weights_of_another(tmp_path):
+    settings = heatmap_settings(tmp_path, seed=1)
+    examples.write_heatmap_stage(tmp_path)
+    assert training.train_heatmap(settings) == 0
+    directory = tmp_path / "models" / "heatmap"
+    trained, _ = models.load_model(directory.rename(tmp_path / "trained"))
+    still = {"learning_rate": 1e-12, "final_learning_rate": 1e-12}
+    assert training.train_heatmap(heatmap_settings(tmp_path, start_from=tmp_path / "trained", **still)) == 0
+    begun, _ = models.load_model(directory)
+    for first, second in zip(trained.trainable_weights, begun.trainable_weights, strict=True):
+        np.testing.assert_allclose(first.numpy(), second.numpy(), atol=1e-6)
+
+
+@each_stage
 def test_a_model_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, stage):
     train, settings, write = STAGES[stage]
     write(tmp_path)

@@ -112,6 +112,33 @@ def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
         raise ValueError(f"{path}: expected a Keras model, found {first_line}") from error
 
 
+def take_over_weights(network: keras.Model, directory: Path | None) -> None:
+    """Give a new network the weights of a trained one.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Changed in place.
+    directory : Path or None
+        A model directory, as a training script leaves it; None changes nothing.
+
+    Raises
+    ------
+    ValueError
+        If the trained network cannot be read or its weights have other shapes; the text names the directory.
+    """
+    if directory is None:
+        return
+    trained, _ = load_model(directory)
+    expected, found = ([weight.shape for weight in model.weights] for model in (network, trained))
+    if expected != found:
+        raise ValueError(
+            f"{directory}: expected a network of {network.count_params()} parameters in the shapes of this "
+            f"training's, found one of {trained.count_params()}; its preset and filters must be the same."
+        )
+    network.set_weights(trained.get_weights())
+
+
 def compute_in(model: keras.Model, precision: str) -> keras.Model:
     """Let the layers of a network compute in other numbers than those it was trained in; its weights stay.
 

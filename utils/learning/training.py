@@ -181,6 +181,7 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_heatmap_network(settings, cases[0].shape, replicas=chosen.replicas)
+        models.take_over_weights(network, settings.start_from)
         claim_directory(settings, directory, facts, chosen)
         trainer = Trainer(
             network,
@@ -212,6 +213,7 @@ def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime)
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_segmentation_network(settings, replicas=chosen.replicas)
+        models.take_over_weights(network, settings.start_from)
         claim_directory(settings, directory, facts, chosen)
         trainer = VertebraTrainer(
             network,
