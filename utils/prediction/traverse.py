@@ -12,7 +12,9 @@ What the published walk leaves open:
   down the heatmap, a few times at most, then the walk ends.
 - *A fragment*, under the minimum volume even where the patch rests on it, such as what the field of view
   leaves of a vertebra: it goes into the memory without becoming a vertebra, a few times at most. Ignored,
-  it would stay the first that the memory does not hold, and the walk would never get past it.
+  it would stay the first that the memory does not hold, and the walk would never get past it. The robust
+  walk does the same with what cannot follow the vertebra above it: it lies beside or above the column, or
+  its volume is out of all proportion.
 - *No rest* after `max_steps`: one last prediction at the mean of the last three centres.
 - *Identical patches*: the network is deterministic; an identical patch with an identical memory is looked
   up, never predicted again.
@@ -58,6 +60,7 @@ from utils.prediction.walk_checks import (
     field_of,
     fills,
     follows_above,
+    follows_below,
     gaps_in,
     heat_profile,
     is_cut,
@@ -265,14 +268,24 @@ class _Walk:
                     step = self._hold_no_more() if held else None
                     point = self._step_down(point)
                     steps_down += 1
-            elif self._is_a_fragment(view.vertebra):
-                self.looker.decide("passed over: a fragment", view.vertebra)
+            elif refused := self._passed_over(view.vertebra, above):
+                self.looker.decide(f"passed over: {refused}", view.vertebra)
                 self.labels[view.vertebra.box][view.vertebra.mask] = FRAGMENT
-                point = view.vertebra.centre
+                if not self.settings.robust or above is None:
+                    point = view.vertebra.centre
                 fragments += 1
             else:
                 return view
         return None
+
+    def _passed_over(self, vertebra: FoundVertebra, above: FoundVertebra | None) -> str:
+        """Say why what was found goes into the memory without becoming a vertebra; "" if it is one."""
+        if self._is_a_fragment(vertebra):
+            return "a fragment"
+        if not self.settings.robust or above is None:
+            return ""
+        quarter = self.settings.patch_voxels / 4
+        return follows_below(vertebra, above, self.column, most_aside_voxels=quarter)
 
     def _hold(self, model: FoundVertebra, step: np.ndarray) -> np.ndarray:
         """Hold a place in the memory, a step away from a vertebra and in its shape; give the place."""

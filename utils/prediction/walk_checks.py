@@ -33,6 +33,10 @@ LEAK_VOLUME_BELOW_LEAK = 1.05
 _LEFT_OVER = 0.7
 #: Volume relative to the neighbours outside which a vertebra is remarked on, and is not taken in a gap.
 ODD_VOLUMES, TAKEN_VOLUMES = (0.5, 1.7), (0.3, 2.5)
+#: Least volume of the next vertebra relative to the two above it.
+_LEAST_VOLUME = 0.2
+#: Most that a centre lies in front of, behind or beside its neighbour's, relative to the height between them.
+_MOST_ASIDE = 1.5
 #: What a leak is asked for with: the upper share of a prediction's height, too little to hold anything of a
 #: second vertebra; then, if the network does not take that for one, upper shares of its voxels: nearly all
 #: of the first of two, and more than half of one with a small leak.
@@ -192,9 +196,30 @@ def follows_above(vertebra: FoundVertebra, column: Sequence[FoundVertebra], *, m
     least = 0.4 * usual if usual is not None and not first.partial else 1.0
     if -away[2] < least:
         return "does not lie above the first"
-    if np.linalg.norm(away) > most_voxels or np.linalg.norm(away[:2]) > 1.5 * -away[2]:
+    if np.linalg.norm(away) > most_voxels or np.linalg.norm(away[:2]) > _MOST_ASIDE * -away[2]:
         return "lies beside the column"
     return odd_volume(vertebra, column[:2], TAKEN_VOLUMES)
+
+
+def follows_below(
+    vertebra: FoundVertebra,
+    above: FoundVertebra,
+    column: Sequence[FoundVertebra],
+    *,
+    most_aside_voxels: float,
+) -> str:
+    """Say why a vertebra cannot be the next one below `above`, one of the column; "" if it can.
+
+    Remnants that the border has left of vertebrae may lie beside each other by up to `most_aside_voxels`.
+    """
+    away = vertebra.centre - above.centre
+    if away[2] <= 0:
+        return "does not lie below the one before it"
+    if np.linalg.norm(away[:2]) > max(_MOST_ASIDE * away[2], most_aside_voxels):
+        return "lies beside the column"
+    nearest = [each for each in column if each.centre[2] <= above.centre[2]][-2:]
+    # No upper bound: what lies above may be a remnant that the border has left.
+    return odd_volume(vertebra, nearest, (_LEAST_VOLUME, np.inf))
 
 
 # Leaks ---------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from utils.prediction.walk_records import (
     WalkStep,
 )
 
+#: Less than this share of the smallest vertebra is no reason to move the patch (robust walk).
+LEAST_PIECE_SHARE = 0.1
 #: Pieces under this share of the largest are specks: dropped before anything is decided.
 _SPECK = 0.05
 #: Pieces from this share of the largest on may be a vertebra of their own; the upper one is the next.
@@ -168,7 +170,8 @@ class Looker:
         given = (here > 0) & (here != HELD)
         choose = new_piece if self.settings.robust else new_part_of_largest
         mask, predicted = choose(sight.mask, given)
-        if not mask.any():
+        least = LEAST_PIECE_SHARE * self.settings.min_volume_mm3 / self.settings.spacing_mm**3
+        if not mask.any() or (self.settings.robust and np.count_nonzero(mask) < least):
             return None
         # The published centre is that of the whole prediction.
         of_centre = mask if self.settings.robust else predicted
