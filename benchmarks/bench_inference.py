@@ -15,7 +15,7 @@ with both networks is required):
 Reads   WORK/models/segmentation and WORK/models/heatmap (train_segmentation.py, train_heatmap.py)
 Writes  nothing that stays: the scans and their predictions, up to 1 GB, in a temporary folder
 Command python benchmarks/bench_inference.py --work-dir WORK
-Time    about 6 minutes on two cores with networks of the preset `small`
+Time    9 minutes, on two cores that others used too, with networks of the preset `small`
 
 The last line says how many times as long the ten calls take as the one.
 """
