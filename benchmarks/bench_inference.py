@@ -95,7 +95,8 @@ def run_infer(inputs: list[Path], output: Path, work_dir: Path) -> Cost:
 
 def count_calls(folder: Path, work_dir: Path) -> None:
     """Print a row a scan: vertebrae, network calls and seconds, of the published walk and ours."""
-    from utils.prediction.predict import load_networks, segment, walk_settings
+    from utils.prediction.networks import load_networks
+    from utils.prediction.predict import segment, walk_settings
     from utils.settings import InferenceSettings
 
     settings = InferenceSettings(work_dir=work_dir)

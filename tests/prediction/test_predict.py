@@ -18,8 +18,9 @@ import pytest
 from tests.imaging.dicom_series import write_series
 from tests.prediction.column import AFFINE, HU_A_RANK, column, column_ct, oracle
 from utils.imaging.volume import Volume, denormalise_hu, oriented, read_mask, write_volume
-from utils.prediction import predict
-from utils.prediction.predict import Networks, infer, load_networks
+from utils.prediction import networks, predict
+from utils.prediction.networks import Networks, load_networks
+from utils.prediction.predict import infer
 from utils.prediction.quality import Remark, read_quality
 from utils.settings import InferenceSettings
 
@@ -410,12 +411,12 @@ def models(tmp_path_factory) -> Path:
 
 
 def test_networks_are_loaded_as_functions_on_arrays(models, tmp_path):
-    networks = load_networks(InferenceSettings(work_dir=models))
-    assert (networks.heatmap_shape, networks.patch_voxels) == ((4, 5, 6), 8)
-    assert (networks.spacing_mm, networks.preset) == (2.0, "small")
+    loaded = load_networks(InferenceSettings(work_dir=models))
+    assert (loaded.heatmap_shape, loaded.patch_voxels) == ((4, 5, 6), 8)
+    assert (loaded.spacing_mm, loaded.preset) == (2.0, "small")
     ct, memory = np.full((8, 8, 8), 0.25, np.float32), np.ones((8, 8, 8), np.float32)
-    np.testing.assert_allclose(networks.patch(ct, memory), 1 / (1 + np.exp(-1.25)), rtol=1e-5)
-    heat = networks.heat(np.zeros((4, 5, 6), np.float32))
+    np.testing.assert_allclose(loaded.patch(ct, memory), 1 / (1 + np.exp(-1.25)), rtol=1e-5)
+    heat = loaded.heat(np.zeros((4, 5, 6), np.float32))
     assert heat.shape == (4, 5, 6)
     np.testing.assert_allclose(heat, 0.5)
 
@@ -441,13 +442,13 @@ def test_loaded_networks_give_what_the_trained_ones_give(tmp_path):
         (tmp_path / "models" / name).mkdir(parents=True)
         network.save(tmp_path / "models" / name / "best.keras")
         (tmp_path / "models" / name / "settings.json").write_text(json.dumps({"spacing_mm": 2.0}))
-    networks = load_networks(InferenceSettings(work_dir=tmp_path))
+    loaded = load_networks(InferenceSettings(work_dir=tmp_path))
     patch = rng.normal(size=(8, 8, 8, 2)).astype(np.float32)
     small = rng.normal(size=(4, 6, 8)).astype(np.float32)
     expected = trained["segmentation"](patch[None]).numpy()[0, ..., 0]
-    np.testing.assert_allclose(networks.patch(patch[..., 0], patch[..., 1]), expected, atol=1e-5)
+    np.testing.assert_allclose(loaded.patch(patch[..., 0], patch[..., 1]), expected, atol=1e-5)
     expected = trained["heatmap"](small[None, ..., None]).numpy()[0, ..., 0]
-    np.testing.assert_allclose(networks.heat(small), expected, atol=1e-5)
+    np.testing.assert_allclose(loaded.heat(small), expected, atol=1e-5)
 
 
 def test_networks_of_two_presets_are_refused(models):
@@ -469,7 +470,7 @@ def test_a_network_without_spacing_is_refused(models):
 
 
 def test_missing_networks_name_the_command_that_trains_them(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "STARTER_DIR", tmp_path / "starter")
+    monkeypatch.setattr(networks, "STARTER_DIR", tmp_path / "starter")
     scan = write_column(tmp_path / "sub-a_ct.nii.gz")
     settings = settings_for(scan, output=tmp_path / "out", work_dir=tmp_path / "work")
     assert infer(settings) == 1
@@ -480,18 +481,18 @@ def test_missing_networks_name_the_command_that_trains_them(tmp_path, monkeypatc
 
 
 def test_where_networks_are_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "STARTER_DIR", tmp_path / "starter")
+    monkeypatch.setattr(networks, "STARTER_DIR", tmp_path / "starter")
     starter, work = tmp_path / "starter", tmp_path / "work"
     touch(starter, "segmentation/best.keras", "heatmap/best.keras")
     settings = InferenceSettings(work_dir=work)
-    assert predict.model_directories(settings) == (starter / "segmentation", starter / "heatmap")
+    assert networks.model_directories(settings) == (starter / "segmentation", starter / "heatmap")
     touch(work, "models/heatmap/best.keras")
     # Not a heatmap network that may belong to another preset: the one beside the segmentation network.
-    assert predict.model_directories(settings) == (starter / "segmentation", starter / "heatmap")
+    assert networks.model_directories(settings) == (starter / "segmentation", starter / "heatmap")
     touch(work, "models/segmentation/best.keras")
-    assert predict.model_directories(settings) == (work / "models/segmentation", work / "models/heatmap")
+    assert networks.model_directories(settings) == (work / "models/segmentation", work / "models/heatmap")
     named = InferenceSettings(work_dir=work, model=tmp_path / "mine")
-    assert predict.model_directories(named) == (tmp_path / "mine", work / "models/heatmap")
+    assert networks.model_directories(named) == (tmp_path / "mine", work / "models/heatmap")
 
 
 # Several processes
@@ -527,7 +528,7 @@ def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_
 
 
 def test_a_missing_network_is_said_once_whoever_would_load_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "STARTER_DIR", tmp_path / "starter")
+    monkeypatch.setattr(networks, "STARTER_DIR", tmp_path / "starter")
     scans = [write_column(tmp_path / f"sub-{key}_ct.nii.gz") for key in "ab"]
     assert infer(settings_for(*scans, output=tmp_path / "out", work_dir=tmp_path / "work", workers=2)) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

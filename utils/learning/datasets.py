@@ -444,11 +444,19 @@ def labelling_dataset(
         ct, ranks = data.labelling_scan(vertebra.case)
         return labelling_example((ct.data, ranks.data), vertebra.rank, generator, settings=settings)
 
-    # A mask alone shows nothing to tell a level by.
+    groups = labelling_groups(data, settings if training else None)
+    return _epoch_dataset(groups, (example, collate), settings, training=training)
+
+
+def labelling_groups(data: SegmentationData, settings: LabellingTrainingSettings | None) -> list[np.ndarray]:
+    """Give the vertebrae that have a CT as the one group of an epoch: a mask shows nothing to tell levels by.
+
+    For a training every level is there equally often (`balanced_positions`); without settings each is once.
+    """
     items = np.array([i for i, v in enumerate(data.vertebrae) if v.case not in data.masks_alone], int)
-    if training:
-        items = items[balanced_positions([data.vertebrae[i].rank for i in items], settings.seed)]
-    return _epoch_dataset(items, (example, collate), settings, training=training)
+    if settings is None:
+        return [items]
+    return [items[balanced_positions([data.vertebrae[i].rank for i in items], settings.seed)]]
 
 
 def segmentation_example(
@@ -586,16 +594,19 @@ def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.nd
 
 
 def examples_of_groups(
-    groups: list[np.ndarray], settings: HeatmapTrainingSettings | SegmentationTrainingSettings
+    groups: list[np.ndarray],
+    settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
 ) -> int:
     """Give the number of training examples in an epoch: the one asked for, or one pass over all items."""
     return settings.examples_per_epoch or sum(len(items) for items in groups)
 
 
 def _items_of_epoch(
-    groups: list[np.ndarray], settings: HeatmapTrainingSettings | SegmentationTrainingSettings, epoch: int
+    groups: list[np.ndarray],
+    settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
+    epoch: int,
 ) -> np.ndarray:
-    if settings.mixture is None:
+    if isinstance(settings, LabellingTrainingSettings) or settings.mixture is None:
         return epoch_order(groups[0], settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
     count = examples_of_groups(groups, settings)
     counts = group_counts([len(items) for items in groups], settings.mixture, count)
@@ -686,4 +697,5 @@ def examples_in_epoch(
     data: SegmentationData, settings: SegmentationTrainingSettings | LabellingTrainingSettings
 ) -> int:
     """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
-    return examples_of_groups(segmentation_groups(data, settings), settings)
+    groups_of = labelling_groups if isinstance(settings, LabellingTrainingSettings) else segmentation_groups
+    return examples_of_groups(groups_of(data, settings), settings)

@@ -1,8 +1,7 @@
 """A run of the inference: which scans, which networks, one case after the other.
 
-The networks are loaded and compiled once. A scan that cannot be used is reported in one line and does
-not stop the others. TensorFlow is imported only when a network is needed, so a wrong command line is
-answered at once.
+The networks are loaded and compiled once (`utils.prediction.networks`). A scan that cannot be used is
+reported in one line and does not stop the others.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from utils import execution
@@ -46,7 +43,14 @@ from utils.prediction.levels import (
     numbering_of,
     relabel_case,
 )
-from utils.prediction.locate import PredictHeat, locate_spine
+from utils.prediction.locate import locate_spine
+from utils.prediction.networks import (
+    Networks,
+    identity_of_model,
+    labelling_directory,
+    load_networks,
+    model_directories,
+)
 from utils.prediction.quality import (
     HU_DOUBT,
     LOW_PROBABILITY,
@@ -59,14 +63,9 @@ from utils.prediction.quality import (
 )
 from utils.prediction.report import write_report
 from utils.prediction.scans import Scan, find_scans, scan_identity
-from utils.prediction.traverse import PredictPatch, WalkResult, WalkSettings, walk
+from utils.prediction.traverse import WalkResult, WalkSettings, walk
 from utils.settings import InferenceSettings, settings_as_json, worker_count
 
-if TYPE_CHECKING:
-    import keras
-
-#: Networks that are shipped with the code: the last place that is looked at.
-STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / "starter"
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
     *("inputs", "output", "work_dir", "model", "heatmap_model", "labelling_model", "relabel"),
@@ -82,45 +81,6 @@ _INFERENCE = 2
 
 class CommandLineError(ValueError):
     """A wrong command line: nothing has been run, exit status 2."""
-
-
-@dataclass(frozen=True, eq=False)
-class Networks:
-    """The two trained networks as functions on arrays, and the settings they were trained with.
-
-    Attributes
-    ----------
-    heat : callable
-        From the whole CT on the heatmap grid to the heat.
-    patch : callable
-        From the CT and the memory of a patch to the probability of the next vertebra.
-    heatmap_shape : tuple of int, 3
-        Shape of the heatmap grid.
-    patch_voxels : int
-        Edge of the patch.
-    spacing_mm : float
-        Spacing of the working grid.
-    preset : str
-        Preset of the segmentation network.
-    origin : dict
-        Which files the networks come from; a case that was made with others is made again.
-    """
-
-    heat: PredictHeat
-    patch: PredictPatch
-    heatmap_shape: tuple[int, int, int]
-    patch_voxels: int
-    spacing_mm: float
-    preset: str
-    origin: dict[str, Any]
-
-    @property
-    def walk(self) -> dict[str, Any]:
-        """What the networks fix of a walk; `paper` walks as published and ends at an absolute heat."""
-        is_published = self.preset == "paper"
-        end_rule = "absolute" if is_published else "relative"
-        fixed = {"patch_voxels": self.patch_voxels, "spacing_mm": self.spacing_mm}
-        return {**fixed, "end_rule": end_rule, "robust": not is_published}
 
 
 def infer(settings: InferenceSettings) -> int:
@@ -186,146 +146,6 @@ def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> N
                 f"expected inputs of different names, found {other.path} and {scan.path}, "
                 f"which would both be written as {scan.key}."
             )
-
-
-# Networks ------------------------------------------------------------------------------------------
-
-
-def load_networks(settings: InferenceSettings) -> Networks:
-    """Load and compile the two networks, batch normalisation folded into the convolutions before it.
-
-    Parameters
-    ----------
-    settings : InferenceSettings
-        `model` and `heatmap_model` name their directories. By default the segmentation network is that
-        of the work folder, else the one shipped with the code; the heatmap network is the one beside
-        it, else that of the work folder, else the one shipped.
-
-    Returns
-    -------
-    Networks
-        Ready to be called.
-
-    Raises
-    ------
-    ValueError
-        If a network is not there, is of another kind, or if the two were trained at different spacings.
-        The text names the directories.
-    """
-    from ML_3D_Unet.utils.folding import without_norms
-    from utils.learning.models import load_model
-
-    segmentation_dir, heatmap_dir = model_directories(settings)
-    segmentation, trained = load_model(segmentation_dir)
-    heatmap, heatmap_trained = load_model(heatmap_dir)
-    _check_kinds(segmentation_dir, segmentation, heatmap_dir, heatmap)
-    spacing_mm, heatmap_spacing_mm = (
-        _spacing(segmentation_dir, trained),
-        _spacing(heatmap_dir, heatmap_trained),
-    )
-    if not np.isclose(spacing_mm, heatmap_spacing_mm):
-        raise ValueError(
-            f"{heatmap_dir}: a model of another preset: expected the spacing of {segmentation_dir}, "
-            f"{spacing_mm:g} mm, found {heatmap_spacing_mm:g} mm."
-        )
-    return Networks(
-        heat=_heat_function(without_norms(heatmap)),
-        patch=_patch_function(without_norms(segmentation)),
-        heatmap_shape=tuple(heatmap.input_shape[1:4]),
-        patch_voxels=segmentation.input_shape[1],
-        spacing_mm=spacing_mm,
-        preset=str(trained.get("preset", "full")),
-        origin={"segmentation": _identity(segmentation_dir), "heatmap": _identity(heatmap_dir)},
-    )
-
-
-def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
-    """Give the directories of the segmentation and of the heatmap network (see `load_networks`)."""
-    models = settings.work_dir / "models"
-    segmentation = settings.model or _first_with_model(
-        (models / "segmentation", STARTER_DIR / "segmentation"),
-        f"python train_segmentation.py --work-dir {settings.work_dir}",
-        "--model",
-    )
-    heatmap = settings.heatmap_model or _first_with_model(
-        (segmentation.parent / "heatmap", models / "heatmap", STARTER_DIR / "heatmap"),
-        f"python train_heatmap.py --work-dir {settings.work_dir}",
-        "--heatmap-model",
-    )
-    return segmentation, heatmap
-
-
-def labelling_directory(settings: InferenceSettings) -> Path | None:
-    """Give the directory of the labelling network: the one named, the first there is, or None."""
-    from utils.learning.models import MODEL_FILE
-
-    if settings.labelling_model is not None:
-        return settings.labelling_model
-    beside = [] if settings.model is None else [settings.model.absolute().parent / "labelling"]
-    places = (*beside, settings.work_dir / "models" / "labelling", STARTER_DIR / "labelling")
-    return next((place for place in places if (place / MODEL_FILE).is_file()), None)
-
-
-def _first_with_model(places: Sequence[Path], command: str, option: str) -> Path:
-    from utils.learning.models import MODEL_FILE
-
-    for place in places:
-        if (place / MODEL_FILE).is_file():
-            return place
-    raise ValueError(
-        f"{places[0]}: expected a trained network, found no {MODEL_FILE}. "
-        f"Train one with `{command}`, or name its directory with {option}."
-    )
-
-
-def _check_kinds(
-    segmentation_dir: Path, segmentation: keras.Model, heatmap_dir: Path, heatmap: keras.Model
-) -> None:
-    shape = segmentation.input_shape
-    if len(shape) != 5 or shape[4] != 2 or len(set(shape[1:4])) != 1 or segmentation.output_shape[-1] != 1:
-        raise ValueError(f"{segmentation_dir}: expected a segmentation network, found input shape {shape}.")
-    shape = heatmap.input_shape
-    if len(shape) != 5 or shape[4] != 1 or heatmap.output_shape[-1] != 2:
-        raise ValueError(f"{heatmap_dir}: expected a heatmap network, found input shape {shape}.")
-
-
-def _spacing(directory: Path, trained: dict[str, Any]) -> float:
-    try:
-        return float(trained["spacing_mm"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"{directory / 'settings.json'}: expected the spacing_mm of the training, "
-            f"found {trained.get('spacing_mm')!r}."
-        ) from None
-
-
-def _heat_function(model: keras.Model) -> PredictHeat:
-    run = _compiled(model)
-    return lambda ct: run(ct[None, ..., None])[0, ..., 0]
-
-
-def _patch_function(model: keras.Model) -> PredictPatch:
-    run = _compiled(model)
-    return lambda ct, memory: run(np.stack([ct, memory], axis=-1)[None])[0, ..., 0]
-
-
-def _compiled(model: keras.Model):
-    """Trace the network once for its one shape: `model.predict` sets up a data pipeline for every patch."""
-    import tensorflow as tf
-
-    @tf.function(input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)])
-    def forward(batch: tf.Tensor) -> tf.Tensor:
-        return model(batch, training=False)
-
-    return lambda batch: forward(tf.constant(batch, tf.float32)).numpy()
-
-
-def _identity(directory: Path) -> dict[str, Any]:
-    from utils.learning.models import MODEL_FILE
-
-    path = directory / MODEL_FILE
-    stat = path.stat()
-    return {"directory": str(directory.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
 # Cases ---------------------------------------------------------------------------------------------
@@ -471,7 +291,7 @@ def _record(scan: Scan, networks: Networks, settings: InferenceSettings) -> dict
 
 def _labelling_origin(settings: InferenceSettings) -> dict[str, Any]:
     directory = labelling_directory(settings)
-    return {} if directory is None else {"labelling": _identity(directory)}
+    return {} if directory is None else {"labelling": identity_of_model(directory)}
 
 
 @dataclass(frozen=True)
