@@ -1,5 +1,6 @@
 """Shares of an epoch: phantoms, scans, images drawn from the masks of both, alone and in the pipelines."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from utils.learning import datasets, training
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.settings import (
     HeatmapTrainingSettings,
+    LabellingTrainingSettings,
     SegmentationTrainingSettings,
     load_settings,
     preset_settings,
@@ -179,6 +181,16 @@ def heatmap_cases(tmp_path):
 def heatmap_settings(**changes):
     small = {"examples_per_epoch": 20, "batch_size": 2, "seed": 3, **changes}
     return preset_settings(HeatmapTrainingSettings, "starter", **small)
+
+
+def test_the_labelling_network_learns_from_no_mask_alone(data):
+    settings = preset_settings(LabellingTrainingSettings, "starter")
+    for groups in (datasets.labelling_groups(data, settings), datasets.labelling_groups(data, None)):
+        (items,) = groups
+        assert {data.vertebrae[item].case for item in items} == set(data.columns) - {"sub-m"}
+    assert datasets.examples_in_epoch(data, dataclasses.replace(settings, examples_per_epoch=0)) == len(
+        datasets.labelling_groups(data, settings)[0]
+    )
 
 
 def test_heatmap_cases_may_be_masks_alone(heatmap_cases):
