@@ -19,7 +19,13 @@ from utils.imaging.centroids import read_centroids
 from utils.imaging.volume import oriented, read_mask
 from utils.learning.labelling import CLASSES, Votes
 from utils.prediction import calibration, predict
-from utils.prediction.calibration import LabelledColumn, cut_column, fitted_temperature, train_labelling
+from utils.prediction.calibration import (
+    LabelledColumn,
+    cut_column,
+    disturbed_masks,
+    fitted_temperature,
+    train_labelling,
+)
 from utils.prediction.identify import identify, sequence_log_probability, transitions_of
 from utils.prediction.levels import Levels, doubt_about, load_levels, relabel_case
 from utils.prediction.predict import infer
@@ -255,6 +261,18 @@ def test_a_cut_column_shows_a_part_of_the_scan_where_it_was():
         np.testing.assert_array_equal(seen.data[seen.data > 0], part[seen.data > 0])
     assert len(lengths) > 2
     assert cut_column(column_ct(), ranks, None)[1] is ranks
+
+
+def test_masks_are_disturbed_as_predictions_are():
+    ranks = column()
+    ranks = type(ranks)(ranks.data.astype(np.uint8), ranks.affine)
+    first, again, other = (disturbed_masks(ranks, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.data, again.data)
+    assert (first.data != other.data).any() and (first.data != ranks.data).any()
+    for rank in np.unique(ranks.data[ranks.data > 0]):
+        true, found = ranks.data == rank, first.data == rank
+        assert 0.2 < 2 * np.count_nonzero(true & found) / (true.sum() + found.sum()) <= 1.0
+    np.testing.assert_array_equal(first.affine, ranks.affine)
 
 
 def test_a_training_leaves_a_network_with_its_temperature(tmp_path, monkeypatch, capsys):

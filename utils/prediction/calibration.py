@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from utils.imaging.volume import Volume
 from utils.learning import training
 from utils.learning.datasets import SegmentationData
-from utils.learning.labelling import PredictLevel, Votes, level_function, vertebra_votes
+from utils.learning.labelling import PredictLevel, Votes, level_function, perturb, vertebra_votes
 from utils.learning.models import load_model
 from utils.learning.runtime import Runtime
 from utils.prediction.identify import sequence_log_probability, transitions_of
@@ -136,7 +136,8 @@ def validation_columns(
     Returns
     -------
     list of LabelledColumn
-        `COLUMNS_A_SCAN` a scan, the first of which is the whole of it.
+        `COLUMNS_A_SCAN` a scan, the first of which is the whole of it. The others have masks as
+        predictions have them: from reference masks the votes would seem surer than they are.
     """
     columns = []
     for place, case in enumerate(held_out.columns):
@@ -144,10 +145,35 @@ def validation_columns(
         for number in range(COLUMNS_A_SCAN):
             generator = np.random.default_rng([settings.seed, place, number]) if number else None
             part, seen = cut_column(ct, ranks, generator)
+            if generator is not None:
+                seen = disturbed_masks(seen, generator)
             found = _ranks_in(seen)
             votes = vertebra_votes(part, seen, found, predict=predict, shape=settings.patch_voxels)
             columns.append(LabelledColumn(votes, tuple(code_of_rank(rank) for rank in found)))
     return columns
+
+
+def disturbed_masks(ranks: Volume, generator: np.random.Generator) -> Volume:
+    """Change every mask of a column the way in which predictions differ from the reference.
+
+    Parameters
+    ----------
+    ranks : Volume
+        On the labelling grid.
+    generator : np.random.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Volume
+        Where two of the changed masks meet the upper one stands.
+    """
+    disturbed = np.zeros_like(ranks.data)
+    for rank in _ranks_in(ranks):
+        this = ranks.data == rank
+        changed, _ = perturb(this, (ranks.data > 0) & ~this, ranks.data, rank, generator)
+        disturbed[changed & (disturbed == 0)] = rank
+    return Volume(disturbed, ranks.affine)
 
 
 def cut_column(ct: Volume, ranks: Volume, generator: np.random.Generator | None) -> tuple[Volume, Volume]:
