@@ -21,6 +21,7 @@ from utils.imaging.volume import (
     working_grid,
 )
 from utils.prediction.traverse import WalkSettings, walk
+from utils.prediction.walk_checks import leaves_enough
 from utils.verse.labels import ranks_of_mask
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -461,3 +462,18 @@ def test_the_oracle_walks_down_real_spines(case, spacing_mm, patch_voxels):
     for index, rank in enumerate(expected, start=1):
         found, true = result.labels.data == index, ranks.data == rank
         assert 2 * np.count_nonzero(found & true) / (found.sum() + true.sum()) >= 0.98
+
+
+@pytest.mark.parametrize(
+    ("whole", "cut", "usual", "enough"),
+    [
+        (6200, 2900, 4900, False),  # a large L1 below T12: the cut would leave half of it
+        (7400, 4900, 4900, True),  # with half of the next one
+        (9800, 2900, 4900, True),  # with all of it: too large for one, whatever the cut leaves
+        (6200, 3300, 4900, True),
+        (6200, 100, None, True),
+    ],
+)
+def test_a_large_vertebra_is_not_cut_in_two(whole, cut, usual, enough):
+    masks = [np.arange(10_000) < voxels for voxels in (cut, whole)]
+    assert leaves_enough(*masks, usual) == enough

@@ -65,6 +65,7 @@ from utils.prediction.walk_checks import (
     heat_profile,
     is_cut,
     is_leak,
+    leaves_enough,
     odd_volume,
     uncovered_runs,
     upper_parts,
@@ -357,7 +358,7 @@ class _Walk:
             verdict = is_leak(
                 vertebra.mask, upper, answer, least_voxels=self._least_voxels, least_share=share
             )
-            if verdict:
+            if verdict and leaves_enough(largest_piece(vertebra.mask & ~answer), vertebra.mask, usual):
                 cut = self._cut(vertebra, answer)
             if verdict is not None:
                 break

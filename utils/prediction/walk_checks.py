@@ -49,6 +49,9 @@ LEAK_SHARE, FIRST_LEAK_SHARE = 0.15, 0.24
 #: share of the height of both, or is solid in the last share of the prediction: where the border of a scan
 #: cuts a bent spine, the first may lie before the second.
 _LEAK_LEFT, _LEAK_UNEVEN, _LEAK_ABOVE, _LEAK_SOLID = 0.02, 0.02, 0.15, 0.2
+#: A prediction up to this volume, relative to its neighbours, is left whole where a cut would leave less than
+#: that.
+_WHOLE_VOLUME, _CUT_VOLUME = 1.45, 0.65
 #: Share of the upper part from which on the network has given the same vertebra again.
 _LEAK_UPPER = 0.25
 #: Distance of neighbours where no others say it, in mm: as in the mid thorax.
@@ -285,6 +288,24 @@ def is_leak(
     ):
         return True
     return None if in_upper > _LEAK_UPPER * np.count_nonzero(upper) else False
+
+
+def leaves_enough(cut: np.ndarray, whole: np.ndarray, usual: float | None) -> bool:
+    """Tell whether a cut leaves a vertebra of plausible volume, or the whole is too large to be one.
+
+    Below T12 vertebrae grow fast: one that is merely large must not be cut in two because the network, shown
+    its upper part as known, gives the rest together with the next one.
+
+    Parameters
+    ----------
+    cut, whole : np.ndarray of bool
+        Masks.
+    usual : float or None
+        Volume that the neighbours speak for, in voxels; None where there are none.
+    """
+    if usual is None:
+        return True
+    return np.count_nonzero(whole) > _WHOLE_VOLUME * usual or np.count_nonzero(cut) >= _CUT_VOLUME * usual
 
 
 def _height_above(upper: np.ndarray, lower: np.ndarray) -> float:
