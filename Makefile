@@ -53,7 +53,7 @@ demo: .venv/installed
 	@$(call pipeline,demo,12 3 5,,,)
 
 train-small: .venv/installed
-	@$(call pipeline,train-small,60 5 20,--epochs 12 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160,--epochs 20)
+	@$(call pipeline,train-small,60 5 20,--epochs 12 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160,--epochs 40)
 
 # The starter weights, from phantoms, real CTs, and images drawn from the masks of both (preset starter):
 #

@@ -50,9 +50,10 @@ def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
         "train_heatmap.py",
         "pre_processing_segmentation.py",
         "train_segmentation.py",
+        "train_labelling.py",
     ]
     assert all("--preset starter" in line for line in lines if "--work-dir" in line)
-    assert lines[-1].endswith("--preset starter --epochs 3")
+    assert lines[-2].endswith("--preset starter --epochs 3")
     assert (folder / "starter" / "data" / "phantoms").is_symlink()
 
 

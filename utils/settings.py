@@ -529,10 +529,10 @@ _SMALL: dict[type, dict[str, Any]] = {
         "final_learning_rate": 1e-4,
         "norm_momentum": 0.9,
     },
-    # Sixteen thousand patches: 11 minutes of one core's time (see benchmarks/trial_labelling.py).
+    # Thirty-two thousand patches: about 20 minutes of CPU time (see benchmarks/trial_labelling.py).
     LabellingTrainingSettings: {
         "filters": (12, 24, 48, 64),
-        "epochs": 20,
+        "epochs": 40,
         "examples_per_epoch": 800,
         "learning_rate": 2e-3,
         "norm_momentum": 0.95,
