@@ -9,21 +9,23 @@ Writes  DATA, a VerSe tree; what is there already is kept
 
     python -m benchmarks.trial_labelling --data heldout --cases 40 --seed 978 --work-dir work
 
-Takes about a minute and a half on two cores, and four to generate. With the preset small (32,000 patches of 60
-phantoms, 48 with --variants half and 60 with --variants rare; 22 minutes of CPU time) it measures on variants
-about as often as in VerSe (seed 978):
+Takes about a minute and a half on two cores, and four to generate. With the preset small (32,000 patches of
+60 phantoms, 48 with --variants half and 60 with --variants rare; 22 minutes of CPU time) it measures on
+variants about as often as in VerSe (seed 978):
 
 - with reference masks an identification rate of .964 in 25 cases with C1/C2, the last rib or the sacrum in
   view; elsewhere the truth among the first two sequences in 15 of 15; expected calibration errors of .065
   (sequences) and .033 (labels);
 - with --predictions (networks of the preset small, trained on 60 phantoms) .928, 14 of 15, .134 and .076:
   where the walk takes two vertebrae for one or cuts one in two, no count over those is right, and the
-  probabilities do not know of it. Vertebrae that the reference leaves out, as the scan cuts them, do not count.
+  probabilities do not know of it. Vertebrae that the reference leaves out, as the scan cuts them, do not
+  count.
 
-With half of the patches, and 9,600 of them of natural and half-rare phantoms alone, it was .922, 14 of 15, .054
-(reference masks) and .892, 14 of 15, .104 (predictions). On a set with a rare variant in every second case
-(--variants half, seed 977; that first network) .774 in 31 cases, 9 of 9, and .154: none of the nine with T13 or
-a missing T12 was found, since their lowest rib looks like T12's and C1 to count from is not in view.
+With half of the patches, and 9,600 of them of natural and half-rare phantoms alone, it was .922, 14 of 15 and
+.054 (reference masks), and .892, 14 of 15 and .104 (predictions). On a set with a rare variant in every second
+case (--variants half, seed 977; that first network) it was .774 in 31 cases, 9 of 9, and .154: none of the
+nine with T13 or a missing T12 was found, since their lowest rib looks like T12's and C1 to count from is not in
+view.
 
 With --generate the data are written and nothing is labelled: with --split training, --variants rare and
 another seed, more phantoms to train on.
