@@ -21,11 +21,11 @@ variants about as often as in VerSe (seed 978):
   probabilities do not know of it. Vertebrae that the reference leaves out, as the scan cuts them, do not
   count.
 
-With half of the patches, and 9,600 of them of natural and half-rare phantoms alone, it was .922, 14 of 15 and
-.054 (reference masks), and .892, 14 of 15 and .104 (predictions). On a set with a rare variant in every second
-case (--variants half, seed 977; that first network) it was .774 in 31 cases, 9 of 9, and .154: none of the
-nine with T13 or a missing T12 was found, since their lowest rib looks like T12's and C1 to count from is not in
-view.
+With half of the patches, and 9,600 of them of natural and half-rare phantoms alone, it was .922, 14 of 15
+and .054 (reference masks), and .892, 14 of 15 and .104 (predictions). On a set with a rare variant in every
+second case (--variants half, seed 977; that first network) it was .774 in 31 cases, 9 of 9, and .154: none of
+the nine with T13 or a missing T12 was found, since their lowest rib looks like T12's and C1 to count from is
+not in view.
 
 With --generate the data are written and nothing is labelled: with --split training, --variants rare and
 another seed, more phantoms to train on.
