@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from utils.imaging.crops import crop
 from utils.imaging.volume import Volume
+from utils.prediction.walk_look import largest_piece
 
 # P to the back (-y), R to the right (+x), I down (-z), 2 mm.
 AFFINE = np.array([[0, 2, 0, 11], [-2, 0, 0, -7], [0, 0, -2, 300], [0, 0, 0, 1]], float)
@@ -92,6 +93,10 @@ class Scripted:
     def mask(self, rank: int) -> np.ndarray:
         """What is scripted for a vertebra, without the noise."""
         return (self.own.data == rank) | self.parts.get(rank, False)
+
+    def given(self, rank: int) -> np.ndarray:
+        """What is scripted for a vertebra, with some noise where there is noise, without its specks."""
+        return largest_piece(self._noisy(self.mask(rank), int(rank))) if self.noisy else self.mask(rank)
 
     def __call__(self, ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
         key = zlib.crc32(ct.tobytes() + memory.tobytes())
