@@ -4,7 +4,8 @@
 #   make train-small  the same with more phantoms and a longer training, and anatomical labels
 #   make starter      the recipe of the starter weights: about two hours on two cores, see below
 #   make test         the tests        make lint       style
-#   make benchmark    every benchmark  make clean      remove caches and the demo
+#   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
+#   make clean        remove caches and the demo
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -114,7 +115,10 @@ lint: .venv/installed-dev
 	touch $@
 
 benchmark: .venv/installed-bench
-	for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) "$$script"; done
+	for script in $(filter-out benchmarks/bench_inference.py,$(wildcard benchmarks/bench_*.py)); do
+		echo "== $$script"; $(RUN) "$$script"
+	done
+	$(if $(WORK),$(RUN) benchmarks/bench_inference.py --work-dir $(WORK))
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache
