@@ -188,9 +188,9 @@ def test_the_labelling_network_learns_from_no_mask_alone(data):
     for groups in (datasets.labelling_groups(data, settings), datasets.labelling_groups(data, None)):
         (items,) = groups
         assert {data.vertebrae[item].case for item in items} == set(data.columns) - {"sub-m"}
-    assert datasets.examples_in_epoch(data, dataclasses.replace(settings, examples_per_epoch=0)) == len(
-        datasets.labelling_groups(data, settings)[0]
-    )
+    whole = dataclasses.replace(settings, examples_per_epoch=0)
+    groups = datasets.labelling_groups(data, whole)
+    assert datasets.examples_of_groups(groups, whole) == len(groups[0])
 
 
 def test_heatmap_cases_may_be_masks_alone(heatmap_cases):

@@ -606,7 +606,7 @@ def _items_of_epoch(
     settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
     epoch: int,
 ) -> np.ndarray:
-    if isinstance(settings, LabellingTrainingSettings) or settings.mixture is None:
+    if len(groups) == 1:  # nothing is mixed
         return epoch_order(groups[0], settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
     count = examples_of_groups(groups, settings)
     counts = group_counts([len(items) for items in groups], settings.mixture, count)
@@ -693,9 +693,6 @@ def _signature(batch: Example, batch_size: int) -> dict[str, tf.TensorSpec]:
     }
 
 
-def examples_in_epoch(
-    data: SegmentationData, settings: SegmentationTrainingSettings | LabellingTrainingSettings
-) -> int:
+def examples_in_epoch(data: SegmentationData, settings: SegmentationTrainingSettings) -> int:
     """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
-    groups_of = labelling_groups if isinstance(settings, LabellingTrainingSettings) else segmentation_groups
-    return examples_of_groups(groups_of(data, settings), settings)
+    return examples_of_groups(segmentation_groups(data, settings), settings)

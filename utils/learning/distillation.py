@@ -22,7 +22,7 @@ from ML_3D_Unet.utils.history import read_history
 from ML_3D_Unet.utils.kd import DistillingTrainer
 from ML_3D_Unet.utils.train import Trainer
 from utils.files import sha256_of, written_whole
-from utils.learning import datasets, losses, models, panels, training
+from utils.learning import losses, models, panels, training
 from utils.learning.runtime import Runtime, set_seed
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import (
@@ -223,10 +223,7 @@ def train_students(settings: DistillationSettings, chosen: Runtime) -> list[str]
     """
     students, source = variants(settings), settings.work_dir / "segmentation"
     student, facts = read_facts(settings)
-    data, bad = datasets.read_segmentation_data(source / "training").without_bad_cases()
-    held_out, bad_held_out = datasets.read_segmentation_data(source / "validation").without_bad_cases()
-    bad = training.named([*bad, *bad_held_out], chosen)
-    training.expect_cases(data.vertebrae, source / "training")
+    data, held_out, bad = training.read_splits(source, chosen)
     for variant in students:
         print(f"{variant.title}: {run_directory(settings, variant)}", flush=True)
         trainer = _make_trainer(variant, student, settings, facts, chosen)

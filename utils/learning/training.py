@@ -206,10 +206,7 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
 def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
     source, directory = settings.work_dir / "segmentation", settings.work_dir / "models" / "segmentation"
     facts = prepared_facts(source, settings.preset, ("spacing_mm",))
-    data, bad = datasets.read_segmentation_data(source / "training").without_bad_cases()
-    held_out, bad_held_out = datasets.read_segmentation_data(source / "validation").without_bad_cases()
-    bad = named([*bad, *bad_held_out], chosen)
-    expect_cases(data.vertebrae, source / "training")
+    data, held_out, bad = read_splits(source, chosen)
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_segmentation_network(settings, replicas=chosen.replicas)
@@ -288,10 +285,7 @@ def fit_labelling_network(
     """
     source, directory = settings.work_dir / "segmentation", settings.work_dir / "models" / "labelling"
     prepared_facts(source, settings.preset, ("spacing_mm",))
-    data, bad = datasets.read_segmentation_data(source / "training").without_bad_cases()
-    held_out, bad_held_out = datasets.read_segmentation_data(source / "validation").without_bad_cases()
-    bad = named([*bad, *bad_held_out], chosen)
-    expect_cases(data.vertebrae, source / "training")
+    data, held_out, bad = read_splits(source, chosen)
     with chosen.strategy.scope():
         network = labelling.build_labelling_network(settings, replicas=chosen.replicas)
         claim_directory(settings, directory, {"spacing_mm": labelling.SPACING_MM}, chosen)
@@ -305,7 +299,7 @@ def fit_labelling_network(
     trainer.train(
         datasets.labelling_dataset(data, settings, training=True),
         datasets.labelling_dataset(held_out, settings, training=False) if has_validation else None,
-        train_size=datasets.examples_in_epoch(data, settings),
+        train_size=datasets.examples_of_groups(datasets.labelling_groups(data, settings), settings),
         validation_size=len(held_out.vertebrae) or None,
         loss_fn=labelling.labelling_loss(settings.rank_smoothing),
         accuracy_fn=labelling.level_accuracy,
@@ -313,6 +307,37 @@ def fit_labelling_network(
         save_step=settings.validate_every,
     )
     return bad, held_out
+
+
+def read_splits(
+    source: Path, chosen: Runtime
+) -> tuple[datasets.SegmentationData, datasets.SegmentationData, list[str]]:
+    """Read both splits of the segmentation stage without their bad cases, which are named.
+
+    Parameters
+    ----------
+    source : Path
+        `work_dir/segmentation`.
+    chosen : Runtime
+        Its chief says what is bad.
+
+    Returns
+    -------
+    data, held_out : SegmentationData
+        Training and validation.
+    bad : list of str
+        A line for every bad case.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to train on.
+    """
+    data, bad = datasets.read_segmentation_data(source / "training").without_bad_cases()
+    held_out, bad_held_out = datasets.read_segmentation_data(source / "validation").without_bad_cases()
+    bad = named([*bad, *bad_held_out], chosen)
+    expect_cases(data.vertebrae, source / "training")
+    return data, held_out, bad
 
 
 def named(bad: list[str], chosen: Runtime) -> list[str]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
@@ -238,11 +237,11 @@ def vertebra_table(
         the vertebra's voxels, probabilities of the label and of being complete where a network gave them, and
         1 for a vertebra that reaches the border of the scan.
     """
-    boxes = ndimage.find_objects(native.labels.data, max_label=max(numbering.codes, default=0))
+    boxes = native.labels.label_boxes
     voxel_mm3 = abs(np.linalg.det(ct.affine[:3, :3]))
     rows = []
     for place, (code, vertebra) in enumerate(zip(numbering.codes, vertebrae)):
-        box = boxes[code - 1]
+        box = boxes.get(code)
         if box is None:
             continue
         inside = native.labels.data[box] == code

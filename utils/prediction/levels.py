@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.imaging.volume import (
+    SAME_GRID_VOXELS,
     Grid,
     Volume,
     oriented_grid,
@@ -37,9 +38,6 @@ from utils.verse.labels import MAX_CODE, name_of_code
 
 if TYPE_CHECKING:
     from utils.learning.labelling import PredictLevel
-
-#: Grids of a mask and its scan may differ by rounding, in voxels.
-SAME_GRID_VOXELS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +138,7 @@ def labels_of_walk(vertebrae: Sequence[FoundVertebra], grid: Grid) -> Volume:
     """Give the label volume of vertebrae on their working grid: 1 for the first one, and so on."""
     labels = np.zeros(grid.shape, np.uint8)
     for number, vertebra in enumerate(vertebrae, start=1):
-        box = tuple(slice(begin, begin + n) for begin, n in zip(vertebra.begin, vertebra.mask.shape))
-        labels[box][vertebra.mask] = number
+        labels[vertebra.box][vertebra.mask] = number
     return Volume(labels, grid.affine)
 
 

@@ -116,12 +116,12 @@ def load_networks(settings: InferenceSettings) -> Networks:
 def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
     """Give the directories of the segmentation and of the heatmap network (see `load_networks`)."""
     models = settings.work_dir / "models"
-    segmentation = settings.model or _first_with_model(
+    segmentation = settings.model or _expected_model(
         (models / "segmentation", STARTER_DIR / "segmentation"),
         f"python train_segmentation.py --work-dir {settings.work_dir}",
         "--model",
     )
-    heatmap = settings.heatmap_model or _first_with_model(
+    heatmap = settings.heatmap_model or _expected_model(
         (segmentation.parent / "heatmap", models / "heatmap", STARTER_DIR / "heatmap"),
         f"python train_heatmap.py --work-dir {settings.work_dir}",
         "--heatmap-model",
@@ -131,21 +131,25 @@ def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
 
 def labelling_directory(settings: InferenceSettings) -> Path | None:
     """Give the directory of the labelling network: the one named, the first there is, or None."""
-    from utils.learning.models import MODEL_FILE
-
     if settings.labelling_model is not None:
         return settings.labelling_model
     beside = [] if settings.model is None else [settings.model.absolute().parent / "labelling"]
     places = (*beside, settings.work_dir / "models" / "labelling", STARTER_DIR / "labelling")
+    return _first_with_model(places)
+
+
+def _first_with_model(places: Sequence[Path]) -> Path | None:
+    from utils.learning.models import MODEL_FILE
+
     return next((place for place in places if (place / MODEL_FILE).is_file()), None)
 
 
-def _first_with_model(places: Sequence[Path], command: str, option: str) -> Path:
+def _expected_model(places: Sequence[Path], command: str, option: str) -> Path:
     from utils.learning.models import MODEL_FILE
 
-    for place in places:
-        if (place / MODEL_FILE).is_file():
-            return place
+    found = _first_with_model(places)
+    if found is not None:
+        return found
     raise ValueError(
         f"{places[0]}: expected a trained network, found no {MODEL_FILE}. "
         f"Train one with `{command}`, or name its directory with {option}."
