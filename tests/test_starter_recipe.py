@@ -15,10 +15,11 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 def recipe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the recipe with `echo` in place of Python, so that it prints its commands and does nothing."""
     places = (f"STARTER_DATA={folder / 'data'}", f"STARTER_PHANTOMS={folder / 'phantoms'}")
+    # A make above this one would make it speak of directories, and hand down its own options.
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    surroundings.pop("MFLAGS", None)
     command = ["make", "starter", "RUN=echo", "-o", ".venv/installed", *places, *arguments]
-    return subprocess.run(
-        command, cwd=PROJECT, env=dict(os.environ), capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=PROJECT, env=surroundings, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
