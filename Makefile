@@ -2,7 +2,7 @@
 #
 #   make demo         phantoms, both trainings, inference, evaluation: about fifteen minutes on a laptop
 #   make train-small  the same with more phantoms and a longer training, and anatomical labels
-#   make starter      the recipe of the starter weights: about two hours on two cores, see below
+#   make starter      the recipe of the starter weights: about three hours on two cores, see below
 #   make test         the tests        make lint       style
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
@@ -34,14 +34,18 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# One command after the other, each printed before it runs.
-define pipeline
+# Phantoms, and both networks trained on them. One command after the other, each printed before it runs.
+define trained_on_phantoms
 set -x
 $(RUN) get_verse_data.py --source phantom --data-dir $(1)/data --phantoms $(2) --seed 0
 $(RUN) pre_processing_heatmap.py --data-dir $(1)/data --work-dir $(1)/work --preset small
 $(RUN) train_heatmap.py --work-dir $(1)/work --preset small $(3)
 $(RUN) pre_processing_segmentation.py --data-dir $(1)/data --work-dir $(1)/work --preset small
 $(RUN) train_segmentation.py --work-dir $(1)/work --preset small $(4)
+endef
+
+define pipeline
+$(call trained_on_phantoms,$(1),$(2),$(3),$(4))
 $(if $(5),$(RUN) train_labelling.py --work-dir $(1)/work --preset small $(5))
 $(RUN) infer.py $(1)/data/*/*test --work-dir $(1)/work --output $(1)/predictions
 $(RUN) evaluate.py --data-dir $(1)/data --split test --predictions $(1)/predictions --output $(1)/evaluation
@@ -53,10 +57,15 @@ endef
 demo: .venv/installed
 	@$(call pipeline,demo,12 3 5,,,)
 
-train-small: .venv/installed
-	@$(call pipeline,train-small,60 5 20,--epochs 12 --examples-per-epoch 60,--epochs 40 --examples-per-epoch 160,--epochs 40)
+# Trainings of train-small, with which the starter weights begin.
+SMALL_HEATMAP := --epochs 12 --examples-per-epoch 60
+SMALL_SEGMENTATION := --epochs 40 --examples-per-epoch 160
 
-# The starter weights, from phantoms, real CTs, and images drawn from the masks of both (preset starter):
+train-small: .venv/installed
+	@$(call pipeline,train-small,60 5 20,$(SMALL_HEATMAP),$(SMALL_SEGMENTATION),--epochs 40)
+
+# The starter weights (preset starter): the networks of train-small go on with real CTs and with images drawn from
+# the masks of both. A labelling network of its own sees more of the rare levels.
 #
 #   make starter STARTER_DATA=../shared/data
 #   make starter STARTER_DATA=../shared/data WITHOUT=chest    leave one case out: its fold goes to starter-without-chest
@@ -64,17 +73,19 @@ train-small: .venv/installed
 #
 # Every <name>_seg-vert_msk.nii.gz below STARTER_DATA is used, with <name>_ct.nii.gz if there is one; not the
 # series sub-gl*, whose licence forbids derivatives, nor the names in WITHOUT. Cases get names of their own, as
-# phantoms are named like those of VerSe. All steps go on where a killed run stopped.
+# phantoms are named like those of VerSe. What folds share, generated spines alone, is made once: STARTER_FIRST and
+# STARTER_LEVELS. All steps go on where a killed run stopped. The networks end up in STARTER/shipped.
 STARTER_DATA ?= ../shared/data
 WITHOUT ?=
-STARTER_PHANTOMS ?= starter-phantoms
-STARTER_COUNTS ?= 60 5 0
+STARTER_FIRST ?= train-small
+STARTER_LEVELS ?= starter-levels
 STARTER ?= starter$(if $(strip $(WITHOUT)),-without$(subst $() ,,$(addprefix -,$(WITHOUT))))
 STARTER_MASKS = $(shell find -L $(STARTER_DATA) -name '*_seg-vert_msk.nii.gz' -not -name 'sub-gl*' | sort)
 # Options of the trainings, such as --epochs 80, which must stay the same until they are done.
 STARTER_HEATMAP ?=
 STARTER_SEGMENTATION ?=
 STARTER_LABELLING ?=
+PHANTOM_CASES := $(RUN) -m benchmarks.trial_labelling --generate --data $(STARTER_LEVELS)/data
 
 starter: .venv/installed
 	@test -n "$(STARTER_MASKS)" || { echo "Expected masks below STARTER_DATA=$(STARTER_DATA), found none." >&2; exit 1; }
@@ -82,10 +93,15 @@ starter: .venv/installed
 		case "$(STARTER_MASKS) " in *"/$${name}_seg-vert_msk.nii.gz "*) ;;
 		*) echo "WITHOUT: expected names of cases below $(STARTER_DATA), found no $$name." >&2; exit 1;; esac
 	done
-	mkdir -p $(STARTER)/data
-	set -x
-	$(RUN) get_verse_data.py --source phantom --data-dir $(STARTER_PHANTOMS) --phantoms $(STARTER_COUNTS) --seed 0
-	ln -sfn $(abspath $(STARTER_PHANTOMS)) $(STARTER)/data/phantoms
+	mkdir -p $(STARTER)/data $(STARTER)/work/models $(STARTER_LEVELS)/data
+	$(call trained_on_phantoms,$(STARTER_FIRST),60 5 20,$(SMALL_HEATMAP),$(SMALL_SEGMENTATION))
+	ln -sfn $(abspath $(STARTER_FIRST))/data $(STARTER_LEVELS)/data/phantoms
+	ln -sfn $(abspath $(STARTER_FIRST))/data $(STARTER)/data/phantoms
+	$(PHANTOM_CASES) --split training --variants half --seed 3001 --cases 48
+	$(PHANTOM_CASES) --split training --variants rare --seed 3003 --cases 60
+	$(PHANTOM_CASES) --split validation --variants half --seed 5005 --cases 15
+	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER_LEVELS)/data --work-dir $(STARTER_LEVELS)/work --preset small
+	$(RUN) train_labelling.py --work-dir $(STARTER_LEVELS)/work --preset small $(STARTER_LABELLING)
 	set +x
 	for mask in $(STARTER_MASKS); do
 		name=$$(basename $$mask _seg-vert_msk.nii.gz)
@@ -98,10 +114,18 @@ starter: .venv/installed
 	done
 	set -x
 	$(RUN) pre_processing_heatmap.py --data-dir $(STARTER)/data --work-dir $(STARTER)/work --preset starter
-	$(RUN) train_heatmap.py --work-dir $(STARTER)/work --preset starter $(STARTER_HEATMAP)
+	$(RUN) train_heatmap.py --work-dir $(STARTER)/work --preset starter \
+		--start-from $(STARTER_FIRST)/work/models/heatmap $(STARTER_HEATMAP)
 	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER)/data --work-dir $(STARTER)/work --preset starter
-	$(RUN) train_segmentation.py --work-dir $(STARTER)/work --preset starter $(STARTER_SEGMENTATION)
-	$(RUN) train_labelling.py --work-dir $(STARTER)/work --preset starter $(STARTER_LABELLING)
+	$(RUN) train_segmentation.py --work-dir $(STARTER)/work --preset starter \
+		--start-from $(STARTER_FIRST)/work/models/segmentation $(STARTER_SEGMENTATION)
+	ln -sfn $(abspath $(STARTER_LEVELS))/work/models/labelling $(STARTER)/work/models/labelling
+	set +x
+	for network in heatmap segmentation labelling; do
+		mkdir -p $(STARTER)/shipped/$$network
+		cp $(STARTER)/work/models/$$network/{best.keras,settings.json} $(STARTER)/shipped/$$network
+	done
+	echo "The networks: $(STARTER)/work/models, and what infer.py needs of them in $(STARTER)/shipped."
 
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile

@@ -37,7 +37,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
-from utils.imaging.label_images import draw_look, label_image  # noqa: E402
+from utils.imaging.label_images import draw_look, label_image, label_scan  # noqa: E402
 from utils.imaging.label_maps import label_map_of  # noqa: E402
 from utils.learning import datasets, losses, models  # noqa: E402
 from utils.learning.vertebrae import segmentation_batch_builder  # noqa: E402
@@ -138,7 +138,7 @@ def heatmap_image_ms(work: Path) -> float:
     """Time an image on the heatmap network's grid."""
     cases, _ = datasets.read_heatmap_cases(work / "heatmap" / "training")
     looks = [draw_look(np.random.default_rng(seed)) for seed in range(DRAWS + 1)]
-    return median_ms(lambda seed: label_image(cases[0].label_map, looks[seed], outside="air"))
+    return median_ms(lambda seed: label_scan(cases[0].label_map, looks[seed]))
 
 
 def main() -> int:

@@ -432,7 +432,7 @@ class InferenceSettings:
     inputs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Scans (NIfTI, NRRD, MetaImage), or folders of them or of DICOM (of one with *_ct.nii.gz only those)."""
     work_dir: Path = Path("work")
-    """Folder with the trained networks under `models/`."""
+    """Folder with the trained networks under `models/`; without any, the starter weights are used."""
     output: Path = Path("predictions")
     """Folder that receives the predictions in VerSe layout."""
     formats: tuple[Literal["nifti", "seg.nrrd", "itksnap"], ...] = ("nifti",)
@@ -440,9 +440,10 @@ class InferenceSettings:
     report: bool = False
     """Also write output/report.html: every scan of the folder with its picture, numbers and warnings."""
     model: Path | None = None
-    """Directory of the segmentation network; by default work_dir/models/segmentation."""
+    """Directory of the segmentation network; by default work_dir/models/segmentation, else that shipped."""
     heatmap_model: Path | None = None
-    """Directory of the heatmap network; by default work_dir/models/heatmap."""
+    """Directory of the heatmap network; by default the one beside the segmentation network, or
+    work_dir/models/heatmap."""
     labelling_model: Path | None = None
     """Directory of the labelling network; by default the one beside the segmentation network, or
     work_dir/models/labelling. Without any, vertebrae are counted from 1."""
@@ -550,8 +551,8 @@ _STARTER: dict[type, dict[str, Any]] = {
         # Scans of one centre show all of the trunk, of another the spine alone.
         "crop_least_mm": (110.0, 75.0, 110.0),
         "augmentation": STARTER_HEATMAP_AUGMENTATION,
-        # Its few voxels tell less about bone than about the body, where real scans lead.
-        "mixture": (0.35, 0.35, 0.1, 0.2),
+        # Phantoms show the surroundings of the spine alone; images from their masks show the whole trunk too.
+        "mixture": (0.25, 0.2, 0.3, 0.25),
         "moving_average": 0.99,
     },
     SegmentationTrainingSettings: {

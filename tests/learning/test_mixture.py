@@ -9,6 +9,7 @@ import pytest
 from ML_3D_Unet.utils.feeding import EpochPart
 from tests.learning import examples
 from utils.imaging.centroids import centroids_of_mask, write_centroids
+from utils.imaging.label_images import draw_look, label_scan
 from utils.imaging.prepared import SIDECAR
 from utils.imaging.volume import Volume, open_memory_map, write_volume
 from utils.learning import datasets, training
@@ -211,6 +212,21 @@ def test_heatmap_examples_are_drawn_from_masks(heatmap_cases):
     assert len(first) == 10 and first[0]["ct_hu"].shape == (2, *examples.HEATMAP_SHAPE)
     np.testing.assert_array_equal(first[3]["ct_hu"], again[3]["ct_hu"])
     assert not np.array_equal(first[3]["ct_hu"], other[3]["ct_hu"])
+
+
+def test_a_drawn_scan_keeps_its_centroids_in_place(heatmap_cases):
+    case = heatmap_cases[-1]
+    own_mm = (case.centroids_voxels + 0.5) * case.spacing_mm
+    widths = set()
+    for seed in range(6):
+        drawn = case.drawn(np.random.default_rng(seed))
+        image, first_mm, size_mm = label_scan(case.label_map, draw_look(np.random.default_rng(seed)))
+        np.testing.assert_array_equal(drawn.ct_hu, image)
+        np.testing.assert_allclose(drawn.spacing_mm * drawn.shape, size_mm)
+        np.testing.assert_allclose((drawn.centroids_voxels + 0.5) * drawn.spacing_mm + first_mm, own_mm)
+        assert (drawn.centroids_voxels > -0.5).all() and (drawn.centroids_voxels < drawn.shape).all()
+        widths.add(float(size_mm[0]))
+    assert len(widths) >= 3
 
 
 # ---------------------------------------------------------------- training

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -493,6 +495,33 @@ def test_where_networks_are_looked_for(tmp_path, monkeypatch):
     assert networks.model_directories(settings) == (work / "models/segmentation", work / "models/heatmap")
     named = InferenceSettings(work_dir=work, model=tmp_path / "mine")
     assert networks.model_directories(named) == (tmp_path / "mine", work / "models/heatmap")
+
+
+def test_the_shipped_labelling_network_goes_with_the_shipped_segmentation_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "STARTER_DIR", tmp_path / "starter")
+    starter, work = tmp_path / "starter", tmp_path / "work"
+    settings = InferenceSettings(work_dir=work)
+    assert networks.labelling_directory(settings) is None and not networks.uses_starter(settings)
+    touch(starter, *(f"{name}/best.keras" for name in ("segmentation", "heatmap", "labelling")))
+    assert networks.labelling_directory(settings) == starter / "labelling" and networks.uses_starter(settings)
+    named = dataclasses.replace(settings, model=tmp_path / "mine")
+    assert networks.labelling_directory(named) is None and not networks.uses_starter(named)
+    touch(work, "models/segmentation/best.keras", "models/heatmap/best.keras")
+    assert networks.labelling_directory(settings) is None and not networks.uses_starter(settings)
+    touch(work, "models/labelling/best.keras")
+    assert networks.labelling_directory(settings) == work / "models" / "labelling"
+
+
+def test_the_first_line_says_that_the_starter_weights_are_used(models, tmp_path, monkeypatch, capsys):
+    scan = write_column(tmp_path / "sub-a_ct.nii.gz")
+    monkeypatch.setattr(networks, "STARTER_DIR", shutil.copytree(models / "models", tmp_path / "starter"))
+    settings = settings_for(scan, output=tmp_path / "out", work_dir=tmp_path / "work")
+    assert infer(settings) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert str(tmp_path / "work" / "models") in first and "starter weights" in first
+    own = settings_for(scan, output=tmp_path / "own", work_dir=models)
+    assert infer(own) == 0
+    assert "starter weights" not in capsys.readouterr().out
 
 
 # Several processes

@@ -8,7 +8,8 @@ bones lie those that VerSe does not label, on the course of the spine hang soft 
 the scan adds blur, slice thickness, correlated noise, streaks, drift, and a field of view.
 
 `draw_look` draws, `label_image` applies: both are functions of a seed, and any block of a mask may be asked
-for.
+for. `label_scan` gives all that a scan of this look would show, the whole trunk among it where the mask's own
+volume shows the spine alone.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
-from utils.imaging.label_maps import DEPTH_UNIT_MM, LabelMap, level_of
+from utils.imaging.label_maps import DEPTH_UNIT_MM, LabelMap, codes_in_field, label_map_of, level_of
 from utils.settings import HU_RANGE
 from utils.verse.labels import MAX_CODE, code_of_name
 from utils.verse.phantom.soft import AIR_HU, FAT_HU, GAS_HU, LUNG_HU, MUSCLE_HU
@@ -92,6 +92,10 @@ class Look:
         parts of the way to the next vertebra along I.
     seed : int
         Seed of fields and noise.
+    trunk_mm : float
+        Edge along P and R of a field of view that shows all of the trunk, mm.
+    spine_at : tuple of float, 2
+        Where the spine lies in it, as parts of that edge along P and R.
     """
 
     bone: BoneValues
@@ -118,6 +122,13 @@ class Look:
     drift_hu: float
     margins: np.ndarray
     seed: int
+    trunk_mm: float
+    spine_at: tuple[float, float]
+
+    @property
+    def shows_trunk(self) -> bool:
+        """Whether the field of view shows all of the trunk, or the surroundings of the spine alone."""
+        return bool(self.margins[0, 0] >= _WIDE_MM)
 
 
 def draw_look(rng: np.random.Generator) -> Look:
@@ -163,6 +174,8 @@ def draw_look(rng: np.random.Generator) -> Look:
         drift_hu=rng.uniform(0, 20),
         margins=_draw_margins(rng),
         seed=int(rng.integers(2**31)),
+        trunk_mm=rng.uniform(280, 450),
+        spine_at=(rng.uniform(0.5, 0.8), rng.uniform(0.4, 0.6)),
     )
 
 
@@ -199,10 +212,8 @@ def label_image(
     look: Look,
     begin: Sequence[int] = (0, 0, 0),
     end: Sequence[int] | None = None,
-    *,
-    outside: Literal["edge", "air"] = "edge",
 ) -> np.ndarray:
-    """Draw the image of a block of a mask.
+    """Draw the image of a block of a mask; beyond the field of view stands the nearest voxel in it.
 
     Parameters
     ----------
@@ -212,8 +223,6 @@ def label_image(
         What was drawn for this image.
     begin, end : sequence of int, (3,)
         First voxel and end (exclusive) of the block, inside the mask; by default all of it.
-    outside : str
-        Beyond the field of view, the nearest voxel in it ("edge", as patches continue a scan), or "air".
 
     Returns
     -------
@@ -229,10 +238,47 @@ def label_image(
     image = _rendered(labels, look, first, np.array([s[-1] + 1 for s in shown]))
     if image.shape != tuple(len(w) for w in wanted):
         image = image[np.ix_(*(s - f for s, f in zip(shown, first)))]
-        if outside == "air":
-            beyond = [w != s for w, s in zip(wanted, shown)]
-            image[beyond[0]], image[:, beyond[1]], image[:, :, beyond[2]] = (HU_RANGE[0],) * 3
     return image
+
+
+def label_scan(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw a whole scan of a mask, with as many voxels as the mask has.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        The mask.
+    look : Look
+        What was drawn for this image.
+
+    Returns
+    -------
+    image : np.ndarray of int16, shape of the mask
+        Hounsfield units within `HU_RANGE`.
+    first_mm, size_mm : np.ndarray of float, (3,)
+        Where it begins, mm from the first face of the mask, and its size, mm.
+    """
+    first_mm, size_mm = scanned_part(labels, look)
+    codes = codes_in_field(labels.codes, labels.spacing_mm, first_mm, size_mm)
+    return label_image(label_map_of(codes, size_mm / codes.shape), look), first_mm, size_mm
+
+
+def scanned_part(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """Give where a scan of a mask begins and its size, mm from the first face of the mask.
+
+    Along I it is the field of view within the mask. Along P and R a scan of the trunk reaches as far as the
+    body does, with the labels inside.
+    """
+    begin, end = field_of_view(labels, look)
+    first_mm, last_mm = begin * labels.spacing_mm, end * labels.spacing_mm
+    if look.shows_trunk:
+        bones = np.array(labels.span)[:, :2] * labels.spacing_mm[:2]
+        edge_mm = np.maximum(look.trunk_mm, bones[1] - bones[0])
+        rows = slice(begin[2], end[2])
+        spine = [labels.course.spine_p[rows].mean(), labels.course.spine_r[rows].mean()]
+        first_mm[:2] = np.clip(spine - look.spine_at * edge_mm, bones[1] - edge_mm, bones[0])
+        last_mm[:2] = first_mm[:2] + edge_mm
+    return first_mm, last_mm - first_mm
 
 
 def field_of_view(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]:

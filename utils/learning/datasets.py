@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.centroids import read_centroids
-from utils.imaging.label_images import draw_look, label_image
+from utils.imaging.label_images import draw_look, label_image, label_scan
 from utils.imaging.label_maps import LabelMap, label_map_of
 from utils.imaging.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
 from utils.imaging.volume import Grid, Volume, open_memory_map
@@ -67,6 +67,13 @@ class HeatmapCase:
     def label_map(self) -> LabelMap:
         """What images of the case are drawn from, found when it is first needed."""
         return label_map_of(self.codes, self.spacing_mm)
+
+    def drawn(self, generator: np.random.Generator) -> HeatmapCase:
+        """Give a scan drawn from the mask, in a field of view of its own."""
+        image, first_mm, size_mm = label_scan(self.label_map, draw_look(generator))
+        spacing_mm = size_mm / image.shape
+        centroids = ((self.centroids_voxels + 0.5) * self.spacing_mm - first_mm) / spacing_mm - 0.5
+        return HeatmapCase(self.key, image, centroids, spacing_mm, is_phantom=self.is_phantom)
 
 
 @dataclass(frozen=True)
@@ -328,14 +335,11 @@ def heatmap_dataset(
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
         from_labels, place = divmod(item, len(cases))
-        case = cases[place]
+        case = cases[place].drawn(generator) if from_labels else cases[place]
         drawn = draw_heatmap_example(
             generator, case.centroids_voxels, shape=shape, settings=settings, spacing_mm=case.spacing_mm
         )
-        ct_hu = case.ct_hu
-        if from_labels:
-            ct_hu = label_image(case.label_map, draw_look(generator), outside="air")
-        return {"ct_hu": ct_hu, **drawn}
+        return {"ct_hu": case.ct_hu, **drawn}
 
     groups = heatmap_groups(cases, settings if training else None)
     return _epoch_dataset(groups, (example, collate), settings, training=training)

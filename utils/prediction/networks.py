@@ -70,7 +70,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
     settings : InferenceSettings
         `model` and `heatmap_model` name their directories. By default the segmentation network is that
         of the work folder, else the one shipped with the code; the heatmap network is the one beside
-        it, else that of the work folder, else the one shipped.
+        it, else that of the work folder.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
         "--model",
     )
     heatmap = settings.heatmap_model or _expected_model(
-        (segmentation.parent / "heatmap", models / "heatmap", STARTER_DIR / "heatmap"),
+        (segmentation.parent / "heatmap", models / "heatmap"),
         f"python train_heatmap.py --work-dir {settings.work_dir}",
         "--heatmap-model",
     )
@@ -130,12 +130,22 @@ def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
 
 
 def labelling_directory(settings: InferenceSettings) -> Path | None:
-    """Give the directory of the labelling network: the one named, the first there is, or None."""
+    """Give the directory of the labelling network: the one named, the first there is, or None.
+
+    The one shipped goes with the segmentation network shipped: what the user's own network finds is counted
+    until there is a labelling network of the user's own, or one is named.
+    """
     if settings.labelling_model is not None:
         return settings.labelling_model
     beside = [] if settings.model is None else [settings.model.absolute().parent / "labelling"]
-    places = (*beside, settings.work_dir / "models" / "labelling", STARTER_DIR / "labelling")
-    return _first_with_model(places)
+    shipped = [STARTER_DIR / "labelling"] if uses_starter(settings) else []
+    return _first_with_model((*beside, settings.work_dir / "models" / "labelling", *shipped))
+
+
+def uses_starter(settings: InferenceSettings) -> bool:
+    """Whether the segmentation network is the one shipped with the code, as the user has none."""
+    places = (settings.work_dir / "models" / "segmentation", STARTER_DIR / "segmentation")
+    return settings.model is None and _first_with_model(places) == places[1]
 
 
 def _first_with_model(places: Sequence[Path]) -> Path | None:

@@ -50,6 +50,7 @@ from utils.prediction.networks import (
     labelling_directory,
     load_networks,
     model_directories,
+    uses_starter,
 )
 from utils.prediction.quality import (
     HU_DOUBT,
@@ -75,6 +76,11 @@ _INDIFFERENT = (
 #: a multiple of the scan in float32. int16 takes 1.1, float32 1.6 (benchmarks/bench_inference.py measures
 #: the first); of float64 the numbers read and those kept are 3.
 _NETWORK_BYTES, _PEAK_OF_NATIVE = 1800 * 2**20, 3
+#: The first line where the user has trained nothing.
+STARTER_NOTE = (
+    "{models} holds no segmentation network: the starter weights are used "
+    "(models/starter/README.md says how far to trust them; research only, no clinical use)."
+)
 #: Counted up when predictions change their meaning, so that older ones are made again.
 _INFERENCE = 2
 
@@ -317,6 +323,8 @@ class _Outcome:
 
 def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
     """Run all scans; tells whether one was bad."""
+    if uses_starter(settings) and not settings.relabel:
+        print(STARTER_NOTE.format(models=settings.work_dir / "models"), flush=True)
     if not _is_divided(settings):
         _networks_of_process(settings)
     elif not settings.relabel:
