@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tests.learning.examples import write_segmentation_stage
 from tests.prediction.column import column, column_ct
@@ -16,7 +17,7 @@ from tests.prediction.test_predict import (  # noqa: F401
     write_column,
 )
 from utils.imaging.centroids import read_centroids
-from utils.imaging.volume import oriented, read_mask
+from utils.imaging.volume import Volume, oriented, read_mask
 from utils.learning.labelling import CLASSES, Votes
 from utils.prediction import calibration, predict
 from utils.prediction.calibration import (
@@ -25,6 +26,8 @@ from utils.prediction.calibration import (
     disturbed_masks,
     fitted_temperature,
     train_labelling,
+    trained_networks,
+    true_codes_of,
 )
 from utils.prediction.identify import identify, sequence_log_probability, transitions_of
 from utils.prediction.levels import Levels, doubt_about, load_levels, relabel_case
@@ -275,6 +278,40 @@ def test_masks_are_disturbed_as_predictions_are():
     np.testing.assert_array_equal(first.affine, ranks.affine)
 
 
+def bones(ct):
+    """The blocks of a scan (`tests.learning.examples.scan`), numbered from the top."""
+    return Volume(ndimage.label(np.asarray(ct.data) > 100)[0].astype(np.uint8), ct.affine)
+
+
+def test_predicted_vertebrae_get_the_codes_of_the_reference_that_they_lie_in():
+    ranks = Volume(np.zeros((10, 10, 40), np.uint8), np.diag([2.0, 2, 2, 1]))
+    found = Volume(np.zeros_like(ranks.data), ranks.affine)
+    for place, (number, rank) in enumerate([(1, 0), (2, T10), (3, 0), (4, T10 + 2), (5, 0)]):
+        part = np.s_[:, :, 8 * place : 8 * place + 6]
+        found.data[part], ranks.data[part] = number, rank
+    found.data[:, :, 14:17] = 2  # a leak of half its size into what nobody labelled
+    numbers, codes = true_codes_of(found, ranks)
+    # The first and the last may be cut vertebrae that the reference leaves out; the third is a false one.
+    assert numbers == [2, 3, 4] and codes == (code_of_name("T10"), 0, code_of_name("T12"))
+    finer = Volume(np.repeat(ranks.data, 2, axis=0), np.diag([1.0, 2, 2, 1]))
+    finer.affine[0, 3] = -0.5
+    assert true_codes_of(found, finer) == (numbers, codes)
+    assert true_codes_of(Volume(np.zeros_like(found.data), found.affine), ranks) == ([], ())
+
+
+def test_networks_of_a_work_folder_are_used_when_both_are_there(tmp_path, monkeypatch):
+    assert trained_networks(tmp_path) is None
+    for name in ("segmentation", "heatmap"):
+        directory = tmp_path / "models" / name
+        directory.mkdir(parents=True)
+        (directory / "best.keras").touch()
+        if name == "segmentation":
+            assert trained_networks(tmp_path) is None
+    monkeypatch.setattr(calibration, "load_networks", lambda settings: FakeNetworks().networks())
+    found = trained_networks(tmp_path)(column_ct())
+    np.testing.assert_array_equal(found.data, column().data)  # numbered from the top down, as its ranks are
+
+
 def test_a_training_leaves_a_network_with_its_temperature(tmp_path, monkeypatch, capsys):
     write_segmentation_stage(tmp_path)
     monkeypatch.setattr(calibration, "COLUMNS_A_SCAN", 2)
@@ -294,12 +331,21 @@ def test_a_training_leaves_a_network_with_its_temperature(tmp_path, monkeypatch,
     directory = tmp_path / "models" / "labelling"
     found = load_settings(directory)
     assert found["calibration_columns"] == 2 and 0.25 <= found["temperature"] <= 20
+    assert found["calibration_masks"] == "reference"
     levels = load_levels(directory)
     assert levels.patch_voxels == (12, 12, 16)
     assert levels.predict(np.zeros((12, 12, 16, 3), np.float32)).shape == (CLASSES + 1,)
     assert train_labelling(settings) == 0  # complete: only the temperature is fitted again
     assert load_settings(directory) == found
     assert "already complete" in capsys.readouterr().out
+    # Networks that segment, in place of the reference: two vertebrae of the one validation scan.
+    asked = []
+    monkeypatch.setattr(calibration, "trained_networks", lambda _: lambda ct: asked.append(ct) or bones(ct))
+    monkeypatch.setattr(calibration, "PREDICTED_COLUMNS_A_SCAN", 3)
+    assert train_labelling(settings) == 0
+    predicted = load_settings(directory)
+    assert predicted["calibration_masks"] == "predicted"
+    assert len(asked) == 3 >= predicted["calibration_columns"] >= 1
     del found["temperature"]
     (directory / "settings.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match="expected the temperature"):

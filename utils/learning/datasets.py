@@ -142,6 +142,11 @@ class SegmentationData:
             columns.setdefault(vertebra.case, []).append(vertebra)
         return columns
 
+    def working_scan(self, case: str) -> tuple[Volume, Volume]:
+        """Give CT (HU) and ranks of a case on the working grid."""
+        ct, mask = (open_memory_map(self.folder / f"{case}_{kind}.nii") for kind in ("ct", "msk"))
+        return ct, Volume(ranks_of_mask(np.asarray(mask.data)), mask.affine)
+
     def labelling_scan(self, case: str) -> tuple[Volume, Volume]:
         """Give CT (HU) and ranks of a case on the labelling grid; resampled once where its own is finer."""
         if case not in self._at_2_mm:

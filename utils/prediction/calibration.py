@@ -3,31 +3,40 @@
 Votes of neighbouring vertebrae are not independent, since their patches overlap: added up, they claim too
 much. One number that all votes are divided by makes up for it (Guo et al., "On calibration of modern neural
 networks", ICML 2017; there for one vote, here for the probability of the whole sequence). Columns for it are
-made from the validation scans by cutting fields of view out of them, as scans show any part of a spine.
+made from the validation scans by cutting fields of view out of them, as scans show any part of a spine. Where
+the networks that segment are trained already, the masks are what they predict there: a vertebra cut in two or
+taken for two is among them as often as it will be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from tqdm import tqdm
 
-from utils.imaging.volume import Volume
+from utils.imaging.volume import Volume, resample_labels
 from utils.learning import training
 from utils.learning.datasets import SegmentationData
 from utils.learning.labelling import PredictLevel, Votes, level_function, perturb, vertebra_votes
-from utils.learning.models import load_model
+from utils.learning.models import MODEL_FILE, load_model
 from utils.learning.runtime import Runtime
 from utils.prediction.identify import sequence_log_probability, transitions_of
-from utils.settings import LabellingTrainingSettings, save_settings
+from utils.prediction.networks import load_networks
+from utils.prediction.predict import segment, walk_settings
+from utils.settings import InferenceSettings, LabellingTrainingSettings, save_settings
 from utils.verse.labels import code_of_rank
 
 Transitions = Mapping[tuple[int, int], np.ndarray]
-#: Range of temperatures, and columns made of every validation scan.
+#: Gives the numbers, from the top down, of the vertebrae that the trained networks find in a CT in HU.
+FindVertebrae = Callable[[Volume], Volume]
+#: Range of temperatures, and columns made of every validation scan: with its masks, and with predicted ones.
 TEMPERATURES = (0.25, 20.0)
 COLUMNS_A_SCAN = 8
+PREDICTED_COLUMNS_A_SCAN = 4
 #: Without validation data: votes of three neighbours count as one.
 UNFITTED_TEMPERATURE = 3.0
 #: Least share of a vertebra that the cut field must show, and how far beyond it the field may reach, in mm.
@@ -74,6 +83,7 @@ def calibrate(settings: LabellingTrainingSettings, held_out: SegmentationData) -
         Of the training.
     held_out : SegmentationData
         The validation split; without a vertebra the temperature is `UNFITTED_TEMPERATURE`.
+
     Returns
     -------
     float
@@ -81,12 +91,37 @@ def calibrate(settings: LabellingTrainingSettings, held_out: SegmentationData) -
     """
     directory = settings.work_dir / "models" / "labelling"
     network, found = load_model(directory)
-    columns = validation_columns(held_out, settings, level_function(network)) if held_out.vertebrae else []
+    columns, masks = [], "none"
+    if held_out.vertebrae:
+        columns, masks = _columns_to_fit(held_out, settings, level_function(network))
     temperature = fitted_temperature(columns) if columns else UNFITTED_TEMPERATURE
     facts = {name: found[name] for name in ("spacing_mm", "computed_in", "replica_count") if name in found}
-    save_settings(settings, directory, **facts, temperature=temperature, calibration_columns=len(columns))
-    print(f"{directory}: temperature {temperature:.2f}, from {len(columns)} columns.", flush=True)
+    fitted = {"temperature": temperature, "calibration_columns": len(columns), "calibration_masks": masks}
+    save_settings(settings, directory, **facts, **fitted)
+    print(f"{directory}: temperature {temperature:.2f}, from {len(columns)} columns ({masks}).", flush=True)
     return temperature
+
+
+def _columns_to_fit(
+    held_out: SegmentationData, settings: LabellingTrainingSettings, predict: PredictLevel
+) -> tuple[list[LabelledColumn], str]:
+    """Give the columns, and a word for their masks."""
+    find = trained_networks(settings.work_dir)
+    columns = [] if find is None else predicted_columns(held_out, settings, predict, find)
+    if columns:
+        return columns, "predicted"
+    return validation_columns(held_out, settings, predict), "reference"
+
+
+def trained_networks(work_dir: Path) -> FindVertebrae | None:
+    """Give the networks of a work folder as one function, or None where one of them is not there yet."""
+    models = work_dir / "models"
+    if not all((models / name / MODEL_FILE).is_file() for name in ("segmentation", "heatmap")):
+        return None
+    settings = InferenceSettings(work_dir=work_dir)
+    networks = load_networks(settings)
+    how = walk_settings(settings, **networks.walk)
+    return lambda ct: segment(ct, networks, how).labels
 
 
 def fitted_temperature(columns: Sequence[LabelledColumn]) -> float:
@@ -153,6 +188,73 @@ def validation_columns(
     return columns
 
 
+def predicted_columns(
+    held_out: SegmentationData,
+    settings: LabellingTrainingSettings,
+    predict: PredictLevel,
+    find: FindVertebrae,
+) -> list[LabelledColumn]:
+    """Cut columns out of the validation scans, segment them, and ask the network about what is found.
+
+    Parameters
+    ----------
+    held_out : SegmentationData
+        The validation split.
+    settings : LabellingTrainingSettings
+        Patch and seed.
+    predict : callable
+        The labelling network.
+    find : callable
+        The networks that segment.
+
+    Returns
+    -------
+    list of LabelledColumn
+        At most `PREDICTED_COLUMNS_A_SCAN` a scan.
+    """
+    columns = []
+    for place, case in enumerate(tqdm(held_out.columns, desc="calibration", unit="scan")):
+        scan = held_out.working_scan(case)
+        for number in range(PREDICTED_COLUMNS_A_SCAN):
+            generator = np.random.default_rng([settings.seed, place, number]) if number else None
+            part, seen = cut_column(*scan, generator, least_shown=0.0)
+            found = find(part)
+            numbers, codes = true_codes_of(found, seen)
+            if numbers:
+                votes = vertebra_votes(part, found, numbers, predict=predict, shape=settings.patch_voxels)
+                columns.append(LabelledColumn(votes, codes))
+    return columns
+
+
+def true_codes_of(found: Volume, ranks: Volume) -> tuple[list[int], tuple[int, ...]]:
+    """Give what predicted vertebrae are: the code of the reference that most of each lies in.
+
+    Parameters
+    ----------
+    found : Volume
+        Numbers, 1 at the top.
+    ranks : Volume
+        The reference, on any grid with parallel axes.
+
+    Returns
+    -------
+    numbers : list of int
+        The vertebrae, without those before the first and after the last that the reference has: it may leave
+        out what the scan cuts.
+    codes : tuple of int
+        Their codes; 0 for no vertebra.
+    """
+    if ranks.shape != found.shape or not np.allclose(ranks.affine, found.affine, atol=1e-4):
+        ranks = resample_labels(ranks, found.grid)
+    numbers = list(range(1, int(found.data.max(initial=0)) + 1))
+    true = [int(np.bincount(ranks.data[found.data == number]).argmax()) for number in numbers]
+    places = np.flatnonzero(true)
+    if not places.size:
+        return [], ()
+    kept = slice(places[0], places[-1] + 1)
+    return numbers[kept], tuple(code_of_rank(rank) if rank else 0 for rank in true[kept])
+
+
 def disturbed_masks(ranks: Volume, generator: np.random.Generator) -> Volume:
     """Change every mask of a column the way in which predictions differ from the reference.
 
@@ -176,20 +278,28 @@ def disturbed_masks(ranks: Volume, generator: np.random.Generator) -> Volume:
     return Volume(disturbed, ranks.affine)
 
 
-def cut_column(ct: Volume, ranks: Volume, generator: np.random.Generator | None) -> tuple[Volume, Volume]:
+def cut_column(
+    ct: Volume,
+    ranks: Volume,
+    generator: np.random.Generator | None,
+    *,
+    least_shown: float = LEAST_SHOWN,
+) -> tuple[Volume, Volume]:
     """Cut a shorter field of view out of a scan: from near one vertebra's top to near another's bottom.
 
     Parameters
     ----------
     ct, ranks : Volume
-        On the labelling grid.
+        On one grid, axes (P, R, I).
     generator : np.random.Generator or None
         Source of randomness; None leaves the scan as it is.
+    least_shown : float
+        Share of a vertebra.
 
     Returns
     -------
     ct, ranks : Volume
-        Without vertebrae of which less than `LEAST_SHOWN` is left.
+        Without vertebrae of which less than `least_shown` is left.
     """
     if generator is None:
         return ct, ranks
@@ -204,7 +314,7 @@ def cut_column(ct: Volume, ranks: Volume, generator: np.random.Generator | None)
     affine[:3, 3] += ct.affine[:3, 2] * top
     seen = ranks.data[:, :, top:bottom].copy()
     for rank in np.unique(seen[seen > 0]).tolist():
-        if np.count_nonzero(seen == rank) < LEAST_SHOWN * np.count_nonzero(ranks.data == rank):
+        if np.count_nonzero(seen == rank) < least_shown * np.count_nonzero(ranks.data == rank):
             seen[seen == rank] = 0
     return Volume(ct.data[:, :, top:bottom], affine), Volume(seen, affine)
 
