@@ -14,7 +14,7 @@ import keras
 
 DEFAULT_DEPTH = 4
 DEFAULT_FIRST_FILTERS = 8
-NORMS = (None, "batch_norm")
+NORMS = (None, "batch_norm", "instance_norm")
 POOLINGS = {"max": keras.layers.MaxPooling3D, "avg": keras.layers.AveragePooling3D}
 
 Triple = tuple[int, int, int]
@@ -221,8 +221,9 @@ def norm_and_activation(
 
     Parameters
     ----------
-    norm : {None, 'batch_norm'}
-        Kind of normalisation.
+    norm : {None, 'batch_norm', 'instance_norm'}
+        Kind of normalisation. That of an instance has the statistics of each example alone, when it is
+        trained and when it is run: for batches of one, for which a moving average would stand badly.
     activation : str or callable, optional
         What `keras.layers.Activation` takes.
     norm_momentum : float
@@ -245,6 +246,8 @@ def norm_and_activation(
                 momentum=norm_momentum, synchronized=norm_synchronized, name=part_name(name, "norm")
             )
         )
+    if norm == "instance_norm":
+        layers.append(keras.layers.GroupNormalization(groups=-1, name=part_name(name, "norm")))
     if activation is not None:
         layers.append(keras.layers.Activation(activation, name=part_name(name, "activation")))
     return layers

@@ -80,7 +80,7 @@ def _copied(
     config = layer.get_config()
     if id(layer) in norms:
         config["use_bias"] = True
-    if isinstance(layer, _Block) and config.get("norm") is not None:
+    if isinstance(layer, _Block) and config.get("norm") == "batch_norm":
         config["norm"] = None
         if "use_bias" in config:
             config["use_bias"] = True

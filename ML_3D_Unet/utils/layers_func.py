@@ -319,7 +319,7 @@ def create_unet3d(
         What `keras.layers.Activation` takes.
     pooling : {'max', 'avg'}
         What each group of 2×2×2 voxels becomes on the way down.
-    norm : {None, 'batch_norm'}
+    norm : {None, 'batch_norm', 'instance_norm'}
         Between a convolution and its activation.
     dropout : float or sequence of at most ``depth - 1`` floats, optional
         Rate of each level, on its way down and where the decoder joins it.

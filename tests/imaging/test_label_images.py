@@ -186,6 +186,22 @@ def test_the_field_of_view_ends_within_the_next_vertebra():
     np.testing.assert_array_equal(image[..., 53:], np.repeat(image[..., 52:53], 37, axis=-1))
 
 
+def test_a_chest_has_a_heart_and_a_breastbone(sharp):
+    mask = np.zeros((90, 90, 60), np.uint8)
+    for place, name in enumerate(("T6", "T7", "T8", "T9", "T10")):
+        mask[58:66, 40:50, 10 + 8 * place : 16 + 8 * place] = code_of_name(name)
+    labels = label_map_of(mask, 4.0)
+    centre = np.argwhere(mask == code_of_name("T8")).mean(axis=0)
+    p, r, i = np.rint(centre + [-88 / 4, -14 / 4, 0]).astype(int)
+    for blood in (42.0, 300.0):
+        # No fat: the heart lies in it nowhere, and the breastbone is the only bright place at the front.
+        chosen = look(chamber_hu=blood, girth=1.0, fattiness=9.0, vessels=(), rib_hu=600.0, skin_fat_mm=5.0)
+        image = label_image(labels, chosen)
+        assert abs(np.median(image[p - 4 : p + 5, r - 4 : r + 5, i - 4 : i + 5]) - blood) < 60
+        front = image[: p - 8, int(centre[1]), i]
+        assert np.count_nonzero((front > 400) & (front < 560)) in (2, 3, 4)  # 12 mm of .8 * 600 HU
+
+
 def test_a_mask_is_shown_in_another_field_of_view():
     codes = column([L3, L4])
     spacing = np.full(3, SPACING_MM)

@@ -40,6 +40,13 @@ def check_equal(model: keras.Model) -> keras.Model:
 
 
 @pytest.mark.parametrize("create", [create_unet3d, create_unet3d_class])
+def test_normalisation_of_each_example_stays(create):
+    keras.utils.set_random_seed(2)
+    model = trained(create(SHAPE, n_filters=[2, 3], norm="instance_norm"))
+    assert norms_of(model) == [] and check_equal(model).count_params() == model.count_params()
+
+
+@pytest.mark.parametrize("create", [create_unet3d, create_unet3d_class])
 @pytest.mark.parametrize(
     "arguments",
     [

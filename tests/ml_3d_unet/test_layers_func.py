@@ -81,6 +81,27 @@ def test_norm_none_leaves_out_normalisation_and_momentum_is_handed_on():
     assert momenta == [0.9] * 4
 
 
+def test_normalisation_of_an_instance_knows_no_other_and_no_average():
+    model = create_unet3d((4, 8, 4, 1), n_convs=1, n_filters=[2, 4], norm="instance_norm")
+    norms = [layer for layer in model.layers if "norm" in layer.name]
+    assert len(norms) == 4 and all(isinstance(norm, keras.layers.GroupNormalization) for norm in norms)
+    x = np.random.default_rng(0).normal(size=(2, 4, 8, 4, 1)).astype("float32") * [[[[[1]]]], [[[[9]]]]] + 5
+    for training in (True, False):
+        alone = [model(part[None], training=training)[0] for part in x]
+        np.testing.assert_allclose(model(x, training=training), alone, rtol=1e-4, atol=1e-6)
+    middle = keras.Model(model.inputs, norms[0].output)(x)
+    np.testing.assert_allclose(np.mean(middle, axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(middle, axis=(1, 2, 3)), 1, atol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_normalisation_of_an_instance_sums_many_voxels_in_half_precision(precision):
+    layer = keras.layers.GroupNormalization(groups=-1, dtype=f"mixed_{precision}")
+    # Sums over these voxels are beyond the largest float16, 65504.
+    x = np.random.default_rng(0).normal(40, 20, size=(1, 32, 32, 32, 1))
+    np.testing.assert_allclose(layer(x).numpy().astype(float), (x - x.mean()) / x.std(), atol=0.05)
+
+
 def test_last_layers_stay_in_float32_under_mixed_precision():
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
     try:

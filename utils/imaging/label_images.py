@@ -28,6 +28,7 @@ from utils.verse.phantom.soft import AIR_HU, FAT_HU, GAS_HU, LUNG_HU, MUSCLE_HU
 from utils.verse.phantom.values import BoneValues, draw_bone
 
 _C1, _C7, _T1, _T5, _T12 = (level_of(code_of_name(name)) for name in ("C1", "C7", "T1", "T5", "T12"))
+_T2, _T7, _T8, _T9 = (level_of(code_of_name(name)) for name in ("T2", "T7", "T8", "T9"))
 _L1, _L2, _L4, _L5 = (level_of(code_of_name(name)) for name in ("L1", "L2", "L4", "L5"))
 #: Half depth and half width of the trunk at levels of the spine, mm, and the size of a vertebral body there
 #: as a part of a lumbar one.
@@ -96,6 +97,8 @@ class Look:
         Edge along P and R of a field of view that shows all of the trunk, mm.
     spine_at : tuple of float, 2
         Where the spine lies in it, as parts of that edge along P and R.
+    chamber_hu, heart_mm : float
+        Blood in the heart; half width of the heart, mm.
     """
 
     bone: BoneValues
@@ -124,6 +127,8 @@ class Look:
     seed: int
     trunk_mm: float
     spine_at: tuple[float, float]
+    chamber_hu: float
+    heart_mm: float
 
     @property
     def shows_trunk(self) -> bool:
@@ -176,17 +181,21 @@ def draw_look(rng: np.random.Generator) -> Look:
         seed=int(rng.integers(2**31)),
         trunk_mm=rng.uniform(280, 450),
         spine_at=(rng.uniform(0.5, 0.8), rng.uniform(0.4, 0.6)),
+        chamber_hu=rng.uniform(90, 330) if contrast else 42.0,
+        heart_mm=rng.uniform(38, 62),
     )
 
 
 def _draw_vessels(rng: np.random.Generator, *, contrast: bool) -> tuple[Vessel, ...]:
-    """Aorta, inferior vena cava, iliac arteries, kidneys' contrast apart; carotids, and the airway."""
+    """Aorta, both venae cavae, iliac arteries, kidneys' contrast apart; carotids, and the airway."""
     artery = float(rng.uniform(150, 350)) if contrast else 42.0
     vein = float(rng.uniform(100, 220)) if contrast else 40.0
     shift = rng.normal(0, 3, 4)
     aorta = float(rng.uniform(9, 14))
     return (
         Vessel((-42, -14 + shift[0]), aorta, artery, (_T1 + 4, _L4)),
+        Vessel((-82, 10 + shift[0]), 1.3 * aorta, artery, (_T5 - 1, _T8)),
+        Vessel((-76, 30 + shift[1]), 9.0, vein, (_T2, _T7)),
         Vessel((-44, 17 + shift[1]), float(rng.uniform(8, 11)), vein, (_T12 - 3, _L4)),
         Vessel((-40, -22 + shift[2]), 5.5, artery, (_L4, _L5 + 4)),
         Vessel((-40, 22 + shift[3]), 5.5, artery, (_L4, _L5 + 4)),
@@ -451,7 +460,7 @@ def _trunk(place: _Place, look: Look, fields: list[np.ndarray]) -> np.ndarray:
 
 
 def _paint_cavities(hu: np.ndarray, place: _Place, look: Look, fields: list[np.ndarray]) -> None:
-    """Lungs in the chest; organs, fat and bowel in the belly; kidneys and the psoas beside the spine."""
+    """Lungs and heart in the chest; organs, fat, bowel in the belly; kidneys, psoas beside the spine."""
     coarse, fine = fields
     beside, level = np.abs(place.v), place.level
     inside = place.inside
@@ -459,6 +468,10 @@ def _paint_cavities(hu: np.ndarray, place: _Place, look: Look, fields: list[np.n
     dome = look.lung_base - 2 * np.clip(1 - inside / 50, 0, 1) + 1
     lung = (inside > 5) & (beside > middle) & (level > _T1) & (level < dome)
     np.copyto(hu, np.float32(look.lung_hu) + 60 * fine + 500 * (fine > 2.5), where=lung)
+    # The heart: left of the middle, from behind the breastbone to before the spine; chambers in its walls.
+    heart = np.square((place.u + 88) / 48) + np.square((place.v + 14) / np.float32(look.heart_mm))
+    heart = (heart + np.square((level - _T8) / 2.3) < 1 + 0.1 * fine) & (inside > 4)
+    np.copyto(hu, np.where(coarse > -0.6, np.float32(look.chamber_hu), 80) + 6 * fine, where=heart)
     belly = (inside > 8) & (place.u < -25 * place.size) & (level >= dome)
     content = np.where(coarse > 0.1, np.float32(look.organ_hu), np.float32(look.fat_hu))
     loops = coarse > 1.0
@@ -487,7 +500,7 @@ def _paint_tube(hu: np.ndarray, place: _Place, vessel: Vessel) -> None:
 
 
 def _paint_ribs_and_pelvis(hu: np.ndarray, place: _Place, look: Look) -> None:
-    """Bones that no label stands for: rods on the wall of the chest, and the plates beside L5."""
+    """Bones that no label stands for: rods and plates on the wall of the chest, and the plates beside L5."""
     beside = np.abs(place.v)
     wall = (np.abs(place.inside) < 4.5) & (place.level > _C7 + 0.5) & (place.level < _T12 + 0.5)
     places = np.nonzero(wall & (beside > 24))
@@ -496,6 +509,10 @@ def _paint_ribs_and_pelvis(hu: np.ndarray, place: _Place, look: Look) -> None:
     # A rib is a fifth of the way to the next one thick.
     is_rib = np.abs(phase - np.rint(phase)) < 0.2
     hu[tuple(axis[is_rib] for axis in places)] = look.rib_hu
+    chest = (place.level > _T2) & (place.level < _T9)
+    breastbone = (np.abs(place.inside) < 6) & (place.at < 0) & (beside < 18) & chest
+    blades = (np.abs(place.inside + 14) < 4) & (place.at > 0.2) & (beside > 60) & chest
+    np.copyto(hu, np.float32(0.8 * look.rib_hu), where=breastbone | blades)
     plate = beside - 50 - np.float32(0.85) * (20 - place.u)
     pelvis = (np.abs(plate) < 9) & (place.u < 25) & (place.u > -60) & (place.level > _L5 - 0.2)
     np.copyto(hu, np.float32(0.8 * look.rib_hu), where=pelvis)

@@ -22,7 +22,7 @@ def build_heatmap_network(
     Parameters
     ----------
     settings : HeatmapTrainingSettings
-        Filters and the momentum of the batch normalisation.
+        Filters, kind of normalisation, and the momentum of that of batches.
     shape : tuple of int, 3
         Shape of the heatmap grid (P, R, I).
     replicas : int
@@ -36,7 +36,7 @@ def build_heatmap_network(
     return create_unet3d(
         input_shape=(*shape, 1),
         n_filters=list(settings.filters),
-        norm="batch_norm",
+        norm=f"{settings.norm}_norm",
         norm_momentum=settings.norm_momentum,
         norm_synchronized=replicas > 1,
         n_outputs=2,
