@@ -192,7 +192,7 @@ def test_a_chest_has_a_heart_and_a_breastbone(sharp):
         mask[58:66, 40:50, 10 + 8 * place : 16 + 8 * place] = code_of_name(name)
     labels = label_map_of(mask, 4.0)
     centre = np.argwhere(mask == code_of_name("T8")).mean(axis=0)
-    p, r, i = np.rint(centre + [-88 / 4, -14 / 4, 0]).astype(int)
+    p, r, i = np.rint(np.add(centre, [-88 / 4, -14 / 4, 0])).astype(int)
     for blood in (42.0, 300.0):
         # No fat: the heart lies in it nowhere, and the breastbone is the only bright place at the front.
         chosen = look(chamber_hu=blood, girth=1.0, fattiness=9.0, vessels=(), rib_hu=600.0, skin_fat_mm=5.0)
