@@ -46,15 +46,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import ndimage
 
-from utils.imaging.volume import Volume, transform_points
-from utils.prediction.locate import point_below, top_of_spine
+from utils.imaging.volume import Volume
 from utils.prediction.walk_checks import (
     FIRST_LEAK_SHARE,
     LEAK_SHARE,
     LEAK_VOLUME,
     LEAK_VOLUME_BELOW_LEAK,
     TAKEN_VOLUMES,
-    USUAL_DISTANCE_MM,
     Gap,
     distances_voxels,
     field_of,
@@ -62,16 +60,15 @@ from utils.prediction.walk_checks import (
     follows_above,
     follows_below,
     gaps_in,
-    heat_profile,
     is_cut,
     is_leak,
     leaves_enough,
     odd_volume,
-    uncovered_runs,
     upper_parts,
     usual_volume,
     volume_voxels,
 )
+from utils.prediction.walk_heat import SpineHeat
 from utils.prediction.walk_look import Looker, View, come_to_rest, largest_piece
 from utils.prediction.walk_records import (
     CALLS_USED_UP,
@@ -104,8 +101,6 @@ GIVEN_BACK_FROM, GIVEN_BACK_LEAST = 1.05, 0.05
 HELD_MARGIN_MM = 4.0
 #: Share of its neighbours' volume that a piece cut by the patch must have to be taken as it is.
 LEAST_PIECE = 0.6
-#: Heat must rise by this factor below a gap of the heatmap.
-HEAT_RISES = 1.1
 
 
 def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSettings) -> WalkResult:
@@ -134,8 +129,7 @@ def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSetti
         If `predict` gives another shape than the patch's, or NaN.
     """
     run = _Walk(ct, heat, predict, settings)
-    start = top_of_spine(heat, ct.affine, threshold=settings.heat_threshold)
-    run.walk_down(start, part="down")
+    run.walk_down(run.heat.top(), part="down")
     if settings.robust and run.found:
         run.look_above()
         run.look_into_gaps()
@@ -150,13 +144,12 @@ class _Walk:
 
     def __init__(self, ct: Volume, heat: Volume, predict: PredictPatch, settings: WalkSettings):
         self.settings = settings
-        self.ct, self.heat = ct, heat
+        self.ct, self.heat = ct, SpineHeat(heat, ct.affine, settings)
         self.looker = Looker(ct, heat, predict, settings)
         self.labels = np.zeros(ct.shape, np.uint8)
         #: By their number in `labels`, in the order of finding.
         self.found: dict[int, FoundVertebra] = {}
         self.field = field_of(ct)
-        self.profile, self.heights = heat_profile(heat, ct.affine)
         #: Heights at which the patch showed nothing new.
         self.in_vain: list[float] = []
         self._least_voxels = settings.min_volume_mm3 / settings.spacing_mm**3
@@ -220,14 +213,14 @@ class _Walk:
     def start_again(self) -> None:
         """Start again where the heatmap has spine that neither a vertebra nor a look covers."""
         for _ in range(self.settings.max_second_starts):
-            runs = [] if self.is_full else self._spine_left()
+            runs = [] if self.is_full else self.heat.uncovered(self.column, self.in_vain)
             if not runs:
                 return
             begin, end = runs[0]
             quarter = self.settings.patch_voxels / 4
             height = min(begin + quarter, (begin + end) / 2)
             self.in_vain.append(height)
-            self.walk_down(self._hottest_at(height), part="second start", remark=SECOND_START)
+            self.walk_down(self.heat.hottest_at(height), part="second start", remark=SECOND_START)
 
     def result(self) -> WalkResult:
         """Number the vertebrae from the top down and say what is to be said of them."""
@@ -238,7 +231,7 @@ class _Walk:
         column = [self.found[number] for number in order]
         vertebrae = tuple(_with_all_remarks(column))
         remarks = [CALLS_USED_UP] if self.looker.exhausted else []
-        if robust and self._spine_left(of_looks=False):
+        if robust and self.heat.uncovered(self.column):
             remarks.append(SPINE_NOT_COVERED)
         labels = Volume(numbers[self.labels], self.ct.affine)
         return WalkResult(vertebrae, labels, self.looker.calls, tuple(remarks), tuple(self.looker.trace))
@@ -262,12 +255,12 @@ class _Walk:
             view = self._rest(point, self.labels)
             if view is None:
                 self.in_vain.append(float(point[2]))
-                if step is not None and held < settings.max_held and self._is_spine(point):
+                if step is not None and held < settings.max_held and self.heat.is_spine(point, self.column):
                     held += 1
                     point = self._inside(self._hold(above, held * step) + step)
                 else:
                     step = self._hold_no_more() if held else None
-                    point = self._step_down(point)
+                    point = self.heat.step_down(point)
                     steps_down += 1
             elif refused := self._passed_over(view.vertebra, above):
                 self.looker.decide(f"passed over: {refused}", view.vertebra)
@@ -301,11 +294,6 @@ class _Walk:
 
     def _hold_no_more(self) -> None:
         self.labels[self.labels == HELD] = 0
-
-    def _is_spine(self, point: np.ndarray) -> bool:
-        """Whether the heat says that the spine runs through the height of a point."""
-        height = np.array([point[2]])
-        return bool(np.interp(height, self.heights, self.profile) >= self._heat_of_spine(height))
 
     def _rest(self, point: np.ndarray, memory: np.ndarray) -> View | None:
         before = self.looker.calls
@@ -436,69 +424,13 @@ class _Walk:
         kept = {name: getattr(old, name) for name in ("steps", "converged", "calls", "partial", "remarks")}
         return dataclasses.replace(again, vertebra=dataclasses.replace(again.vertebra, **kept))
 
-    # Heat
-
-    def _spine_left(self, *, of_looks: bool = True) -> list[tuple[float, float]]:
-        """Give the stretches with the spine's heat that no vertebra covers, nor a look unless told so."""
-        column = self.column
-        distances = distances_voxels(column)
-        usual = (
-            float(np.median(distances)) if distances.size else USUAL_DISTANCE_MM / self.settings.spacing_mm
-        )
-        covered = []
-        for vertebra in column:
-            heights = vertebra.begin[2] + np.flatnonzero(vertebra.mask.any(axis=(0, 1)))
-            covered.append((heights[0] - usual / 2, heights[-1] + usual / 2))
-        if of_looks:
-            # Downwards less: what lies there may have been hidden by what the patch showed above it.
-            above, below = self.settings.patch_voxels / 4, self.settings.patch_voxels / 8
-            covered += [(height - above, height + below) for height in self.in_vain]
-        hot = self.profile >= self._heat_of_spine(self.heights)
-        return uncovered_runs(hot, self.heights, covered, least=usual)
-
-    def _heat_of_spine(self, heights: np.ndarray) -> np.ndarray:
-        """Give the heat from which a slice is of the spine: relative to the three nearest vertebrae."""
-        settings = self.settings
-        if settings.end_rule != "relative" or not self.found:
-            return np.full(len(heights), settings.heat_threshold)
-        centres = np.array([each.centre[2] for each in self.column])
-        heat = np.interp(centres, self.heights, self.profile)
-        nearest = np.argsort(np.abs(heights[:, None] - centres), axis=1)[:, :3]
-        return np.maximum(settings.heat_threshold, settings.relative_heat * heat[nearest].mean(axis=1))
+    # Questions
 
     def _ends_the_spine(self, vertebra: FoundVertebra) -> bool:
-        settings = self.settings
-        if settings.end_rule != "relative" or not self.found:
-            return False
-        above = list(self.found.values())[-3:]
-        level = settings.relative_heat * np.mean([each.heat for each in above])
-        if vertebra.heat >= level or (settings.robust and self._heat_rises_below(vertebra, level)):
+        if not self.heat.ends_before(vertebra, list(self.found.values())):
             return False
         self.looker.decide("refused: lies below the spine, where the heat is low", vertebra)
         return True
-
-    def _heat_rises_below(self, vertebra: FoundVertebra, level: float) -> bool:
-        """Whether the vertebra lies in a gap of the heatmap: below it there is spine again."""
-        here = np.interp(vertebra.centre[2], self.heights, self.profile)
-        below = self.profile[self.heights > vertebra.centre[2]]
-        return below.max(initial=0.0) >= max(level, self.settings.heat_threshold, HEAT_RISES * here)
-
-    def _hottest_at(self, height: float) -> np.ndarray:
-        """Give the hottest point of the heatmap's slice nearest to a height."""
-        index = int(np.argmin(np.abs(self.heights - height)))
-        within = np.unravel_index(np.argmax(self.heat.data[:, :, index]), self.heat.shape[:2])
-        return transform_points(np.array([*within, index], float), self.heat.affine, self.ct.affine)[0]
-
-    def _step_down(self, point: np.ndarray) -> np.ndarray | None:
-        return point_below(
-            self.heat,
-            point,
-            self.ct.affine,
-            distance_mm=self.settings.step_down_mm,
-            threshold=self.settings.heat_threshold,
-        )
-
-    # Questions
 
     def _expected_below(self, vertebra: FoundVertebra) -> np.ndarray:
         """Give where the next vertebra should lie: as far on as the last two are apart."""
