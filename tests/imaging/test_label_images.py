@@ -195,7 +195,8 @@ def test_a_chest_has_a_heart_and_a_breastbone(sharp):
     p, r, i = np.rint(np.add(centre, [-88 / 4, -14 / 4, 0])).astype(int)
     for blood in (42.0, 300.0):
         # No fat: the heart lies in it nowhere, and the breastbone is the only bright place at the front.
-        chosen = look(chamber_hu=blood, girth=1.0, fattiness=9.0, vessels=(), rib_hu=600.0, skin_fat_mm=5.0)
+        plain = {"girth": 1.0, "fattiness": 9.0, "vessels": (), "skin_fat_mm": 5.0}
+        chosen = look(chamber_hu=blood, heart_at=(-88, -14, 15), rib_hu=600.0, **plain)
         image = label_image(labels, chosen)
         assert abs(np.median(image[p - 4 : p + 5, r - 4 : r + 5, i - 4 : i + 5]) - blood) < 60
         front = image[: p - 8, int(centre[1]), i]

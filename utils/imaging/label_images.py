@@ -99,6 +99,11 @@ class Look:
         Where the spine lies in it, as parts of that edge along P and R.
     chamber_hu, heart_mm : float
         Blood in the heart; half width of the heart, mm.
+    heart_at : tuple of float, 3
+        Its middle: (P, R) from the spine's centres, mm, and level.
+    mediastinum : tuple of float, 2
+        Half width of what lies between the lungs, in mm, at a vertebra of .7 of the size of a lumbar one, and
+        how much it grows for each mm further to the front.
     """
 
     bone: BoneValues
@@ -129,6 +134,8 @@ class Look:
     spine_at: tuple[float, float]
     chamber_hu: float
     heart_mm: float
+    heart_at: tuple[float, float, float]
+    mediastinum: tuple[float, float]
 
     @property
     def shows_trunk(self) -> bool:
@@ -181,8 +188,10 @@ def draw_look(rng: np.random.Generator) -> Look:
         seed=int(rng.integers(2**31)),
         trunk_mm=rng.uniform(280, 450),
         spine_at=(rng.uniform(0.5, 0.8), rng.uniform(0.4, 0.6)),
-        chamber_hu=rng.uniform(90, 330) if contrast else 42.0,
+        chamber_hu=rng.uniform(90, 450) if contrast else 42.0,
         heart_mm=rng.uniform(38, 62),
+        heart_at=(rng.uniform(-100, -74), rng.uniform(-26, -2), rng.uniform(_T7, _T8 + 0.5)),
+        mediastinum=(rng.uniform(16, 33), rng.uniform(-0.25, 0.75)),
     )
 
 
@@ -464,13 +473,15 @@ def _paint_cavities(hu: np.ndarray, place: _Place, look: Look, fields: list[np.n
     coarse, fine = fields
     beside, level = np.abs(place.v), place.level
     inside = place.inside
-    middle = 26 * place.size + 7 + np.clip(-place.u - 12, 0, 45) * np.float32(0.75)
+    least, slope = look.mediastinum
+    middle = np.float32(least) * (place.size + 0.3) + np.clip(-place.u - 12, 0, 45) * np.float32(slope)
     dome = look.lung_base - 2 * np.clip(1 - inside / 50, 0, 1) + 1
     lung = (inside > 5) & (beside > middle) & (level > _T1) & (level < dome)
     np.copyto(hu, np.float32(look.lung_hu) + 60 * fine + 500 * (fine > 2.5), where=lung)
-    # The heart: left of the middle, from behind the breastbone to before the spine; chambers in its walls.
-    heart = np.square((place.u + 88) / 48) + np.square((place.v + 14) / np.float32(look.heart_mm))
-    heart = (heart + np.square((level - _T8) / 2.3) < 1 + 0.1 * fine) & (inside > 4)
+    # The heart, from behind the breastbone to before the spine; chambers in its walls.
+    p, r, middle_level = (np.float32(value) for value in look.heart_at)
+    heart = np.square((place.u - p) / 48) + np.square((place.v - r) / np.float32(look.heart_mm))
+    heart = (heart + np.square((level - middle_level) / 2.3) < 1 + 0.1 * fine) & (inside > 4)
     np.copyto(hu, np.where(coarse > -0.6, np.float32(look.chamber_hu), 80) + 6 * fine, where=heart)
     belly = (inside > 8) & (place.u < -25 * place.size) & (level >= dome)
     content = np.where(coarse > 0.1, np.float32(look.organ_hu), np.float32(look.fat_hu))
