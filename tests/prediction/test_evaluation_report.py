@@ -342,6 +342,17 @@ def test_a_missed_vertebra_counts_zero_in_the_mean_dice_whatever_was_predicted_o
     assert (found["found"], found["missed"], found["mean_dice"]) == (1, 1, 0.45)
 
 
+def test_a_vertebra_that_the_scan_cuts_counts_in_no_mean_over_complete_ones():
+    scores = (
+        VertebraScore("reference", 7, 7, 0.3, False, complete=False),
+        VertebraScore("reference", 8, 8, 0.9, True),
+        VertebraScore("reference", 9, 9, 0.4, False),
+    )
+    found = summary([CaseResult("sub-a", "test", "scored", "count", scores)])
+    assert (found["mean_dice"], found["mean_dice_complete"]) == (pytest.approx(0.3), 0.45)
+    assert (found["found_share"], found["found_share_complete"]) == (pytest.approx(1 / 3), 0.5)
+
+
 def test_the_summary_keeps_the_names_that_others_rely_on():
     names = ["mean_dice", "vertebrae", "found", "missed", "extra", "mean_surface_distance_mm"]
     names += ["identification_rate", "localisation_error_mm", "scans", "found_share", "mean_hausdorff_95_mm"]

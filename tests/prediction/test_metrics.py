@@ -307,6 +307,9 @@ def test_a_vertebra_at_the_border_that_the_reference_holds_is_scored_as_any_othe
     reference, predicted = volume((8, (8, 8, 0), (4, 4, 4))), volume((8, (8, 8, 0), (4, 4, 3)))
     (score,) = score_masks(reference, predicted, AFFINE)
     assert (score.kind, score.dice) == ("reference", pytest.approx(2 * 48 / (64 + 48)))
+    assert not score.complete
+    (within,) = score_masks(volume((8, (8, 8, 1), (4, 4, 4))), predicted, AFFINE)
+    assert within.complete
     assert [score.found for score in score_masks(reference, volume(), AFFINE)] == [False]
 
 

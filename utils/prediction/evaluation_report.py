@@ -45,7 +45,7 @@ How it was counted:
   scan. It lowers no mean: read the means beside the number of extra ones.
 - *Partial*: the same, but touching the border. VerSe does not annotate most vertebrae that the field of view
   cuts, so these count neither for nor against the prediction. A vertebra at the border that the reference
-  does hold is scored as any other.
+  does hold is scored as any other; the means over *complete* vertebrae leave it out.
 - *Unmatched*: any other prediction without a reference, such as a second piece or a wrong label; what counts
   is the reference vertebra under it.
 - *Identified* (VerSe; Sekuboyina et al., 2021): the reference vertebra closest to the predicted centre of a
@@ -172,11 +172,15 @@ def score_values(vertebrae: pd.DataFrame) -> pd.DataFrame:
     found = reference["found"].astype(float)
     if_labelled = 1.0 if reference["identified"].notna().all() else float("nan")
     identified = reference["identified"].astype(float) * if_labelled
+    dice = reference["dice"].astype(float).where(found == 1, 0.0)
+    complete = reference["complete"].astype(bool)
     error_mm = reference["localisation_error_mm"].astype(float) * if_labelled
     return pd.DataFrame(
         {
             "found_share": found,
-            "mean_dice": reference["dice"].astype(float).where(found == 1, 0.0),
+            "found_share_complete": found.where(complete),
+            "mean_dice": dice,
+            "mean_dice_complete": dice.where(complete),
             "mean_surface_distance_mm": reference["mean_surface_distance_mm"].astype(float),
             "mean_hausdorff_95_mm": reference["hausdorff_95_mm"].astype(float),
             "mean_hausdorff_mm": reference["hausdorff_mm"].astype(float),

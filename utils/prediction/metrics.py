@@ -14,9 +14,9 @@ The words used everywhere below:
 - *unmatched*: any other prediction without a reference: a second piece of a vertebra, say, or one with
   the wrong label. The reference vertebra under it is what counts.
 
-A vertebra at the border that the reference does hold is scored as any other. A label in several pieces
-is one vertebra. An empty mask has no vertebrae: all of the reference's are missed, all of the
-prediction's extra (or partial), and two empty masks give no scores at all.
+A vertebra at the border that the reference does hold is scored as any other, and is left out of the means
+over *complete* vertebrae. A label in several pieces is one vertebra. An empty mask has no vertebrae: all of
+the reference's are missed, all of the prediction's extra (or partial), and two empty masks give no scores.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class VertebraScore:
         As `identification` gives it; None where labels only count.
     localisation_error_mm : float
         Distance to the centre of the same label; NaN if there is none or labels only count.
+    complete : bool
+        Whether it lies clear of the border of the scan: the reference's, else the predicted one.
     """
 
     kind: Literal["reference", "extra", "partial", "unmatched"]
@@ -81,6 +83,7 @@ class VertebraScore:
     predicted_volume_mm3: float = 0.0
     identified: bool | None = None
     localisation_error_mm: float = float("nan")
+    complete: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +304,8 @@ def score_masks(
     scores = []
     for label in scene.reference.labels:
         shape = _shape_scores(scene, (label, matches.get(label, _NO_LABEL)), found_dice)
-        scores.append(VertebraScore("reference", label, **shape, **places.get(label, {})))
+        complete = not scene.reference.touches_border(label)
+        scores.append(VertebraScore("reference", label, **shape, **places.get(label, {}), complete=complete))
     return scores + _scores_without_reference(scene, matches)
 
 
@@ -374,8 +378,8 @@ def _scores_without_reference(scene: _Scene, matches: dict[int, int]) -> list[Ve
         overlaps = scene.table[1:, label].max(initial=0) > EXTRA_OVERLAP * voxels
         if overlaps and label in matches.values():
             continue
-        outside = "partial" if scene.predicted.touches_border(label) else "extra"
-        kind = "unmatched" if overlaps else outside
+        complete = not scene.predicted.touches_border(label)
+        kind = "unmatched" if overlaps else "extra" if complete else "partial"
         volume = scene.volume_mm3(voxels)
-        scores.append(VertebraScore(kind, label, label, predicted_volume_mm3=volume))
+        scores.append(VertebraScore(kind, label, label, predicted_volume_mm3=volume, complete=complete))
     return scores
