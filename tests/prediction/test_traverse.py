@@ -313,6 +313,25 @@ def test_leaks_are_cut_back(heat, leak):
     assert [v.remarks for v in result.vertebrae] == [("leak",)] * 5 + [()]
 
 
+def test_a_piece_of_a_cut_vertebra_given_with_the_first_whole_one_is_no_vertebra(heat):
+    cut = column()
+    for rank, i in enumerate(CENTRES[:, 2].astype(int), start=1):  # ten slices high: they touch
+        cut.data[16:25, 17:28, i - 5 : i + 5] = rank
+    cut.data[16:25, 17:28, :16] = 0  # three slices of the first are left
+
+    def predict(ct, memory):
+        ranks = np.maximum(ct, 0).astype(int)
+        shown, known = (np.bincount(r.ravel(), minlength=8) for r in (ranks, ranks[memory > 0]))
+        left = [rank for rank in range(1, 7) if known[rank] < shown[rank] / 2]
+        # What is left of the first is given together with the second.
+        return np.isin(ranks, [1, 2] if left[:1] == [1] else left[:1]).astype(np.float32)
+
+    result = walk(cut, heat, predict, settings=SMALL)
+    expected = np.maximum(cut.data - 1, 0)
+    np.testing.assert_array_equal(result.labels.data, expected)
+    assert [v.remarks for v in result.vertebrae] == [("leak",)] + [()] * 4
+
+
 def test_vertebrae_at_the_border_of_the_scan_are_partial(heat):
     cut = column()
     cut.data[:, :, :13][cut.data[:, :, :13] == 1] = 0

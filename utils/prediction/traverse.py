@@ -27,7 +27,8 @@ What the robust walk adds (`WalkSettings.robust`; off in the preset `paper`):
   first look for the next vertebra is where the last two say that it lies. Both save calls.
 - *Leaks*: a prediction out of proportion to its neighbours, and the first one, which has none, is asked
   about: with its upper part in the memory, does the network give the rest as another vertebra
-  (`walk_checks.is_leak`)? Then that is cut off, before anything is written.
+  (`walk_checks.is_leak`)? Then that is cut off, before anything is written. What the first one holds of a
+  vertebra above it, which the scan cuts, goes into the memory alone.
 - *Above the first*: with an empty memory the patch moves up until nothing new is there.
 - *Gaps*: where the distance of neighbours says that a vertebra was skipped, a second look, the patch on the
   gap, then with its top just above it (a vertebra that the network does not give hides those below it, as
@@ -62,6 +63,7 @@ from utils.prediction.walk_checks import (
     gaps_in,
     is_cut,
     is_leak,
+    is_piece_above,
     leaves_enough,
     odd_volume,
     upper_parts,
@@ -346,7 +348,11 @@ class _Walk:
             verdict = is_leak(
                 vertebra.mask, upper, answer, least_voxels=self._least_voxels, least_share=share
             )
-            if verdict and leaves_enough(largest_piece(vertebra.mask & ~answer), vertebra.mask, usual):
+            left, given = (largest_piece(vertebra.mask & part) for part in (~answer, answer))
+            if verdict and usual is None and is_piece_above(left, given):
+                cut = self._cut(vertebra, left)
+                self.labels[vertebra.box][left] = FRAGMENT
+            elif verdict and leaves_enough(left, vertebra.mask, usual):
                 cut = self._cut(vertebra, answer)
             if verdict is not None:
                 break

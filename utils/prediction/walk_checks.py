@@ -52,6 +52,9 @@ _LEAK_LEFT, _LEAK_UNEVEN, _LEAK_ABOVE, _LEAK_SOLID = 0.02, 0.02, 0.15, 0.2
 #: A prediction up to this volume, relative to its neighbours, is left whole where a cut would leave less than
 #: that.
 _WHOLE_VOLUME, _CUT_VOLUME = 1.45, 0.65
+#: Where no neighbours speak, the upper of two is at least this share of the lower; less is what the border of
+#: a scan leaves of a vertebra, given together with the first whole one.
+_LEAST_FIRST = 0.4
 #: Share of the upper part from which on the network has given the same vertebra again.
 _LEAK_UPPER = 0.25
 #: Distance of neighbours where no others say it, in mm: as in the mid thorax.
@@ -306,6 +309,19 @@ def leaves_enough(cut: np.ndarray, whole: np.ndarray, usual: float | None) -> bo
     if usual is None:
         return True
     return np.count_nonzero(whole) > _WHOLE_VOLUME * usual or np.count_nonzero(cut) >= _CUT_VOLUME * usual
+
+
+def is_piece_above(upper: np.ndarray, lower: np.ndarray) -> bool:
+    """Tell whether the first prediction of a scan holds, above its vertebra, a piece of one that is cut.
+
+    Taken for a vertebra, it would make all below it seem too large.
+
+    Parameters
+    ----------
+    upper, lower : np.ndarray of bool
+        The two parts of the prediction.
+    """
+    return np.count_nonzero(upper) < _LEAST_FIRST * np.count_nonzero(lower)
 
 
 def _height_above(upper: np.ndarray, lower: np.ndarray) -> float:
