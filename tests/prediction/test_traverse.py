@@ -313,7 +313,7 @@ def test_leaks_are_cut_back(heat, leak):
     assert [v.remarks for v in result.vertebrae] == [("leak",)] * 5 + [()]
 
 
-def test_a_piece_of_a_cut_vertebra_given_with_the_first_whole_one_is_no_vertebra(heat):
+def test_nothing_is_measured_by_a_piece_of_a_cut_vertebra_given_with_the_first_whole_one(heat):
     cut = column()
     for rank, i in enumerate(CENTRES[:, 2].astype(int), start=1):  # ten slices high: they touch
         cut.data[16:25, 17:28, i - 5 : i + 5] = rank
@@ -323,13 +323,19 @@ def test_a_piece_of_a_cut_vertebra_given_with_the_first_whole_one_is_no_vertebra
         ranks = np.maximum(ct, 0).astype(int)
         shown, known = (np.bincount(r.ravel(), minlength=8) for r in (ranks, ranks[memory > 0]))
         left = [rank for rank in range(1, 7) if known[rank] < shown[rank] / 2]
+        begun = [rank for rank in range(2, 7) if 0.25 * shown[rank] < known[rank] < 0.9 * shown[rank]]
+        if begun:  # knowing a part, it gives the rest, not along the flat border of that, with the next one
+            rest = (ranks == begun[0]) & (memory == 0)
+            rest[:, ::2] |= np.roll(rest, -2, axis=2)[:, ::2] & (ranks == begun[0])[:, ::2]
+            return (rest | (ranks == begun[0] + 1)).astype(np.float32)
         # What is left of the first is given together with the second.
         return np.isin(ranks, [1, 2] if left[:1] == [1] else left[:1]).astype(np.float32)
 
     result = walk(cut, heat, predict, settings=SMALL)
-    expected = np.maximum(cut.data - 1, 0)
-    np.testing.assert_array_equal(result.labels.data, expected)
-    assert [v.remarks for v in result.vertebrae] == [("leak",)] + [()] * 4
+    np.testing.assert_array_equal(result.labels.data, cut.data)
+    assert "leak" in result.vertebrae[0].remarks and not any(
+        "leak" in v.remarks for v in result.vertebrae[1:]
+    )
 
 
 def test_vertebrae_at_the_border_of_the_scan_are_partial(heat):

@@ -27,8 +27,8 @@ What the robust walk adds (`WalkSettings.robust`; off in the preset `paper`):
   first look for the next vertebra is where the last two say that it lies. Both save calls.
 - *Leaks*: a prediction out of proportion to its neighbours, and the first one, which has none, is asked
   about: with its upper part in the memory, does the network give the rest as another vertebra
-  (`walk_checks.is_leak`)? Then that is cut off, before anything is written. What the first one holds of a
-  vertebra above it, which the scan cuts, goes into the memory alone.
+  (`walk_checks.is_leak`)? Then that is cut off, before anything is written. Where all that is left of the
+  first one is what the scan's border leaves of it, the second one speaks for the volumes below.
 - *Above the first*: with an empty memory the patch moves up until nothing new is there.
 - *Gaps*: where the distance of neighbours says that a vertebra was skipped, a second look, the patch on the
   gap, then with its top just above it (a vertebra that the network does not give hides those below it, as
@@ -152,6 +152,8 @@ class _Walk:
         #: By their number in `labels`, in the order of finding.
         self.found: dict[int, FoundVertebra] = {}
         self.field = field_of(ct)
+        #: Voxels of the second vertebra, where the first one is a piece that nothing is to be measured by.
+        self.below_piece: int | None = None
         #: Heights at which the patch showed nothing new.
         self.in_vain: list[float] = []
         self._least_voxels = settings.min_volume_mm3 / settings.spacing_mm**3
@@ -315,10 +317,18 @@ class _Walk:
 
     def _is_a_cut_piece(self, view: View) -> bool:
         """Whether the patch shows only a piece of a vertebra that hides when the patch moves to it."""
-        usual = usual_volume(self.column, view.vertebra.centre[2])
+        usual = self._usual_volume(view.vertebra)
         if not self.settings.robust or usual is None or volume_voxels(view.vertebra) >= LEAST_PIECE * usual:
             return False
         return view.is_cut_by_patch(self.settings.patch_voxels, self.labels.shape)
+
+    def _usual_volume(self, vertebra: FoundVertebra) -> float | None:
+        """Give the volume that the neighbours of a vertebra speak for, in voxels; None without neighbours."""
+        if self.below_piece is None:
+            return usual_volume(self.column, vertebra.centre[2])
+        others = [each for number, each in self.found.items() if number > 1]
+        usual = usual_volume(others, vertebra.centre[2])
+        return self.below_piece if usual is None else usual
 
     def _take(self, view: View, remark: str | None) -> FoundVertebra:
         vertebra = view.vertebra
@@ -333,7 +343,7 @@ class _Walk:
     def _without_leak(self, view: View, memory: np.ndarray) -> View:
         """Ask whether the prediction holds a second vertebra, if it may, and cut it off (see `is_leak`)."""
         vertebra = view.vertebra
-        usual = usual_volume(self.column, vertebra.centre[2])
+        usual = self._usual_volume(vertebra)
         above = [each for each in self.column if each.centre[2] < vertebra.centre[2]][-2:]
         leaked = any(LEAK in each.remarks for each in above)
         most = LEAK_VOLUME_BELOW_LEAK if leaked else LEAK_VOLUME
@@ -349,11 +359,10 @@ class _Walk:
                 vertebra.mask, upper, answer, least_voxels=self._least_voxels, least_share=share
             )
             left, given = (largest_piece(vertebra.mask & part) for part in (~answer, answer))
-            if verdict and usual is None and is_piece_above(left, given):
-                cut = self._cut(vertebra, left)
-                self.labels[vertebra.box][left] = FRAGMENT
-            elif verdict and leaves_enough(left, vertebra.mask, usual):
+            if verdict and leaves_enough(left, vertebra.mask, usual):
                 cut = self._cut(vertebra, answer)
+                if usual is None and is_piece_above(left, given):
+                    self.below_piece = np.count_nonzero(given)
             if verdict is not None:
                 break
         self.looker.part = part

@@ -312,9 +312,9 @@ def leaves_enough(cut: np.ndarray, whole: np.ndarray, usual: float | None) -> bo
 
 
 def is_piece_above(upper: np.ndarray, lower: np.ndarray) -> bool:
-    """Tell whether the first prediction of a scan holds, above its vertebra, a piece of one that is cut.
+    """Tell whether the upper of two vertebrae that were taken for one is a piece that the border has left.
 
-    Taken for a vertebra, it would make all below it seem too large.
+    Measured by it, all below would seem too large.
 
     Parameters
     ----------
