@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.prediction.column import AFFINE, CENTRES, Scripted, column, heat_of, oracle
+from tests.prediction.column import AFFINE, CENTRES, SHAPE, Scripted, column, heat_of, oracle
 from utils.imaging.centroids import centroids_of_mask, read_centroids
 from utils.imaging.volume import (
     Volume,
@@ -21,7 +21,7 @@ from utils.imaging.volume import (
     working_grid,
 )
 from utils.prediction.traverse import WalkSettings, walk
-from utils.prediction.walk_checks import leaves_enough
+from utils.prediction.walk_checks import field_of, leaves_enough, search_points
 from utils.verse.labels import ranks_of_mask
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -90,8 +90,10 @@ def test_a_heatmap_on_a_coarse_grid_leads_the_same_way():
 def test_a_cold_heatmap_gives_no_vertebra(heat):
     cold = Volume(np.full_like(heat.data, 0.29), heat.affine)
     predict = Recorder(oracle)
-    result = walk(column(), cold, predict, settings=SMALL)
+    result = walk(column(), cold, predict, settings=PUBLISHED)
     assert result.vertebrae == () and not result.labels.data.any() and not predict.asked
+    # The robust walk searches patch by patch.
+    np.testing.assert_array_equal(walk(column(), cold, oracle, settings=SMALL).labels.data, column().data)
 
 
 def test_an_empty_predictor_steps_down_and_ends(heat):
@@ -102,8 +104,10 @@ def test_an_empty_predictor_steps_down_and_ends(heat):
     assert len(predict.asked) == SMALL.max_steps_down + 1
     predict = Recorder(predict.predict)
     assert walk(column(), heat, predict, settings=SMALL).remarks == ("spine not covered",)
-    # Some more where 30 slices of spine are left.
-    assert SMALL.max_steps_down + 1 < len(predict.asked) <= SMALL.max_steps_down + 1 + 4
+    # Some more where 30 slices of spine are left, and a search, one call a point.
+    searched = len(search_points(field_of(column()), SMALL.patch_voxels / 2))
+    assert SMALL.max_steps_down + 1 < len(predict.asked) <= SMALL.max_steps_down + 1 + 4 + searched
+    assert searched == 8
 
 
 def test_a_gap_is_stepped_over(heat):
@@ -336,6 +340,46 @@ def test_nothing_is_measured_by_a_piece_of_a_cut_vertebra_given_with_the_first_w
     assert "leak" in result.vertebrae[0].remarks and not any(
         "leak" in v.remarks for v in result.vertebrae[1:]
     )
+
+
+def wide_column():
+    """The column in one corner of a scan four patches wide, and a heatmap that marks the other corner."""
+    data = np.zeros((120, 130, SHAPE[2]), np.float32)
+    data[: SHAPE[0], : SHAPE[1]] = column().data
+    heat = heat_of(np.array([[100.0, 110.0, 40.0]]), data.shape, AFFINE, sigma=8.0)
+    return Volume(data, AFFINE), heat
+
+
+def test_a_spine_is_found_where_the_heatmap_marks_something_else():
+    ct, wrong = wide_column()
+    result = walk(ct, wrong, oracle, settings=SMALL)
+    np.testing.assert_array_equal(result.labels.data, ct.data)
+    assert all("searched" in v.remarks or "found above" in v.remarks for v in result.vertebrae)
+    assert "spine not covered" not in result.remarks
+    assert len(walk(ct, wrong, oracle, settings=PUBLISHED).vertebrae) == 0
+    cold = Volume(np.zeros_like(wrong.data), wrong.affine)
+    np.testing.assert_array_equal(walk(ct, cold, oracle, settings=SMALL).labels.data, ct.data)
+
+
+def test_one_vertebra_that_the_heatmap_leads_to_is_believed_and_one_that_a_search_finds_is_not():
+    ct, wrong = wide_column()
+    ct.data[ct.data > 1] = 0
+    assert len(walk(ct, wrong, oracle, settings=SMALL).vertebrae) == 0
+    right = heat_of(CENTRES[:1], ct.shape, AFFINE, sigma=5.0)
+    (only,) = walk(ct, right, oracle, settings=SMALL).vertebrae
+    assert only.remarks == ()
+
+
+def test_the_points_of_a_search_leave_no_place_out():
+    field = (slice(10, 90), slice(0, 30), slice(5, 64))
+    points = np.array(search_points(field, 16.0))
+    heights = np.unique(points[:, 2])
+    assert points[:, 2].tolist() == sorted(points[:, 2])
+    first = points[points[:, 2] == heights[0]]
+    assert (np.diff(np.hypot(first[:, 0] - 50, first[:, 1] - 15)) >= -1e-9).all()
+    for axis, side in enumerate(field):
+        places = np.array([side.start, *np.unique(points[:, axis]), side.stop])
+        assert np.diff(places).max() <= 24  # one and a half steps: patches of two steps overlap
 
 
 def test_vertebrae_at_the_border_of_the_scan_are_partial(heat):

@@ -20,6 +20,7 @@ from utils.prediction.quality import (
 from utils.prediction.walk_records import (
     CALLS_USED_UP,
     GAP_ABOVE,
+    SEARCHED,
     SECOND_LOOK,
     SECOND_START,
     SPINE_NOT_COVERED,
@@ -34,6 +35,7 @@ _VERTEBRA_REMARKS = {
     LEAK_OF_WALK: (LEAK, "predicted together with part of its neighbour, which was cut off"),
     ODD_VOLUME_OF_WALK: (ODD_VOLUME, "volume out of proportion to its neighbours' during the walk"),
     SECOND_LOOK: (OTHER, "found on a second look into a gap"),
+    SEARCHED: (OTHER, "found by a search of the whole scan, where the heatmap led to nothing"),
     SECOND_START: (OTHER, "found on a second start, where the heatmap had more spine"),
 }
 _WALK_REMARKS = {

@@ -34,6 +34,8 @@ What the robust walk adds (`WalkSettings.robust`; off in the preset `paper`):
   gap, then with its top just above it (a vertebra that the network does not give hides those below it, as
   long as the patch shows it), then without the memory of what would be there.
 - *Second starts* where the heatmap has spine that neither a vertebra nor a look covers.
+- *A search* patch by patch, as of Lessmann et al., where the heatmap led to fewer than two vertebrae: it may
+  mark something else. Two that follow one another end it.
 
 Nothing given to one vertebra is given to another. Every loop is bounded, whatever the network answers, and
 so is the number of calls (`WalkSettings.max_calls`).
@@ -66,6 +68,7 @@ from utils.prediction.walk_checks import (
     is_piece_above,
     leaves_enough,
     odd_volume,
+    search_points,
     upper_parts,
     usual_volume,
     volume_voxels,
@@ -82,6 +85,7 @@ from utils.prediction.walk_records import (
     NO_CONVERGENCE,
     ODD_VOLUME,
     REMARKS,
+    SEARCHED,
     SECOND_LOOK,
     SECOND_START,
     SPINE_NOT_COVERED,
@@ -94,6 +98,8 @@ from utils.prediction.walk_records import (
 
 __all__ = ["REMARKS", "FoundVertebra", "PredictPatch", "WalkResult", "WalkSettings", "WalkStep", "walk"]
 
+#: Fewer vertebrae than this, which a wrong heatmap may lead to, are not believed without a search.
+LEAST_COLUMN = 2
 #: The next vertebra is expected at most this much further on than the median so far, and this far.
 MOST_GROWTH, MOST_DISTANCE_MM = 1.25, 45.0
 #: A vertebra gives voxels back to one found below it only if it is this much larger than its neighbours, and
@@ -122,8 +128,8 @@ def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSetti
     Returns
     -------
     WalkResult
-        The vertebrae from the top down, with what is to be said of them; none if the heat nowhere reaches
-        the threshold.
+        The vertebrae from the top down, with what is to be said of them. With the published walk, none if the
+        heat nowhere reaches the threshold.
 
     Raises
     ------
@@ -138,16 +144,30 @@ def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSetti
     if settings.robust:
         run.start_again()
         run.look_into_gaps()
+    if settings.robust and len(run.found) < LEAST_COLUMN:
+        search = _Walk(ct, heat, predict, settings, looker=run.looker)
+        search.search()
+        run = search if len(search.found) >= LEAST_COLUMN else run
     return run.result()
 
 
 class _Walk:
     """One walk: what was found so far, and the parts that find more."""
 
-    def __init__(self, ct: Volume, heat: Volume, predict: PredictPatch, settings: WalkSettings):
+    def __init__(
+        self,
+        ct: Volume,
+        heat: Volume,
+        predict: PredictPatch,
+        settings: WalkSettings,
+        *,
+        looker: Looker | None = None,
+    ) -> None:
+        """Begin anew, or, with the looker of a walk that the heat led to nothing, without trust in it."""
         self.settings = settings
-        self.ct, self.heat = ct, SpineHeat(heat, ct.affine, settings)
-        self.looker = Looker(ct, heat, predict, settings)
+        self.ct = ct
+        self.heat = SpineHeat(heat, ct.affine, settings, is_trusted=looker is None)
+        self.looker = Looker(ct, heat, predict, settings) if looker is None else looker
         self.labels = np.zeros(ct.shape, np.uint8)
         #: By their number in `labels`, in the order of finding.
         self.found: dict[int, FoundVertebra] = {}
@@ -225,6 +245,21 @@ class _Walk:
             height = min(begin + quarter, (begin + end) / 2)
             self.in_vain.append(height)
             self.walk_down(self.heat.hottest_at(height), part="second start", remark=SECOND_START)
+
+    def search(self) -> None:
+        """Look patch by patch, from the top down, until two vertebrae follow one another."""
+        for point in search_points(self.field, self.settings.patch_voxels / 2):
+            if self.is_full or self.walk_down(point, part="search", remark=SEARCHED) >= LEAST_COLUMN:
+                break
+            self._forget_all()
+        if self.found:
+            self.look_above()
+            self.look_into_gaps()
+
+    def _forget_all(self) -> None:
+        self.labels[:] = 0
+        self.found.clear()
+        self.below_piece = None
 
     def result(self) -> WalkResult:
         """Number the vertebrae from the top down and say what is to be said of them."""

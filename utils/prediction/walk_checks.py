@@ -6,6 +6,7 @@ centres grows from about 15 mm in the neck to 38 mm at L5, the volume from 13 to
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -341,6 +342,31 @@ def field_of(ct: Volume) -> tuple[slice, ...]:
         shown = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
         sides.append(slice(int(shown[0]), int(shown[-1]) + 1) if shown.size else slice(0, ct.shape[axis]))
     return tuple(sides)
+
+
+def search_points(field: tuple[slice, ...], step: float) -> list[np.ndarray]:
+    """Give points that patches are placed on to find a spine anywhere in a scan.
+
+    Parameters
+    ----------
+    field : tuple of slice
+        The box that the scan shows, as of `field_of`.
+    step : float
+        Voxels between two points along each axis: half of a patch, so that all lies well inside of one.
+
+    Returns
+    -------
+    list of np.ndarray, (3,)
+        From the top down; at one height from the middle of the scan outwards.
+    """
+    axes = []
+    for side in field:
+        count = max(1, round((side.stop - side.start) / step) - 1)
+        between = (side.stop - side.start) / (count + 1)
+        axes.append(side.start + between * np.arange(1, count + 1))
+    middle = [(side.start + side.stop) / 2 for side in field[:2]]
+    places = sorted(itertools.product(*axes[:2]), key=lambda place: np.hypot(*np.subtract(place, middle)))
+    return [np.array([*place, height]) for height in axes[2] for place in places]
 
 
 def is_cut(vertebra: FoundVertebra, field: tuple[slice, ...]) -> bool:

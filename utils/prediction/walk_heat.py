@@ -31,10 +31,15 @@ class SpineHeat:
         Affine of the working grid, to mm.
     settings : WalkSettings
         Thresholds, the rule that ends the walk, and the patch.
+    is_trusted : bool
+        False for a heatmap that led to nothing: it ends no walk, and leads none on.
     """
 
-    def __init__(self, heat: Volume, affine: np.ndarray, settings: WalkSettings) -> None:
+    def __init__(
+        self, heat: Volume, affine: np.ndarray, settings: WalkSettings, *, is_trusted: bool = True
+    ) -> None:
         self._heat, self._affine, self._settings = heat, affine, settings
+        self._is_trusted = is_trusted
         self.profile, self.heights = heat_profile(heat, affine)
 
     def top(self) -> np.ndarray | None:
@@ -43,6 +48,8 @@ class SpineHeat:
 
     def step_down(self, point: np.ndarray) -> np.ndarray | None:
         """Give the hottest point a step further down the spine; None where it ends."""
+        if not self._is_trusted:
+            return None
         return point_below(
             self._heat,
             point,
@@ -60,7 +67,9 @@ class SpineHeat:
     def is_spine(self, point: np.ndarray, column: Sequence[FoundVertebra]) -> bool:
         """Whether the spine of the vertebrae found so far runs through the height of a point."""
         height = np.array([point[2]])
-        return bool(np.interp(height, self.heights, self.profile) >= self._needed(height, column))
+        return self._is_trusted and bool(
+            np.interp(height, self.heights, self.profile) >= self._needed(height, column)
+        )
 
     def ends_before(self, vertebra: FoundVertebra, found: Sequence[FoundVertebra]) -> bool:
         """Whether a vertebra lies below the spine: its heat is low beside that of the last ones found.
@@ -68,7 +77,7 @@ class SpineHeat:
         The robust walk goes on where the heat rises again below: the vertebra lies in a gap of the heatmap.
         """
         settings = self._settings
-        if settings.end_rule != "relative" or not found:
+        if not self._is_trusted or settings.end_rule != "relative" or not found:
             return False
         level = settings.relative_heat * np.mean([each.heat for each in found[-COMPARED_WITH:]])
         if vertebra.heat >= level:
@@ -97,6 +106,8 @@ class SpineHeat:
         list of (float, float)
             First and last height of each, from the top down.
         """
+        if not self._is_trusted:
+            return []
         settings = self._settings
         distances = distances_voxels(column)
         usual = float(np.median(distances)) if distances.size else USUAL_DISTANCE_MM / settings.spacing_mm

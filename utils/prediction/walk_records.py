@@ -33,7 +33,9 @@ SECOND_LOOK = "second look"
 FOUND_ABOVE = "found above"
 #: It was found on a second start, where the heatmap has spine that the walk had not met.
 SECOND_START = "second start"
-REMARKS = (GAP_ABOVE, LEAK, NO_CONVERGENCE, ODD_VOLUME, SECOND_LOOK, FOUND_ABOVE, SECOND_START)
+#: It was found patch by patch, where the heatmap led to nothing.
+SEARCHED = "searched"
+REMARKS = (GAP_ABOVE, LEAK, NO_CONVERGENCE, ODD_VOLUME, SECOND_LOOK, FOUND_ABOVE, SECOND_START, SEARCHED)
 
 # What can be said of a whole walk (`WalkResult.remarks`).
 #: The heatmap has spine over the length of a vertebra or more where none was found.
