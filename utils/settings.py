@@ -247,6 +247,9 @@ class RunSettings:
     processes, from TF_CONFIG or SLURM); "auto" takes workers where either is set, else every visible GPU."""
     moving_average: float = 0.0
     """Decay of a moving average of the weights, such as .999; it is validated and saved then. 0 is none."""
+    keep_last: bool = False
+    """Keep the last network as best.keras, not that of the lowest validation loss: for where the validation
+    shows other scans than the network is meant for."""
     stop_after: int = 0
     """Stop after so many validations without a lower loss; 0 never stops early."""
     plateau_after: int = 0
@@ -563,6 +566,8 @@ _STARTER: dict[type, dict[str, Any]] = {
         # Phantoms show the surroundings of the spine alone; images from their masks show the whole trunk too.
         "mixture": (0.25, 0.2, 0.3, 0.25),
         "moving_average": 0.99,
+        # Generated spines alone are held out, and say little of real scans.
+        "keep_last": True,
     },
     SegmentationTrainingSettings: {
         # Few real scans are shown often, and their masks oftener, in looks that no scan repeats; masks of
@@ -574,6 +579,7 @@ _STARTER: dict[type, dict[str, Any]] = {
         # 60 steps an epoch, a minute on two cores: 1,200 after the 3,200 of the networks it begins with.
         "epochs": 20,
         "moving_average": 0.995,
+        "keep_last": True,
     },
 }
 #: What the presets change in the defaults above. `full` changes nothing.

@@ -65,6 +65,8 @@ class RunOptions:
         over the parts, and the update is that of the whole batch (batch normalisation sees the parts).
     moving_average : float
         Decay of a moving average of the weights, which is then what is validated and saved; 0 is none.
+    keep_last : bool
+        Whether ``best.keras`` is always the last model: where validation shows other data than are meant.
     stop_after : int
         Validations without a lower loss after which the run ends; 0 for never.
     plateau_after : int
@@ -79,6 +81,7 @@ class RunOptions:
 
     accumulate: int = 1
     moving_average: float = 0.0
+    keep_last: bool = False
     stop_after: int = 0
     plateau_after: int = 0
     plateau_factor: float = 0.5
@@ -522,7 +525,7 @@ class Trainer:
     def _save_models(self, row: Row) -> None:
         """Save the model as the last, and as the best if its validation loss is the lowest so far.
 
-        Without validation data the training loss decides.
+        Without validation data the training loss decides. With `keep_last` every model counts as the best.
         """
         loss = row["loss"] if row["val_loss"] is None else row["val_loss"]
         is_best = loss < float(self.best.numpy())
@@ -530,7 +533,7 @@ class Trainer:
             self.best.assign(loss)
         if self.is_chief:
             self._save_model("last.keras")
-            if is_best:
+            if is_best or self.options.keep_last:
                 self._save_model("best.keras")
 
     # ------------------------------------------------------------------ the run

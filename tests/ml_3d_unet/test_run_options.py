@@ -74,6 +74,25 @@ def test_parts_are_seen_by_the_network_one_by_one(tmp_path):
     assert sizes == [2, 1]
 
 
+@pytest.mark.parametrize("keep_last", [False, True])
+def test_the_best_is_that_of_the_lowest_validation_loss_or_the_last(tmp_path, keep_last):
+    # From the weight 1 training goes to 0; validation wants it to stay at 1 (x = 1, y = 1).
+    valid_ds = tf.data.Dataset.from_tensor_slices((X[:1], np.ones((1, 1), "float32"))).batch(1)
+    trainer, rows = train(
+        tmp_path,
+        data=pairs(X[:1]),
+        valid_ds=valid_ds,
+        rate=0.1,
+        EPOCHS=3,
+        **with_options(keep_last=keep_last),
+    )
+    losses = [row["val_loss"] for row in rows]
+    assert losses == sorted(losses) and losses[0] < losses[-1]
+    last, best = (weight_of(keras.models.load_model(tmp_path / f"{name}.keras")) for name in ("last", "best"))
+    assert last == pytest.approx(weight_of(trainer.model))
+    assert (best == last) == keep_last
+
+
 # ---------------------------------------------------------------- moving average
 
 

@@ -33,7 +33,7 @@ from utils.settings import (
 
 #: Settings that may change between a run and its resume without making it another run.
 _FREE_SETTINGS = (
-    *("epochs", "device", "work_dir", "skip_bad", "save_minutes", "tensorboard", "stop_after"),
+    *("epochs", "device", "work_dir", "skip_bad", "save_minutes", "tensorboard", "stop_after", "keep_last"),
     # What "auto" comes to is compared instead, as "computed_in" and "replica_count".
     *("precision", "replicas"),
 )
