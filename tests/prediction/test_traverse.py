@@ -280,6 +280,13 @@ def test_spine_that_the_walk_did_not_reach_is_started_in_again(heat):
     assert ["second start" in v.remarks for v in result.vertebrae] == [False, False, True, True, True, True]
     published = dataclasses.replace(settings, robust=False)
     assert len(walk(column(), heat, halting, settings=published).vertebrae) == 2
+    # Once it has a vertebra, a second start goes on past one out of proportion, as the walk does.
+    odd = column()
+    p, r, i = CENTRES[4].astype(int)
+    odd.data[p - 8 : p + 9, r - 9 : r + 10, i - 3 : i + 4] = 5  # 3.3 times as large as the others
+    result = walk(odd, heat, halting, settings=settings)
+    assert ["second start" in v.remarks for v in result.vertebrae] == [False, False, True, True, True, True]
+    assert "odd volume" in result.vertebrae[4].remarks
 
 
 def test_a_vertebra_that_is_skipped_is_found_on_a_second_look(heat):

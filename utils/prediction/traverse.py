@@ -200,7 +200,8 @@ class _Walk:
             view = self._next(point, vertebra)
             if view is None or self._ends_the_spine(view.vertebra):
                 break
-            refused = self._refusal(view.vertebra, remark, until)
+            is_first = len(self.found) == before
+            refused = self._refusal(view.vertebra, until, judges_volume=is_first and remark is not None)
             if refused:
                 self.looker.decide(f"refused: {refused}", view.vertebra)
                 break
@@ -504,11 +505,11 @@ class _Walk:
     def _is_a_fragment(self, vertebra: FoundVertebra) -> bool:
         return volume_voxels(vertebra) < self._least_voxels
 
-    def _refusal(self, vertebra: FoundVertebra, remark: str | None, until: float) -> str:
-        """Say why a vertebra is not taken; one of the ordinary walk always is."""
+    def _refusal(self, vertebra: FoundVertebra, until: float, *, judges_volume: bool) -> str:
+        """Say why a vertebra is not taken: the first one of another start is judged by those found before."""
         if vertebra.centre[2] >= until:
             return "lies below the vertebra that the walk began with"
-        if remark is None:
+        if not judges_volume:
             return ""
         near = sorted(self.found.values(), key=lambda each: abs(each.centre[2] - vertebra.centre[2]))
         return odd_volume(vertebra, near[:2], TAKEN_VOLUMES)
