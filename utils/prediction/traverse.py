@@ -69,6 +69,7 @@ from utils.prediction.walk_checks import (
     leaves_enough,
     odd_volume,
     search_points,
+    topmost,
     upper_parts,
     usual_volume,
     volume_voxels,
@@ -105,6 +106,8 @@ MOST_GROWTH, MOST_DISTANCE_MM = 1.25, 45.0
 #: A vertebra gives voxels back to one found below it only if it is this much larger than its neighbours, and
 #: if they are at least this share of the other.
 GIVEN_BACK_FROM, GIVEN_BACK_LEAST = 1.05, 0.05
+#: Where no neighbours speak, a second vertebra must be given again, by this share, with so much of it known.
+KNOWN_OF_SECOND, GIVEN_AGAIN = 0.35, 0.6
 #: What is held in the memory for a vertebra is the one above with this margin.
 HELD_MARGIN_MM = 4.0
 #: Share of its neighbours' volume that a piece cut by the patch must have to be taken as it is.
@@ -395,7 +398,8 @@ class _Walk:
                 vertebra.mask, upper, answer, least_voxels=self._least_voxels, least_share=share
             )
             left, given = (largest_piece(vertebra.mask & part) for part in (~answer, answer))
-            if verdict and leaves_enough(left, vertebra.mask, usual):
+            confirmed = usual is not None or (verdict and self._gives_again(view, memory, left, given))
+            if verdict and confirmed and leaves_enough(left, vertebra.mask, usual):
                 cut = self._cut(vertebra, answer)
                 if usual is None and is_piece_above(left, given):
                     self.below_piece = np.count_nonzero(given)
@@ -404,6 +408,15 @@ class _Walk:
         self.looker.part = part
         cut = dataclasses.replace(cut, calls=vertebra.calls + self.looker.calls - before)
         return dataclasses.replace(view, vertebra=cut)
+
+    def _gives_again(self, view: View, memory: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
+        """Whether the network gives the second part of a prediction again when it knows the top of that too.
+
+        It does with a vertebra. Of the rest of one that is cut in two it has forgotten the larger part then.
+        """
+        known = first | topmost(second, KNOWN_OF_SECOND)
+        answer = self._answer_knowing(view, memory, known)
+        return np.count_nonzero(answer & second) >= GIVEN_AGAIN * np.count_nonzero(second)
 
     def _answer_knowing(self, view: View, memory: np.ndarray, upper: np.ndarray) -> np.ndarray:
         """Give what the network sees, in the vertebra's box, when it knows only the vertebra's upper part."""

@@ -247,6 +247,14 @@ def upper_parts(mask: np.ndarray) -> list[np.ndarray]:
     return [mask & (np.arange(mask.shape[2]) < end) for end in sorted(ends) if end > heights[0]]
 
 
+def topmost(mask: np.ndarray, share: float) -> np.ndarray:
+    """Give the topmost slices of a mask that hold a share of its voxels, at least one."""
+    voxels = np.cumsum(mask.sum(axis=(0, 1)))
+    top = mask.copy()
+    top[:, :, int(np.searchsorted(voxels, share * voxels[-1])) + 1 :] = False
+    return top
+
+
 def is_leak(
     mask: np.ndarray, upper: np.ndarray, answer: np.ndarray, *, least_voxels: float, least_share: float
 ) -> bool | None:
