@@ -61,6 +61,12 @@ def same_device(monkeypatch):
     monkeypatch.setattr("utils.learning.runtime.choose_device", lambda device, preset=None: "cpu")
 
 
+@pytest.fixture(autouse=True)
+def no_starter_weights(monkeypatch, tmp_path):
+    """Networks that are shipped with the code must not stand in for those of a test."""
+    monkeypatch.setattr("utils.prediction.networks.STARTER_DIR", tmp_path / "not shipped")
+
+
 @pytest.fixture
 def labelled(fake, monkeypatch, tmp_path):  # noqa: F811
     """The fake networks with a labelling network that gives `RANKS`."""

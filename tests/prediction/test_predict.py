@@ -54,6 +54,12 @@ def same_device(monkeypatch):
     monkeypatch.setattr("utils.learning.runtime.choose_device", lambda device: "cpu")
 
 
+@pytest.fixture(autouse=True)
+def no_starter_weights(monkeypatch, tmp_path):
+    """Networks that are shipped with the code must not stand in for those of a test."""
+    monkeypatch.setattr("utils.prediction.networks.STARTER_DIR", tmp_path / "not shipped")
+
+
 @pytest.fixture
 def fake(monkeypatch) -> FakeNetworks:
     fake = FakeNetworks()
