@@ -80,6 +80,10 @@ WITHOUT ?=
 STARTER_FIRST ?= train-small
 STARTER_LEVELS ?= starter-levels
 STARTER ?= starter$(if $(strip $(WITHOUT)),-without$(subst $() ,,$(addprefix -,$(WITHOUT))))
+# Where each of the three works.
+FIRST_WORK = $(STARTER_FIRST)/work
+LEVELS_WORK = $(STARTER_LEVELS)/work
+STARTER_WORK = $(STARTER)/work
 STARTER_MASKS = $(shell find -L $(STARTER_DATA) -name '*_seg-vert_msk.nii.gz' -not -name 'sub-gl*' | sort)
 # Options of the trainings, such as --epochs 80, which must stay the same until they are done.
 STARTER_HEATMAP ?=
@@ -93,15 +97,15 @@ starter: .venv/installed
 		case "$(STARTER_MASKS) " in *"/$${name}_seg-vert_msk.nii.gz "*) ;;
 		*) echo "WITHOUT: expected names of cases below $(STARTER_DATA), found no $$name." >&2; exit 1;; esac
 	done
-	mkdir -p $(STARTER)/data $(STARTER)/work/models $(STARTER_LEVELS)/data
+	mkdir -p $(STARTER)/data $(STARTER_WORK)/models $(STARTER_LEVELS)/data
 	$(call trained_on_phantoms,$(STARTER_FIRST),60 5 20,$(SMALL_HEATMAP),$(SMALL_SEGMENTATION))
 	ln -sfn $(abspath $(STARTER_FIRST))/data $(STARTER_LEVELS)/data/phantoms
 	ln -sfn $(abspath $(STARTER_FIRST))/data $(STARTER)/data/phantoms
 	$(PHANTOM_CASES) --split training --variants half --seed 3001 --cases 48
 	$(PHANTOM_CASES) --split training --variants rare --seed 3003 --cases 60
 	$(PHANTOM_CASES) --split validation --variants half --seed 5005 --cases 15
-	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER_LEVELS)/data --work-dir $(STARTER_LEVELS)/work --preset small
-	$(RUN) train_labelling.py --work-dir $(STARTER_LEVELS)/work --preset small $(STARTER_LABELLING)
+	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER_LEVELS)/data --work-dir $(LEVELS_WORK) --preset small
+	$(RUN) train_labelling.py --work-dir $(LEVELS_WORK) --preset small $(STARTER_LABELLING)
 	set +x
 	for mask in $(STARTER_MASKS); do
 		name=$$(basename $$mask _seg-vert_msk.nii.gz)
@@ -113,19 +117,19 @@ starter: .venv/installed
 		set +x
 	done
 	set -x
-	$(RUN) pre_processing_heatmap.py --data-dir $(STARTER)/data --work-dir $(STARTER)/work --preset starter
-	$(RUN) train_heatmap.py --work-dir $(STARTER)/work --preset starter \
-		--start-from $(STARTER_FIRST)/work/models/heatmap $(STARTER_HEATMAP)
-	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER)/data --work-dir $(STARTER)/work --preset starter
-	$(RUN) train_segmentation.py --work-dir $(STARTER)/work --preset starter \
-		--start-from $(STARTER_FIRST)/work/models/segmentation $(STARTER_SEGMENTATION)
-	ln -sfn $(abspath $(STARTER_LEVELS))/work/models/labelling $(STARTER)/work/models/labelling
+	$(RUN) pre_processing_heatmap.py --data-dir $(STARTER)/data --work-dir $(STARTER_WORK) --preset starter
+	$(RUN) train_heatmap.py --work-dir $(STARTER_WORK) --preset starter \
+		--start-from $(FIRST_WORK)/models/heatmap $(STARTER_HEATMAP)
+	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER)/data --work-dir $(STARTER_WORK) --preset starter
+	$(RUN) train_segmentation.py --work-dir $(STARTER_WORK) --preset starter \
+		--start-from $(FIRST_WORK)/models/segmentation $(STARTER_SEGMENTATION)
+	ln -sfn $(abspath $(LEVELS_WORK))/models/labelling $(STARTER_WORK)/models/labelling
 	set +x
 	for network in heatmap segmentation labelling; do
 		mkdir -p $(STARTER)/shipped/$$network
-		cp $(STARTER)/work/models/$$network/{best.keras,settings.json} $(STARTER)/shipped/$$network
+		cp $(STARTER_WORK)/models/$$network/{best.keras,settings.json} $(STARTER)/shipped/$$network
 	done
-	echo "The networks: $(STARTER)/work/models, and what infer.py needs of them in $(STARTER)/shipped."
+	echo "The networks: $(STARTER_WORK)/models, and what infer.py needs of them in $(STARTER)/shipped."
 
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile

@@ -176,10 +176,9 @@ def validation_columns(
     """
     columns = []
     for place, case in enumerate(held_out.columns):
-        ct, ranks = held_out.labelling_scan(case)
-        for number in range(COLUMNS_A_SCAN):
-            generator = np.random.default_rng([settings.seed, place, number]) if number else None
-            part, seen = cut_column(ct, ranks, generator)
+        scan = held_out.labelling_scan(case)
+        for generator in _column_generators(settings, place, COLUMNS_A_SCAN):
+            part, seen = cut_column(*scan, generator)
             if generator is not None:
                 seen = disturbed_masks(seen, generator)
             found = _ranks_in(seen)
@@ -215,8 +214,7 @@ def predicted_columns(
     columns = []
     for place, case in enumerate(tqdm(held_out.columns, desc="calibration", unit="scan")):
         scan = held_out.working_scan(case)
-        for number in range(PREDICTED_COLUMNS_A_SCAN):
-            generator = np.random.default_rng([settings.seed, place, number]) if number else None
+        for generator in _column_generators(settings, place, PREDICTED_COLUMNS_A_SCAN):
             part, seen = cut_column(*scan, generator, least_shown=0.0)
             found = find(part)
             numbers, codes = true_codes_of(found, seen)
@@ -224,6 +222,13 @@ def predicted_columns(
                 votes = vertebra_votes(part, found, numbers, predict=predict, shape=settings.patch_voxels)
                 columns.append(LabelledColumn(votes, codes))
     return columns
+
+
+def _column_generators(
+    settings: LabellingTrainingSettings, place: int, count: int
+) -> list[np.random.Generator | None]:
+    """Give what the columns of a scan are cut by: the first one is the whole scan, the others are drawn."""
+    return [None, *(np.random.default_rng([settings.seed, place, number]) for number in range(1, count))]
 
 
 def true_codes_of(found: Volume, ranks: Volume) -> tuple[list[int], tuple[int, ...]]:
