@@ -77,12 +77,13 @@ def on_labelling_grid(ct: Volume, labels: Volume) -> tuple[Volume, Volume]:
         Axes (P, R, I), 2 mm; as they are if they lie on such a grid.
     """
     grid = working_grid(ct.grid, SPACING_MM)
-    if not _lies_on(ct, grid):
+    if not lies_on(ct, grid):
         ct = working_ct(ct, SPACING_MM, grid=grid)
-    return ct, labels if _lies_on(labels, grid) else resample_labels(labels, grid)
+    return ct, labels if lies_on(labels, grid) else resample_labels(labels, grid)
 
 
-def _lies_on(volume: Volume, grid: Grid) -> bool:
+def lies_on(volume: Volume, grid: Grid) -> bool:
+    """Whether the voxels of a volume are those of a grid."""
     return volume.shape == grid.shape and np.allclose(volume.affine, grid.affine, atol=1e-4)
 
 

@@ -21,7 +21,14 @@ from tqdm import tqdm
 from utils.imaging.volume import Volume, resample_labels
 from utils.learning import training
 from utils.learning.datasets import SegmentationData
-from utils.learning.labelling import PredictLevel, Votes, level_function, perturb, vertebra_votes
+from utils.learning.labelling import (
+    PredictLevel,
+    Votes,
+    level_function,
+    lies_on,
+    perturb,
+    vertebra_votes,
+)
 from utils.learning.models import MODEL_FILE, load_model
 from utils.learning.runtime import Runtime
 from utils.prediction.identify import sequence_log_probability, transitions_of
@@ -249,7 +256,7 @@ def true_codes_of(found: Volume, ranks: Volume) -> tuple[list[int], tuple[int, .
     codes : tuple of int
         Their codes; 0 for no vertebra.
     """
-    if ranks.shape != found.shape or not np.allclose(ranks.affine, found.affine, atol=1e-4):
+    if not lies_on(ranks, found.grid):
         ranks = resample_labels(ranks, found.grid)
     numbers = list(range(1, int(found.data.max(initial=0)) + 1))
     true = [int(np.bincount(ranks.data[found.data == number]).argmax()) for number in numbers]
