@@ -8,7 +8,7 @@ import pytest
 from tests.imaging.examples import DATA, NO_DATA, real
 from utils.imaging import label_images
 from utils.imaging.label_images import bone_parts, draw_look, field_of_view, label_image, label_scan
-from utils.imaging.label_maps import DEPTH_UNIT_MM, codes_in_field, label_map_of, level_of
+from utils.imaging.label_maps import DEPTH_UNIT_MM, codes_in_field, label_map_of, level_of, with_narrow_discs
 from utils.imaging.volume import read_mask, resample_labels, working_grid
 from utils.settings import HU_RANGE
 from utils.verse.labels import code_of_name
@@ -161,6 +161,18 @@ def test_c1_has_no_vertebra_above_and_l5_a_sacrum_below():
     middle = np.median(sacrum[:, 2])
     low, high = (sacrum[sacrum[:, 2] > middle, 0].mean(), sacrum[sacrum[:, 2] <= middle, 0].mean())
     assert low > high + 2
+
+
+@pytest.mark.parametrize(
+    ("voxels", "expected"),
+    [(0, "055000066000"), (1, "055500066600"), (2, "555500666600"), (3, "555550666660"), (9, "555550666666")],
+)
+def test_discs_become_thinner_and_never_vanish(voxels, expected):
+    codes = np.zeros((2, 3, 12), np.uint8)
+    codes[1, 1] = [0, 5, 5, 0, 0, 0, 0, 6, 6, 0, 0, 0]
+    narrow = with_narrow_discs(codes, voxels)
+    np.testing.assert_array_equal(narrow[1, 1], [int(digit) for digit in expected])
+    assert not narrow[0].any() and narrow.shape == codes.shape and codes.sum() == 22
 
 
 def test_a_missing_level_counts_as_two_pitches():

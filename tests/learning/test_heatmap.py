@@ -166,12 +166,13 @@ def test_batches_inside_compiled_functions_are_the_same(batch_of_two, jit_compil
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-def cropped(seed, least_mm):
+def cropped(seed, least_mm, **how):
     unmoved = {"flip_probability": 0.0, "rotation_degrees": 0.0}
     zooms = dict.fromkeys(("zoom_p", "zoom_r", "zoom_i"), (1.0, 1.0))
     settings = dataclasses.replace(moved_alone(**unmoved, **zooms), crop_least_mm=least_mm)
+    spacing_mm = np.array([2, 3, 4])
     return heatmap.draw_heatmap_example(
-        np.random.default_rng(seed), CENTROIDS, shape=SHAPE, settings=settings, spacing_mm=np.array([2, 3, 4])
+        np.random.default_rng(seed), CENTROIDS, shape=SHAPE, settings=settings, spacing_mm=spacing_mm, **how
     )
 
 
@@ -191,6 +192,21 @@ def test_a_crop_fills_the_grid_and_drops_what_it_does_not_show(seed):
     # Shown ones keep their place in the image.
     points = (drawn["points"][:3] + 0.5) * (high - low) / SHAPE + low
     np.testing.assert_allclose(points, CENTROIDS, atol=1e-4)
+
+
+def test_a_field_of_view_that_was_drawn_is_cropped_along_i_alone():
+    shares = np.array(
+        [
+            np.diag(cropped(seed, (24.0, 20.0, 32.0), has_own_field=own)["affine"])
+            for own in (True, False)
+            for seed in range(40)
+        ]
+    )
+    drawn, others = shares[:40], shares[40:]
+    np.testing.assert_allclose(drawn[:, :2], 1)
+    assert (drawn[:, 2] < 0.95).sum() > 30
+    # Of the others about every other one shows all of the trunk.
+    assert 10 < np.isclose(others[:, :2], 1).all(axis=1).sum() < 30
 
 
 def test_a_volume_that_is_smaller_than_the_smallest_crop_is_shown_whole():

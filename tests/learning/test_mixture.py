@@ -155,6 +155,30 @@ def test_the_labels_beside_a_drawn_ct_are_those_of_the_mask(data):
     assert np.median(alone["ct_hu"][bone]) > np.median(alone["ct_hu"][~bone])
 
 
+def test_discs_of_two_thirds_of_the_phantoms_are_drawn_thinner(data):
+    # In the order of their names; vertebrae of the masks are 4 voxels long, 2 apart.
+    all_phantoms = dataclasses.replace(data, phantoms=frozenset(data.columns), _label_maps={})
+    discs = []
+    for case in sorted(all_phantoms.phantoms):
+        codes = np.asarray(all_phantoms.label_map(case, examples.SPACING_MM).codes)
+        discs.append(np.count_nonzero(codes) - np.count_nonzero(all_phantoms.scans[case][1]))
+    assert discs[0] == 0 and discs[1] > 0 and discs[2] > 0
+    np.testing.assert_array_equal(data.label_map("sub-b", 2.0).codes, data.scans["sub-b"][1])
+
+
+def test_a_drawn_phantom_has_the_labels_that_it_was_drawn_from(data):
+    narrow = dataclasses.replace(data, phantoms=frozenset({"sub-", *data.phantoms}), _label_maps={})
+    assert not np.array_equal(narrow.label_map("sub-a", 2.0).codes, narrow.scans["sub-a"][1])
+    made = datasets.segmentation_example(
+        narrow, 1 + 7, np.random.default_rng(4), spacing_mm=2.0, settings=settings(mixture=(0, 0, 1, 0))
+    )
+    plain = datasets.segmentation_example(
+        narrow, 1, np.random.default_rng(4), spacing_mm=2.0, settings=settings()
+    )
+    grown = np.asarray(made["codes"]) != np.asarray(plain["codes"])
+    assert grown.any() and not np.asarray(plain["codes"])[grown].any()
+
+
 def test_masks_alone_stay_out_where_nothing_is_mixed(data):
     plain = settings(mixture=None, examples_per_epoch=0)
     assert set(datasets.segmentation_groups(data, plain)[0]) == {0, 1, 2, 3, 4}

@@ -118,6 +118,37 @@ def test_a_new_network_takes_over_trained_weights(directory):
     assert not all(np.array_equal(a, b) for a, b in zip(network.get_weights(), before))
 
 
+INSTANCE = SegmentationTrainingSettings(filters=(2, 3, 4, 5), patch_voxels=8, norm="instance")
+
+
+def test_instance_normalisation_has_no_moving_statistics():
+    names = {weight.name for weight in models.build_segmentation_network(INSTANCE).weights}
+    assert names and not names & {"moving_mean", "moving_variance"}
+
+
+def test_an_example_is_normalised_by_itself_alone():
+    network = models.build_segmentation_network(INSTANCE)
+    patches = np.random.default_rng(0).normal(size=(2, 8, 8, 8, 2)).astype(np.float32)
+    both = network(patches, training=True).numpy()
+    np.testing.assert_allclose(both[:1], network(patches[:1]), atol=1e-5)
+
+
+def test_instance_normalisation_may_begin_with_that_of_batches(directory):
+    network = models.build_segmentation_network(INSTANCE)
+    trained, _ = models.load_model(directory)
+    models.take_over_weights(network, directory)
+    # With the statistics of one example, which batches of one have in training, both are the same network.
+    patch = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 2)).astype(np.float32)
+    np.testing.assert_allclose(network(patch), trained(patch, training=True), atol=1e-5)
+
+
+def test_batches_do_not_begin_with_instance_normalisation(tmp_path):
+    models.build_segmentation_network(INSTANCE).save(tmp_path / "best.keras")
+    save_settings(INSTANCE, tmp_path)
+    with pytest.raises(ValueError, match="its preset, filters and norm must be"):
+        models.take_over_weights(models.build_segmentation_network(TINY), tmp_path)
+
+
 def test_weights_of_another_network_are_refused(directory):
     other = models.build_segmentation_network(
         SegmentationTrainingSettings(filters=(2, 3, 4, 6), patch_voxels=8)

@@ -131,6 +131,33 @@ def label_map_of(codes: np.ndarray, spacing_mm: float | np.ndarray) -> LabelMap:
     return LabelMap(codes, spacing, depth, _course(ordered, centres, spacing, codes.shape), pitch_mm)
 
 
+def with_narrow_discs(codes: np.ndarray, voxels: int) -> np.ndarray:
+    """Let the vertebrae of a mask grow towards each other along I, but never touch by it.
+
+    Between the bodies in masks of VerSe (sub-verse004, sub-verse014) lie 4 to 6 mm from T9 to T12 and 3 to 9
+    below, in those of phantoms 5 to 8 and 10 to 17.
+
+    Parameters
+    ----------
+    codes : np.ndarray of uint8, (P, R, I)
+        VerSe codes.
+    voxels : int
+        By how many voxels the discs become thinner: the first is taken from below the upper vertebra, the
+        second from above the lower one, and so on.
+
+    Returns
+    -------
+    np.ndarray of uint8, (P, R, I)
+        The codes; where less than two voxels are free nothing changes.
+    """
+    grown = np.pad(codes, ((0, 0), (0, 0), (2, 2)))
+    for step in range(voxels):
+        along = grown if step % 2 == 0 else grown[:, :, ::-1]
+        before, here, after = along[:, :, :-2], along[:, :, 1:-1], along[:, :, 2:]
+        here[...] = np.where((here == 0) & (after == 0), before, here)
+    return grown[:, :, 2:-2]
+
+
 def codes_in_field(
     codes: np.ndarray, spacing_mm: np.ndarray, first_mm: np.ndarray, size_mm: np.ndarray
 ) -> np.ndarray:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.centroids import read_centroids
 from utils.imaging.label_images import draw_look, label_image, label_scan
-from utils.imaging.label_maps import LabelMap, label_map_of
+from utils.imaging.label_maps import LabelMap, label_map_of, with_narrow_discs
 from utils.imaging.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
 from utils.imaging.volume import Grid, Volume, open_memory_map
 from utils.learning import augment
@@ -119,9 +119,17 @@ class SegmentationData:
         return {case: self._open(case) for case in self.columns}
 
     def label_map(self, case: str, spacing_mm: float) -> LabelMap:
-        """Give what images of a case are drawn from, found once."""
+        """Give what images of a case are drawn from, found once.
+
+        The discs of phantoms are thicker than those of most patients: those of every third stay as they are,
+        those of the others become thinner by 2 and by 4 mm.
+        """
         if case not in self._label_maps:
-            self._label_maps[case] = label_map_of(self.scans[case][1], spacing_mm)
+            codes = self.scans[case][1]
+            if case in self.phantoms:
+                narrower_mm = 2.0 * (sorted(self.phantoms).index(case) % 3)
+                codes = with_narrow_discs(codes, round(narrower_mm / spacing_mm))
+            self._label_maps[case] = label_map_of(codes, spacing_mm)
         return self._label_maps[case]
 
     def _open(self, case: str) -> tuple[np.ndarray | None, np.ndarray]:
@@ -342,7 +350,12 @@ def heatmap_dataset(
         from_labels, place = divmod(item, len(cases))
         case = cases[place].drawn(generator) if from_labels else cases[place]
         drawn = draw_heatmap_example(
-            generator, case.centroids_voxels, shape=shape, settings=settings, spacing_mm=case.spacing_mm
+            generator,
+            case.centroids_voxels,
+            shape=shape,
+            settings=settings,
+            spacing_mm=case.spacing_mm,
+            has_own_field=bool(from_labels),
         )
         return {"ct_hu": case.ct_hu, **drawn}
 
@@ -509,7 +522,9 @@ def segmentation_example(
     block = _block(data.scans[shown.case], patch.affine, settings.patch_voxels)
     if from_labels:
         ends = (block["begin"], block["begin"] + block["last"] + 1)
-        block["ct_hu"] = label_image(data.label_map(shown.case, spacing_mm), draw_look(generator), *ends)
+        drawn_from = data.label_map(shown.case, spacing_mm)
+        block["ct_hu"] = label_image(drawn_from, draw_look(generator), *ends)
+        block["codes"] = drawn_from.codes[tuple(slice(*sides) for sides in zip(*ends))]
     del block["begin"]
     return {
         **block,

@@ -28,6 +28,7 @@ def draw_heatmap_example(
     shape: tuple[int, int, int],
     settings: HeatmapTrainingSettings,
     spacing_mm: np.ndarray | None = None,
+    has_own_field: bool = False,
 ) -> dict[str, np.ndarray]:
     """Draw the parameters of one example.
 
@@ -43,6 +44,9 @@ def draw_heatmap_example(
         Ranges of the augmentation, of the shift and of the crop.
     spacing_mm : np.ndarray of float, (3,), optional
         Size of a voxel, mm; a crop needs it.
+    has_own_field : bool
+        Whether the volume's field of view along P and R was drawn already, as that of an image from a mask.
+        It is cropped along I alone then, and others every other time, or hardly any would show a trunk.
 
     Returns
     -------
@@ -68,6 +72,8 @@ def draw_heatmap_example(
     crops = generator is not None and settings.crop_least_mm is not None
     if crops:
         least = np.minimum(1.0, settings.crop_least_mm / (spacing_mm * shape))
+        if has_own_field or generator.random() < 0.5:
+            least[:2] = 1.0
         share, first = draw_crop(generator, centroids_voxels, shape, least)
         # Turned and zoomed as a scan of the smaller field of view would be, whose voxels are finer.
         matrix, translation = share[:, None] * matrix, share * (translation + 0.5) + first - 0.5

@@ -52,7 +52,7 @@ def build_segmentation_network(settings: SegmentationTrainingSettings, *, replic
     Parameters
     ----------
     settings : SegmentationTrainingSettings
-        Patch size, filters and the momentum of the batch normalisation.
+        Patch size, filters, kind of normalisation, and the momentum of that of batches.
     replicas : int
         Devices that train together; several share the statistics of batch normalisation.
 
@@ -64,7 +64,7 @@ def build_segmentation_network(settings: SegmentationTrainingSettings, *, replic
     return create_unet3d(
         input_shape=(*(settings.patch_voxels,) * 3, 2),
         n_filters=list(settings.filters),
-        norm="batch_norm",
+        norm=f"{settings.norm}_norm",
         norm_momentum=settings.norm_momentum,
         norm_synchronized=replicas > 1,
         **_COMMON,
@@ -115,6 +115,9 @@ def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
 def take_over_weights(network: keras.Model, directory: Path | None) -> None:
     """Give a new network the weights of a trained one.
 
+    A network with instance normalisation may begin with one trained with batch normalisation, whose moving
+    statistics it has no place for.
+
     Parameters
     ----------
     network : keras.Model
@@ -130,13 +133,22 @@ def take_over_weights(network: keras.Model, directory: Path | None) -> None:
     if directory is None:
         return
     trained, _ = load_model(directory)
-    expected, found = ([weight.shape for weight in model.weights] for model in (network, trained))
+    weights = trained.weights
+    if not any(map(_is_statistic, network.weights)):
+        weights = [weight for weight in weights if not _is_statistic(weight)]
+    expected, found = ([weight.shape for weight in some] for some in (network.weights, weights))
     if expected != found:
         raise ValueError(
             f"{directory}: expected a network of {network.count_params()} parameters in the shapes of this "
-            f"training's, found one of {trained.count_params()}; its preset and filters must be the same."
+            f"training's, found one of {trained.count_params()}; its preset, filters and norm must be the "
+            "same."
         )
-    network.set_weights(trained.get_weights())
+    network.set_weights([weight.numpy() for weight in weights])
+
+
+def _is_statistic(weight: keras.Variable) -> bool:
+    """Whether a weight is a moving mean or variance of batch normalisation."""
+    return weight.name in ("moving_mean", "moving_variance")
 
 
 def compute_in(model: keras.Model, precision: str) -> keras.Model:
