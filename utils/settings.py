@@ -297,7 +297,8 @@ class HeatmapTrainingSettings(RunSettings):
     epochs: int = 300
     """Epochs to train."""
     examples_per_epoch: int = 0
-    """Examples in an epoch; 0 takes every case once."""
+    """Examples in an epoch; 0 takes every case once, or, with a mixture, as often as the levels' balance
+    asks for."""
     batch_size: int = 4
     """Examples a step and replica."""
     learning_rate: float = 1e-3

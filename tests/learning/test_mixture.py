@@ -226,6 +226,29 @@ def test_heatmap_cases_may_be_masks_alone(heatmap_cases):
     ]
     groups = datasets.heatmap_groups(heatmap_cases, heatmap_settings())
     assert [group.tolist() for group in groups] == [[0], [1], [], [5]]
+
+
+def test_scans_for_the_heatmap_network_show_every_level_equally_often(heatmap_cases):
+    def case(*codes):
+        mask = np.zeros(examples.HEATMAP_SHAPE, np.uint8)
+        mask[2, 2, : len(codes)] = codes
+        return dataclasses.replace(heatmap_cases[0], codes=mask)
+
+    # L1 and L2 in four scans, T6 in one, which shows L1 too.
+    cases = [case(20, 21), case(20, 21), case(20, 21), case(13, 20), case(21)]
+    phantoms, _, drawn, _ = datasets.heatmap_groups(cases, heatmap_settings())
+    # Each level four times: L1 from four scans, L2 from four, T6 four times from one.
+    np.testing.assert_array_equal(np.bincount(phantoms), [2, 2, 2, 5, 1])
+    np.testing.assert_array_equal(drawn, phantoms + len(cases))
+
+
+def test_a_scan_without_a_mask_counts_once(heatmap_cases):
+    alone = [dataclasses.replace(case, codes=None) for case in heatmap_cases[:2]]
+    groups = datasets.heatmap_groups(alone, heatmap_settings())
+    assert [group.tolist() for group in groups] == [[0], [1], [], []]
+
+
+def test_cases_come_as_they_are_where_nothing_is_mixed(heatmap_cases):
     assert datasets.heatmap_groups(heatmap_cases, None)[0].tolist() == [0, 1]
 
 

@@ -29,7 +29,7 @@ from utils.learning.labelling import labelling_example, on_labelling_grid
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.learning.vertebrae import Target, block_length, block_of_patch, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
-from utils.verse.labels import ranks_of_mask
+from utils.verse.labels import rank_of_code, ranks_of_mask
 
 #: A function (epoch, part) -> tf.data.Dataset; without a part it gives all of the epoch to one device.
 EpochDataset = Callable[..., tf.data.Dataset]
@@ -62,6 +62,12 @@ class HeatmapCase:
     def shape(self) -> tuple[int, int, int]:
         """Shape of the small grid."""
         return (self.codes if self.ct_hu is None else self.ct_hu).shape
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """Levels that the mask shows, from the top; one that stands for none without a mask or a vertebra."""
+        codes = [] if self.codes is None else np.unique(self.codes)
+        return tuple(sorted(rank_of_code(int(code)) for code in codes if code)) or (0,)
 
     @cached_property
     def label_map(self) -> LabelMap:
@@ -364,7 +370,7 @@ def heatmap_dataset(
 
 
 def heatmap_groups(cases: list[HeatmapCase], settings: HeatmapTrainingSettings | None) -> list[np.ndarray]:
-    """Give the items that an epoch is made of: the groups of a mixture, else one group of all CTs.
+    """Give the items that an epoch is made of: the balanced groups of a mixture, else one group of all CTs.
 
     Parameters
     ----------
@@ -381,9 +387,17 @@ def heatmap_groups(cases: list[HeatmapCase], settings: HeatmapTrainingSettings |
     has_ct = [case.ct_hu is not None for case in cases]
     if settings is None or settings.mixture is None:
         return [np.flatnonzero(has_ct)]
-    return item_groups(
+    groups = item_groups(
         [case.is_phantom for case in cases], has_ct, [case.codes is not None for case in cases]
     )
+    return [_balanced_over_levels(items, cases, settings.seed) for items in groups]
+
+
+def _balanced_over_levels(items: np.ndarray, cases: list[HeatmapCase], seed: int) -> np.ndarray:
+    """Repeat items so that every level is met equally often: few scans show the middle of the chest."""
+    shown = [(item, rank) for item in items for rank in cases[item % len(cases)].ranks]
+    positions = balanced_positions([rank for _, rank in shown], seed) if shown else []
+    return np.array([shown[position][0] for position in positions], int)
 
 
 def segmentation_dataset(
