@@ -266,6 +266,18 @@ def test_a_gap_in_the_heatmap_is_crossed():
     np.testing.assert_array_equal(result.labels.data, column().data)
 
 
+def test_a_gap_in_the_heatmap_is_crossed_beside_something_hot():
+    """Beside the gap, 60 voxels to the front, lies what the heatmap network takes for spine: a heart."""
+    data = np.zeros((100, *SHAPE[1:]), np.float32)
+    data[60:] = column().data
+    points = CENTRES.copy()
+    points[[0, 1, 4, 5], 0] += 60
+    heat = heat_of(points, data.shape, AFFINE, sigma=3.0)
+    ranks = Volume(data, AFFINE)
+    result = walk(ranks, heat, oracle, settings=SMALL)
+    np.testing.assert_array_equal(result.labels.data, data)
+
+
 def test_spine_that_the_walk_did_not_reach_is_started_in_again(heat):
     """The network gives nothing while the memory that a patch shows holds the second vertebra."""
 

@@ -16,6 +16,8 @@ from utils.prediction.walk_records import FoundVertebra, WalkSettings
 
 #: Heat must rise by this factor below a gap of the heatmap.
 HEAT_RISES = 1.1
+#: Heat further than this from a vertebra along P and R is not its spine's, which curves; hearts lie beyond.
+NEAR_MM = 50.0
 #: Vertebrae that the heat of the next one is compared with.
 COMPARED_WITH = 3
 
@@ -85,9 +87,19 @@ class SpineHeat:
         return not (settings.robust and self._rises_below(vertebra, level))
 
     def _rises_below(self, vertebra: FoundVertebra, level: float) -> bool:
-        here = np.interp(vertebra.centre[2], self.heights, self.profile)
-        below = self.profile[self.heights > vertebra.centre[2]]
+        profile = self._profile_near(vertebra.centre)
+        here = np.interp(vertebra.centre[2], self.heights, profile)
+        below = profile[self.heights > vertebra.centre[2]]
         return below.max(initial=0.0) >= max(level, self._settings.heat_threshold, HEAT_RISES * here)
+
+    def _profile_near(self, point: np.ndarray) -> np.ndarray:
+        """Give the largest heat of every slice near a point: beside a gap of the spine's may be another's."""
+        middle = transform_points(point[None], self._affine, self._heat.affine)[0, :2]
+        reach = NEAR_MM / np.linalg.norm(self._heat.affine[:3, :2], axis=0)
+        shape = np.array(self._heat.shape[:2])
+        begin = np.clip(np.floor(middle - reach), 0, shape - 1).astype(int)
+        end = np.clip(np.ceil(middle + reach) + 1, begin + 1, shape).astype(int)
+        return self._heat.data[begin[0] : end[0], begin[1] : end[1]].max(axis=(0, 1))
 
     def uncovered(
         self, column: Sequence[FoundVertebra], looks: Sequence[float] = ()
