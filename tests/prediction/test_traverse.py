@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from utils.imaging.volume import (
     working_grid,
 )
 from utils.prediction.traverse import WalkSettings, walk
-from utils.prediction.walk_checks import field_of, leaves_enough, search_points
+from utils.prediction.walk_checks import field_of, leaves_enough, search_points, strays
 from utils.verse.labels import ranks_of_mask
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -387,6 +388,37 @@ def test_one_vertebra_that_the_heatmap_leads_to_is_believed_and_one_that_a_searc
     right = heat_of(CENTRES[:1], ct.shape, AFFINE, sigma=5.0)
     (only,) = walk(ct, right, oracle, settings=SMALL).vertebrae
     assert only.remarks == ()
+
+
+def test_what_lies_far_beside_the_column_is_dropped():
+    """The heatmap begins at another bone, which the network takes for a vertebra."""
+    data = np.zeros((120, 130, SHAPE[2]), np.float32)
+    data[: SHAPE[0], : SHAPE[1]] = np.where(column().data > 0, column().data + 1, 0)
+    data[96:105, 105:116, 5:12] = 1
+    heat = heat_of(np.array([*CENTRES, [100.0, 110.0, 6.0]]), data.shape, AFFINE, sigma=6.0)
+    published = walk(Volume(data, AFFINE), heat, oracle, settings=PUBLISHED)
+    assert published.vertebrae[0].centre[0] == 100
+    result = walk(Volume(data, AFFINE), heat, oracle, settings=SMALL)
+    expected = np.where(data > 1, data - 1, 0)
+    np.testing.assert_array_equal(result.labels.data, expected)
+
+
+def found_at(*centres):
+    return [types.SimpleNamespace(centre=np.array(centre, float)) for centre in centres]
+
+
+def test_strays_by_hand():
+    straight = [(20, 20, 10 * i) for i in range(6)]
+    assert strays(found_at(*straight), most_aside_voxels=8) == []
+    # A spine may lean by 45 degrees.
+    assert strays(found_at(*((20, 10 * i, 10 * i) for i in range(6))), most_aside_voxels=8) == []
+    # The first and the last lie 15 above and below the middle of their neighbours, those next to them 10.
+    for index, most in enumerate((23, 18, 8, 8, 18, 23)):
+        for aside, expected in ((most - 0.5, []), (most + 0.5, [index])):
+            bent = found_at(*straight)
+            bent[index].centre[1] += aside
+            assert strays(bent, most_aside_voxels=8) == [bent[number] for number in expected]
+    assert strays(found_at((20, 20, 0), (20, 20, 10), (90, 20, 20)), most_aside_voxels=8) == []
 
 
 def test_the_points_of_a_search_leave_no_place_out():

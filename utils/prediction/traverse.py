@@ -33,6 +33,7 @@ What the robust walk adds (`WalkSettings.robust`; off in the preset `paper`):
 - *Gaps*: where the distance of neighbours says that a vertebra was skipped, a second look, the patch on the
   gap, then with its top just above it (a vertebra that the network does not give hides those below it, as
   long as the patch shows it), then without the memory of what would be there.
+- *Strays*: what lies far beside all the others, as the first find may where the heatmap is wrong, is dropped.
 - *Second starts* where the heatmap has spine that neither a vertebra nor a look covers.
 - *A search* patch by patch, as of Lessmann et al., where the heatmap led to fewer than two vertebrae: it may
   mark something else. Two that follow one another end it.
@@ -69,6 +70,7 @@ from utils.prediction.walk_checks import (
     leaves_enough,
     odd_volume,
     search_points,
+    strays,
     topmost,
     upper_parts,
     usual_volume,
@@ -142,11 +144,13 @@ def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSetti
     run = _Walk(ct, heat, predict, settings)
     run.walk_down(run.heat.top(), part="down")
     if settings.robust and run.found:
+        run.drop_strays()
         run.look_above()
         run.look_into_gaps()
     if settings.robust:
         run.start_again()
         run.look_into_gaps()
+        run.drop_strays()
     if settings.robust and len(run.found) < LEAST_COLUMN:
         search = _Walk(ct, heat, predict, settings, looker=run.looker)
         search.search()
@@ -213,6 +217,16 @@ class _Walk:
             if point is vertebra.centre or not self.settings.robust:
                 vertebra = None  # nothing says yet how far the next one is
         return len(self.found) - before
+
+    def drop_strays(self) -> None:
+        """Keep in the memory alone what lies too far beside the column, as a first find may."""
+        for stray in strays(self.column, most_aside_voxels=self.settings.patch_voxels / 4):
+            number = next(number for number, each in self.found.items() if each is stray)
+            del self.found[number]
+            self.labels[self.labels == number] = FRAGMENT
+            self.looker.decide("dropped: lies beside the column", stray)
+            if number == 1:
+                self.below_piece = None
 
     def look_above(self) -> None:
         """Look above the first vertebra with an empty memory until nothing new is there."""
@@ -373,7 +387,7 @@ class _Walk:
         vertebra = view.vertebra
         if remark is not None:
             vertebra = dataclasses.replace(vertebra, remarks=(*vertebra.remarks, remark))
-        number = len(self.found) + 1
+        number = max(self.found, default=0) + 1
         self.found[number] = vertebra
         self.labels[vertebra.box][vertebra.mask] = number
         self.looker.decide("accepted", vertebra)

@@ -38,6 +38,8 @@ ODD_VOLUMES, TAKEN_VOLUMES = (0.5, 1.7), (0.3, 2.5)
 _LEAST_VOLUME = 0.2
 #: Most that a centre lies in front of, behind or beside its neighbour's, relative to the height between them.
 _MOST_ASIDE = 1.5
+#: In a column of so many nothing says which one strays.
+_LEAST_COLUMN = 3
 #: What a leak is asked for with: the upper share of a prediction's height, too little to hold anything of a
 #: second vertebra; then, if the network does not take that for one, upper shares of its voxels: nearly all
 #: of the first of two, and more than half of one with a small leak.
@@ -227,6 +229,26 @@ def follows_below(
     nearest = [each for each in column if each.centre[2] <= above.centre[2]][-2:]
     # No upper bound: what lies above may be a remnant that the border has left.
     return odd_volume(vertebra, nearest, (_LEAST_VOLUME, np.inf))
+
+
+def strays(column: Sequence[FoundVertebra], *, most_aside_voxels: float) -> list[FoundVertebra]:
+    """Give what lies so far beside the others along P and R that it is of no spine, worst first.
+
+    The others are up to two above and two below; in a column of three or fewer nothing is said. A spine may
+    lean by as much as a vertebra lies above or below their middle, and by `most_aside_voxels` more.
+    """
+    left, found = list(column), []
+    while len(left) > _LEAST_COLUMN:
+        excess = []
+        for index, vertebra in enumerate(left):
+            others = [*left[max(0, index - 2) : index], *left[index + 1 : index + 3]]
+            away = np.abs(vertebra.centre - np.median([each.centre for each in others], axis=0))
+            excess.append(np.linalg.norm(away[:2]) - away[2] - most_aside_voxels)
+        worst = int(np.argmax(excess))
+        if excess[worst] <= 0:
+            break
+        found.append(left.pop(worst))
+    return found
 
 
 # Leaks ---------------------------------------------------------------------------------------------
