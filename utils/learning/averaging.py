@@ -1,0 +1,80 @@
+"""The average of trained networks: one network that holds the mean of their weights.
+
+Networks that began with the same weights and went different ways from there often do better averaged than
+each alone, on scans of a kind that one of them has not seen most of all (Wortsman et al., Model soups, ICML
+2022). The weights of the starter are such an average (see models/starter/README.md).
+
+    python -m utils.learning.averaging MODEL MODEL [...] --output MODEL
+
+Reads   directories of trained networks of the same shapes, as the training scripts leave them.
+Writes  best.keras into the output, and the first network's settings.json with the directories averaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from utils.learning.models import MODEL_FILE, load_model
+from utils.settings import SETTINGS_FILE
+
+
+def averaged(directories: Sequence[Path]) -> keras.Model:
+    """Give a network whose weights are the mean of those of trained ones.
+
+    Parameters
+    ----------
+    directories : sequence of Path
+        Two or more model directories.
+
+    Returns
+    -------
+    keras.Model
+        The network.
+
+    Raises
+    ------
+    ValueError
+        If a network cannot be read or has other weights than the first; the text names its directory.
+    """
+    network, *others = (load_model(directory)[0] for directory in directories)
+    shapes = [weight.shape for weight in network.weights]
+    for directory, other in zip(directories[1:], others):
+        if [weight.shape for weight in other.weights] != shapes:
+            raise ValueError(
+                f"{directory}: expected a network of the shapes of {directories[0]}, found others."
+            )
+    weights = [model.get_weights() for model in (network, *others)]
+    network.set_weights([np.mean(same, axis=0, dtype=np.float64) for same in zip(*weights)])
+    return network
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Average the networks of the command line; 1 where one of them cannot be used."""
+    parser = argparse.ArgumentParser(description="Average the weights of trained networks.")
+    parser.add_argument("models", nargs="+", type=Path, help="directories of trained networks, two or more")
+    parser.add_argument("--output", required=True, type=Path, help="directory that receives the average")
+    chosen = parser.parse_args(arguments)
+    if len(chosen.models) < 2:
+        parser.error(f"expected two networks or more, received {len(chosen.models)}")
+    try:
+        network = averaged(chosen.models)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    settings = json.loads((chosen.models[0] / SETTINGS_FILE).read_text())
+    settings["average_of"] = [str(directory) for directory in chosen.models]
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    network.save(chosen.output / MODEL_FILE)
+    (chosen.output / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
