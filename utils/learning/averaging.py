@@ -21,8 +21,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from utils.files import written_whole
 from utils.learning.models import MODEL_FILE, load_model
-from utils.settings import SETTINGS_FILE
+from utils.settings import SETTINGS_FILE, load_settings
 
 
 def averaged(directories: Sequence[Path]) -> keras.Model:
@@ -68,11 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    settings = json.loads((chosen.models[0] / SETTINGS_FILE).read_text())
-    settings["average_of"] = [str(directory) for directory in chosen.models]
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    network.save(chosen.output / MODEL_FILE)
-    (chosen.output / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    averages = {"average_of": [str(directory) for directory in chosen.models]}
+    settings = {**load_settings(chosen.models[0]), **averages}
+    with written_whole(chosen.output / MODEL_FILE, suffix=".keras") as temporary:
+        network.save(temporary)
+    with written_whole(chosen.output / SETTINGS_FILE) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
     return 0
 
 

@@ -221,7 +221,7 @@ class _Walk:
     def drop_strays(self) -> None:
         """Keep in the memory alone what lies too far beside the column, as a first find may."""
         for stray in strays(self.column, most_aside_voxels=self.settings.patch_voxels / 4):
-            number = next(number for number, each in self.found.items() if each is stray)
+            number = self._number_of(stray)
             del self.found[number]
             self.labels[self.labels == number] = FRAGMENT
             self.looker.decide("dropped: lies beside the column", stray)
@@ -492,7 +492,7 @@ class _Walk:
         is_large = usual is None or of_upper > GIVEN_BACK_FROM * usual
         if not is_large or not GIVEN_BACK_LEAST * view.predicted <= voxels <= of_upper / 2:
             return view
-        number = next(number for number, each in self.found.items() if each is upper)
+        number = self._number_of(upper)
         cut = self._cut(upper, claimed)
         self.found[number] = cut
         self.labels[upper.box][upper.mask] = 0
@@ -503,6 +503,9 @@ class _Walk:
         return dataclasses.replace(again, vertebra=dataclasses.replace(again.vertebra, **kept))
 
     # Questions
+
+    def _number_of(self, vertebra: FoundVertebra) -> int:
+        return next(number for number, each in self.found.items() if each is vertebra)
 
     def _ends_the_spine(self, vertebra: FoundVertebra) -> bool:
         if not self.heat.ends_before(vertebra, list(self.found.values())):
