@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-SIZE, EPOCHS, STEPS = 8, 4, 60
+SIZE, EPOCHS, STEPS = 8, 6, 60
 
 
 def prepare_process() -> None:
