@@ -64,31 +64,43 @@ SMALL_SEGMENTATION := --epochs 40 --examples-per-epoch 160
 train-small: .venv/installed
 	@$(call pipeline,train-small,60 5 20,$(SMALL_HEATMAP),$(SMALL_SEGMENTATION),--epochs 40)
 
-# The starter weights (preset starter): the networks of train-small go on with real CTs and with images drawn from
-# the masks of both. A labelling network of its own sees more of the rare levels.
+# The starter weights (preset starter): the networks of train-small go on, first with images drawn from masks and no
+# real CT (segmentation alone), then with real CTs too; what is shipped is the average of both. A labelling network
+# of its own sees more of the rare levels.
 #
 #   make starter STARTER_DATA=../shared/data
 #   make starter STARTER_DATA=../shared/data WITHOUT=chest    leave one case out: its fold goes to starter-without-chest
+#   make starter STARTER_OPTIONS="--precision bfloat16"       options of all trainings after the first stage
 #   nohup make starter > starter.log 2>&1 &                   in the background
 #
 # Every <name>_seg-vert_msk.nii.gz below STARTER_DATA is used, with <name>_ct.nii.gz if there is one; not the
 # series sub-gl*, whose licence forbids derivatives, nor the names in WITHOUT. Cases get names of their own, as
-# phantoms are named like those of VerSe. What folds share, generated spines alone, is made once: STARTER_FIRST and
-# STARTER_LEVELS. All steps go on where a killed run stopped. The networks end up in STARTER/shipped.
+# phantoms are named like those of VerSe. What folds share is made once: STARTER_FIRST and STARTER_LEVELS, of
+# generated spines alone, and STARTER_DRAWN, of these and of masks that have no CT. All steps go on where a killed
+# run stopped. The networks end up in STARTER/shipped.
 STARTER_DATA ?= ../shared/data
 WITHOUT ?=
+joined = $(subst $() ,,$(addprefix -,$(1)))
+without = $(if $(strip $(1)),-without$(call joined,$(1)))
 STARTER_FIRST ?= train-small
 STARTER_LEVELS ?= starter-levels
-STARTER ?= starter$(if $(strip $(WITHOUT)),-without$(subst $() ,,$(addprefix -,$(WITHOUT))))
-# Where each of the three works.
+# Which of the names in WITHOUT have a mask alone, and so belong to STARTER_DRAWN.
+WITHOUT_DRAWN = $(foreach name,$(WITHOUT),$(if $(shell find -L $(STARTER_DATA) -name '$(name)_ct.nii.gz'),,$(name)))
+STARTER_DRAWN ?= starter-drawn$(call without,$(WITHOUT_DRAWN))
+STARTER ?= starter$(call without,$(WITHOUT))
+# Where each of the four works.
 FIRST_WORK = $(STARTER_FIRST)/work
 LEVELS_WORK = $(STARTER_LEVELS)/work
+DRAWN_WORK = $(STARTER_DRAWN)/work
 STARTER_WORK = $(STARTER)/work
 STARTER_MASKS = $(shell find -L $(STARTER_DATA) -name '*_seg-vert_msk.nii.gz' -not -name 'sub-gl*' | sort)
 # Options of the trainings, such as --epochs 80, which must stay the same until they are done.
+STARTER_OPTIONS ?=
 STARTER_HEATMAP ?=
 STARTER_SEGMENTATION ?=
 STARTER_LABELLING ?=
+# The training on images drawn from masks.
+DRAWN_SEGMENTATION := --epochs 60 --mixture 0.45 0 0.33 0.22
 PHANTOM_CASES := $(RUN) -m benchmarks.trial_labelling --generate --data $(STARTER_LEVELS)/data
 
 starter: .venv/installed
@@ -97,10 +109,13 @@ starter: .venv/installed
 		case "$(STARTER_MASKS) " in *"/$${name}_seg-vert_msk.nii.gz "*) ;;
 		*) echo "WITHOUT: expected names of cases below $(STARTER_DATA), found no $$name." >&2; exit 1;; esac
 	done
-	mkdir -p $(STARTER)/data $(STARTER_WORK)/models $(STARTER_LEVELS)/data
+	mkdir -p $(STARTER_LEVELS)/data $(STARTER_DRAWN)/data $(STARTER)/data $(STARTER)/data-segmentation $(STARTER_WORK)/models
 	$(call trained_on_phantoms,$(STARTER_FIRST),60 5 20,$(SMALL_HEATMAP),$(SMALL_SEGMENTATION))
 	ln -sfn $(abspath $(STARTER_FIRST))/data $(STARTER_LEVELS)/data/phantoms
 	ln -sfn $(abspath $(STARTER_FIRST))/data $(STARTER)/data/phantoms
+	ln -sfn $(abspath $(STARTER_LEVELS))/data $(STARTER_DRAWN)/data/phantoms
+	ln -sfn $(abspath $(STARTER_LEVELS))/data $(STARTER)/data-segmentation/phantoms
+	ln -sfn $(abspath $(STARTER))/data/real $(STARTER)/data-segmentation/real
 	$(PHANTOM_CASES) --split training --variants half --seed 3001 --cases 48
 	$(PHANTOM_CASES) --split training --variants rare --seed 3003 --cases 60
 	$(PHANTOM_CASES) --split validation --variants half --seed 5005 --cases 15
@@ -111,24 +126,30 @@ starter: .venv/installed
 		name=$$(basename $$mask _seg-vert_msk.nii.gz)
 		case " $(strip $(WITHOUT)) " in *" $$name "*) continue;; esac
 		ct=$$(find -L $(STARTER_DATA) -name "$${name}_ct.nii.gz" | head -n 1)
+		pair="--source pairs --mask $$mask $${ct:+--ct $$ct} --key sub-real-$${name#sub-}"
 		set -x
-		$(RUN) get_verse_data.py --source pairs --data-dir $(STARTER)/data/real --mask $$mask $${ct:+--ct $$ct} \
-			--key sub-real-$${name#sub-}
+		$(RUN) get_verse_data.py $$pair --data-dir $(STARTER)/data/real
+		test -n "$$ct" || $(RUN) get_verse_data.py $$pair --data-dir $(STARTER_DRAWN)/data/real
 		set +x
 	done
 	set -x
 	$(RUN) pre_processing_heatmap.py --data-dir $(STARTER)/data --work-dir $(STARTER_WORK) --preset starter
 	$(RUN) train_heatmap.py --work-dir $(STARTER_WORK) --preset starter \
-		--start-from $(FIRST_WORK)/models/heatmap $(STARTER_HEATMAP)
-	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER)/data --work-dir $(STARTER_WORK) --preset starter
+		--start-from $(FIRST_WORK)/models/heatmap $(STARTER_OPTIONS) $(STARTER_HEATMAP)
+	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER_DRAWN)/data --work-dir $(DRAWN_WORK) --preset starter
+	$(RUN) train_segmentation.py --work-dir $(DRAWN_WORK) --preset starter \
+		--start-from $(FIRST_WORK)/models/segmentation $(DRAWN_SEGMENTATION) $(STARTER_OPTIONS)
+	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER)/data-segmentation --work-dir $(STARTER_WORK) --preset starter
 	$(RUN) train_segmentation.py --work-dir $(STARTER_WORK) --preset starter \
-		--start-from $(FIRST_WORK)/models/segmentation $(STARTER_SEGMENTATION)
+		--start-from $(DRAWN_WORK)/models/segmentation $(STARTER_OPTIONS) $(STARTER_SEGMENTATION)
 	ln -sfn $(abspath $(LEVELS_WORK))/models/labelling $(STARTER_WORK)/models/labelling
 	set +x
-	for network in heatmap segmentation labelling; do
+	for network in heatmap labelling; do
 		mkdir -p $(STARTER)/shipped/$$network
 		cp $(STARTER_WORK)/models/$$network/{best.keras,settings.json} $(STARTER)/shipped/$$network
 	done
+	$(RUN) -m utils.learning.averaging $(STARTER_WORK)/models/segmentation $(DRAWN_WORK)/models/segmentation \
+		--output $(STARTER)/shipped/segmentation
 	echo "The networks: $(STARTER_WORK)/models, and what infer.py needs of them in $(STARTER)/shipped."
 
 test: .venv/installed-dev

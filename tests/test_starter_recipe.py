@@ -12,13 +12,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
 
 
-def recipe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def recipe(
+    folder: Path, *arguments: str, shared: tuple[str, ...] = ("first", "levels", "drawn")
+) -> subprocess.CompletedProcess[str]:
     """Run the recipe with `echo` in place of Python, so that it prints its commands and does nothing."""
-    places = (
-        f"STARTER_DATA={folder / 'data'}",
-        f"STARTER_FIRST={folder / 'first'}",
-        f"STARTER_LEVELS={folder / 'levels'}",
-    )
+    places = [f"STARTER_{name.upper()}={folder / name}" for name in ("data", *shared)]
     # A make above this one would make it speak of directories, and hand down its own options.
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     surroundings.pop("MFLAGS", None)
@@ -35,7 +33,7 @@ def folder(tmp_path):
             path.touch()
     (tmp_path / "data" / "abdomen" / "abdomen_ct.nii.gz").unlink()
     # What trainings would leave.
-    for work, network in (("starter", "heatmap"), ("starter", "segmentation"), ("levels", "labelling")):
+    for work, network in (("starter", "heatmap"), ("levels", "labelling")):
         trained = tmp_path / work / "work" / "models" / network
         trained.mkdir(parents=True)
         for name in ("best.keras", "last.keras", "settings.json"):
@@ -44,16 +42,23 @@ def folder(tmp_path):
 
 
 def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
-    ran = recipe(folder, f"STARTER={folder / 'starter'}", "STARTER_SEGMENTATION=--epochs 3")
+    options = ("STARTER_SEGMENTATION=--epochs 3", "STARTER_OPTIONS=--precision bfloat16")
+    ran = recipe(folder, f"STARTER={folder / 'starter'}", *options)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     pairs = [line.split() for line in lines if "--source pairs" in line]
-    assert [words[words.index("--key") + 1] for words in pairs] == [
-        "sub-real-abdomen",
-        "sub-real-chest",
-        "sub-real-verse014",
+    entered = [
+        (words[words.index("--key") + 1], Path(words[words.index("--data-dir") + 1])) for words in pairs
     ]
-    assert ["--ct" in words for words in pairs] == [False, True, True]
+    # A mask that has no CT is drawn from in both stages, that of a CT in the last one alone.
+    places = [folder / place / "data" / "real" for place in ("starter", "drawn")]
+    assert entered == [
+        ("sub-real-abdomen", places[0]),
+        ("sub-real-abdomen", places[1]),
+        ("sub-real-chest", places[0]),
+        ("sub-real-verse014", places[0]),
+    ]
+    assert ["--ct" in words for words in pairs] == [False, False, True, True]
     assert not any("gl003" in line for line in lines)
     scripts = [line.split()[0] for line in lines if line.split()[0].endswith(".py")]
     assert [name for name in scripts if name != "get_verse_data.py"] == [
@@ -62,20 +67,35 @@ def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
         *("pre_processing_segmentation.py", "train_labelling.py"),
         *("pre_processing_heatmap.py", "train_heatmap.py"),
         *("pre_processing_segmentation.py", "train_segmentation.py"),
+        *("pre_processing_segmentation.py", "train_segmentation.py"),
     ]
     own = [line for line in lines if f"--work-dir {folder / 'starter' / 'work'}" in line]
     assert len(own) == 4 and all("--preset starter" in line for line in own)
-    first = folder / "first" / "work" / "models"
-    assert f"--start-from {first / 'heatmap'}" in own[1]
-    assert own[3].endswith(f"--preset starter --start-from {first / 'segmentation'} --epochs 3")
-    for place in ("starter", "levels"):
-        assert (folder / place / "data" / "phantoms").resolve() == folder / "first" / "data"
-    shipped = sorted(path for path in (folder / "starter" / "shipped").rglob("*") if path.is_file())
-    assert [path.read_text() for path in shipped] == [
-        f"{network} {name}"
-        for network in ("heatmap", "labelling", "segmentation")
+    first, drawn = (folder / place / "work" / "models" for place in ("first", "drawn"))
+    assert own[1].endswith(f"--start-from {first / 'heatmap'} --precision bfloat16")
+    assert own[3].endswith(f"--start-from {drawn / 'segmentation'} --precision bfloat16 --epochs 3")
+    (drawing,) = [line for line in lines if f"train_segmentation.py --work-dir {drawn.parent}" in line]
+    assert f"--start-from {first / 'segmentation'}" in drawing and drawing.endswith("--precision bfloat16")
+    links = {
+        ("starter", "data"): folder / "first" / "data",
+        ("levels", "data"): folder / "first" / "data",
+        ("drawn", "data"): folder / "levels" / "data",
+        ("starter", "data-segmentation"): folder / "levels" / "data",
+    }
+    for (place, data), target in links.items():
+        assert (folder / place / data / "phantoms").resolve() == target
+    real = folder / "starter" / "data-segmentation" / "real"
+    assert real.readlink() == folder / "starter" / "data" / "real"
+    shipped = folder / "starter" / "shipped"
+    assert sorted(str(path.relative_to(shipped)) for path in shipped.rglob("*") if path.is_file()) == [
+        f"{network}/{name}"
+        for network in ("heatmap", "labelling")
         for name in ("best.keras", "settings.json")
     ]
+    assert all(path.read_text() == f"{path.parent.name} {path.name}" for path in shipped.glob("*/*"))
+    (averaging,) = [line for line in lines if "utils.learning.averaging" in line]
+    averaged = (folder / "starter" / "work" / "models" / "segmentation", drawn / "segmentation")
+    assert averaging.endswith(" ".join(map(str, averaged)) + f" --output {shipped / 'segmentation'}")
 
 
 def test_a_fold_leaves_its_case_out(folder):
@@ -83,6 +103,15 @@ def test_a_fold_leaves_its_case_out(folder):
     assert ran.returncode == 0, ran.stderr
     assert "sub-real-verse014" in ran.stdout
     assert "sub-real-chest" not in ran.stdout and "sub-real-abdomen" not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "without, place", [("chest", "starter-drawn"), ("chest abdomen", "starter-drawn-without-abdomen")]
+)
+def test_folds_share_what_is_drawn_unless_they_leave_out_a_mask_alone(folder, without, place):
+    ran = recipe(folder, f"WITHOUT={without}", "--dry-run", shared=("first", "levels"))
+    assert ran.returncode == 0, ran.stderr
+    assert f" --work-dir {place}/work " in ran.stdout
 
 
 def test_a_case_to_leave_out_must_be_there(folder):
