@@ -403,6 +403,22 @@ def test_what_lies_far_beside_the_column_is_dropped():
     np.testing.assert_array_equal(result.labels.data, expected)
 
 
+def test_two_bones_beside_the_spine_do_not_stand_for_it():
+    """Both are taken first; all of the column is out of proportion to them."""
+    data = np.zeros((120, 130, SHAPE[2]), np.float32)
+    data[: SHAPE[0], : SHAPE[1]] = np.where(column().data > 0, column().data + 2, 0)
+    for rank, height in ((1, 3), (2, 11)):
+        data[97:102, 107:112, height : height + 5] = rank
+    heat = heat_of(np.array([*CENTRES, [99.0, 109.0, 5.0]]), data.shape, AFFINE, sigma=6.0)
+    predict = Recorder(oracle)
+    result = walk(Volume(data, AFFINE), heat, predict, settings=SMALL)
+    np.testing.assert_array_equal(result.labels.data, np.where(data > 2, data - 2, 0))
+    assert len(set(predict.asked)) == len(predict.asked)
+    # Where nothing else is found, they stay.
+    data[data > 2] = 0
+    assert len(walk(Volume(data, AFFINE), heat, oracle, settings=SMALL).vertebrae) == 2
+
+
 def found_at(*centres):
     return [types.SimpleNamespace(centre=np.array(centre, float)) for centre in centres]
 

@@ -35,6 +35,9 @@ What the robust walk adds (`WalkSettings.robust`; off in the preset `paper`):
   long as the patch shows it), then without the memory of what would be there.
 - *Strays*: what lies far beside all the others, as the first find may where the heatmap is wrong, is dropped.
 - *Second starts* where the heatmap has spine that neither a vertebra nor a look covers.
+- *A walk anew* where more spine was missed than found, since all starts are judged by what was found first,
+  and that may have been no spine: from amid what was missed, with an empty memory. The walk that finds more
+  counts.
 - *A search* patch by patch, as of Lessmann et al., where the heatmap led to fewer than two vertebrae: it may
   mark something else. Two that follow one another end it.
 
@@ -142,17 +145,13 @@ def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSetti
         If `predict` gives another shape than the patch's, or NaN.
     """
     run = _Walk(ct, heat, predict, settings)
-    run.walk_down(run.heat.top(), part="down")
-    if settings.robust and run.found:
-        run.drop_strays()
-        run.look_above()
-        run.look_into_gaps()
-    if settings.robust:
-        run.start_again()
-        run.look_into_gaps()
-        run.drop_strays()
+    run.walk_from(run.heat.top())
+    if settings.robust and (elsewhere := run.missed_most_at()) is not None:
+        anew = _Walk(ct, heat, predict, settings, looker=run.looker)
+        anew.walk_from(elsewhere)
+        run = max(run, anew, key=lambda each: len(each.found))
     if settings.robust and len(run.found) < LEAST_COLUMN:
-        search = _Walk(ct, heat, predict, settings, looker=run.looker)
+        search = _Walk(ct, heat, predict, settings, looker=run.looker, trusts_heat=False)
         search.search()
         run = search if len(search.found) >= LEAST_COLUMN else run
     return run.result()
@@ -169,11 +168,12 @@ class _Walk:
         settings: WalkSettings,
         *,
         looker: Looker | None = None,
+        trusts_heat: bool = True,
     ) -> None:
-        """Begin anew, or, with the looker of a walk that the heat led to nothing, without trust in it."""
+        """Begin with nothing found; with the looker of another walk, with its calls and what it saw."""
         self.settings = settings
         self.ct = ct
-        self.heat = SpineHeat(heat, ct.affine, settings, is_trusted=looker is None)
+        self.heat = SpineHeat(heat, ct.affine, settings, is_trusted=trusts_heat)
         self.looker = Looker(ct, heat, predict, settings) if looker is None else looker
         self.labels = np.zeros(ct.shape, np.uint8)
         #: By their number in `labels`, in the order of finding.
@@ -195,6 +195,19 @@ class _Walk:
         return len(self.found) >= self.settings.max_vertebrae or self.looker.exhausted
 
     # The parts of the walk
+
+    def walk_from(self, point: np.ndarray | None) -> None:
+        """Find vertebrae from a point down, and, where the walk is robust, all others that belong to them."""
+        self.walk_down(point, part="down")
+        if not self.settings.robust:
+            return
+        if self.found:
+            self.drop_strays()
+            self.look_above()
+            self.look_into_gaps()
+        self.start_again()
+        self.look_into_gaps()
+        self.drop_strays()
 
     def walk_down(
         self, point: np.ndarray | None, *, part: str, remark: str | None = None, until: float = np.inf
@@ -263,6 +276,11 @@ class _Walk:
             height = min(begin + quarter, (begin + end) / 2)
             self.in_vain.append(height)
             self.walk_down(self.heat.hottest_at(height), part="second start", remark=SECOND_START)
+
+    def missed_most_at(self) -> np.ndarray | None:
+        """Give the hottest point amid the spine that was missed, if that is more than was found."""
+        height = None if self.is_full or not self.found else self.heat.middle_of_missed(self.column)
+        return None if height is None else self.heat.hottest_at(height)
 
     def search(self) -> None:
         """Look patch by patch, from the top down, until two vertebrae follow one another."""

@@ -133,6 +133,15 @@ class SpineHeat:
         hot = self.profile >= self._needed(self.heights, column)
         return uncovered_runs(hot, self.heights, covered, least=usual)
 
+    def middle_of_missed(self, column: Sequence[FoundVertebra]) -> float | None:
+        """Give the middle of the longest stretch of spine not covered; None where most of the spine is."""
+        runs = self.uncovered(column)
+        hot = np.count_nonzero(self.profile >= self._needed(self.heights, column))
+        if sum(end - begin for begin, end in runs) <= hot * np.ptp(self.heights[:2]) / 2:
+            return None
+        begin, end = max(runs, key=lambda run: run[1] - run[0])
+        return (begin + end) / 2
+
     def _needed(self, heights: np.ndarray, column: Sequence[FoundVertebra]) -> np.ndarray:
         """Give the heat from which a slice is of the spine: relative to the three nearest vertebrae."""
         settings = self._settings
