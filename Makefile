@@ -99,8 +99,8 @@ STARTER_OPTIONS ?=
 STARTER_HEATMAP ?=
 STARTER_SEGMENTATION ?=
 STARTER_LABELLING ?=
-# The training on images drawn from masks.
-DRAWN_SEGMENTATION := --epochs 60 --mixture 0.45 0 0.33 0.22
+# The training on images drawn from masks: longer, and with the learning rate of the first stage.
+DRAWN_SEGMENTATION := --epochs 60 --mixture 0.45 0 0.33 0.22 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 1
 PHANTOM_CASES := $(RUN) -m benchmarks.trial_labelling --generate --data $(STARTER_LEVELS)/data
 
 starter: .venv/installed

@@ -209,13 +209,14 @@ def test_a_wrong_shard_ends_with_status_2(capsys):
 def test_starter_is_small_on_a_mixture():
     for stage in (HeatmapTrainingSettings, SegmentationTrainingSettings):
         starter, small = (preset_settings(stage, preset) for preset in ("starter", "small"))
-        same = ("filters", "batch_size", "learning_rate", "final_learning_rate", "norm_momentum")
+        same = ("filters", "batch_size", "norm_momentum")
         assert [getattr(starter, name) for name in same] == [getattr(small, name) for name in same]
         assert small.mixture is None and sum(starter.mixture) == pytest.approx(1.0)
         assert small.moving_average == 0 and 0.9 < starter.moving_average < 1
     segmentation = preset_settings(SegmentationTrainingSettings, "starter")
     assert (segmentation.patch_voxels, segmentation.filters) == (64, (8, 16, 32, 64))
-    assert (segmentation.learning_rate, segmentation.final_learning_rate) == (2e-3, 1e-4)
+    small = preset_settings(SegmentationTrainingSettings, "small")
+    assert segmentation.final_learning_rate < segmentation.learning_rate < small.learning_rate
     assert sum(segmentation.walk_shares) == pytest.approx(1.0)
     prepared = preset_settings(SegmentationPreparationSettings, "starter")
     assert (prepared.spacing_mm, prepared.label_maps) == (2.0, True)
