@@ -66,7 +66,7 @@ def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
         *("pre_processing_segmentation.py", "train_segmentation.py"),
         *("pre_processing_segmentation.py", "train_labelling.py"),
         *("pre_processing_heatmap.py", "train_heatmap.py"),
-        *("pre_processing_segmentation.py", "train_segmentation.py"),
+        *("pre_processing_segmentation.py", "train_segmentation.py", "train_segmentation.py"),
         *("pre_processing_segmentation.py", "train_segmentation.py"),
     ]
     own = [line for line in lines if f"--work-dir {folder / 'starter' / 'work'}" in line]
@@ -74,8 +74,12 @@ def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
     first, drawn = (folder / place / "work" / "models" for place in ("first", "drawn"))
     assert own[1].endswith(f"--start-from {first / 'heatmap'} --precision bfloat16")
     assert own[3].endswith(f"--start-from {drawn / 'segmentation'} --precision bfloat16 --epochs 3")
-    (drawing,) = [line for line in lines if f"train_segmentation.py --work-dir {drawn.parent}" in line]
+    (drawing,) = [line for line in lines if f"train_segmentation.py --work-dir {drawn.parent} " in line]
     assert f"--start-from {first / 'segmentation'}" in drawing and drawing.endswith("--precision bfloat16")
+    turned = drawn.parents[1] / "work-turned"
+    assert (turned / "segmentation").resolve() == drawn.parent / "segmentation"
+    (turning,) = [line for line in lines if f"train_segmentation.py --work-dir {turned} " in line]
+    assert f"--start-from {drawn / 'segmentation'}" in turning and turning.endswith("--precision bfloat16")
     links = {
         ("starter", "data"): folder / "first" / "data",
         ("levels", "data"): folder / "first" / "data",
@@ -94,8 +98,9 @@ def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
     ]
     assert all(path.read_text() == f"{path.parent.name} {path.name}" for path in shipped.glob("*/*"))
     (averaging,) = [line for line in lines if "utils.learning.averaging" in line]
-    averaged = (folder / "starter" / "work" / "models" / "segmentation", drawn / "segmentation")
-    assert averaging.endswith(" ".join(map(str, averaged)) + f" --output {shipped / 'segmentation'}")
+    averaged = (turned / "models", folder / "starter" / "work" / "models")
+    names = " ".join(str(models / "segmentation") for models in averaged)
+    assert averaging.endswith(f"{names} --shares 3 1 --output {shipped / 'segmentation'}")
 
 
 def test_a_fold_leaves_its_case_out(folder):

@@ -20,15 +20,18 @@ def trained(folder, seed, settings=TINY):
     return folder
 
 
-def test_the_average_has_the_mean_of_the_weights(tmp_path):
+@pytest.mark.parametrize("options, shares", [([], [1, 1, 1]), (["--shares", "4", "0.5", "1"], [4, 0.5, 1])])
+def test_the_average_has_the_mean_of_the_weights(tmp_path, options, shares):
     folders = [trained(tmp_path / name, seed) for seed, name in enumerate("abc")]
     output = tmp_path / "deep" / "average"
-    assert averaging.main([*map(str, folders), "--output", str(output)]) == 0
+    assert averaging.main([*map(str, folders), "--output", str(output), *options]) == 0
     network, settings = models.load_model(output)
     weights = [models.load_model(folder)[0].get_weights() for folder in folders]
     for found, *those in zip(network.get_weights(), *weights):
-        np.testing.assert_allclose(found, sum(those) / 3, atol=1e-6)
+        expected = sum(share * each for share, each in zip(shares, those)) / sum(shares)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
     assert settings["average_of"] == [str(folder) for folder in folders]
+    assert settings["shares"] == shares
     own = json.loads((folders[0] / "settings.json").read_text())
     assert {name: settings[name] for name in own} == own
 
@@ -45,3 +48,11 @@ def test_networks_of_other_shapes_are_refused(tmp_path, capsys):
 def test_one_network_is_no_average(tmp_path):
     with pytest.raises(SystemExit, match="2"):
         averaging.main([str(trained(tmp_path / "a", 0)), "--output", str(tmp_path / "average")])
+
+
+@pytest.mark.parametrize("shares", [("1",), ("1", "-1"), ("0", "0"), ("nan", "1"), ("1", "inf")])
+def test_wrong_shares_are_refused(tmp_path, capsys, shares):
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    with pytest.raises(SystemExit, match="2"):
+        averaging.main([*folders, "--output", str(tmp_path / "average"), "--shares", *shares])
+    assert "--shares: expected 2 of 0 or more" in capsys.readouterr().err

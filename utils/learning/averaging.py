@@ -4,10 +4,11 @@ Networks that began with the same weights and went different ways from there oft
 each alone, on scans of a kind that one of them has not seen most of all (Wortsman et al., Model soups, ICML
 2022). The weights of the starter are such an average (see models/starter/README.md).
 
-    python -m utils.learning.averaging MODEL MODEL [...] --output MODEL
+    python -m utils.learning.averaging MODEL MODEL [...] --output MODEL [--shares 3 1 ...]
 
 Reads   directories of trained networks of the same shapes, as the training scripts leave them.
-Writes  best.keras into the output, and the first network's settings.json with the directories averaged.
+Writes  best.keras into the output, and the first network's settings.json with the directories averaged and
+        the share of each.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from utils.learning.models import MODEL_FILE, load_model
 from utils.settings import SETTINGS_FILE, load_settings
 
 
-def averaged(directories: Sequence[Path]) -> keras.Model:
+def averaged(directories: Sequence[Path], shares: Sequence[float] | None = None) -> keras.Model:
     """Give a network whose weights are the mean of those of trained ones.
 
     Parameters
     ----------
     directories : sequence of Path
         Two or more model directories.
+    shares : sequence of float, optional
+        Share of each network, of any sum; by default all have the same.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def averaged(directories: Sequence[Path]) -> keras.Model:
                 f"{directory}: expected a network of the shapes of {directories[0]}, found others."
             )
     weights = [model.get_weights() for model in (network, *others)]
-    network.set_weights([np.mean(same, axis=0, dtype=np.float64) for same in zip(*weights)])
+    network.set_weights([np.average(same, axis=0, weights=shares) for same in zip(*weights)])
     return network
 
 
@@ -61,15 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Average the weights of trained networks.")
     parser.add_argument("models", nargs="+", type=Path, help="directories of trained networks, two or more")
     parser.add_argument("--output", required=True, type=Path, help="directory that receives the average")
+    parser.add_argument("--shares", nargs="+", type=float, help="share of each network, by default the same")
     chosen = parser.parse_args(arguments)
-    if len(chosen.models) < 2:
-        parser.error(f"expected two networks or more, received {len(chosen.models)}")
+    count = len(chosen.models)
+    if count < 2:
+        parser.error(f"expected two networks or more, received {count}")
+    shares = chosen.shares or [1.0] * count
+    if len(shares) != count or not (min(shares) >= 0 and 0 < sum(shares) < np.inf):
+        parser.error(f"--shares: expected {count} of 0 or more, not all 0, received {shares}")
     try:
-        network = averaged(chosen.models)
+        network = averaged(chosen.models, shares)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    averages = {"average_of": [str(directory) for directory in chosen.models]}
+    averages = {"average_of": [str(directory) for directory in chosen.models], "shares": shares}
     settings = {**load_settings(chosen.models[0]), **averages}
     with written_whole(chosen.output / MODEL_FILE, suffix=".keras") as temporary:
         network.save(temporary)
