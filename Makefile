@@ -2,7 +2,7 @@
 #
 #   make demo         phantoms, both trainings, inference, evaluation: about fifteen minutes on a laptop
 #   make train-small  the same with more phantoms and a longer training, and anatomical labels
-#   make starter      the recipe of the starter weights: about three hours on two cores, see below
+#   make starter      the recipe of the starter weights: about four hours, see below
 #   make test         the tests        make lint       style
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
