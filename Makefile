@@ -70,7 +70,7 @@ train-small: .venv/installed
 #
 #   make starter STARTER_DATA=../shared/data
 #   make starter STARTER_DATA=../shared/data WITHOUT=chest    leave one case out: its fold goes to starter-without-chest
-#   make starter STARTER_OPTIONS="--precision bfloat16"       options of all trainings after the first stage
+#   make starter STARTER_OPTIONS="--precision bfloat16"       of all of both networks after train-small
 #   nohup make starter > starter.log 2>&1 &                   in the background
 #
 # Every <name>_seg-vert_msk.nii.gz below STARTER_DATA is used, with <name>_ct.nii.gz if there is one; not the
@@ -80,8 +80,7 @@ train-small: .venv/installed
 # run stopped. The networks end up in STARTER/shipped.
 STARTER_DATA ?= ../shared/data
 WITHOUT ?=
-joined = $(subst $() ,,$(addprefix -,$(1)))
-without = $(if $(strip $(1)),-without$(call joined,$(1)))
+without = $(if $(strip $(1)),-without$(subst $() ,,$(addprefix -,$(1))))
 STARTER_FIRST ?= train-small
 STARTER_LEVELS ?= starter-levels
 # Which of the names in WITHOUT have a mask alone, and so belong to STARTER_DRAWN.
@@ -146,7 +145,7 @@ starter: .venv/installed
 	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER_DRAWN)/data --work-dir $(DRAWN_WORK) --preset starter
 	$(RUN) train_segmentation.py --work-dir $(DRAWN_WORK) --preset starter \
 		--start-from $(FIRST_WORK)/models/segmentation $(DRAWN_SEGMENTATION) $(STARTER_OPTIONS)
-	ln -sfn ../work/segmentation $(TURNED_WORK)/segmentation
+	ln -sfn $(abspath $(DRAWN_WORK))/segmentation $(TURNED_WORK)/segmentation
 	$(RUN) train_segmentation.py --work-dir $(TURNED_WORK) --preset starter \
 		--start-from $(DRAWN_WORK)/models/segmentation $(TURNED_SEGMENTATION) $(STARTER_OPTIONS)
 	$(RUN) pre_processing_segmentation.py --data-dir $(STARTER)/data-segmentation --work-dir $(STARTER_WORK) --preset starter

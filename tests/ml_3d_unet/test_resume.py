@@ -49,6 +49,7 @@ def kill_at(context, folder, seconds):
     process.join(seconds)
     os.kill(process.pid, signal.SIGKILL) if process.is_alive() else None
     process.join(LONGEST)
+    assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode == -signal.SIGKILL
 
 

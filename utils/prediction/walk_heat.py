@@ -130,17 +130,20 @@ class SpineHeat:
         # Downwards less: what lies there may have been hidden by what the patch showed above it.
         above, below = settings.patch_voxels / 4, settings.patch_voxels / 8
         covered += [(height - above, height + below) for height in looks]
-        hot = self.profile >= self._needed(self.heights, column)
-        return uncovered_runs(hot, self.heights, covered, least=usual)
+        return uncovered_runs(self._is_hot(column), self.heights, covered, least=usual)
 
     def middle_of_missed(self, column: Sequence[FoundVertebra]) -> float | None:
         """Give the middle of the longest stretch of spine not covered; None where most of the spine is."""
         runs = self.uncovered(column)
-        hot = np.count_nonzero(self.profile >= self._needed(self.heights, column))
-        if sum(end - begin for begin, end in runs) <= hot * np.ptp(self.heights[:2]) / 2:
+        spine = np.count_nonzero(self._is_hot(column)) * np.ptp(self.heights[:2])
+        if sum(end - begin for begin, end in runs) <= spine / 2:
             return None
         begin, end = max(runs, key=lambda run: run[1] - run[0])
         return (begin + end) / 2
+
+    def _is_hot(self, column: Sequence[FoundVertebra]) -> np.ndarray:
+        """Whether each slice has the heat of the spine."""
+        return self.profile >= self._needed(self.heights, column)
 
     def _needed(self, heights: np.ndarray, column: Sequence[FoundVertebra]) -> np.ndarray:
         """Give the heat from which a slice is of the spine: relative to the three nearest vertebrae."""
