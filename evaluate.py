@@ -12,7 +12,7 @@ Exit status 1 if a case had no readable prediction (it counts as missed), with -
 
 import sys
 
-from utils.prediction.evaluation import evaluate
+from utils.evaluation.evaluation import evaluate
 from utils.settings import EvaluationSettings, settings_from_command_line
 
 

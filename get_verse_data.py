@@ -15,15 +15,15 @@ or read (with --skip-bad 0), 2 for a wrong command line, 130 after Ctrl-C.
 
 import sys
 
-from utils.imaging.own_cases import add_own_case
+from utils.download.download import get_data
+from utils.preparation.own_cases import add_own_case
 from utils.settings import DataSettings, settings_from_command_line
-from utils.verse.download import get_data
 
 
 def main(settings: DataSettings) -> int:
     """Put the data set on disk, or report on it, and give the exit status."""
     if settings.report:
-        from utils.imaging.data_report import report_data  # pandas and figures, which nothing else needs
+        from utils.preparation.data_report import report_data  # pandas and figures, which nothing else needs
 
         return report_data(settings)
     return get_data(settings, sources={"pairs": add_own_case})

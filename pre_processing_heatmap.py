@@ -8,7 +8,7 @@ Time    about 2 s a case and core; a rerun prepares only what is missing.
 
 import sys
 
-from utils.imaging.prepare import prepare_heatmap
+from utils.preparation.prepare import prepare_heatmap
 from utils.settings import HeatmapPreparationSettings, settings_from_command_line
 
 

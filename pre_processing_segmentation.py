@@ -9,7 +9,7 @@ Time    about 3 s a case and core; a rerun prepares only what is missing.
 
 import sys
 
-from utils.imaging.prepare import prepare_segmentation
+from utils.preparation.prepare import prepare_segmentation
 from utils.settings import SegmentationPreparationSettings, settings_from_command_line
 
 

@@ -19,9 +19,9 @@ from utils.settings import DistillationSettings, settings_from_command_line
 
 def main(settings: DistillationSettings) -> int:
     """Train and compare the students, and give the exit status."""
-    from utils.prediction.comparison import (
-        compare_students,
-    )  # after the command line: TensorFlow loads slowly
+    from utils.distillation.comparison import (
+        compare_students,  # after the command line: TensorFlow loads slowly
+    )
 
     return compare_students(settings)
 

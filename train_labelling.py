@@ -17,8 +17,8 @@ from utils.settings import LabellingTrainingSettings, settings_from_command_line
 def main(settings: LabellingTrainingSettings) -> int:
     """Train the labelling network and give the exit status."""
     from utils.prediction.calibration import (
-        train_labelling,
-    )  # after the command line: TensorFlow loads slowly
+        train_labelling,  # after the command line: TensorFlow loads slowly
+    )
 
     return train_labelling(settings)
 

@@ -37,7 +37,7 @@ sys.path.insert(0, str(PROJECT))
 import numpy as np  # noqa: E402
 
 from utils.imaging.volume import Volume, oriented, read_ct, transform_points, write_volume  # noqa: E402
-from utils.verse.phantom import make_phantom  # noqa: E402
+from utils.synthetic.phantom import make_phantom  # noqa: E402
 
 SCANS = 10
 LARGE_SHAPE, LARGE_SPACING_MM = (512, 512, 1500), (0.4, 0.4, 0.5)

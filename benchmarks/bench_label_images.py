@@ -37,11 +37,11 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
-from utils.imaging.label_images import draw_look, label_image, label_scan  # noqa: E402
-from utils.imaging.label_maps import label_map_of  # noqa: E402
 from utils.learning import datasets, losses, models  # noqa: E402
 from utils.learning.vertebrae import segmentation_batch_builder  # noqa: E402
 from utils.settings import SegmentationTrainingSettings, preset_settings  # noqa: E402
+from utils.synthetic.label_images import draw_look, label_image, label_scan  # noqa: E402
+from utils.synthetic.label_maps import label_map_of  # noqa: E402
 
 SETTINGS = preset_settings(SegmentationTrainingSettings, "starter", batch_size=1)
 SPACING_MM = 2.0

@@ -42,9 +42,9 @@ from scipy import ndimage  # noqa: E402
 
 from utils.imaging.centroids import centroids_of_mask, read_centroids  # noqa: E402
 from utils.imaging.volume import Volume, oriented, read_mask, transform_points  # noqa: E402
+from utils.synthetic.phantom import draw_anatomy, make_phantom  # noqa: E402
+from utils.synthetic.phantom.acquisition import RAS_FROM_PRI  # noqa: E402
 from utils.verse.labels import name_of_code  # noqa: E402
-from utils.verse.phantom import draw_anatomy, make_phantom  # noqa: E402
-from utils.verse.phantom.acquisition import RAS_FROM_PRI  # noqa: E402
 
 DATA = PROJECT / ".." / "shared" / "data"
 REAL_CASES = ("sub-verse014", "sub-verse004", "sub-gl003")

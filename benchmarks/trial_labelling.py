@@ -45,11 +45,11 @@ from tqdm import tqdm
 
 from utils.imaging.centroids import Centroids, write_centroids
 from utils.imaging.volume import Volume, read_ct, read_mask, write_volume
+from utils.localisation.identify import Identification, names_of
 from utils.prediction.derivatives import MASK_SUFFIX, case_path
-from utils.prediction.identify import Identification, names_of
 from utils.prediction.levels import Levels, identify_vertebrae, load_levels, numbers_from_the_top
+from utils.synthetic.phantom import draw_anatomy, make_phantom
 from utils.verse.labels import code_of_name
-from utils.verse.phantom import draw_anatomy, make_phantom
 
 #: Variants in the order in which the cases take them, again and again: about as often as in VerSe (L6 .12,
 #: T13 .05, no T12 .02), in half of the cases, or in all.

@@ -9,11 +9,10 @@ import pytest
 from ML_3D_Unet.utils.feeding import EpochPart
 from tests.learning import examples
 from utils.imaging.centroids import centroids_of_mask, write_centroids
-from utils.imaging.label_images import draw_look, label_scan
-from utils.imaging.prepared import SIDECAR
 from utils.imaging.volume import Volume, open_memory_map, write_volume
 from utils.learning import datasets, training
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
+from utils.preparation.prepared import SIDECAR
 from utils.settings import (
     HeatmapTrainingSettings,
     LabellingTrainingSettings,
@@ -21,6 +20,7 @@ from utils.settings import (
     load_settings,
     preset_settings,
 )
+from utils.synthetic.label_images import draw_look, label_scan
 
 SHARES = (0.3, 0.25, 0.1, 0.35)
 AFFINE = examples.AFFINE

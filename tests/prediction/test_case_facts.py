@@ -3,12 +3,12 @@
 import numpy as np
 
 from utils.imaging.volume import Volume
+from utils.localisation.identify import Identification
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
-from utils.prediction.identify import Identification
 from utils.prediction.quality import REMARK_KINDS, CaseQuality, Remark
-from utils.prediction.traverse import REMARKS, FoundVertebra
-from utils.prediction.walk_records import CALLS_USED_UP, SPINE_NOT_COVERED
+from utils.walk.records import CALLS_USED_UP, SPINE_NOT_COVERED
+from utils.walk.traverse import REMARKS, FoundVertebra
 
 EMPTY = np.zeros((1, 1, 1))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tests.prediction.column import AFFINE, BLOCK_VOXELS, CENTRES, HU_A_RANK, column, column_ct
+from tests.walk.column import AFFINE, BLOCK_VOXELS, CENTRES, HU_A_RANK, column, column_ct
 from utils.imaging.centroids import read_centroids
 from utils.imaging.volume import Grid, Volume, oriented, read_mask, transform_points, working_grid
 from utils.prediction import derivatives
@@ -23,8 +23,8 @@ from utils.prediction.derivatives import (
     vertebra_table,
     write_case,
 )
-from utils.prediction.traverse import FoundVertebra
 from utils.verse.cases import index_cases
+from utils.walk.traverse import FoundVertebra
 
 
 def found(probability: np.ndarray, begin: tuple[int, int, int], **changes) -> FoundVertebra:

@@ -8,17 +8,12 @@ import pytest
 from scipy import ndimage
 
 from tests.learning.examples import write_segmentation_stage
-from tests.prediction.column import column, column_ct
-from tests.prediction.test_predict import (  # noqa: F401
-    FakeNetworks,
-    fake,
-    mask_path,
-    settings_for,
-    write_column,
-)
+from tests.prediction.test_predict import FakeNetworks, fake, mask_path, settings_for, write_column  # noqa: F401
+from tests.walk.column import column, column_ct
 from utils.imaging.centroids import read_centroids
 from utils.imaging.volume import Volume, oriented, read_mask
 from utils.learning.labelling import CLASSES, Votes
+from utils.localisation.identify import identify, sequence_log_probability, transitions_of
 from utils.prediction import calibration, predict
 from utils.prediction.calibration import (
     LabelledColumn,
@@ -29,7 +24,6 @@ from utils.prediction.calibration import (
     trained_networks,
     true_codes_of,
 )
-from utils.prediction.identify import identify, sequence_log_probability, transitions_of
 from utils.prediction.levels import Levels, doubt_about, load_levels, relabel_case
 from utils.prediction.predict import infer
 from utils.settings import LabellingTrainingSettings, load_settings, preset_settings

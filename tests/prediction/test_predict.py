@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.imaging.dicom_series import write_series
-from tests.prediction.column import AFFINE, HU_A_RANK, column, column_ct, oracle
+from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, oracle
 from utils.imaging.volume import Volume, denormalise_hu, oriented, read_mask, write_volume
 from utils.prediction import networks, predict
 from utils.prediction.networks import Networks, load_networks

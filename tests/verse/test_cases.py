@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from utils.download.download import get_data
 from utils.settings import DataSettings
 from utils.verse.cases import (
     RELEASED_PATIENTS,
@@ -18,7 +19,6 @@ from utils.verse.cases import (
     subject_of,
     subjects_in_several_splits,
 )
-from utils.verse.download import get_data
 
 REAL_DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 TRAINING = "dataset-verse19training"

@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.imaging.volume import (
-    DEFLATE_RATIO,
-    Grid,
-    Volume,
-    check_is_file,
-    finite_hu,
-    listed,
-    odd_places,
-)
+from utils.imaging.volume import DEFLATE_RATIO, Grid, Volume, check_is_file, finite_hu, listed, odd_places
 
 if TYPE_CHECKING:
     import SimpleITK

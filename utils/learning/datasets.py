@@ -19,16 +19,16 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.centroids import read_centroids
-from utils.imaging.label_images import draw_look, label_image, label_scan
-from utils.imaging.label_maps import LabelMap, label_map_of, with_narrow_discs
-from utils.imaging.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
 from utils.imaging.volume import Grid, Volume, open_memory_map
 from utils.learning import augment
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import labelling_example, on_labelling_grid
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.learning.vertebrae import Target, block_length, block_of_patch, draw_kind, draw_patch
+from utils.preparation.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
+from utils.synthetic.label_images import draw_look, label_image, label_scan
+from utils.synthetic.label_maps import LabelMap, label_map_of, with_narrow_discs
 from utils.verse.labels import rank_of_code, ranks_of_mask
 
 #: A function (epoch, part) -> tf.data.Dataset; without a part it gives all of the epoch to one device.

@@ -21,17 +21,10 @@ from tqdm import tqdm
 from utils.imaging.volume import Volume, resample_labels
 from utils.learning import training
 from utils.learning.datasets import SegmentationData
-from utils.learning.labelling import (
-    PredictLevel,
-    Votes,
-    level_function,
-    lies_on,
-    perturb,
-    vertebra_votes,
-)
+from utils.learning.labelling import PredictLevel, Votes, level_function, lies_on, perturb, vertebra_votes
 from utils.learning.models import MODEL_FILE, load_model
 from utils.learning.runtime import Runtime
-from utils.prediction.identify import sequence_log_probability, transitions_of
+from utils.localisation.identify import sequence_log_probability, transitions_of
 from utils.prediction.networks import load_networks
 from utils.prediction.predict import segment, walk_settings
 from utils.settings import InferenceSettings, LabellingTrainingSettings, save_settings

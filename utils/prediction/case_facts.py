@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from utils.localisation.identify import Identification
 from utils.prediction.derivatives import CasePrediction
-from utils.prediction.identify import Identification
-from utils.prediction.quality import (
-    GAP,
-    HU_DOUBT,
-    LEAK,
-    ODD_VOLUME,
-    OTHER,
-    CaseQuality,
-    Remark,
-    case_remarks,
-)
-from utils.prediction.walk_records import (
+from utils.prediction.quality import GAP, HU_DOUBT, LEAK, ODD_VOLUME, OTHER, CaseQuality, Remark, case_remarks
+from utils.walk.records import (
     CALLS_USED_UP,
     GAP_ABOVE,
     SEARCHED,
@@ -26,8 +17,8 @@ from utils.prediction.walk_records import (
     SPINE_NOT_COVERED,
     FoundVertebra,
 )
-from utils.prediction.walk_records import LEAK as LEAK_OF_WALK
-from utils.prediction.walk_records import ODD_VOLUME as ODD_VOLUME_OF_WALK
+from utils.walk.records import LEAK as LEAK_OF_WALK
+from utils.walk.records import ODD_VOLUME as ODD_VOLUME_OF_WALK
 
 #: The walk's remarks as those of the quality file. What it found above the start is no reason to look, and
 #: that it did not come to rest stands in the table.

@@ -18,21 +18,14 @@ import numpy as np
 
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
-from utils.imaging.volume import (
-    Grid,
-    Volume,
-    read_mask,
-    resample_linear,
-    transform_points,
-    write_volume,
-)
+from utils.imaging.volume import Grid, Volume, read_mask, resample_linear, transform_points, write_volume
+from utils.localisation.identify import Identification
 from utils.prediction.exports import EXPORTS
-from utils.prediction.identify import Identification
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
 from utils.prediction.snapshot import snapshot_figure
-from utils.prediction.traverse import FoundVertebra, WalkStep
 from utils.verse.cases import subject_of
 from utils.verse.labels import MAX_RANK, T13_CODE, code_of_name, code_of_rank, name_of_code, rank_of_code
+from utils.walk.traverse import FoundVertebra, WalkStep
 
 #: Columns of a case's table, which other programs read.
 TABLE_COLUMNS = (

@@ -23,6 +23,7 @@ from utils.imaging.volume import (
     transform_points,
     voxels_apart,
 )
+from utils.localisation.identify import Identification, identify, uniform_votes
 from utils.prediction.derivatives import (
     ANATOMICAL,
     MASK_SUFFIX,
@@ -32,9 +33,8 @@ from utils.prediction.derivatives import (
     case_path,
     probability_columns,
 )
-from utils.prediction.identify import Identification, identify, uniform_votes
-from utils.prediction.traverse import FoundVertebra
 from utils.verse.labels import MAX_CODE, name_of_code
+from utils.walk.traverse import FoundVertebra
 
 if TYPE_CHECKING:
     from utils.learning.labelling import PredictLevel

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.prediction.locate import PredictHeat
-from utils.prediction.traverse import PredictPatch
 from utils.settings import InferenceSettings
+from utils.walk.locate import PredictHeat
+from utils.walk.traverse import PredictPatch
 
 if TYPE_CHECKING:
     import keras

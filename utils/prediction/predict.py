@@ -19,6 +19,7 @@ from tqdm import tqdm
 from utils import execution
 from utils.imaging.formats import hu_doubt, read_scan, scan_bytes
 from utils.imaging.volume import Volume, normalise_hu, working_ct
+from utils.localisation.identify import Identification, parse_fixed
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.derivatives import (
     ANATOMICAL,
@@ -33,7 +34,6 @@ from utils.prediction.derivatives import (
     vertebra_table,
     write_case,
 )
-from utils.prediction.identify import Identification, parse_fixed
 from utils.prediction.levels import (
     Levels,
     doubt_about,
@@ -43,7 +43,6 @@ from utils.prediction.levels import (
     numbering_of,
     relabel_case,
 )
-from utils.prediction.locate import locate_spine
 from utils.prediction.networks import (
     Networks,
     identity_of_model,
@@ -64,8 +63,9 @@ from utils.prediction.quality import (
 )
 from utils.prediction.report import write_report
 from utils.prediction.scans import Scan, find_scans, scan_identity
-from utils.prediction.traverse import WalkResult, WalkSettings, walk
 from utils.settings import InferenceSettings, settings_as_json, worker_count
+from utils.walk.locate import locate_spine
+from utils.walk.traverse import WalkResult, WalkSettings, walk
 
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (

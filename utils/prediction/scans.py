@@ -13,7 +13,7 @@ from typing import Any
 
 from utils.imaging.dicom import FoundSeries, Series, find_series, is_dicom
 from utils.imaging.formats import SCAN_SUFFIXES, files_of_scan
-from utils.imaging.own_cases import own_key
+from utils.preparation.own_cases import own_key
 from utils.verse.cases import visible_files
 
 _CT_SUFFIXES = ("_ct.nii", "_ct.nii.gz")

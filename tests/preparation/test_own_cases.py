@@ -1,0 +1,117 @@
+"""A user's own pair as a VerSe case."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.download.download import get_data
+from utils.imaging.volume import Volume, read_pair, write_volume
+from utils.preparation.own_cases import add_own_case, own_key
+from utils.settings import DataSettings
+from utils.verse.cases import index_cases
+
+AFFINE = np.array([[-1.0, 0, 0, 10], [0, -1.0, 0, 20], [0, 0, 2.0, -5], [0, 0, 0, 1]])
+
+
+def put_pair(folder, *, label=20, hu=40, name="My scan-1.nii.gz", mask_shape=(6, 6, 8)):
+    ct = np.full((6, 6, 8), hu, np.int16)
+    mask = np.zeros(mask_shape)  # float64, as some masks of VerSe are
+    mask[2:4, 2:4, 2:5] = label
+    write_volume(folder / name, Volume(ct, AFFINE))
+    write_volume(folder / f"labels of {name}", Volume(mask, AFFINE))
+    return {"ct": folder / name, "mask": folder / f"labels of {name}"}
+
+
+def settings(tmp_path, pair, **changes):
+    return DataSettings(source="pairs", data_dir=tmp_path / "data", **pair, **changes)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_pair_becomes_a_complete_case(tmp_path):
+    pair = put_pair(tmp_path)
+    assert add_own_case(settings(tmp_path, pair, split="validation")) == []
+    (case,) = index_cases(tmp_path / "data")
+    assert (case.key, case.split, case.missing()) == ("sub-Myscan-1", "validation", [])
+    assert case.ct == tmp_path / "data/dataset-ownvalidation/rawdata/sub-Myscan-1/sub-Myscan-1_ct.nii.gz"
+    ct, mask = read_pair(case.ct, case.mask)
+    assert ct.data.dtype == np.int16 and (ct.data == 40).all()
+    assert mask.data.dtype == np.uint8 and np.allclose(mask.affine, AFFINE)
+    header, point = json.loads(case.centroids.read_text())
+    assert header["source"] == "mask" and header["direction"] == ["L", "P", "S"]
+    assert point == {"label": 20, "X": 2.5, "Y": 2.5, "Z": 3.0}
+
+
+def test_the_same_pair_again_changes_nothing_and_completes_what_is_missing(tmp_path):
+    asked = settings(tmp_path, put_pair(tmp_path))
+    add_own_case(asked)
+    before = contents(tmp_path / "data")
+    add_own_case(asked)
+    assert contents(tmp_path / "data") == before
+    index_cases(tmp_path / "data")[0].ct.unlink()
+    add_own_case(asked)
+    assert index_cases(tmp_path / "data")[0].complete
+
+
+@pytest.mark.parametrize("other", [{"label": 21}, {"hu": 41}])
+def test_another_pair_of_that_name_is_refused_and_nothing_overwritten(tmp_path, other):
+    add_own_case(settings(tmp_path, put_pair(tmp_path)))
+    before = contents(tmp_path / "data")
+    pair = put_pair(tmp_path / "second", **other)
+    with pytest.raises(ValueError, match="other content"):
+        add_own_case(settings(tmp_path, pair))
+    assert contents(tmp_path / "data") == before
+
+
+def test_a_patient_may_not_join_a_second_split(tmp_path):
+    pair = put_pair(tmp_path)
+    add_own_case(settings(tmp_path, pair))
+    with pytest.raises(ValueError, match=r"sub-Myscan-1 already at .*dataset-owntraining"):
+        add_own_case(settings(tmp_path, pair, split="test"))
+    assert [case.split for case in index_cases(tmp_path / "data")] == ["training"]
+
+
+@pytest.mark.parametrize("bad", ["shape", "truncated", "background", "unknown label", "absent"])
+def test_a_bad_pair_is_one_line_with_status_1_and_writes_nothing(tmp_path, bad, capsys):
+    label = {"background": 0, "unknown label": 27}.get(bad, 20)
+    pair = put_pair(tmp_path, label=label, mask_shape=(6, 6, 9) if bad == "shape" else (6, 6, 8))
+    if bad == "truncated":
+        pair["mask"].write_bytes(pair["mask"].read_bytes()[:-12])
+    if bad == "absent":
+        pair["mask"].unlink()
+    assert get_data(settings(tmp_path, pair), sources={"pairs": add_own_case}) == 1
+    told = capsys.readouterr().err
+    assert str(pair["mask"]) in told and "expected" in told and told.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_keys():
+    assert own_key(Path("a/chest_ct.nii.gz")) == "sub-chest_ct"
+    assert own_key(Path("sub-verse014_ct.nii.gz")) == "sub-verse014"
+    assert own_key(Path("sub-gl003_dir-ax_ct.nii.gz")) == "sub-gl003_dir-ax"
+    assert own_key(Path("scan.1.nii.gz")) == "sub-scan1" != own_key(Path("scan.2.nii.gz"))
+    with pytest.raises(ValueError, match="letters or digits"):
+        own_key(Path("__.nii.gz"))
+
+
+def test_a_case_takes_the_key_that_is_given(tmp_path):
+    pair = put_pair(tmp_path)
+    add_own_case(settings(tmp_path, pair, key="sub-real-01"))
+    (case,) = index_cases(tmp_path / "data")
+    assert (case.key, case.complete) == ("sub-real-01", True)
+    for key in ("real", "sub-", "sub-a/b"):
+        with pytest.raises(ValueError, match="--key: expected"):
+            add_own_case(settings(tmp_path, pair, key=key))
+
+
+def test_a_mask_may_enter_alone(tmp_path):
+    pair = put_pair(tmp_path)
+    asked = settings(tmp_path, {"mask": pair["mask"]}, key="sub-real-02")
+    assert get_data(asked, sources={"pairs": add_own_case}) == 0
+    assert get_data(asked, sources={"pairs": add_own_case}) == 0
+    (case,) = index_cases(tmp_path / "data")
+    assert (case.key, case.missing()) == ("sub-real-02", ["CT"])

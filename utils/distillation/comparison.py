@@ -1,0 +1,285 @@
+"""Teacher and students side by side, as in the paper's table: size, speed, accuracy on validation patches."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from utils.distillation import students as distillation
+from utils.evaluation.metrics import surface_distances_mm
+from utils.evaluation.report import markdown_table
+from utils.files import written_whole
+from utils.learning import datasets, models, training
+from utils.learning.losses import vertebra_dice
+from utils.learning.runtime import Runtime
+from utils.learning.vertebrae import segmentation_batch_builder
+from utils.settings import DistillationSettings, SegmentationTrainingSettings
+
+TIMED_RUNS = 7
+THRESHOLD = 0.5
+#: Okabe and Ito's blue, told apart from black with any colour vision.
+BAR_COLOUR = "#0072B2"
+
+_EXPLANATION = """\
+Dice and 95 % surface distance are means over {vertebrae} validation vertebrae, each in a patch centred on it,
+with the vertebrae above it in the memory, thresholded at .5. An empty prediction has Dice 0 and no surface
+distance; the column *empty* counts them. Seconds are the median of {runs} single patches of {edge}³ voxels
+on the {device}, in {precision}. MB is the size of `best.keras`.
+"""
+
+
+def compare_students(settings: DistillationSettings) -> int:
+    """Train the students, then compare them with their teacher, and write the table beside the best of them.
+
+    Parameters
+    ----------
+    settings : DistillationSettings
+        All of the stage. Reads `work_dir/segmentation` and the teacher; writes `work_dir/models/student_runs`
+        and `work_dir/models/student`, with comparison.csv, comparison.md and comparison.png.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 after a line that says what is wrong.
+    """
+    return training.reporting(_train_and_compare, settings)
+
+
+def _train_and_compare(settings: DistillationSettings, chosen: Runtime) -> list[str]:
+    bad = distillation.train_students(settings, chosen)
+    if chosen.is_chief:
+        student, facts = distillation.read_facts(settings)
+        patches = ValidationPatches(settings.work_dir, student, facts["spacing_mm"])
+        if patches.is_empty:
+            print("No validation cases: there is nothing to compare the students on.")
+        else:
+            table = comparison_table(network_directories(settings), patches)
+            write_comparison(
+                table, distillation.student_directory(settings), explanation(table, patches, chosen)
+            )
+    return bad
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationPatches:
+    """The validation vertebrae, each in its patch; made anew for every pass, as all may fill the memory.
+
+    Attributes
+    ----------
+    work_dir : Path
+        Folder with `segmentation/validation`.
+    settings : SegmentationTrainingSettings
+        Size of the patches.
+    spacing_mm : float
+        Isotropic spacing.
+    """
+
+    work_dir: Path
+    settings: SegmentationTrainingSettings
+    spacing_mm: float
+
+    def _data(self) -> datasets.SegmentationData:
+        return datasets.read_segmentation_data(
+            self.work_dir / "segmentation" / "validation"
+        ).without_bad_cases()[0]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no vertebra."""
+        return not self._data().vertebrae
+
+    def __iter__(self) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """Yield input (1, n, n, n, 2) and target (1, n, n, n, 2) of each vertebra."""
+        one_by_one = dataclasses.replace(self.settings, batch_size=1, accumulate=1)
+        build = segmentation_batch_builder(one_by_one, self.spacing_mm)
+        how = {"spacing_mm": self.spacing_mm, "training": False}
+        for batch in datasets.segmentation_dataset(self._data(), one_by_one, **how)(0):
+            x, y, _ = build(batch, False)
+            yield x, y
+
+
+def network_directories(settings: DistillationSettings) -> dict[str, Path]:
+    """Give the directories of the networks to compare by their titles, the teacher first."""
+    students = distillation.variants(settings)
+    runs = {variant.title: distillation.run_directory(settings, variant) for variant in students}
+    return {"teacher": distillation.teacher_directory(settings), **runs}
+
+
+def comparison_table(
+    directories: dict[str, Path],
+    patches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+    *,
+    spacing_mm: float | None = None,
+) -> pd.DataFrame:
+    """Measure each network.
+
+    Parameters
+    ----------
+    directories : dict of str to Path
+        Model directories by the networks' titles.
+    patches : iterable of pairs
+        Input and target of every vertebra, see `ValidationPatches`.
+    spacing_mm : float, optional
+        Isotropic spacing; by default that of `patches`.
+
+    Returns
+    -------
+    pd.DataFrame
+        A row a network: network, parameters, megabytes, seconds_per_patch, dice, surface_distance_95_mm,
+        empty, vertebrae.
+    """
+    spacing_mm = patches.spacing_mm if spacing_mm is None else spacing_mm
+    rows = []
+    for title, directory in directories.items():
+        network = models.load_model(directory)[0]
+        size = (directory / models.MODEL_FILE).stat().st_size / 1e6
+        facts = {"network": title, "parameters": network.count_params(), "megabytes": size}
+        rows.append({**facts, **measured(network, patches, spacing_mm=spacing_mm)})
+    return pd.DataFrame(rows)
+
+
+def measured(
+    network: keras.Model, patches: Iterable[tuple[tf.Tensor, tf.Tensor]], *, spacing_mm: float
+) -> dict[str, Any]:
+    """Run a network over all patches, and give its speed and its mean scores.
+
+    Parameters
+    ----------
+    network : keras.Model
+        From (1, n, n, n, 2) to (1, n, n, n, 1).
+    patches : iterable of pairs
+        Input (1, n, n, n, 2) and target (1, n, n, n, 2), whose channel 0 is the vertebra.
+    spacing_mm : float
+        Isotropic spacing.
+
+    Returns
+    -------
+    dict
+        "seconds_per_patch", "dice", "surface_distance_95_mm" (NaN if all predictions are empty), "empty",
+        "vertebrae".
+    """
+    predict = tf.function(lambda x: network(x, training=False))
+    dices, distances, seconds = [], [], []
+    for number, (x, y) in enumerate(patches):
+        prediction = predict(x)
+        if number < TIMED_RUNS:
+            seconds.append(_seconds_of(predict, x))
+        dices.append(float(vertebra_dice(y, prediction)[0]))
+        distances.append(_distance_95_mm(y[0, ..., 0], prediction[0, ..., 0], spacing_mm))
+    return {
+        "seconds_per_patch": statistics.median(seconds),
+        "dice": float(np.mean(dices)),
+        "surface_distance_95_mm": float(np.nanmean(distances))
+        if np.isfinite(distances).any()
+        else float("nan"),
+        "empty": int(np.isnan(distances).sum()),
+        "vertebrae": len(dices),
+    }
+
+
+def _seconds_of(predict: Any, x: tf.Tensor) -> float:
+    """Time one patch on a compiled network; reading the result waits for the device."""
+    began = time.perf_counter()
+    predict(x).numpy()
+    return time.perf_counter() - began
+
+
+def _distance_95_mm(vertebra: tf.Tensor, probability: tf.Tensor, spacing_mm: float) -> float:
+    """Give the 95 % surface distance, measured in the box that holds both bodies; NaN if one is empty."""
+    truth, found = vertebra.numpy() > 0, probability.numpy() >= THRESHOLD
+    box = ndimage.find_objects((truth | found).astype(np.uint8))
+    if not box:
+        return float("nan")
+    return surface_distances_mm(truth[box[0]], found[box[0]], spacing_mm=(spacing_mm,) * 3)[1]
+
+
+def explanation(table: pd.DataFrame, patches: ValidationPatches, chosen: Runtime) -> str:
+    """Say what the numbers of a table are."""
+    facts = {"runs": min(TIMED_RUNS, int(table["vertebrae"].max())), "edge": patches.settings.patch_voxels}
+    return _EXPLANATION.format(
+        vertebrae=int(table["vertebrae"].max()), device=chosen.device.upper(), precision="float32", **facts
+    )
+
+
+def write_comparison(table: pd.DataFrame, folder: Path, text: str) -> None:
+    """Write comparison.csv, comparison.md and comparison.png, each whole or not at all, and print the table.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        See `comparison_table`.
+    folder : Path
+        Where the files go.
+    text : str
+        What stands under the table.
+    """
+    page = markdown_table(_readable(table))
+    texts = {"comparison.csv": table.to_csv(index=False), "comparison.md": f"# Students\n\n{page}\n\n{text}"}
+    for name, content in texts.items():
+        with written_whole(folder / name) as temporary:
+            temporary.write_text(content)
+    with written_whole(folder / "comparison.png", suffix=".png") as temporary:
+        comparison_figure(table).savefig(temporary, dpi=120)
+    print(page)
+    print(f"Written to {folder}: comparison.csv, comparison.md, comparison.png.")
+
+
+_TITLES = {
+    "megabytes": "MB",
+    "seconds_per_patch": "s a patch",
+    "dice": "Dice",
+    "surface_distance_95_mm": "95 % surface distance, mm",
+}
+_DIGITS = {"megabytes": 2, "seconds_per_patch": 3, "dice": 3, "surface_distance_95_mm": 2}
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the table with titles, and every number with the digits that mean something."""
+    shown = {
+        name: table[name].map(lambda value, digits=digits: "–" if pd.isna(value) else f"{value:.{digits}f}")
+        for name, digits in _DIGITS.items()
+    }
+    return table.drop(columns="vertebrae").assign(**shown).rename(columns=_TITLES)
+
+
+def comparison_figure(table: pd.DataFrame) -> Figure:
+    """Draw Dice, 95 % surface distance, seconds a patch and parameters of every network as bars.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        See `comparison_table`.
+
+    Returns
+    -------
+    Figure
+        Four panels that share the names of the networks; bars begin at 0 and bear their numbers.
+    """
+    figure = Figure(figsize=(12, 1.2 + 0.45 * len(table)), layout="constrained")
+    panels = {
+        "dice": ("Dice", "{:.3f}"),
+        "surface_distance_95_mm": ("95 % surface distance (mm)", "{:.2f}"),
+        "seconds_per_patch": ("seconds a patch", "{:.3f}"),
+        "parameters": ("parameters", "{:,.0f}"),
+    }
+    for axes, (column, (title, form)) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
+        bars = axes.barh(table["network"], table[column].fillna(0.0), color=BAR_COLOUR)
+        labels = ["–" if pd.isna(value) else form.format(value) for value in table[column]]
+        axes.bar_label(bars, labels, padding=3, fontsize=8)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlim(0, 1.35 * max(table[column].max(), 1e-9))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    axes.invert_yaxis()
+    return figure

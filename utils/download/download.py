@@ -1,0 +1,208 @@
+"""Put a VerSe data set into a folder: downloaded, generated, or copied from a tree or zip archives on disk.
+
+Every file ends at `DATA_DIR/dataset-<...>/rawdata|derivatives/sub-<...>/<name>`, however deep the source
+nests it, under a temporary name until it is whole. A rerun keeps the files that are there already. A
+further source is one more entry of `SOURCES`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from utils.download.archives import extract_archive, is_safe, place_of, put_stream
+from utils.download.selection import NONCOMMERCIAL_PREFIX
+from utils.download.sources import from_osf, from_zips
+from utils.settings import DataSettings, worker_count
+from utils.synthetic.phantom import write_phantom_data_set
+from utils.verse.cases import (
+    SPLITS,
+    Case,
+    case_files,
+    index_cases,
+    is_of_older_release,
+    subjects_in_several_splits,
+    visible_files,
+)
+
+__all__ = ["SOURCES", "extract_archive", "from_disk", "generated", "get_data", "is_safe", "wrong_settings"]
+
+#: A source puts files into `data_dir` and gives a line for everything that was bad.
+Source = Callable[[DataSettings], list[str]]
+#: Exit status of a program that Ctrl-C ended, as shells have it.
+_INTERRUPTED = 130
+
+
+def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = None) -> int:
+    """Put a data set on disk and say what is there.
+
+    Parameters
+    ----------
+    settings : DataSettings
+        Source and destination.
+    sources : mapping of str to Source, optional
+        Sources by name beside those of `SOURCES`.
+
+    Returns
+    -------
+    int
+        Exit status: 2 if the settings ask for nothing that can be done, 1 if something was bad (unless
+        `skip_bad`) or nothing could be read, 130 if it was interrupted, else 0. Incomplete series are a
+        warning.
+    """
+    known = {**SOURCES, **(sources or {})}
+    wrong = wrong_settings(settings, known)
+    if wrong:
+        print(wrong, file=sys.stderr)
+        return 2
+    try:
+        bad = known.get(settings.source, from_disk)(settings)
+        for line in bad:
+            print(line, file=sys.stderr)
+        cases = index_cases(settings.data_dir)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+        return _INTERRUPTED
+    for line in warnings_about(cases):
+        print(line, file=sys.stderr)
+    print("\n".join(series_per_split(cases)))
+    return 1 if bad and not settings.skip_bad else 0
+
+
+def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
+    """Say what is wrong with a command line, "" if nothing is. A path need not exist to be right."""
+    names = sorted(known)
+    is_path = Path(settings.source).exists() or len(Path(settings.source).parts) > 1
+    if settings.source not in names and not is_path and not Path(settings.source).suffix:
+        return f"--source: expected {', '.join(names)} or a path, received {settings.source!r}."
+    has_pair = settings.mask is not None and (settings.ct or settings.key) is not None
+    if settings.source == "pairs" and not has_pair:
+        return "--source pairs: expected both --ct and --mask, or --mask and --key for a mask alone."
+    if settings.source != "pairs" and (settings.ct or settings.mask):
+        return f"--ct and --mask: expected with --source pairs only, received --source {settings.source}."
+    if settings.source != "pairs" and settings.key:
+        return f"--key: expected with --source pairs only, received --source {settings.source}."
+    if settings.source != "phantom" and settings.phantoms != DataSettings.phantoms:
+        return f"--phantoms: expected with --source phantom only, received --source {settings.source}."
+    if min(settings.phantoms) < 0 or sum(settings.phantoms) == 0:
+        return f"--phantoms: expected numbers from 0 up, not all 0, received {settings.phantoms}."
+    if settings.workers < 0:
+        return f"--workers: expected 0 or more, received {settings.workers}."
+    return _wrong_download(settings)
+
+
+def _wrong_download(settings: DataSettings) -> str:
+    """Say which options of the sources that download do not fit the source or each other."""
+    asked = {
+        "--subset": settings.subset != "all",
+        "--split": settings.split is not None and settings.source != "pairs",
+        "--subjects": bool(settings.subjects),
+        "--exclude-noncommercial": settings.exclude_noncommercial,
+        "--verify": settings.verify,
+    }
+    used = [option for option, is_asked in asked.items() if is_asked]
+    if used and settings.source not in ("osf", "zip"):
+        return f"{used[0]}: expected with --source osf or zip only, received --source {settings.source}."
+    barred = [name for name in settings.subjects if name.casefold().startswith(NONCOMMERCIAL_PREFIX)]
+    if barred and settings.exclude_noncommercial:
+        return f"--subjects: expected none that --exclude-noncommercial leaves out, received {barred[0]}."
+    if settings.connections < 1:
+        return f"--connections: expected 1 or more, received {settings.connections}."
+    return _wrong_address(settings)
+
+
+def _wrong_address(settings: DataSettings) -> str:
+    if settings.zip_url is not None and settings.source != "zip":
+        return f"--zip-url: expected with --source zip only, received --source {settings.source}."
+    if settings.source == "zip" and settings.zip_url is None:
+        return "--source zip: expected --zip-url, the address of the folder that holds the archives."
+    option, address = {"zip": ("--zip-url", settings.zip_url), "osf": ("--api-url", settings.api_url)}.get(
+        settings.source, ("", "http://none")
+    )
+    parts = urlsplit(address or "")
+    is_address = parts.scheme in ("http", "https") and bool(parts.netloc)
+    return (
+        ""
+        if is_address
+        else f"{option}: expected an address such as https://host/path, received {address!r}."
+    )
+
+
+def generated(settings: DataSettings) -> list[str]:
+    """Write generated series: source "phantom"."""
+    workers = worker_count(settings.workers)
+    write_phantom_data_set(settings.data_dir, settings.phantoms, seed=settings.seed, workers=workers)
+    return []
+
+
+def from_disk(settings: DataSettings) -> list[str]:
+    """Copy a VerSe tree, with every zip archive in it, or extract one archive.
+
+    Returns
+    -------
+    list of str
+        A line for every archive, or member of one, that could not be read.
+
+    Raises
+    ------
+    ValueError
+        If there is no such path, nothing of VerSe in it, or two files that differ for one place.
+    """
+    source = Path(settings.source)
+    if source.is_file() and source.suffix.lower() == ".zip":
+        return extract_archive(source, settings.data_dir)
+    if not source.is_dir():
+        found = "a file of another kind" if source.exists() else "nothing there"
+        raise ValueError(f"{source}: expected a folder or a zip archive, found {found}.")
+    archives = [path for path in visible_files(source) if path.suffix.lower() == ".zip"]
+    files = list(case_files(source))
+    if files or any(is_of_older_release(path) for path in visible_files(source)):
+        index_cases(source)  # Refuses files that contradict each other before any is copied.
+    if not archives and not files:
+        raise ValueError(
+            f"{source}: expected VerSe files (sub-*_ct.nii.gz, ...) or zip archives, found none."
+        )
+    for file in tqdm(files, desc="copy", unit="file", disable=not files):
+        size = file.path.stat().st_size
+        put_stream(partial(file.path.open, "rb"), place_of(file, settings.data_dir), size=size)
+    return [line for archive in archives for line in extract_archive(archive, settings.data_dir)]
+
+
+def series_per_split(cases: list[Case]) -> list[str]:
+    """Say in a line a split how many series there are and how many of them have CT and mask."""
+    names = [name for name in (*SPLITS, "") if any(case.split == name for case in cases)]
+    lines = []
+    for name in names:
+        complete = [case.complete for case in cases if case.split == name]
+        lines.append(f"{name or 'no split'}: {len(complete)} series, {sum(complete)} with CT and mask")
+    return lines
+
+
+def warnings_about(cases: list[Case]) -> list[str]:
+    """Name the incomplete series, and the patients that stand in several splits."""
+    incomplete = [
+        f"Warning: {case.key} ({case.split or 'no split'}) is incomplete: no {', no '.join(case.missing())}."
+        for case in cases
+        if not case.complete
+    ]
+    shared = [
+        f"Warning: {subject} is in several splits: {', '.join(name or 'no split' for name in splits)}."
+        for subject, splits in subjects_in_several_splits(cases).items()
+    ]
+    return incomplete + shared
+
+
+#: The sources by name; whatever is none of them is a path (`from_disk`).
+SOURCES: dict[str, Source] = {"osf": from_osf, "zip": from_zips, "phantom": generated}

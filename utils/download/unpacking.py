@@ -1,0 +1,154 @@
+"""Archives that are downloaded and unpacked: which are needed, and their members' way to the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from utils.download.archives import ARCHIVE_ERRORS, Member, case_members, extract_members, place_of
+from utils.download.manifest import CHUNK, flush_to_disk, size_on_disk
+from utils.download.remote import RemoteFile, Stopped, Unreachable, discard
+from utils.download.selection import listed_file, part_of, split_of
+from utils.download.transfer import ARCHIVES_FOLDER, BrokenArchive, Job, Run, note_failure
+from utils.files import sha256_of
+from utils.verse.cases import CaseFile
+
+
+def archive_jobs(run: Run, archives: Iterable[tuple[RemoteFile, tuple[str, ...]]], year: str) -> list[Job]:
+    """Give the downloads of the archives that hold something which is asked for and not there."""
+    jobs = []
+    for remote, folders in archives:
+        part = run.data_dir / ARCHIVES_FOLDER / f"{_short(remote.url)}-{Path(remote.name).name}.part"
+        if not run.selection.wants_split(split_of(folders)):
+            continue
+        if not _is_needed(run, remote.url, folders):
+            if remote.url in run.manifest.archives:
+                discard(part)  # Left where a run was killed after all had been unpacked and listed.
+            continue
+        try:
+            remote = remote if remote.size is not None else run.client.probe(remote)
+        except Unreachable as error:
+            if not run.client.answered:
+                raise
+            note_failure(run, error)
+            continue
+        settle = partial(_settle_archive, run, remote, folders, year, part)
+        jobs.append(Job(remote, part, settle, unpacked=_unpacked_bytes(run, remote)))
+    return jobs
+
+
+def _is_needed(run: Run, url: str, folders: Sequence[str]) -> bool:
+    """Whether an archive holds, as far as is known, something that is asked for and not there."""
+    if url not in run.manifest.archives:
+        return run.only is None or part_of(folders) in {part_of(path.split("/")) for path in run.only}
+    members = run.manifest.archives[url]["members"]
+    wanted = [path for path in members if (file := listed_file(path)) and run.wants(file)]
+    run.release(wanted)
+    return not all(run.manifest.holds(path, size=members[path]) for path in wanted)
+
+
+def _unpacked_bytes(run: Run, remote: RemoteFile) -> int:
+    """Estimate what an archive will unpack to, beyond what is unpacked already; 0 for single subjects."""
+    if run.selection.subjects or remote.size is None:
+        return 0
+    there = [entry["size"] for entry in list(run.manifest.files.values()) if entry["source"] == remote.url]
+    return max(0, remote.size - sum(there))
+
+
+def _settle_archive(
+    run: Run, remote: RemoteFile, folders: Sequence[str], year: str, part: Path, sha256: str
+) -> None:
+    """Unpack what is asked for of an archive, list it if all was well, and remove it."""
+    broken: list[str] = []
+    members: list[Member] = []
+    try:
+        with zipfile.ZipFile(part) as opened:
+            members = case_members(opened, folders, name=remote.name, year=year)
+            bad = _unpack_wanted(run, opened, remote, members, broken)
+    except ARCHIVE_ERRORS as error:
+        broken.append(remote.name)
+        bad = [f"{remote.name}: expected a whole zip archive, found {error}."]
+    except ValueError as error:
+        bad = [str(error)]
+    if not bad:
+        sizes = {place_of(file, Path()).as_posix(): member.file_size for member, file in members}
+        run.manifest.enter_archive(remote.url, size=size_on_disk(part), sha256=sha256, members=sizes)
+    discard(part)
+    if broken:
+        raise BrokenArchive("\n".join(bad))
+    run.bad += bad
+
+
+def _unpack_wanted(
+    run: Run, opened: zipfile.ZipFile, remote: RemoteFile, members: Sequence[Member], broken: list[str]
+) -> list[str]:
+    """Unpack members that are asked for; what is broken about them is added to `broken`, all told of."""
+    homeless = [member.filename for member, file in members if not file.split]
+    wanted = [(member, file) for member, file in members if file.split and run.wants(file)]
+    bad = extract_members(wanted, partial(_put, run, opened, remote, broken), name=remote.name)
+    if homeless:
+        bad.append(
+            f"{remote.name}: expected folders that name a split (dataset-verse19training, ...), found "
+            f"{len(homeless)} files outside of them, such as {homeless[0]}."
+        )
+    return bad
+
+
+def _put(
+    run: Run,
+    opened: zipfile.ZipFile,
+    remote: RemoteFile,
+    broken: list[str],
+    member: zipfile.ZipInfo,
+    file: CaseFile,
+) -> None:
+    """Unpack a member unless it is there; zip archives keep a checksum of every member."""
+    place = place_of(file, run.data_dir)
+    path = run.manifest.path_of(place)
+    known = run.manifest.holds(path, size=member.file_size)
+    if known and run.manifest.files[path]["source"] == remote.url:
+        return
+    if size_on_disk(place) == member.file_size and _crc32_of(place) == member.CRC:
+        sha256 = sha256_of(place)
+    else:
+        try:
+            sha256 = _unpack(run, opened, member, place, mark=_short(remote.url))
+        except ARCHIVE_ERRORS:
+            broken.append(path)
+            raise
+    run.manifest.enter(path, size=member.file_size, sha256=sha256, source=remote.url)
+
+
+def _unpack(run: Run, opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, *, mark: str) -> str:
+    """Write a member to its place and give its SHA-256; the temporary name is the archive's own."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.zip{mark}.part")
+    sha256 = hashlib.sha256()
+    try:
+        with opened.open(member) as source, temporary.open("wb") as target:
+            while chunk := source.read(CHUNK):
+                if run.client.stop.is_set():
+                    raise Stopped
+                target.write(chunk)
+                sha256.update(chunk)
+            flush_to_disk(target)
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sha256.hexdigest()
+
+
+def _crc32_of(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _short(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()[:8]

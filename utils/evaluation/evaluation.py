@@ -1,0 +1,248 @@
+"""Scoring of a folder of predictions against the reference masks of a VerSe tree."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from utils.evaluation.intervals import Resampling
+from utils.evaluation.metrics import Numbering, score_masks, score_without_prediction
+from utils.evaluation.paired import write_comparison
+from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_report
+from utils.imaging.volume import Volume, corners_of, read_mask
+from utils.settings import EvaluationSettings, save_settings, worker_count
+from utils.verse.cases import Case, index_cases
+
+#: Largest distance between the corners of two grids that count as one: formats round an affine.
+GRID_TOLERANCE_MM = 0.05
+
+
+def evaluate(settings: EvaluationSettings) -> int:
+    """Score every case of a split, with another folder of predictions too if asked to, and write the report.
+
+    Parameters
+    ----------
+    settings : EvaluationSettings
+        Where references and predictions lie, and where the report goes.
+
+    Returns
+    -------
+    int
+        Exit status: 2 if a setting is out of range, 1 if a case had no prediction or one could not be read
+        (unless `skip_bad`), or if there is nothing to score, else 0. Every bad case is one line on the
+        standard error.
+    """
+    if settings.workers < 0 or settings.resamples < 1 or not 0 < settings.found_dice <= 1:
+        expected = "--workers from 0 up, --resamples from 1 up, and --found-dice over 0 and up to 1"
+        print(f"Expected {expected}.", file=sys.stderr)
+        return 2
+    try:
+        results, *others = [score_cases(part) for part in _folders_to_score(settings)]
+        tables = _write(settings, results, *others)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
+        return 1
+    # A reference that cannot be read has the same message in both folders.
+    bad = dict.fromkeys(result.message for part in (results, *others) for result in part if result.message)
+    for message in bad:
+        print(message, file=sys.stderr)
+    print("\n\n".join(tables))
+    return 1 if bad and not settings.skip_bad else 0
+
+
+def score_cases(settings: EvaluationSettings) -> list[CaseResult]:
+    """Score every case of the split, with a line in the log for each.
+
+    Raises
+    ------
+    ValueError
+        If there are no references or no predictions at all.
+    """
+    pairs = pair_with_predictions(reference_cases(settings), settings.predictions)
+    score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
+    results = []
+    for result in _scored(score, pairs, workers=worker_count(settings.workers)):
+        tqdm.write(case_line(result))
+        results.append(result)
+    return results
+
+
+def reference_cases(settings: EvaluationSettings) -> list[Case]:
+    """Give the cases of the split that have a reference mask; those that have none are a warning.
+
+    Raises
+    ------
+    ValueError
+        If there is no folder, no case, or no reference mask.
+    """
+    split = None if settings.split == "all" else settings.split
+    cases = index_cases(settings.data_dir, split=split)
+    for case in cases:
+        if case.mask is None:
+            print(f"Warning: {case.key} has no reference mask and is left out.", file=sys.stderr)
+    with_mask = [case for case in cases if case.mask is not None]
+    if not with_mask:
+        raise ValueError(
+            f"{settings.data_dir}: expected reference masks (*_seg-vert_msk.nii.gz) in the split "
+            f"{settings.split!r}, found {len(cases)} incomplete cases."
+        )
+    return with_mask
+
+
+def pair_with_predictions(cases: Sequence[Case], predictions: Path) -> list[tuple[Case, Path | None]]:
+    """Find the predicted mask of every case by its key, None where there is none.
+
+    Where predictions lie in folders of splits too, that of the case's own split is taken.
+
+    Raises
+    ------
+    ValueError
+        If the folder of predictions is not there or holds none.
+    """
+    masks = {
+        (found.key, found.split): found.mask for found in index_cases(predictions) if found.mask is not None
+    }
+    return [(case, masks.get((case.key, case.split), masks.get((case.key, "")))) for case in cases]
+
+
+def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice: float = 0.5) -> CaseResult:
+    """Read and score one case.
+
+    Parameters
+    ----------
+    pair : tuple of Case and (Path or None)
+        The reference, and the predicted mask.
+    predictions : Path
+        Folder that was searched for the predicted mask, named if there is none.
+    found_dice : float
+        Dice from which a vertebra counts as found.
+
+    Returns
+    -------
+    CaseResult
+        Bad input is a result too, with its message, so that the other cases are scored.
+    """
+    case, predicted_path = pair
+    try:
+        reference = read_mask(case.mask)
+    except ValueError as error:
+        return CaseResult(case.key, case.split, "bad reference", message=str(error))
+    if predicted_path is None:
+        message = f"{case.key}: expected a prediction in {predictions}, found none."
+        return _all_missed(case, reference, "no prediction", message)
+    try:
+        numbering = read_numbering(predicted_path.with_name(f"{case.key}_vertebrae.csv"))
+        predicted = read_mask(predicted_path)
+        check_same_grid(reference, predicted, name=predicted_path)
+    except ValueError as error:
+        return _all_missed(case, reference, "bad prediction", str(error))
+    options = {"numbering": numbering, "found_dice": found_dice}
+    scores = score_masks(reference.data, predicted.data, reference.affine, **options)
+    return CaseResult(case.key, case.split, "scored", numbering, tuple(scores))
+
+
+def read_numbering(path: Path) -> Numbering:
+    """Read from a prediction's table whether its labels are levels or only count.
+
+    Parameters
+    ----------
+    path : Path
+        `<key>_vertebrae.csv`. Without the file, its column `numbering`, or a row, labels are levels.
+
+    Returns
+    -------
+    str
+        "anatomical" or "count".
+
+    Raises
+    ------
+    ValueError
+        If the file is no table or its column says anything else.
+    """
+    if not path.is_file():
+        return "anatomical"
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: expected a table of vertebrae, found {error}") from None
+    kinds = sorted(set(table["numbering"])) if "numbering" in table else []
+    if kinds not in ([], ["anatomical"], ["count"]):
+        raise ValueError(f'{path}: expected numbering "anatomical" or "count", found {kinds}.')
+    return kinds[0] if kinds else "anatomical"
+
+
+def check_same_grid(reference: Volume, predicted: Volume, *, name: Path) -> None:
+    """Raise `ValueError` if a prediction does not lie on its reference's grid: it is never resampled.
+
+    Parameters
+    ----------
+    reference, predicted : Volume
+        The two masks.
+    name : Path
+        The prediction's file, for the error.
+    """
+    if reference.data.shape != predicted.data.shape:
+        raise ValueError(
+            f"{name}: expected the reference's shape {reference.data.shape}, found {predicted.data.shape}."
+        )
+    corners = corners_of(reference.shape)
+    shift = (reference.affine - predicted.affine)[:3]
+    distance = np.linalg.norm(corners @ shift[:, :3].T + shift[:, 3], axis=1).max()
+    if distance > GRID_TOLERANCE_MM:
+        raise ValueError(
+            f"{name}: expected the reference's affine, found one that puts voxels {distance:.2f} mm away."
+        )
+
+
+def _folders_to_score(settings: EvaluationSettings) -> Iterator[EvaluationSettings]:
+    yield settings
+    if settings.compare is not None:
+        tqdm.write(f"The same with the predictions in {settings.compare}:")
+        yield replace(settings, predictions=settings.compare)
+
+
+def _write(
+    settings: EvaluationSettings, results: list[CaseResult], others: list[CaseResult] | None = None
+) -> list[str]:
+    resampling = Resampling(settings.resamples, settings.seed)
+    counted = {"found_dice": settings.found_dice, "resampling": resampling}
+    tables = [overall_table(write_report(results, settings.output, **counted))]
+    if others is not None:
+        folders = (settings.predictions, settings.compare)
+        tables.append(
+            write_comparison(results, others, settings.output, folders=folders, resampling=resampling)
+        )
+    save_settings(settings, settings.output)
+    return tables
+
+
+def _all_missed(case: Case, reference: Volume, status: Status, message: str) -> CaseResult:
+    scores = tuple(score_without_prediction(reference.data, reference.affine))
+    told = f"{message} Its {len(scores)} vertebrae count as missed."
+    return CaseResult(case.key, case.split, status, scores=scores, message=told)
+
+
+def _scored(
+    score: partial[CaseResult], pairs: Sequence[tuple[Case, Path | None]], *, workers: int
+) -> Iterator[CaseResult]:
+    workers = min(workers, len(pairs))
+    bar = partial(tqdm, total=len(pairs), desc="evaluate", unit="case")
+    if workers == 1:
+        yield from bar(map(score, pairs))
+        return
+    # Spawned, not forked: the parent may hold threads, and every platform then behaves alike.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from bar(pool.map(score, pairs))

@@ -1,0 +1,580 @@
+"""Preparation of a data set for training: every case is resampled once, in processes or on a cluster.
+
+Both stages work alike. They index the data set, leave out what is incomplete, prepare the cases that are
+not prepared yet (see `utils.preparation.prepared`), and report the bad ones. Several runs may share a work
+folder: each keeps to its shard of the cases, and the tables and settings they have in common come out the
+same whoever writes them last.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from utils import execution
+from utils.files import written_whole
+from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
+from utils.imaging.volume import (
+    Grid,
+    Volume,
+    cropped_grid,
+    heatmap_ct,
+    native_bytes,
+    read_ct,
+    read_mask,
+    read_pair,
+    resample_labels,
+    resized_grid,
+    touches_border,
+    transform_points,
+    working_ct,
+    working_grid,
+    write_volume,
+)
+from utils.preparation.prepared import (
+    PHANTOM,
+    SCAN,
+    SIDECAR,
+    identity,
+    is_current,
+    read_sidecar,
+    write_sidecar,
+)
+from utils.settings import (
+    HeatmapPreparationSettings,
+    SegmentationPreparationSettings,
+    save_settings,
+    settings_as_json,
+)
+from utils.synthetic.phantom.write import PHANTOM_RECORD
+from utils.verse.cases import Case, index_cases
+from utils.verse.labels import rank_of_code
+
+PREPARED_SPLITS = ("training", "validation")
+VERTEBRAE_FILE = "vertebrae.csv"
+VERTEBRA_COLUMNS = (
+    *("case", "label", "rank"),
+    *("centre_p", "centre_r", "centre_i"),
+    *("begin_p", "begin_r", "begin_i"),
+    *("end_p", "end_r", "end_i"),
+    *("voxels", "touches_border"),
+)
+
+#: Counted up when prepared files change their meaning, so that older ones are made again.
+_PREPARATION = 3
+#: Peak memory of a case as a multiple of its CT in float32 (benchmarks/bench_preprocessing.py measures it).
+_PEAK_OF_NATIVE = 4
+
+PreparationSettings = HeatmapPreparationSettings | SegmentationPreparationSettings
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What sets one preparation apart from the other."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    decisive: tuple[str, ...]
+    missing: Callable[[Case], list[str]]
+    sources: Callable[[Case, PreparationSettings], dict[str, Path | None]]
+    work: Callable[[_Job], str]
+
+    def made_with(self, settings: PreparationSettings) -> dict[str, Any]:
+        """Give what decides about the content of the prepared files beside their sources."""
+        values = settings_as_json(settings)
+        # Named only where it is asked for: without it files are what they were before it could be.
+        label_maps = {"label_maps": True} if settings.label_maps else {}
+        return {
+            "preparation": _PREPARATION,
+            **{name: values[name] for name in self.decisive},
+            **label_maps,
+        }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case, the folder that receives its files, and how to make them; picklable but for the stage."""
+
+    case: Case
+    folder: Path
+    settings: PreparationSettings
+
+    @property
+    def stage(self) -> _Stage:
+        return _STAGES[type(self.settings)]
+
+    def output(self, suffix: str) -> Path:
+        return self.folder / f"{self.case.key}{suffix}"
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.output(suffix) for suffix in self.stage.suffixes]
+
+    @property
+    def sidecar(self) -> Path:
+        return self.output(SIDECAR)
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        found = self.stage.sources(self.case, self.settings)
+        return {role: path for role, path in found.items() if path is not None}
+
+    @property
+    def main_source(self) -> Path:
+        """The CT, or the mask of a case that has no CT."""
+        return self.case.ct or self.case.mask
+
+    @property
+    def origin(self) -> str:
+        """Whether the case lies in a folder of phantoms."""
+        top = self.settings.data_dir
+        folders = [folder for folder in self.main_source.parents if folder.is_relative_to(top)]
+        return PHANTOM if any((folder / PHANTOM_RECORD).is_file() for folder in folders) else SCAN
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all files are there, made with these settings from these sources."""
+        return is_current(self.sidecar, self.stage.made_with(self.settings), self.sources)
+
+    @property
+    def peak_bytes(self) -> int:
+        return _PEAK_OF_NATIVE * native_bytes(self.main_source)
+
+    def discard(self) -> None:
+        """Remove what stands there, and what a killed run left half-written."""
+        for path in (self.sidecar, *self.outputs):
+            path.unlink(missing_ok=True)
+            for part in self.folder.glob(f".{path.name}.*.part*"):
+                part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a job: a note, or the error that made it a bad case."""
+
+    key: str
+    seconds: float
+    note: str = ""
+    error: str = ""
+
+
+def prepare_heatmap(settings: HeatmapPreparationSettings) -> int:
+    """Bring every CT of training and validation, and its centroids, to the heatmap network's grid.
+
+    Writes `work_dir/heatmap/<split>/<key>_ct.nii` (int16 HU), `<key>_ctd.json` (VerSe form, on that
+    grid) and `work_dir/heatmap/settings.json`. A case without a centroid file gets its points from its
+    mask; its file says so. With `label_maps` the mask is brought to that grid too, as `<key>_msk.nii`, also
+    for training cases that have no CT.
+
+    Parameters
+    ----------
+    settings : HeatmapPreparationSettings
+        What to prepare, and how.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 if a case was bad (unless `skip_bad`) or nothing is there to train on.
+    """
+    return _prepare(settings)
+
+
+def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
+    """Resample every CT and mask of training and validation to the working grid, cropped to the spine.
+
+    Writes `work_dir/segmentation/<split>/<key>_ct.nii` (int16 HU, uncompressed, for memory maps),
+    `<key>_msk.nii` (uint8 VerSe codes), `<key>_vertebrae.csv`, the table `vertebrae.csv` of the whole
+    split, and `work_dir/segmentation/settings.json`. With `label_maps`, training cases that have no CT get
+    all but the first.
+
+    Parameters
+    ----------
+    settings : SegmentationPreparationSettings
+        What to prepare, and how.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 if a case was bad (unless `skip_bad`) or nothing is there to train on.
+    """
+    return _prepare(settings)
+
+
+def vertebra_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dict[str, object]]:
+    """Describe every vertebra of a working mask, from the top of the spine down.
+
+    Parameters
+    ----------
+    key : str
+        The case.
+    labels : Volume of uint8
+        VerSe codes on the working grid.
+    at_border : set of int
+        Labels that touch the border of the scan (`labels_at_border` of the native mask).
+
+    Returns
+    -------
+    list of dict
+        `VERTEBRA_COLUMNS`: centre of mass and bounding box in voxels of the working grid, end
+        exclusive; `touches_border` is 0 or 1.
+    """
+    boxes = labels.label_boxes
+    return [
+        _vertebra_row(key, code, labels.data[boxes[code]] == code, boxes[code], touches=code in at_border)
+        for code in sorted(boxes, key=rank_of_code)
+    ]
+
+
+def labels_at_border(mask: Volume) -> set[int]:
+    """Give the labels that have a voxel on one of the six faces of a volume."""
+    return {code for code, box in mask.label_boxes.items() if touches_border(box, mask.shape)}
+
+
+# One case ------------------------------------------------------------------------------------------
+
+
+def _heatmap_case(job: _Job) -> str:
+    """Prepare one case for the heatmap network; gives a note for the log."""
+    case, settings = job.case, job.settings
+    needs_mask = case.mask is not None and (settings.label_maps or case.centroids is None)
+    ct, mask = _read_case(case, needs_mask=needs_mask)
+    native = (ct or mask).grid
+    centroids, source = _centroids_of(case, mask, native)
+    small = resized_grid(working_grid(native, settings.spacing_mm), settings.heatmap_shape)
+    if ct is not None:
+        resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
+        write_volume(job.output("_ct.nii"), _as_int16(resized))
+    if settings.label_maps and mask is not None:
+        write_volume(job.output("_msk.nii"), resample_labels(mask, small))
+    write_centroids(job.output("_ctd.json"), centroids, small, source=source)
+    derived = ", centroids derived from the mask" if source else ""
+    return f"{len(centroids.codes)} vertebrae{derived}{'' if ct else ', no CT'}"
+
+
+def _read_case(case: Case, *, needs_mask: bool) -> tuple[Volume | None, Volume | None]:
+    """Read CT and mask; None for what is not there or not needed."""
+    if case.ct is None:
+        return None, read_mask(case.mask)
+    return read_pair(case.ct, case.mask) if needs_mask else (read_ct(case.ct), None)
+
+
+def _centroids_of(case: Case, mask: Volume | None, grid: Grid) -> tuple[Centroids, str | None]:
+    """Give the points of a case, and their source if it is not their own file."""
+    if case.centroids is None:
+        centroids, source = centroids_of_mask(mask), "mask"
+    else:
+        centroids, source = read_centroids(case.centroids, grid), None
+    if len(centroids.codes) == 0:
+        raise ValueError(f"{case.centroids or case.mask}: expected at least one vertebra, found none.")
+    return centroids, source
+
+
+def _segmentation_case(job: _Job) -> str:
+    """Prepare one case for the segmentation network; gives a note for the log."""
+    ct, mask = _read_case(job.case, needs_mask=True)
+    if not mask.data.any():
+        raise ValueError(f"{job.case.mask}: expected at least one vertebra, found none.")
+    grid = spine_grid(mask, job.settings.spacing_mm, margin_mm=job.settings.margin_mm)
+    labels = resample_labels(mask, grid)
+    table = vertebra_table(job.case.key, labels, at_border=labels_at_border(mask))
+    if ct is not None:
+        working = _as_int16(working_ct(ct, job.settings.spacing_mm, grid=grid))
+        write_volume(job.output("_ct.nii"), working)
+    write_volume(job.output("_msk.nii"), labels)
+    _write_table(job.output("_" + VERTEBRAE_FILE), table)
+    size = " x ".join(map(str, labels.shape))
+    return f"{len(table)} vertebrae, {size} voxels{'' if ct else ', no CT'}"
+
+
+def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
+    """Give the part of the working grid that holds the spine and what patches around it may show.
+
+    Parameters
+    ----------
+    mask : Volume of uint8
+        VerSe codes on the native grid of the scan, at least one.
+    spacing_mm : float
+        Spacing of the working grid, in mm.
+    margin_mm : float
+        Distance, in mm, from the outermost centres of mass to the faces of the part. All labelled voxels
+        are inside in any case.
+
+    Returns
+    -------
+    Grid
+        Its voxels are voxels of `working_grid`.
+    """
+    whole = working_grid(mask.grid, spacing_mm)
+    centres, faces = [], []
+    for code, box in mask.label_boxes.items():
+        corner = np.array([side.start for side in box])
+        centres.append(corner + ndimage.center_of_mass(mask.data[box] == code))
+        faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]
+    reach = np.full((len(centres), 3), margin_mm / spacing_mm)
+    centres, faces = (transform_points(np.array(p), mask.affine, whole.affine) for p in (centres, faces))
+    points = np.concatenate([centres - reach, centres + reach, faces])
+    begin = np.clip(np.floor(points.min(axis=0)), 0, whole.shape).astype(int)
+    end = np.clip(np.ceil(points.max(axis=0)) + 1, 0, whole.shape).astype(int)
+    return cropped_grid(whole, begin, end)
+
+
+def _as_int16(ct: Volume) -> Volume:
+    return Volume(np.rint(ct.data).astype(np.int16), ct.affine)
+
+
+def _vertebra_row(
+    key: str, code: int, vertebra: np.ndarray, box: tuple[slice, ...], *, touches: bool
+) -> dict[str, object]:
+    centre = np.add(ndimage.center_of_mass(vertebra), [side.start for side in box])
+    values = (
+        *(key, code, rank_of_code(code)),
+        *(f"{position:.3f}" for position in centre),
+        *(side.start for side in box),
+        *(side.stop for side in box),
+        *(int(np.count_nonzero(vertebra)), int(touches)),
+    )
+    return dict(zip(VERTEBRA_COLUMNS, values, strict=True))
+
+
+_HEATMAP = _Stage(
+    name="heatmap",
+    suffixes=("_ct.nii", "_msk.nii", "_ctd.json"),
+    decisive=("spacing_mm", "heatmap_shape"),
+    # Points are enough; a mask is only a way to get them.
+    missing=lambda case: [
+        *(["CT"] if case.ct is None else []),
+        *(["centroids"] if case.centroids is None and case.mask is None else []),
+    ],
+    sources=lambda case, settings: {
+        "ct": case.ct,
+        "centroids": case.centroids,
+        "mask": case.mask if settings.label_maps or case.centroids is None else None,
+    },
+    work=_heatmap_case,
+)
+_SEGMENTATION = _Stage(
+    name="segmentation",
+    suffixes=("_ct.nii", "_msk.nii", "_" + VERTEBRAE_FILE),
+    decisive=("spacing_mm", "margin_mm"),
+    missing=lambda case: [
+        *(["CT"] if case.ct is None else []),
+        *(["mask"] if case.mask is None else []),
+    ],
+    sources=lambda case, _: {"ct": case.ct, "mask": case.mask},
+    work=_segmentation_case,
+)
+_STAGES = {HeatmapPreparationSettings: _HEATMAP, SegmentationPreparationSettings: _SEGMENTATION}
+
+
+# A whole stage -------------------------------------------------------------------------------------
+
+
+def _prepare(settings: PreparationSettings) -> int:
+    """Run a stage; what stops it as a whole (no data, a full disk) is one line and exit status 1."""
+    try:
+        return _run_stage(settings, _STAGES[type(settings)])
+    except (ValueError, OSError) as error:
+        _complain(f"error: {error}")
+        return 1
+
+
+def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
+    if settings.scheduler is not None:
+        # The cluster's workers may stand in other folders.
+        places = {name: getattr(settings, name).absolute() for name in ("data_dir", "work_dir")}
+        settings = dataclasses.replace(settings, **places)
+    root = settings.work_dir / stage.name
+    cases = index_cases(settings.data_dir)
+    usable = _complete_cases(cases, settings, stage)
+    _discard_outdated(root, settings, stage)
+    _discard_moved(root, cases, stage)
+    # How a run was divided changes none of its results, so it is not kept with them.
+    undivided = dataclasses.replace(settings, workers=0, scheduler=None, shard=None)
+    save_settings(undivided, root, preparation=_PREPARATION)
+    jobs = [_Job(case, root / case.split, settings) for case in usable]
+    mine = execution.in_shard(jobs, settings.shard)
+    waiting = [job for job in mine if not job.is_done]
+    bad = _run_jobs(waiting, stage, settings)
+    if "_" + VERTEBRAE_FILE in stage.suffixes:
+        for split in PREPARED_SPLITS:
+            _join_tables(root / split)
+    return _conclude(jobs, waiting, bad, root)
+
+
+def _complete_cases(cases: Sequence[Case], settings: PreparationSettings, stage: _Stage) -> list[Case]:
+    """Give the cases of both splits that have what the stage needs; name what the others lack.
+
+    With `label_maps` a mask is enough for training.
+    """
+    usable = []
+    for case in cases:
+        if case.split not in PREPARED_SPLITS:
+            continue
+        absent = stage.missing(case)
+        if settings.label_maps and case.split == "training" and case.mask is not None:
+            usable.append(case)
+        elif absent:
+            _complain(f"warning: {case.key} ({case.split}) is left out, it has no {' and no '.join(absent)}")
+        else:
+            usable.append(case)
+    if not any(case.split == "training" for case in usable):
+        splits = ", ".join(sorted({case.split or "no split" for case in cases}))
+        raise ValueError(
+            f"{settings.data_dir}: expected a complete training case, found none in {len(cases)} cases "
+            f"({splits})."
+        )
+    return usable
+
+
+def _discard_outdated(root: Path, settings: PreparationSettings, stage: _Stage) -> None:
+    """Remove what was prepared with other settings, so that no folder ever mixes two spacings."""
+    wanted = stage.made_with(settings)
+    outdated = [
+        path
+        for split in PREPARED_SPLITS
+        for key, files in _prepared_files(root / split, stage).items()
+        if _is_outdated(root / split / f"{key}{SIDECAR}", wanted, alone=settings.shard is None)
+        for path in files
+    ]
+    if outdated:
+        print(f"{root}: prepared with other settings; all cases are prepared again.", flush=True)
+        for split in PREPARED_SPLITS:
+            (root / split / VERTEBRAE_FILE).unlink(missing_ok=True)
+    for path in outdated:
+        path.unlink(missing_ok=True)
+
+
+def _is_outdated(sidecar: Path, wanted: dict[str, Any], *, alone: bool) -> bool:
+    """Whether a case's files were made with other settings.
+
+    Files without a sidecar are an older version's, or those of a run that was killed; but if this run is
+    not alone another one may be at work on them.
+    """
+    found = read_sidecar(sidecar)
+    return alone if found is None else found["made_with"] != wanted
+
+
+def _prepared_files(folder: Path, stage: _Stage) -> dict[str, list[Path]]:
+    """Give the prepared files of a folder by case, the sidecar last."""
+    files: dict[str, list[Path]] = {}
+    for suffix in (*stage.suffixes, SIDECAR):
+        for path in sorted(folder.glob(f"sub-*{suffix}")):
+            files.setdefault(path.name.removesuffix(suffix), []).append(path)
+    return files
+
+
+def _discard_moved(root: Path, cases: Sequence[Case], stage: _Stage) -> None:
+    """Remove what was prepared of a case that has changed its split: it must not serve in both."""
+    known = {case.key for case in cases}
+    for split in PREPARED_SPLITS:
+        here = {case.key for case in cases if case.split == split}
+        for key in known - here:
+            for suffix in (SIDECAR, *stage.suffixes):
+                (root / split / f"{key}{suffix}").unlink(missing_ok=True)
+
+
+def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: PreparationSettings) -> list[_Outcome]:
+    """Run all jobs, log a line for each, and give the bad ones."""
+    bad = []
+    results = execution.outcomes(
+        _attempt,
+        jobs,
+        workers=settings.workers,
+        scheduler=settings.scheduler,
+        bytes_of=lambda job: job.peak_bytes,
+    )
+    with tqdm(total=len(jobs), desc=stage.name, unit="case", disable=not jobs) as bar:
+        for job, result in results:
+            outcome = _killed(job, result) if isinstance(result, str) else result
+            if outcome.error:
+                bad.append(outcome)
+                tqdm.write(f"bad case {outcome.key}: {outcome.error}", file=sys.stderr)
+            else:
+                tqdm.write(f"{outcome.key}: {outcome.note}, {outcome.seconds:.1f} s", file=sys.stdout)
+            bar.update()
+    return bad
+
+
+def _killed(job: _Job, found: str) -> _Outcome:
+    return _Outcome(job.case.key, 0.0, error=f"{job.main_source}: expected to be prepared, found {found}.")
+
+
+def _attempt(job: _Job) -> _Outcome:
+    """Prepare one case; whatever is wrong with it must not end the others."""
+    started = time.perf_counter()
+    note, error = "", ""
+    # What stands there is outdated or half of a case; if this attempt fails nothing may be left to use.
+    job.discard()
+    try:
+        sources = {role: identity(path) for role, path in job.sources.items()}
+        note = job.stage.work(job)
+        made = [path for path in job.outputs if path.is_file()]
+        write_sidecar(job.sidecar, job.stage.made_with(job.settings), sources, made, origin=job.origin)
+    except ValueError as problem:
+        error = str(problem)
+    except Exception as problem:
+        error = f"{job.main_source}: {type(problem).__name__}: {problem}"
+    if error:
+        job.discard()
+    return _Outcome(job.case.key, time.perf_counter() - started, note=note, error=error)
+
+
+def _conclude(jobs: Sequence[_Job], waiting: Sequence[_Job], bad: Sequence[_Outcome], root: Path) -> int:
+    ready = [job for job in jobs if job.sidecar.is_file()]
+    counts = [f"{sum(job.case.split == split for job in ready)} {split}" for split in PREPARED_SPLITS]
+    print(f"{root}: {' and '.join(counts)} cases ready, {len(waiting) - len(bad)} of them prepared now.")
+    if bad:
+        _complain(f"error: {len(bad)} bad cases left out: {', '.join(outcome.key for outcome in bad)}")
+    alone = jobs[0].settings.shard is None  # else another run may prepare the training cases
+    if alone and not any(job.case.split == "training" for job in ready):
+        _complain("error: expected a case to train on, found none that could be prepared.")
+        return 1
+    return 1 if bad and not jobs[0].settings.skip_bad else 0
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# Tables --------------------------------------------------------------------------------------------
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    with written_whole(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, VERTEBRA_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _join_tables(folder: Path) -> None:
+    """Join the tables of a folder's whole cases; each case has its own so that a killed run loses none.
+
+    Other runs may be at work on other cases. Whoever writes last has seen all tables: it looks again
+    after writing.
+    """
+    if not folder.is_dir():
+        return
+    paths = None
+    while paths != (found := _tables_of(folder)):
+        paths = found
+        rows: list[dict[str, object]] = []
+        for path in paths:
+            with path.open(newline="") as stream:
+                rows.extend(csv.DictReader(stream))
+        _write_table(folder / VERTEBRAE_FILE, rows)
+
+
+def _tables_of(folder: Path) -> list[Path]:
+    """Give the tables of the cases that have a sidecar."""
+    tables = sorted(folder.glob("sub-*_" + VERTEBRAE_FILE))
+    return [path for path in tables if (folder / path.name.replace("_" + VERTEBRAE_FILE, SIDECAR)).is_file()]

@@ -1,0 +1,599 @@
+"""Images from label maps: a vertebra mask, real or generated, becomes a new CT-like image at every draw.
+
+A network that has seen images of any look over the same labels keeps to shapes, and carries over to scans
+that it has never seen: SynthSeg (Billot et al., Medical Image Analysis 2023). Their intensities are drawn
+without units; a CT has units, so here all priors are Hounsfield units, those of the phantom
+(`utils.synthetic.phantom`): cancellous bone under a cortex, muscle, fat, lung, gas, contrast. Around the labelled
+bones lie those that VerSe does not label, on the course of the spine hang soft tissue, ribs and pelvis, and
+the scan adds blur, slice thickness, correlated noise, streaks, drift, and a field of view.
+
+`draw_look` draws, `label_image` applies: both are functions of a seed, and any block of a mask may be asked
+for. `label_scan` gives all that a scan of this look would show, the whole trunk among it where the mask's own
+volume shows the spine alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import ndimage
+
+from utils.settings import HU_RANGE
+from utils.synthetic.label_maps import DEPTH_UNIT_MM, LabelMap, codes_in_field, label_map_of, level_of
+from utils.synthetic.phantom.soft import AIR_HU, FAT_HU, GAS_HU, LUNG_HU, MUSCLE_HU
+from utils.synthetic.phantom.values import BoneValues, draw_bone
+from utils.verse.labels import MAX_CODE, code_of_name
+
+_C1, _C7, _T1, _T5, _T12 = (level_of(code_of_name(name)) for name in ("C1", "C7", "T1", "T5", "T12"))
+_T2, _T7, _T8, _T9 = (level_of(code_of_name(name)) for name in ("T2", "T7", "T8", "T9"))
+_L1, _L2, _L4, _L5 = (level_of(code_of_name(name)) for name in ("L1", "L2", "L4", "L5"))
+#: Half depth and half width of the trunk at levels of the spine, mm, and the size of a vertebral body there
+#: as a part of a lumbar one.
+_TRUNK_LEVELS = (_C1, 6.0, 9.0, 14.0, _L1, _L5)
+_HALF_DEPTH_MM = (66.0, 62.0, 85.0, 108.0, 105.0, 112.0)
+_HALF_WIDTH_MM = (65.0, 66.0, 165.0, 160.0, 155.0, 178.0)
+_BODY_SIZE = (0.5, 0.55, 0.6, 0.8, 1.0, 1.1)
+#: Levels from one rib's neck to the next one down that a rib sinks by on its way to the front, per radian.
+_RIB_DROP = 1.1
+#: Soft tissue is drawn on every second voxel where these are finer than this, mm, and interpolated between.
+_FINE_MM = 3.0
+#: Blur that any scan on a grid has, in voxels, and how many of its widths are looked at.
+_LEAST_BLUR, _TRUNCATE = 0.35, 2.5
+#: Farther than this a field of view never leaves the column, mm.
+_WIDE_MM = 400.0
+
+
+@dataclass(frozen=True)
+class Vessel:
+    """A tube along the spine: offset (P, R) from its centres, radius in mm, HU, first and last level."""
+
+    offset: tuple[float, float]
+    radius_mm: float
+    hu: float
+    levels: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that one image draws; lengths in mm, intensities in HU.
+
+    Attributes
+    ----------
+    bone : BoneValues
+        Cancellous bone, arches, cortex.
+    cortex_share, rim_mm : float
+        Thickness of the cortex as a part of the drawn one; width of what masks hold outside of it, mm.
+    unevenness : float
+        How much the cortex varies along the surface, as a part of its HU.
+    rib_hu : float
+        Ribs and pelvis.
+    fat_hu, muscle_hu, organ_hu, disc_hu, bowel_hu, lung_hu : float
+        Means of the soft tissues.
+    fattiness : float
+        Field value above which soft tissue is fat: the lower, the more.
+    lengths_mm : tuple of float, 2
+        Coarse and fine length of the soft tissue's fields.
+    girth, skin_fat_mm : float
+        Size of the trunk as a part of the usual one; fat under the skin at the back.
+    lung_base : float
+        Level at which the lungs end.
+    vessels : tuple of Vessel
+        Vessels, with contrast or without, and the airway.
+    table_mm : float
+        Distance of the table behind the back; beyond reach for none.
+    blur_mm : np.ndarray, (3,)
+        Standard deviation of the point spread along P, R and I, which correlates the noise too.
+    noise_hu, streak_hu, drift_hu : float
+        Noise; streaks along R; slow change across the image.
+    margins : np.ndarray, (3, 2)
+        How far the field of view reaches beyond the labels at both ends of every axis: mm along P and R,
+        parts of the way to the next vertebra along I.
+    seed : int
+        Seed of fields and noise.
+    trunk_mm : float
+        Edge along P and R of a field of view that shows all of the trunk, mm.
+    spine_at : tuple of float, 2
+        Where the spine lies in it, as parts of that edge along P and R.
+    chamber_hu, heart_mm : float
+        Blood in the heart; half width of the heart, mm.
+    heart_at : tuple of float, 3
+        Its middle: (P, R) from the spine's centres, mm, and level.
+    mediastinum : tuple of float, 2
+        Half width of what lies between the lungs, in mm, at a vertebra of .7 of the size of a lumbar one, and
+        how much it grows for each mm further to the front.
+    """
+
+    bone: BoneValues
+    cortex_share: float
+    rim_mm: float
+    unevenness: float
+    rib_hu: float
+    fat_hu: float
+    muscle_hu: float
+    organ_hu: float
+    disc_hu: float
+    bowel_hu: float
+    lung_hu: float
+    fattiness: float
+    lengths_mm: tuple[float, float]
+    girth: float
+    skin_fat_mm: float
+    lung_base: float
+    vessels: tuple[Vessel, ...]
+    table_mm: float
+    blur_mm: np.ndarray
+    noise_hu: float
+    streak_hu: float
+    drift_hu: float
+    margins: np.ndarray
+    seed: int
+    trunk_mm: float
+    spine_at: tuple[float, float]
+    chamber_hu: float
+    heart_mm: float
+    heart_at: tuple[float, float, float]
+    mediastinum: tuple[float, float]
+
+    @property
+    def shows_trunk(self) -> bool:
+        """Whether the field of view shows all of the trunk, or the surroundings of the spine alone."""
+        return bool(self.margins[0, 0] >= _WIDE_MM)
+
+
+def draw_look(rng: np.random.Generator) -> Look:
+    """Draw what one image looks like.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+        Source of all its randomness.
+
+    Returns
+    -------
+    Look
+        What `label_image` needs.
+    """
+    blur, thick = rng.uniform(0.6, 1.4, 3), rng.uniform(1.0, 5.0)
+    # A slice of thickness t averages over t, as a Gaussian of t / sqrt(12) does; most are axial.
+    axis = int(rng.choice(3, p=[0.0, 0.3, 0.7]))
+    blur[axis] = max(blur[axis], thick / np.sqrt(12))
+    contrast = rng.random() < 0.65
+    return Look(
+        bone=draw_bone(rng, MAX_CODE),
+        cortex_share=rng.uniform(0.5, 1.3),
+        rim_mm=rng.uniform(0.2, 1.6),
+        unevenness=rng.uniform(0.1, 0.35),
+        rib_hu=rng.uniform(250, 700),
+        fat_hu=FAT_HU + rng.uniform(-15, 15),
+        muscle_hu=MUSCLE_HU + rng.uniform(-15, 15),
+        organ_hu=rng.uniform(40, 60) + (rng.uniform(30, 70) if contrast else 0.0),
+        disc_hu=rng.uniform(60, 110),
+        bowel_hu=rng.uniform(150, 350) if rng.random() < 0.4 else 30.0,
+        lung_hu=LUNG_HU + rng.uniform(-40, 60),
+        fattiness=rng.uniform(0.2, 1.6),
+        lengths_mm=(rng.uniform(10, 22), rng.uniform(6, 10)),
+        girth=rng.uniform(0.85, 1.25),
+        skin_fat_mm=rng.uniform(3, 40),
+        lung_base=rng.uniform(_T12 - 2, _L1),
+        vessels=_draw_vessels(rng, contrast=contrast),
+        table_mm=rng.uniform(2, 25) if rng.random() < 0.5 else _WIDE_MM,
+        blur_mm=blur,
+        noise_hu=rng.uniform(6, 55),
+        streak_hu=rng.uniform(5, 30) if rng.random() < 0.3 else 0.0,
+        drift_hu=rng.uniform(0, 20),
+        margins=_draw_margins(rng),
+        seed=int(rng.integers(2**31)),
+        trunk_mm=rng.uniform(280, 450),
+        spine_at=(rng.uniform(0.5, 0.8), rng.uniform(0.4, 0.6)),
+        chamber_hu=rng.uniform(90, 450) if contrast else 42.0,
+        heart_mm=rng.uniform(38, 62),
+        heart_at=(rng.uniform(-100, -74), rng.uniform(-26, -2), rng.uniform(_T7, _T8 + 0.5)),
+        mediastinum=(rng.uniform(16, 33), rng.uniform(-0.25, 0.75)),
+    )
+
+
+def _draw_vessels(rng: np.random.Generator, *, contrast: bool) -> tuple[Vessel, ...]:
+    """Aorta, both venae cavae, iliac arteries, kidneys' contrast apart; carotids, and the airway."""
+    artery = float(rng.uniform(150, 350)) if contrast else 42.0
+    vein = float(rng.uniform(100, 220)) if contrast else 40.0
+    shift = rng.normal(0, 3, 4)
+    aorta = float(rng.uniform(9, 14))
+    return (
+        Vessel((-42, -14 + shift[0]), aorta, artery, (_T1 + 4, _L4)),
+        Vessel((-82, 10 + shift[0]), 1.3 * aorta, artery, (_T5 - 1, _T8)),
+        Vessel((-76, 30 + shift[1]), 9.0, vein, (_T2, _T7)),
+        Vessel((-44, 17 + shift[1]), float(rng.uniform(8, 11)), vein, (_T12 - 3, _L4)),
+        Vessel((-40, -22 + shift[2]), 5.5, artery, (_L4, _L5 + 4)),
+        Vessel((-40, 22 + shift[3]), 5.5, artery, (_L4, _L5 + 4)),
+        Vessel((-22, -27), 3.6, artery, (_C1, _T1 + 3)),
+        Vessel((-22, 27), 3.6, artery, (_C1, _T1 + 3)),
+        Vessel((-20, -35), 5.0, vein, (_C1, _T1 + 3)),
+        Vessel((-20, 35), 5.5, vein, (_C1, _T1 + 3)),
+        Vessel((-38, 0), 8.5, AIR_HU + 20, (_C1, _T5)),
+    )
+
+
+def _draw_margins(rng: np.random.Generator) -> np.ndarray:
+    """Field of view beyond the labels: within the next vertebra along I, near by or far off along P and R."""
+    margins = np.full((3, 2), _WIDE_MM)
+    if rng.random() < 0.5:
+        margins[:2] = rng.uniform(4, 90, (2, 2))
+    margins[2] = rng.uniform(0, 0.8, 2)
+    return margins
+
+
+def label_image(
+    labels: LabelMap,
+    look: Look,
+    begin: Sequence[int] = (0, 0, 0),
+    end: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Draw the image of a block of a mask; beyond the field of view stands the nearest voxel in it.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        The mask, see `label_map_of`.
+    look : Look
+        What was drawn for this image.
+    begin, end : sequence of int, (3,)
+        First voxel and end (exclusive) of the block, inside the mask; by default all of it.
+
+    Returns
+    -------
+    np.ndarray of int16, shape of the block
+        Hounsfield units within `HU_RANGE`. Two blocks of one look have the same bones, but fields and noise
+        of their own.
+    """
+    end = labels.codes.shape if end is None else end
+    low, high = field_of_view(labels, look)
+    wanted = [np.arange(b, e) for b, e in zip(begin, end)]
+    shown = [np.clip(w, first, last - 1) for w, first, last in zip(wanted, low, high)]
+    first = np.array([s[0] for s in shown])
+    image = _rendered(labels, look, first, np.array([s[-1] + 1 for s in shown]))
+    if image.shape != tuple(len(w) for w in wanted):
+        image = image[np.ix_(*(s - f for s, f in zip(shown, first)))]
+    return image
+
+
+def label_scan(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw a whole scan of a mask, with as many voxels as the mask has.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        The mask.
+    look : Look
+        What was drawn for this image.
+
+    Returns
+    -------
+    image : np.ndarray of int16, shape of the mask
+        Hounsfield units within `HU_RANGE`.
+    first_mm, size_mm : np.ndarray of float, (3,)
+        Where it begins, mm from the first face of the mask, and its size, mm.
+    """
+    first_mm, size_mm = scanned_part(labels, look)
+    codes = codes_in_field(labels.codes, labels.spacing_mm, first_mm, size_mm)
+    return label_image(label_map_of(codes, size_mm / codes.shape), look), first_mm, size_mm
+
+
+def scanned_part(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """Give where a scan of a mask begins and its size, mm from the first face of the mask.
+
+    Along I it is the field of view within the mask. Along P and R a scan of the trunk reaches as far as the
+    body does, with the labels inside.
+    """
+    begin, end = field_of_view(labels, look)
+    first_mm, last_mm = begin * labels.spacing_mm, end * labels.spacing_mm
+    if look.shows_trunk:
+        bones = np.array(labels.span)[:, :2] * labels.spacing_mm[:2]
+        edge_mm = np.maximum(look.trunk_mm, bones[1] - bones[0])
+        rows = slice(begin[2], end[2])
+        spine = [labels.course.spine_p[rows].mean(), labels.course.spine_r[rows].mean()]
+        first_mm[:2] = np.clip(spine - look.spine_at * edge_mm, bones[1] - edge_mm, bones[0])
+        last_mm[:2] = first_mm[:2] + edge_mm
+    return first_mm, last_mm - first_mm
+
+
+def field_of_view(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """Give the part of a mask that its image shows.
+
+    All labels are inside. Above the first and below the last vertebra the scan ends within the next one,
+    since one that is seen whole would have a label; under L5 it may show all of the sacrum.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        The mask.
+    look : Look
+        What was drawn.
+
+    Returns
+    -------
+    begin, end : np.ndarray of int, (3,)
+        First voxel and end (exclusive) of the field of view.
+    """
+    begin, end = labels.span
+    margins_mm = look.margins.copy()
+    margins_mm[2] *= labels.pitch_mm
+    if labels.ends_at_sacrum:
+        margins_mm[2, 1] *= 4.0
+    reach = np.ceil(margins_mm / labels.spacing_mm[:, None]).astype(int)
+    return np.maximum(begin - reach[:, 0], 0), np.minimum(end + reach[:, 1], labels.codes.shape)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the voxels of a grid lie on the course of the spine, mm: u (P, 1, I), v (1, R, I).
+
+    u counts from the vertebrae's centres towards the back, v towards the right; `level`, `back`,
+    `half_depth`, `half_width` and `size` (of a body) are (1, 1, I). `inside` (P, R, I) is the depth under the
+    wall of the chest, and `at`, `side` say where on its ellipse a voxel lies.
+    """
+
+    u: np.ndarray
+    v: np.ndarray
+    back: np.ndarray
+    level: np.ndarray
+    half_depth: np.ndarray
+    half_width: np.ndarray
+    size: np.ndarray
+
+    @cached_property
+    def at(self) -> np.ndarray:
+        depth = 0.82 * self.half_depth
+        return (self.u - 18 + depth) / depth
+
+    @cached_property
+    def side(self) -> np.ndarray:
+        return self.v / (0.85 * self.half_width)
+
+    @cached_property
+    def inside(self) -> np.ndarray:
+        least = np.minimum(0.82 * self.half_depth, 0.85 * self.half_width)
+        return (1 - np.sqrt(np.square(self.at) + np.square(self.side))) * least
+
+
+def _place(labels: LabelMap, look: Look, voxels: Sequence[np.ndarray]) -> _Place:
+    """Find the place of the grid that some voxels along P, R and I span."""
+    p, r = ((voxels[axis] * labels.spacing_mm[axis]).astype(np.float32) for axis in (0, 1))
+    course = labels.course
+    level, spine_p, spine_r, back_p = (
+        values[voxels[2]] for values in (course.level, course.spine_p, course.spine_r, course.back_p)
+    )
+
+    def along(values: Sequence[float], factor: float = 1.0) -> np.ndarray:
+        return (factor * np.interp(level, _TRUNK_LEVELS, values)).astype(np.float32)[None, None]
+
+    return _Place(
+        u=p[:, None, None] - spine_p,
+        v=r[None, :, None] - spine_r,
+        back=(back_p - spine_p)[None, None],
+        level=level[None, None],
+        half_depth=along(_HALF_DEPTH_MM, look.girth),
+        half_width=along(_HALF_WIDTH_MM, look.girth),
+        size=along(_BODY_SIZE),
+    )
+
+
+def _rendered(labels: LabelMap, look: Look, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Soft tissue, bones over it, and the scan's blur and noise."""
+    rng = np.random.default_rng(look.seed)
+    hu, fine = _soft_tissue(rng, labels, look, (begin, end))
+    _paint_bones(hu, labels, look, (begin, fine), rng)
+    sigma = np.maximum(look.blur_mm / labels.spacing_mm, _LEAST_BLUR)
+    # Noise before the blur, so that it is as coarse as the image is.
+    noise = rng.standard_normal(hu.shape, np.float32)
+    noise *= np.float32(look.noise_hu / np.prod([_norm_of_blur(s) for s in sigma]))
+    hu += noise
+    hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=_TRUNCATE)
+    _add_faults(hu, rng, look)
+    return np.clip(np.rint(hu, out=hu), *HU_RANGE, out=hu).astype(np.int16)
+
+
+def _norm_of_blur(sigma: float) -> float:
+    """What is left of the standard deviation of white noise after a blur along one axis."""
+    peak = np.zeros(2 * int(_TRUNCATE * sigma + 0.5) + 1)
+    peak[len(peak) // 2] = 1.0
+    return float(np.linalg.norm(ndimage.gaussian_filter1d(peak, sigma, mode="constant", truncate=_TRUNCATE)))
+
+
+def _smooth_noise(
+    rng: np.random.Generator, voxels: Sequence[np.ndarray], spacing_mm: np.ndarray, length_mm: float
+) -> np.ndarray:
+    """A field of about unit variance that changes over `length_mm`, on a grid."""
+    places = [(v - v[0]) * step / length_mm for v, step in zip(voxels, spacing_mm)]
+    field = rng.standard_normal([int(x[-1]) + 2 for x in places], np.float32) * np.float32(1.6)
+    for axis, x in enumerate(places):
+        left = np.floor(x).astype(int)
+        # A smooth step between the knots instead of a straight line: no kinks to be learnt.
+        weight = ((x - left) ** 2 * (3 - 2 * (x - left))).astype(np.float32)
+        weight = weight.reshape([-1 if k == axis else 1 for k in range(3)])
+        low = field.take(left, axis)
+        field = low + weight * (field.take(left + 1, axis) - low)
+    return field
+
+
+def _soft_tissue(
+    rng: np.random.Generator, labels: LabelMap, look: Look, block: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All but vertebrae, HU, and the fine field, both at every voxel of a block."""
+    steps = np.where(labels.spacing_mm < _FINE_MM, 2, 1)
+    ends = np.minimum(block[1] + steps - 1, labels.codes.shape)
+    voxels = [np.arange(b, e, step) for b, e, step in zip(block[0], ends, steps)]
+    fields = [_smooth_noise(rng, voxels, labels.spacing_mm, length) for length in look.lengths_mm]
+    place = _place(labels, look, voxels)
+    hu = _trunk(place, look, fields)
+    _paint_cavities(hu, place, look, fields)
+    for vessel in look.vessels:
+        _paint_tube(hu, place, vessel)
+    _paint_ribs_and_pelvis(hu, place, look)
+    shape = block[1] - block[0]
+    return tuple(_at_every_voxel(array, steps, shape) for array in (hu, fields[1]))
+
+
+def _at_every_voxel(array: np.ndarray, steps: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Interpolate what is known at every second voxel of some axes."""
+    for axis, (step, n) in enumerate(zip(steps, shape)):
+        if step == 2:
+            index = np.arange(n) // 2
+            following = np.minimum((np.arange(n) + 1) // 2, array.shape[axis] - 1)
+            array = np.float32(0.5) * (array.take(index, axis) + array.take(following, axis))
+    return array
+
+
+def _trunk(place: _Place, look: Look, fields: list[np.ndarray]) -> np.ndarray:
+    """Muscle with fat, discs, the canal, skin, air, and the table, HU."""
+    coarse, fine = fields
+    u, v = place.u, place.v
+    hu = np.float32(look.muscle_hu) + 8 * coarse
+    centre = place.back + np.float32(look.skin_fat_mm) - place.half_depth
+    trunk = np.square((u - centre) / place.half_depth) + np.square(v / place.half_width)
+    under_skin = (1 - np.sqrt(trunk)) * np.minimum(place.half_depth, place.half_width)
+    # The margin changes with the field, so that fat and muscle meet unevenly.
+    is_fat = (coarse > look.fattiness) | (under_skin + 4 * fine < look.skin_fat_mm)
+    np.copyto(hu, np.float32(look.fat_hu) + 4 * fine, where=is_fat)
+    disc = np.square((u / place.size + 11) / 16) + np.square(v / (23 * place.size)) < 1
+    np.copyto(hu, np.float32(look.disc_hu) + 6 * fine, where=disc)
+    canal = np.square((u / place.size - 9) / 9) + np.square(v / 10) < 1
+    np.copyto(hu, np.float32(25) + 12 * fine, where=canal)
+    np.copyto(hu, np.float32(10), where=under_skin < 2)
+    np.copyto(hu, np.float32(AIR_HU), where=under_skin < 0)
+    behind = u - (place.back + np.float32(look.skin_fat_mm + look.table_mm))
+    np.copyto(hu, np.float32(-150), where=(behind > 0) & (behind < 5) & (under_skin < 0))
+    return hu
+
+
+def _paint_cavities(hu: np.ndarray, place: _Place, look: Look, fields: list[np.ndarray]) -> None:
+    """Lungs and heart in the chest; organs, fat, bowel in the belly; kidneys, psoas beside the spine."""
+    coarse, fine = fields
+    beside, level = np.abs(place.v), place.level
+    inside = place.inside
+    least, slope = look.mediastinum
+    middle = np.float32(least) * (place.size + 0.3) + np.clip(-place.u - 12, 0, 45) * np.float32(slope)
+    dome = look.lung_base - 2 * np.clip(1 - inside / 50, 0, 1) + 1
+    lung = (inside > 5) & (beside > middle) & (level > _T1) & (level < dome)
+    np.copyto(hu, np.float32(look.lung_hu) + 60 * fine + 500 * (fine > 2.5), where=lung)
+    # The heart, from behind the breastbone to before the spine; chambers in its walls.
+    p, r, middle_level = (np.float32(value) for value in look.heart_at)
+    heart = np.square((place.u - p) / 48) + np.square((place.v - r) / np.float32(look.heart_mm))
+    heart = (heart + np.square((level - middle_level) / 2.3) < 1 + 0.1 * fine) & (inside > 4)
+    np.copyto(hu, np.where(coarse > -0.6, np.float32(look.chamber_hu), 80) + 6 * fine, where=heart)
+    belly = (inside > 8) & (place.u < -25 * place.size) & (level >= dome)
+    content = np.where(coarse > 0.1, np.float32(look.organ_hu), np.float32(look.fat_hu))
+    loops = coarse > 1.0
+    np.copyto(content, np.float32(look.bowel_hu), where=loops & (fine > 0.3))
+    np.copyto(content, np.float32(GAS_HU), where=loops & (fine > 1.2))
+    np.copyto(hu, content, where=belly)
+    beside_spine = (place.u < 5) & (beside > 26) & (inside > 8) & (level > _T12) & ~belly
+    np.copyto(hu, np.float32(look.fat_hu), where=beside_spine)
+    liver = (place.v > 8) & (level >= dome) & (level < _L1 + 1) & (coarse > -1.3)
+    np.copyto(hu, np.float32(look.organ_hu) + 4 * fine, where=belly & liver)
+    kidney = np.square((place.u + 12) / 22) + np.square((beside - 58) / 26)
+    kidney = kidney + np.square((level - _L1 - 0.6) / 1.7) < 1
+    np.copyto(hu, np.float32(1.3 * look.organ_hu) + 10 * fine, where=kidney)
+    psoas = np.square((place.u + 8) / 20) + np.square((beside - 38) / 15)
+    np.copyto(hu, np.float32(look.muscle_hu) + 6 * fine, where=(psoas < 1) & (level > _L1 + 0.5))
+
+
+def _paint_tube(hu: np.ndarray, place: _Place, vessel: Vessel) -> None:
+    rows = np.flatnonzero((place.level > vessel.levels[0]) & (place.level < vessel.levels[1]))
+    if rows.size == 0:
+        return
+    part = np.s_[:, :, rows[0] : rows[-1] + 1]
+    p, r = vessel.offset
+    square = np.square(place.u[part] - np.float32(p)) + np.square(place.v[part] - np.float32(r))
+    np.copyto(hu[part], np.float32(vessel.hu), where=square < vessel.radius_mm**2)
+
+
+def _paint_ribs_and_pelvis(hu: np.ndarray, place: _Place, look: Look) -> None:
+    """Bones that no label stands for: rods and plates on the wall of the chest, and the plates beside L5."""
+    beside = np.abs(place.v)
+    wall = (np.abs(place.inside) < 4.5) & (place.level > _C7 + 0.5) & (place.level < _T12 + 0.5)
+    places = np.nonzero(wall & (beside > 24))
+    angle = np.arctan2(np.abs(place.side)[0][places[1:]], place.at[:, 0][places[0], places[2]])
+    phase = place.level[0, 0][places[2]] + 0.3 - _RIB_DROP * angle
+    # A rib is a fifth of the way to the next one thick.
+    is_rib = np.abs(phase - np.rint(phase)) < 0.2
+    hu[tuple(axis[is_rib] for axis in places)] = look.rib_hu
+    chest = (place.level > _T2) & (place.level < _T9)
+    breastbone = (np.abs(place.inside) < 6) & (place.at < 0) & (beside < 18) & chest
+    blades = (np.abs(place.inside + 14) < 4) & (place.at > 0.2) & (beside > 60) & chest
+    np.copyto(hu, np.float32(0.8 * look.rib_hu), where=breastbone | blades)
+    plate = beside - 50 - np.float32(0.85) * (20 - place.u)
+    pelvis = (np.abs(plate) < 9) & (place.u < 25) & (place.u > -60) & (place.level > _L5 - 0.2)
+    np.copyto(hu, np.float32(0.8 * look.rib_hu), where=pelvis)
+
+
+def _paint_bones(
+    hu: np.ndarray,
+    labels: LabelMap,
+    look: Look,
+    where: tuple[np.ndarray, np.ndarray],
+    rng: np.random.Generator,
+) -> None:
+    """Vertebrae and their unlabelled neighbours over what is there, by depth. `where` is begin and field."""
+    begin, fine = where
+    box = tuple(slice(b, b + n) for b, n in zip(begin, hu.shape))
+    voxels = np.nonzero(labels.depth[box])
+    depth = labels.depth[box][voxels].astype(np.float32) * np.float32(DEPTH_UNIT_MM)
+    course, at = labels.course, voxels[2] + begin[2]
+    # The centre of mass lies behind the body, where the canal begins.
+    in_body = (voxels[0] + begin[0]) * labels.spacing_mm[0] < course.spine_p[at] + 3
+    bone, cortex, rim = bone_parts(depth, in_body, look, step_mm=float(labels.spacing_mm.min()))
+    spread = np.concatenate([[0.0], look.bone.spread]).astype(np.float32)[labels.codes[box][voxels]]
+    inside = np.where(in_body, np.float32(look.bone.body), np.float32(look.bone.arch)) + spread
+    # Trabeculae, and the denser and thinner places of every bone.
+    inside += np.float32(look.bone.texture) * rng.standard_normal(depth.size, np.float32)
+    inside += np.float32(0.7 * look.bone.texture) * fine[voxels]
+    shell = np.float32(look.bone.cortex) * (1 + np.float32(look.unevenness) * fine[voxels])
+    hu[voxels] = bone * inside + cortex * shell + rim * hu[voxels]
+
+
+def bone_parts(
+    depth_mm: np.ndarray, in_body: np.ndarray, look: Look, *, step_mm: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give how much of each bony voxel is cancellous bone, cortex, and soft tissue that the mask holds.
+
+    Masks reach a little beyond the bone, so a voxel passes, from the surface inwards, a rim of soft tissue,
+    the cortex, and cancellous bone.
+
+    Parameters
+    ----------
+    depth_mm : np.ndarray of float32
+        Depth of the voxels' centres under the surface of their mask, mm.
+    in_body : np.ndarray of bool
+        Whether they belong to a vertebral body; the cortex of arches is half as thick again.
+    look : Look
+        `bone.shell_mm`, `cortex_share` and `rim_mm` are used.
+    step_mm : float
+        Size of a voxel, mm.
+
+    Returns
+    -------
+    cancellous, cortex, rim : np.ndarray of float32
+        Parts of the voxels, which add up to 1.
+    """
+    shell_mm = np.float32(look.cortex_share * look.bone.shell_mm) * np.where(
+        in_body, np.float32(1), np.float32(1.5)
+    )
+    begin = depth_mm / np.float32(step_mm) - np.float32(0.5)
+    rim = np.clip(np.float32(look.rim_mm / step_mm) - begin, 0, 1)
+    solid = np.clip((np.float32(look.rim_mm) + shell_mm) / np.float32(step_mm) - begin, 0, 1)
+    return 1 - solid, solid - rim, rim
+
+
+def _add_faults(hu: np.ndarray, rng: np.random.Generator, look: Look) -> None:
+    """Add streaks that run along R, and a slow drift."""
+    shape = hu.shape
+    if look.streak_hu:
+        streaks = rng.standard_normal((shape[0], 1, shape[2]), np.float32)
+        hu += np.float32(look.streak_hu) * ndimage.gaussian_filter(streaks, (0.7, 0, 0.5))
+    for axis, n in enumerate(shape):
+        slope, bow = rng.normal(0, 0.5, 2) * look.drift_hu
+        x = np.linspace(-1, 1, n).reshape([-1 if k == axis else 1 for k in range(3)])
+        hu += (slope * x + bow * x * x).astype(np.float32)

@@ -1,0 +1,298 @@
+"""What an image drawn from a vertebra mask must know of its shape, found once a mask.
+
+A `LabelMap` holds how deep every bony voxel lies under the surface of its own vertebra, the bones that a
+scan shows and VerSe does not label (the neighbours of the first and the last vertebra, the sacrum), and the
+course of the spine, on which soft tissue hangs. `utils.synthetic.label_images` draws images from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import ndimage
+
+from utils.imaging.volume import label_boxes
+from utils.verse.labels import T13_CODE, code_of_name, rank_of_code
+
+#: Depths are kept in units of this many mm, up to 255 of them: finer than any voxel, and a byte each.
+DEPTH_UNIT_MM = 0.1
+#: Distance between the centres of two vertebrae where a mask holds only one, mm.
+USUAL_PITCH_MM = 30.0
+_L5 = code_of_name("L5")
+_T12_LEVEL = rank_of_code(code_of_name("T12"))
+#: Bones of the sacrum, each L5 turned about R (degrees), scaled along P, R, I, and moved by multiples of its
+#: height along P and I: a wedge that leans back and narrows.
+_SACRUM = (
+    (30.0, (0.9, 1.5, 1.0), (0.25, 0.82)),
+    (45.0, (0.7, 1.3, 0.9), (0.65, 1.35)),
+    (60.0, (0.5, 1.0, 0.8), (1.10, 1.75)),
+)
+
+
+@dataclass(frozen=True)
+class Course:
+    """The course of the spine: one value for every voxel along I, each float32 (I,).
+
+    Attributes
+    ----------
+    spine_p, spine_r : np.ndarray
+        Centre of mass of the vertebra at this height, in mm from the first voxel.
+    back_p : np.ndarray
+        Where the vertebrae end at the back, in mm from the first voxel.
+    level : np.ndarray
+        Number of the vertebra at this height, fractions between two: 1 for C1, 8 for T1, 20 for L1.
+    """
+
+    spine_p: np.ndarray
+    spine_r: np.ndarray
+    back_p: np.ndarray
+    level: np.ndarray
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A mask and the geometry of the images that are drawn from it.
+
+    Attributes
+    ----------
+    codes : np.ndarray of uint8, (P, R, I)
+        VerSe codes.
+    spacing_mm : np.ndarray of float, (3,)
+        Size of a voxel, mm.
+    depth : np.ndarray of uint8, (P, R, I)
+        Depth of a voxel's centre under the surface of its bone, in `DEPTH_UNIT_MM`; 0 outside bones. Bones
+        without a label have a depth too.
+    course : Course
+        The course of the spine.
+    pitch_mm : tuple of float, 2
+        Distance from the first vertebra to the next one up, and from the last to the next one down.
+    """
+
+    codes: np.ndarray
+    spacing_mm: np.ndarray
+    depth: np.ndarray
+    course: Course
+    pitch_mm: tuple[float, float]
+
+    @cached_property
+    def boxes(self) -> dict[int, tuple[slice, slice, slice]]:
+        """The box of every vertebra, from the top of the spine down."""
+        boxes = label_boxes(np.asarray(self.codes))
+        return {code: boxes[code] for code in sorted(boxes, key=rank_of_code)}
+
+    @cached_property
+    def span(self) -> tuple[np.ndarray, np.ndarray]:
+        """First voxel and end of all labels, both int (3,); the whole volume where there is none."""
+        if not self.boxes:
+            return np.zeros(3, int), np.array(self.codes.shape)
+        sides = np.array([[(side.start, side.stop) for side in box] for box in self.boxes.values()])
+        return sides[..., 0].min(axis=0), sides[..., 1].max(axis=0)
+
+    @cached_property
+    def ends_at_sacrum(self) -> bool:
+        """Whether the last vertebra is L5 or L6, under which a sacrum lies."""
+        return bool(self.boxes) and [*self.boxes][-1] in (_L5, _L5 + 1)
+
+
+def label_map_of(codes: np.ndarray, spacing_mm: float | np.ndarray) -> LabelMap:
+    """Find the geometry of a mask.
+
+    Parameters
+    ----------
+    codes : np.ndarray of uint8, (P, R, I)
+        VerSe codes; a mask without a vertebra has soft tissue alone.
+    spacing_mm : float or np.ndarray of float, (3,)
+        Size of a voxel, mm.
+
+    Returns
+    -------
+    LabelMap
+        What `utils.synthetic.label_images.label_image` draws from.
+    """
+    spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3)
+    boxes = label_boxes(np.asarray(codes))
+    ordered = {code: boxes[code] for code in sorted(boxes, key=rank_of_code)}
+    depth = np.zeros(codes.shape, np.uint8)
+    masks = {code: np.asarray(codes[box]) == code for code, box in ordered.items()}
+    centres = {
+        code: np.add(ndimage.center_of_mass(masks[code]), [side.start for side in box])
+        for code, box in ordered.items()
+    }
+    steps = _end_steps(centres, spacing)
+    for begin, bone in _unlabelled_bones(masks, centres, steps, spacing):
+        _add_depth(depth, begin, bone, spacing)
+    # Labelled bones come last: where both lie, the label decides.
+    for code, box in ordered.items():
+        _add_depth(depth, [side.start for side in box], masks[code], spacing)
+    pitch_mm = tuple(float(np.linalg.norm(step * spacing)) for step in steps)
+    return LabelMap(codes, spacing, depth, _course(ordered, centres, spacing, codes.shape), pitch_mm)
+
+
+def with_narrow_discs(codes: np.ndarray, voxels: int) -> np.ndarray:
+    """Let the vertebrae of a mask grow towards each other along I, but never touch by it.
+
+    Between the bodies in masks of VerSe (sub-verse004, sub-verse014) lie 4 to 6 mm from T9 to T12 and 3 to 9
+    below, in those of phantoms 5 to 8 and 10 to 17.
+
+    Parameters
+    ----------
+    codes : np.ndarray of uint8, (P, R, I)
+        VerSe codes.
+    voxels : int
+        By how many voxels the discs become thinner: the first is taken from below the upper vertebra, the
+        second from above the lower one, and so on.
+
+    Returns
+    -------
+    np.ndarray of uint8, (P, R, I)
+        The codes; where less than two voxels are free nothing changes.
+    """
+    grown = np.pad(codes, ((0, 0), (0, 0), (2, 2)))
+    for step in range(voxels):
+        along = grown if step % 2 == 0 else grown[:, :, ::-1]
+        before, here, after = along[:, :, :-2], along[:, :, 1:-1], along[:, :, 2:]
+        here[...] = np.where((here == 0) & (after == 0), before, here)
+    return grown[:, :, 2:-2]
+
+
+def codes_in_field(
+    codes: np.ndarray, spacing_mm: np.ndarray, first_mm: np.ndarray, size_mm: np.ndarray
+) -> np.ndarray:
+    """Show a mask in another field of view, with as many voxels; what it does not reach is 0.
+
+    Parameters
+    ----------
+    codes : np.ndarray of uint8, (P, R, I)
+        VerSe codes.
+    spacing_mm : np.ndarray of float, (3,)
+        Size of a voxel, mm.
+    first_mm : np.ndarray of float, (3,)
+        Where the field of view begins, mm from the first face of the mask; negative for outside of it.
+    size_mm : np.ndarray of float, (3,)
+        Size of the field of view, mm.
+
+    Returns
+    -------
+    np.ndarray of uint8, (P, R, I)
+        The codes at the centres of the new voxels.
+    """
+    steps = np.divide(size_mm, codes.shape)
+    places = [
+        np.floor((first + (np.arange(n) + 0.5) * step) / old).astype(int)
+        for first, n, step, old in zip(first_mm, codes.shape, steps, spacing_mm)
+    ]
+    inside = [(place >= 0) & (place < n) for place, n in zip(places, codes.shape)]
+    shown = np.zeros(codes.shape, np.uint8)
+    shown[np.ix_(*inside)] = codes[np.ix_(*(place[kept] for place, kept in zip(places, inside)))]
+    return shown
+
+
+def level_of(code: int) -> float:
+    """Give the number of a vertebra counted down the spine: T12 is 19, L1 20, and T13 lies between them."""
+    rank = rank_of_code(code)
+    return _T12_LEVEL + 0.5 if code == T13_CODE else float(rank - (rank > _T12_LEVEL))
+
+
+def _add_depth(
+    depth: np.ndarray, begin: np.ndarray | list[int], bone: np.ndarray, spacing: np.ndarray
+) -> None:
+    """Enter one bone, whose first voxel is `begin`, as far as it lies inside the volume."""
+    to_outside = ndimage.distance_transform_edt(np.pad(bone, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    found = np.clip((to_outside - spacing.min() / 2) / DEPTH_UNIT_MM, 1, 255).astype(np.uint8)
+    begin = np.asarray(begin)
+    first = np.maximum(begin, 0)
+    last = np.minimum(begin + bone.shape, depth.shape)
+    if np.any(last <= first):
+        return
+    here = tuple(slice(*ends) for ends in zip(first, last))
+    own = tuple(slice(*ends) for ends in zip(first - begin, last - begin))
+    depth[here][bone[own]] = found[own][bone[own]]
+
+
+def _end_steps(centres: dict[int, np.ndarray], spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the way from a vertebra to the next one down at both ends of the column, in voxels."""
+    # A hole in the labels (an unlabelled vertebra) must not count as one pitch.
+    steps = [
+        (centres[below] - centres[above]) / max(1.0, level_of(below) - level_of(above))
+        for above, below in itertools.pairwise(centres)
+    ] or [np.array([0.0, 0.0, USUAL_PITCH_MM]) / spacing]
+    return steps[0], steps[-1]
+
+
+def _unlabelled_bones(
+    masks: dict[int, np.ndarray],
+    centres: dict[int, np.ndarray],
+    steps: tuple[np.ndarray, np.ndarray],
+    spacing: np.ndarray,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Copies of the first and the last vertebra, one pitch further; under L5 and L6 a sacrum."""
+    if not masks:
+        return []
+    codes = [*masks]
+    first, last = codes[0], codes[-1]
+    bones = []
+    if first > 1:  # above C1 is the skull, which no vertebra stands for
+        bones.append(_turned(masks[first], centres[first] - steps[0], spacing))
+    if last in (_L5, _L5 + 1):
+        pitch = np.linalg.norm(steps[-1] * spacing)
+        for degrees, scale, (back, down) in _SACRUM:
+            moved = np.array([back, 0.0, down]) * pitch / spacing
+            bones.append(_turned(masks[last], centres[last] + moved, spacing, degrees=degrees, scale=scale))
+    else:
+        bones.append(_turned(masks[last], centres[last] + steps[-1], spacing))
+    return bones
+
+
+def _turned(
+    bone: np.ndarray,
+    centre: np.ndarray,
+    spacing: np.ndarray,
+    *,
+    degrees: float = 0.0,
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Copy a bone to another centre, scaled and turned about R; give its first voxel and its mask."""
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
+    forward = np.diag(1 / spacing) @ turn @ np.diag(np.multiply(scale, spacing))
+    middle = np.array(ndimage.center_of_mass(bone))
+    half = np.ceil(np.abs(forward) @ np.maximum(middle, bone.shape - middle)).astype(int) + 1
+    nearest = np.rint(centre).astype(int)
+    back = np.linalg.inv(forward)
+    offset = middle - back @ (half + centre - nearest)
+    copy = ndimage.affine_transform(bone.astype(np.uint8), back, offset, tuple(2 * half + 1), order=0)
+    return nearest - half, copy.astype(bool)
+
+
+def _course(
+    boxes: dict[int, tuple[slice, ...]],
+    centres: dict[int, np.ndarray],
+    spacing: np.ndarray,
+    shape: tuple[int, ...],
+) -> Course:
+    heights = np.arange(shape[2])
+    if not boxes:
+        middle = (np.array(shape) - 1) / 2 * spacing
+        flat = np.ones(shape[2], np.float32)
+        return Course(middle[0] * flat, middle[1] * flat, (middle[0] + 40) * flat, 22 * flat)
+    points = np.array([*centres.values()])
+    backs = np.array([box[0].stop for box in boxes.values()])
+    levels = np.array([level_of(code) for code in boxes])
+    order = np.argsort(points[:, 2])
+    points, backs, levels = points[order], backs[order], levels[order]
+    pitch = USUAL_PITCH_MM / spacing[2]
+    # One more vertebra beyond either end, so that ribs and lungs go on there.
+    ends = (points[0, 2] - 8 * pitch, *points[:, 2], points[-1, 2] + 8 * pitch)
+    numbers = (levels[0] - 8, *levels, levels[-1] + 8)
+    along = [
+        np.interp(heights, points[:, 2], values)
+        for values in (points[:, 0] * spacing[0], points[:, 1] * spacing[1], backs * spacing[0])
+    ]
+    smooth = [ndimage.gaussian_filter1d(values, pitch / 2, mode="nearest") for values in along]
+    return Course(
+        *(values.astype(np.float32) for values in smooth),
+        np.interp(heights, ends, numbers).astype(np.float32),
+    )

@@ -1,0 +1,265 @@
+"""Write phantoms as a VerSe data set, with VerSe's names, orientations and habits, good and bad."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from utils.files import written_whole
+from utils.synthetic.phantom.make import STEP_MM, Phantom, make_phantom
+
+FOLDERS = {
+    "2019": (
+        "VerSe19/dataset-verse19training",
+        "VerSe19/dataset-verse19validation",
+        "VerSe19/dataset-verse19test",
+    ),
+    "2020": ("VerSe20/dataset-01training", "VerSe20/dataset-02validation", "VerSe20/dataset-03test"),
+}
+#: Stands in a folder of phantoms, whose names are those of VerSe, and holds their seed.
+PHANTOM_RECORD = "phantom.json"
+# Numbers of one split start where the last one's end: no subject is in two splits.
+_NUMBERS_A_SPLIT = 10_000
+_THREAD_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Series:
+    """One scan to write.
+
+    Attributes
+    ----------
+    folder : str
+        Folder of its split, such as "VerSe20/dataset-01training".
+    subject_key, key : str
+        Name of the subject's folder, and the stem of the series' files.
+    style : str
+        See `draw_acquisition`.
+    subject, series : int
+        Numbers that, with the seed, fix the phantom.
+    """
+
+    folder: str
+    subject_key: str
+    key: str
+    style: str
+    subject: int
+    series: int
+
+    def paths(self, data_dir: Path, seed: int) -> dict[str, Path]:
+        """Where CT, mask and centroids go."""
+        # VerSe renamed its centroid files between releases; both names are still about.
+        kind = ("vb", "vb", "subreg")[np.random.default_rng([seed, self.subject, self.series, 7]).integers(3)]
+        raw = data_dir / self.folder / "rawdata" / self.subject_key
+        derived = data_dir / self.folder / "derivatives" / self.subject_key
+        return {
+            "ct": raw / f"{self.key}_ct.nii.gz",
+            "mask": derived / f"{self.key}_seg-vert_msk.nii.gz",
+            "centroids": derived / f"{self.key}_seg-{kind}_ctd.json",
+        }
+
+
+def plan_data_set(counts: tuple[int, int, int]) -> list[Series]:
+    """Decide which series there are.
+
+    Parameters
+    ----------
+    counts : tuple of int
+        Series for training, validation and test.
+
+    Returns
+    -------
+    list of Series
+        A larger count only adds series at the end of a split, so a data set can be made to grow.
+    """
+    return [_plan_series(split, k) for split, count in enumerate(counts) for k in range(count)]
+
+
+def _plan_series(split: int, position: int) -> Series:
+    number = split * _NUMBERS_A_SPLIT + position
+    if position % 2 == 0:
+        key = f"sub-verse{_serial(4, split, position)}"
+        return Series(FOLDERS["2019"][split], key, key, "2019", number, 0)
+    folder = FOLDERS["2020"][split]
+    if position % 8 in (1, 3):  # two series of one patient
+        key = f"sub-verse{_serial(400, split, position // 8)}"
+        name = f"{key}_split-verse{_serial(200, split, position)}"
+        return Series(folder, key, name, "2020", number - position % 8 + 1, position % 8 // 2)
+    key = f"sub-verse{_serial(500, split, position)}"
+    direction = "ax" if position % 8 == 5 else "sag"
+    return Series(folder, key, f"{key}_dir-{direction}", f"2020-{direction}", number, 0)
+
+
+def _serial(first: int, split: int, position: int) -> str:
+    """A number of three digits, as VerSe's; of more where a split outgrows its share."""
+    share = {4: 66, 400: 6, 200: 66, 500: 160}[first]
+    block, rest = divmod(position, share)
+    return f"{first + split * share + rest + 1000 * block:03d}"
+
+
+def write_phantom_data_set(
+    data_dir: Path,
+    counts: tuple[int, int, int],
+    *,
+    seed: int,
+    workers: int | None = None,
+    step_mm: float = STEP_MM,
+) -> list[Path]:
+    """Write a data set of phantoms as a VerSe tree; series that are complete already are kept.
+
+    Parameters
+    ----------
+    data_dir : Path
+        Where `VerSe19` and `VerSe20` go.
+    counts : tuple of int
+        Series for training, validation and test.
+    seed : int
+        Seed of the data set: the same seed gives the same arrays.
+    workers : int, optional
+        Processes; as many as there are cores, up to 8, if left out. With one, all runs in this process.
+    step_mm : float
+        Spacing of the grid on which bodies are rendered.
+
+    Returns
+    -------
+    list of Path
+        The CT of every series, in the order training, validation, test.
+
+    Raises
+    ------
+    ValueError
+        If a count is negative, or the folder holds phantoms of another seed.
+    """
+    data_dir = Path(data_dir)
+    if len(counts) != 3 or min(counts) < 0:
+        raise ValueError(
+            f"Expected three counts of 0 or more (training, validation, test), received {counts}."
+        )
+    _check_seed(data_dir, seed)
+    plan = plan_data_set(counts)
+    missing = [s for s in plan if not all(p.exists() for p in s.paths(data_dir, seed).values())]
+    workers = min(workers or min(os.cpu_count() or 1, MAX_WORKERS), max(len(missing), 1))
+    jobs = [(data_dir, series, seed, step_mm) for series in missing]
+    with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="phantoms", unit="scan") as bar:
+        for key in _run(jobs, workers):
+            bar.set_postfix_str(key)
+            bar.update()
+    return [series.paths(data_dir, seed)["ct"] for series in plan]
+
+
+def _check_seed(data_dir: Path, seed: int) -> None:
+    record = data_dir / PHANTOM_RECORD
+    if record.exists():
+        try:
+            found = json.loads(record.read_text())["seed"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{record}: expected the seed of the phantoms here, found {error!r}.") from None
+        if found != seed:
+            raise ValueError(f"{data_dir}: expected phantoms of seed {seed}, found those of seed {found}.")
+        return
+    data_dir.mkdir(parents=True, exist_ok=True)
+    _write(record, json.dumps({"seed": seed}).encode())
+
+
+def _run(jobs: list[tuple[Path, Series, int, float]], workers: int) -> Iterator[str]:
+    if workers == 1:
+        yield from (_write_series(*job) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for future in as_completed([pool.submit(_write_series, *job) for job in jobs]):
+            yield future.result()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep the numerical libraries of new processes to one thread: the processes are the parallelism."""
+    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
+    os.environ.update(dict.fromkeys(_THREAD_SETTINGS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _write_series(data_dir: Path, series: Series, seed: int, step_mm: float) -> str:
+    phantom = make_phantom(
+        seed, subject=series.subject, series=series.series, style=series.style, step_mm=step_mm
+    )
+    rng = np.random.default_rng([seed, series.subject, series.series, 8])
+    paths = series.paths(data_dir, seed)
+    is_2019 = series.style == "2019"
+    codes = (1, 1) if is_2019 else [(1, 1), (2, 0), (0, 1), (1, 2)][rng.integers(4)]
+    axes = "".join(nib.aff2axcodes(phantom.affine))
+    declared = axes if is_2019 or rng.random() < 0.7 else "PIR"
+    mask = phantom.mask if is_2019 or rng.random() < 0.75 else _as_float(rng, phantom.mask)
+    _write(paths["mask"], _nifti(mask, phantom.affine, codes))
+    _write(paths["centroids"], json.dumps(centroid_records(phantom, declared)).encode())
+    _write(paths["ct"], _nifti(phantom.ct, phantom.affine, codes))
+    return series.key
+
+
+def _as_float(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """A mask as a scaled file gives it back: float64, labels off by rounding errors."""
+    noisy = mask.astype(np.float64)
+    noisy[mask > 0] += rng.normal(0, 1e-6, np.count_nonzero(mask))
+    return noisy
+
+
+def _nifti(array: np.ndarray, affine: np.ndarray, codes: tuple[int, int]) -> bytes:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, codes[0])
+    image.set_qform(affine, codes[1])
+    return gzip.compress(image.to_bytes(), compresslevel=3, mtime=0)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def centroid_records(phantom: Phantom, direction: str) -> list[dict]:
+    """Body centres in VerSe's form.
+
+    Parameters
+    ----------
+    phantom : Phantom
+        The scan.
+    direction : str
+        Three axis codes such as "PIR": the indices count along the axes of the scan reoriented to them.
+
+    Returns
+    -------
+    list of dict
+        The header, then label, X, Y and Z of each vertebra.
+    """
+    here = nib.io_orientation(phantom.affine)
+    change = nib.orientations.ornt_transform(here, nib.orientations.axcodes2ornt(direction))
+    affine = phantom.affine @ nib.orientations.inv_ornt_aff(change, phantom.ct.shape)
+    records: list[dict] = [{"direction": list(direction)}]
+    for code, point in phantom.points:
+        x, y, z = nib.affines.apply_affine(np.linalg.inv(affine), point)
+        records.append({"label": code, "X": round(x, 2), "Y": round(y, 2), "Z": round(z, 2)})
+    return records
