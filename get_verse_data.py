@@ -15,9 +15,10 @@ or read (with --skip-bad 0), 2 for a wrong command line, 130 after Ctrl-C.
 
 import sys
 
-from utils.download.download import get_data
+from utils.download.data_set import get_data
 from utils.preparation.own_cases import add_own_case
 from utils.settings import DataSettings, settings_from_command_line
+from utils.synthetic.phantom import write_phantoms
 
 
 def main(settings: DataSettings) -> int:
@@ -26,7 +27,7 @@ def main(settings: DataSettings) -> int:
         from utils.preparation.data_report import report_data  # pandas and figures, which nothing else needs
 
         return report_data(settings)
-    return get_data(settings, sources={"pairs": add_own_case})
+    return get_data(settings, sources={"pairs": add_own_case, "phantom": write_phantoms})
 
 
 if __name__ == "__main__":

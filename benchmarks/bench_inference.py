@@ -36,7 +36,9 @@ sys.path.insert(0, str(PROJECT))
 
 import numpy as np  # noqa: E402
 
-from utils.imaging.volume import Volume, oriented, read_ct, transform_points, write_volume  # noqa: E402
+from utils.imaging.grids import oriented, transform_points  # noqa: E402
+from utils.imaging.nifti import read_ct, write_volume  # noqa: E402
+from utils.imaging.volume import Volume  # noqa: E402
 from utils.synthetic.phantom import make_phantom  # noqa: E402
 
 SCANS = 10

@@ -35,7 +35,9 @@ from nibabel.affines import apply_affine  # noqa: E402
 from nibabel.processing import resample_from_to  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
-from utils.imaging.volume import Volume, oriented_grid, working_grid, write_volume  # noqa: E402
+from utils.imaging.grids import oriented_grid, working_grid  # noqa: E402
+from utils.imaging.nifti import write_volume  # noqa: E402
+from utils.imaging.volume import Volume  # noqa: E402
 
 KEY = "sub-verse500"
 #: Vertebrae that the baseline is run for.

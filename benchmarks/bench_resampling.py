@@ -24,7 +24,9 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.imaging.volume import Volume, resample_ct, working_grid
+from utils.imaging.grids import working_grid
+from utils.imaging.resampling import resample_ct
+from utils.imaging.volume import Volume
 
 SHAPE = (256, 256, 160)
 SPACING_MM = (0.7, 0.7, 1.25)

@@ -40,7 +40,8 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
-from utils.imaging.volume import Volume, write_volume  # noqa: E402
+from utils.imaging.nifti import write_volume  # noqa: E402
+from utils.imaging.volume import Volume  # noqa: E402
 from utils.learning import augment, datasets, vertebrae  # noqa: E402
 from utils.preparation.prepare import VERTEBRA_COLUMNS, VERTEBRAE_FILE, vertebra_table  # noqa: E402
 from utils.settings import HU_RANGE, SegmentationTrainingSettings, preset_settings  # noqa: E402

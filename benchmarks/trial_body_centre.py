@@ -41,7 +41,9 @@ import numpy as np  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from utils.imaging.centroids import centroids_of_mask, read_centroids  # noqa: E402
-from utils.imaging.volume import Volume, oriented, read_mask, transform_points  # noqa: E402
+from utils.imaging.grids import oriented, transform_points  # noqa: E402
+from utils.imaging.nifti import read_mask  # noqa: E402
+from utils.imaging.volume import Volume  # noqa: E402
 from utils.synthetic.phantom import draw_anatomy, make_phantom  # noqa: E402
 from utils.synthetic.phantom.acquisition import RAS_FROM_PRI  # noqa: E402
 from utils.verse.labels import name_of_code  # noqa: E402

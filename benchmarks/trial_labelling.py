@@ -44,7 +44,8 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.imaging.centroids import Centroids, write_centroids
-from utils.imaging.volume import Volume, read_ct, read_mask, write_volume
+from utils.imaging.nifti import read_ct, read_mask, write_volume
+from utils.imaging.volume import Volume
 from utils.localisation.identify import Identification, names_of
 from utils.prediction.derivatives import MASK_SUFFIX, case_path
 from utils.prediction.levels import Levels, identify_vertebrae, load_levels, numbers_from_the_top

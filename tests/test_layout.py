@@ -1,4 +1,4 @@
-"""The direction of imports: scripts -> prediction -> learning -> imaging, verse -> settings."""
+"""The rooms of the project, and the one direction of imports between them."""
 
 import ast
 from pathlib import Path
@@ -6,28 +6,27 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
-COMMON = ("utils.settings", "utils.files", "utils.tables", "utils.execution")
-# What each part may import of the project, beside itself.
-ALLOWED = {
-    "utils/settings.py": (),
-    "utils/files.py": (),
-    "utils/tables.py": (),
-    "utils/execution.py": ("utils.settings",),
-    "utils/verse": COMMON,
-    "utils/imaging": (*COMMON, "utils.verse"),
-    "utils/learning": (*COMMON, "utils.verse", "utils.imaging", "ML_3D_Unet"),
-    "utils/prediction": (*COMMON, "utils.verse", "utils.imaging", "utils.learning", "ML_3D_Unet"),
-    "ML_3D_Unet": (),
-}
-WITHOUT_TENSORFLOW = (
-    *("utils/settings.py", "utils/files.py", "utils/tables.py", "utils/execution.py"),
-    *("utils/verse", "utils/imaging"),
+#: From the bottom up. What stands on one tier does not import each other, the four files apart.
+TIERS = (
+    ("utils.settings", "utils.files", "utils.tables", "utils.execution"),
+    ("utils.verse",),
+    ("utils.imaging", "utils.download"),
+    ("utils.synthetic",),
+    ("utils.preparation",),
+    ("utils.learning",),
+    ("utils.walk", "utils.localisation"),
+    ("utils.prediction", "utils.evaluation"),
+    ("utils.distillation",),
 )
+ROOMS = tuple(room for tier in TIERS for room in tier)
+WITHOUT_TENSORFLOW = (*(room for tier in TIERS[:5] for room in tier), "utils.evaluation")
+#: The rooms that may use the generic network.
+WITH_UNET = ("utils.learning", "utils.walk", "utils.prediction", "utils.distillation")
 
 
 def modules_of(part: str) -> list[Path]:
-    place = PROJECT / part
-    return [place] if place.is_file() else sorted(place.rglob("*.py"))
+    place = PROJECT / part.replace(".", "/")
+    return [place.with_suffix(".py")] if place.with_suffix(".py").is_file() else sorted(place.rglob("*.py"))
 
 
 def imported_names(path: Path) -> set[str]:
@@ -45,23 +44,42 @@ def lies_in(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
-@pytest.mark.parametrize("part", ALLOWED)
-def test_imports_go_one_way(part):
-    own = part.removesuffix(".py").replace("/", ".")
-    modules = modules_of(part)
+def allowed_to(room: str) -> tuple[str, ...]:
+    """Rooms that a room may import: itself, those below it, and for the four files each other."""
+    (height,) = [number for number, tier in enumerate(TIERS) if room in tier]
+    below = tuple(other for tier in TIERS[: max(height, 1)] for other in tier)
+    return (room, *below, *(("ML_3D_Unet",) if room in WITH_UNET else ()))
+
+
+def test_every_module_lies_in_a_room():
+    packages = {path.name for path in (PROJECT / "utils").iterdir() if any(path.glob("*.py"))}
+    modules = {path.stem for path in (PROJECT / "utils").glob("*.py")} - {"__init__"}
+    assert {f"utils.{name}" for name in packages | modules} == set(ROOMS)
+
+
+def test_every_room_has_its_folder_of_tests():
+    folders = {path.name for path in (PROJECT / "tests").iterdir() if any(path.glob("test_*.py"))}
+    rooms = {room.removeprefix("utils.") for tier in TIERS[1:] for room in tier}
+    assert folders == rooms | {"ml_3d_unet"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_one_way(room):
+    modules = modules_of(room)
     assert modules
     for path in modules:
         project = {n for n in imported_names(path) if lies_in(n, "utils") or lies_in(n, "ML_3D_Unet")}
-        wrong = {name for name in project if not any(lies_in(name, ok) for ok in (own, *ALLOWED[part]))}
+        wrong = {name for name in project if not any(lies_in(name, other) for other in allowed_to(room))}
         assert not wrong, f"{path.relative_to(PROJECT)} imports {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("part", WITHOUT_TENSORFLOW)
-def test_workers_never_load_tensorflow(part):
-    for path in modules_of(part):
+@pytest.mark.parametrize("room", WITHOUT_TENSORFLOW)
+def test_workers_never_load_tensorflow(room):
+    for path in modules_of(room):
         assert not {n for n in imported_names(path) if lies_in(n, "tensorflow") or lies_in(n, "keras")}, path
 
 
 def test_ml_3d_unet_imports_itself_relatively_only():
     for path in modules_of("ML_3D_Unet"):
-        assert not {name for name in imported_names(path) if lies_in(name, "ML_3D_Unet")}, path
+        names = imported_names(path)
+        assert not {name for name in names if lies_in(name, "ML_3D_Unet") or lies_in(name, "utils")}, path

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.imaging.volume import read_ct, read_mask
+from utils.imaging.nifti import read_ct, read_mask
 from utils.settings import load_settings
 from utils.verse.cases import index_cases
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.download.osf_server import OsfServer
-from utils.download.download import get_data
+from utils.download.data_set import get_data
 from utils.settings import DataSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ KILLS = 20
 SLOW = 1_500_000
 # Processes that have loaded the program already: a killed one costs a fork, not an interpreter's start.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["utils.download.download"])
+FORKS.set_forkserver_preload(["utils.download.data_set"])
 
 
 def files_of(seed, *, top, subjects, size):

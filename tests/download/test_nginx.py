@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.download.download import get_data
+from utils.download.data_set import get_data
 from utils.settings import DataSettings
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ import pytest
 
 from tests.download.osf_server import OsfServer
 from utils.download import osf, remote, transfer, unpacking
-from utils.download.download import get_data
+from utils.download.data_set import get_data
 from utils.download.remote import Patience
 from utils.download.sources import from_osf, from_zips
 from utils.settings import DataSettings

@@ -26,7 +26,8 @@ from utils.evaluation.report import (
     summary,
     vertebra_table,
 )
-from utils.imaging.volume import Volume, write_volume
+from utils.imaging.nifti import write_volume
+from utils.imaging.volume import Volume
 from utils.settings import EvaluationSettings, load_settings
 from utils.verse.cases import index_cases
 

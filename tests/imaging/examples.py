@@ -6,7 +6,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from utils.imaging.volume import Volume, write_volume
+from utils.imaging.nifti import write_volume
+from utils.imaging.volume import Volume
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 NO_DATA = "the real data (../shared/data) is not here"

@@ -6,16 +6,10 @@ import pytest
 
 from tests.imaging.examples import DATA, NO_DATA, oblique_affine, real, two_vertebrae
 from utils.imaging.centroids import Centroids, body_centre, centroids_of_mask, read_centroids, write_centroids
-from utils.imaging.volume import (
-    Grid,
-    Volume,
-    oriented,
-    oriented_grid,
-    read_mask,
-    resample_labels,
-    transform_points,
-    working_grid,
-)
+from utils.imaging.grids import oriented, oriented_grid, transform_points, working_grid
+from utils.imaging.nifti import read_mask
+from utils.imaging.resampling import resample_labels
+from utils.imaging.volume import Grid, Volume
 
 ORIENTATIONS = [
     axes for order in itertools.permutations(["LR", "PA", "IS"]) for axes in itertools.product(*order)

@@ -3,7 +3,9 @@ import pytest
 
 from tests.imaging.examples import oblique_affine
 from utils.imaging.crops import crop, overlap, paste
-from utils.imaging.volume import Volume, open_memory_map, transform_points, write_volume
+from utils.imaging.grids import transform_points
+from utils.imaging.nifti import open_memory_map, write_volume
+from utils.imaging.volume import Volume
 
 
 def line(*values) -> Volume:

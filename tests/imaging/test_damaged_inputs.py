@@ -18,7 +18,8 @@ import pytest
 
 from tests.imaging.damage import DAMAGES, Damage, random_flips, write_whole_case
 from utils.imaging.centroids import read_centroids
-from utils.imaging.volume import Grid, read_ct, read_mask, read_pair
+from utils.imaging.nifti import read_ct, read_mask, read_pair
+from utils.imaging.volume import Grid
 from utils.preparation.prepare import prepare_heatmap, prepare_segmentation
 from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSettings
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.imaging.dicom_series import OBLIQUE, texts, write_series
 from utils.imaging.dicom import find_series, is_dicom, read_series
-from utils.imaging.volume import Volume, read_ct, write_volume
+from utils.imaging.nifti import read_ct, write_volume
+from utils.imaging.volume import Volume
 
 SHAPE = (8, 9, 12)
 

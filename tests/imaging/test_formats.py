@@ -13,7 +13,8 @@ import pytest
 
 from tests.imaging.dicom_series import OBLIQUE, write_series
 from utils.imaging.formats import files_of_scan, hu_doubt, read_scan, scan_bytes
-from utils.imaging.volume import Volume, read_ct, read_mask, write_volume
+from utils.imaging.nifti import read_ct, read_mask, write_volume
+from utils.imaging.volume import Volume
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -11,27 +11,11 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from tests.imaging.examples import DATA, NO_DATA, oblique_affine, real, save
-from utils.imaging.volume import (
-    Grid,
-    Volume,
-    denormalise_hu,
-    heatmap_ct,
-    normalise_hu,
-    open_memory_map,
-    oriented,
-    oriented_grid,
-    read_ct,
-    read_mask,
-    read_pair,
-    resample_ct,
-    resample_labels,
-    resample_linear,
-    resized_grid,
-    transform_points,
-    working_ct,
-    working_grid,
-    write_volume,
-)
+from utils.imaging.grids import oriented, oriented_grid, resized_grid, transform_points, working_grid
+from utils.imaging.intensities import denormalise_hu, normalise_hu
+from utils.imaging.nifti import open_memory_map, read_ct, read_mask, read_pair, write_volume
+from utils.imaging.resampling import heatmap_ct, resample_ct, resample_labels, resample_linear, working_ct
+from utils.imaging.volume import Grid, Volume
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
 ORIENTATIONS = [
@@ -320,7 +304,8 @@ def test_labels_survive_the_way_to_the_working_grid_and_back(name, least):
 def test_a_chest_ct_passes_in_little_memory():
     # The process's own high-water mark: the one of `resource` starts at that of the parent, pytest.
     program = (
-        "import re, sys; from pathlib import Path; from utils.imaging.volume import *;"
+        "import re, sys; from pathlib import Path; from utils.imaging.nifti import read_pair;"
+        "from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct;"
         "ct, mask = read_pair(sys.argv[1], sys.argv[2]); working = working_ct(ct, 1.0);"
         "labels = resample_labels(mask, working.grid); heatmap_ct(working, (64, 64, 128));"
         "peak = re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text());"
@@ -623,7 +608,7 @@ def test_a_header_that_claims_too_much_fills_no_memory(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, 2**23).astype(np.uint8).tobytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw + noise, 1))
     program = (
-        "import re, sys; from pathlib import Path; from utils.imaging.volume import read_ct\n"
+        "import re, sys; from pathlib import Path; from utils.imaging.nifti import read_ct\n"
         "try: read_ct(Path(sys.argv[1]))\n"
         "except ValueError as error: print(error)\n"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])"
@@ -639,7 +624,7 @@ def test_a_header_that_claims_too_much_fills_no_memory(tmp_path):
 def test_nibabel_adds_no_line_of_its_own(tmp_path):
     """In a process of its own: under pytest the logger has other handlers."""
     path = bad_file("zero spacing", tmp_path)
-    code = f"from utils.imaging.volume import read_ct\ntry: read_ct({str(path)!r})\nexcept ValueError: pass"
+    code = f"from utils.imaging.nifti import read_ct\ntry: read_ct({str(path)!r})\nexcept ValueError: pass"
     command = [sys.executable, "-c", code]
     result = subprocess.run(
         command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True

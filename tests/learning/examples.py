@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.imaging.volume import Volume, write_volume
+from utils.imaging.nifti import write_volume
+from utils.imaging.volume import Volume
 from utils.settings import (
     AugmentationSettings,
     HeatmapPreparationSettings,

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.train import EpochPart
 from tests.learning import examples
-from utils.imaging.volume import Volume, write_volume
+from utils.imaging.nifti import write_volume
+from utils.imaging.volume import Volume
 from utils.learning import datasets, vertebrae
 from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
 

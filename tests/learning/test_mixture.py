@@ -9,7 +9,8 @@ import pytest
 from ML_3D_Unet.utils.feeding import EpochPart
 from tests.learning import examples
 from utils.imaging.centroids import centroids_of_mask, write_centroids
-from utils.imaging.volume import Volume, open_memory_map, write_volume
+from utils.imaging.nifti import open_memory_map, write_volume
+from utils.imaging.volume import Volume
 from utils.learning import datasets, training
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.preparation.prepared import SIDECAR

@@ -12,7 +12,9 @@ from scipy import ndimage
 
 from tests.walk.column import AFFINE, BLOCK_VOXELS, CENTRES, HU_A_RANK, column, column_ct
 from utils.imaging.centroids import read_centroids
-from utils.imaging.volume import Grid, Volume, oriented, read_mask, transform_points, working_grid
+from utils.imaging.grids import oriented, transform_points, working_grid
+from utils.imaging.nifti import read_mask
+from utils.imaging.volume import Grid, Volume
 from utils.prediction import derivatives
 from utils.prediction.derivatives import (
     CasePrediction,

@@ -9,7 +9,8 @@ import pytest
 import SimpleITK
 
 from tests.imaging.dicom_series import OBLIQUE
-from utils.imaging.volume import Volume, write_volume
+from utils.imaging.nifti import write_volume
+from utils.imaging.volume import Volume
 from utils.prediction.exports import write_itk_snap_labels, write_seg_nrrd
 from utils.prediction.snapshot import colour_of
 from utils.verse.cases import index_cases

@@ -11,7 +11,9 @@ from tests.learning.examples import write_segmentation_stage
 from tests.prediction.test_predict import FakeNetworks, fake, mask_path, settings_for, write_column  # noqa: F401
 from tests.walk.column import column, column_ct
 from utils.imaging.centroids import read_centroids
-from utils.imaging.volume import Volume, oriented, read_mask
+from utils.imaging.grids import oriented
+from utils.imaging.nifti import read_mask
+from utils.imaging.volume import Volume
 from utils.learning.labelling import CLASSES, Votes
 from utils.localisation.identify import identify, sequence_log_probability, transitions_of
 from utils.prediction import calibration, predict

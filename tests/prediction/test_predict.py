@@ -19,7 +19,10 @@ import pytest
 
 from tests.imaging.dicom_series import write_series
 from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, oracle
-from utils.imaging.volume import Volume, denormalise_hu, oriented, read_mask, write_volume
+from utils.imaging.grids import oriented
+from utils.imaging.intensities import denormalise_hu
+from utils.imaging.nifti import read_mask, write_volume
+from utils.imaging.volume import Volume
 from utils.prediction import networks, predict
 from utils.prediction.networks import Networks, load_networks
 from utils.prediction.predict import infer

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from utils.imaging.centroids import centroids_of_mask
-from utils.imaging.volume import Volume, oriented
+from utils.imaging.grids import oriented
+from utils.imaging.volume import Volume
 from utils.prediction.snapshot import colour_of, curved_slices, snapshot_figure
 
 # P to the back (-y), R to the right (+x), I down (-z): 1 x 1 x 2 mm, 120 x 100 x 160 mm.

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.imaging.volume import Volume, read_mask, write_volume
+from utils.imaging.nifti import read_mask, write_volume
+from utils.imaging.volume import Volume
 from utils.prediction.derivatives import MASK_SUFFIX, case_path
 from utils.prediction.networks import STARTER_DIR
 from utils.prediction.predict import infer

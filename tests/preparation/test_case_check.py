@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.imaging.examples import oblique_affine, save, two_vertebrae, write_case
-from utils.imaging.volume import Volume, read_pair
+from utils.imaging.nifti import read_pair
+from utils.imaging.volume import Volume
 from utils.preparation.case_check import (
     C1_TOLERANCE_MM,
     CENTROID_TOLERANCE_MM,

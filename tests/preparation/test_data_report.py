@@ -13,7 +13,8 @@ import SimpleITK
 from matplotlib.image import imread
 
 from tests.imaging.examples import DATA, NO_DATA, two_vertebrae, write_case
-from utils.imaging.volume import Volume, write_volume
+from utils.imaging.nifti import write_volume
+from utils.imaging.volume import Volume
 from utils.preparation.case_check import check_case
 from utils.preparation.data_report import (
     CASE_COLUMNS,

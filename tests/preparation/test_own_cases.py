@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.download.download import get_data
-from utils.imaging.volume import Volume, read_pair, write_volume
+from utils.download.data_set import get_data
+from utils.imaging.nifti import read_pair, write_volume
+from utils.imaging.volume import Volume
 from utils.preparation.own_cases import add_own_case, own_key
 from utils.settings import DataSettings
 from utils.verse.cases import index_cases

@@ -14,18 +14,10 @@ import pytest
 
 from tests.imaging.examples import DATA, NO_DATA, save, two_vertebrae, write_case
 from utils.imaging.centroids import read_centroids
-from utils.imaging.volume import (
-    Volume,
-    heatmap_ct,
-    open_memory_map,
-    oriented,
-    read_ct,
-    resample_labels,
-    transform_points,
-    working_ct,
-    working_grid,
-    write_volume,
-)
+from utils.imaging.grids import oriented, transform_points, working_grid
+from utils.imaging.nifti import open_memory_map, read_ct, write_volume
+from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
+from utils.imaging.volume import Volume
 from utils.preparation import prepare
 from utils.preparation.prepare import (
     VERTEBRA_COLUMNS,

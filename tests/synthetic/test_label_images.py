@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.imaging.examples import DATA, NO_DATA, real
-from utils.imaging.volume import read_mask, resample_labels, working_grid
+from utils.imaging.grids import working_grid
+from utils.imaging.nifti import read_mask
+from utils.imaging.resampling import resample_labels
 from utils.settings import HU_RANGE
 from utils.synthetic import label_images
 from utils.synthetic.label_images import bone_parts, draw_look, field_of_view, label_image, label_scan

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.download.download import get_data
+from utils.download.data_set import get_data
 from utils.settings import DataSettings
 from utils.verse.cases import (
     RELEASED_PATIENTS,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.imaging.volume import Volume, heatmap_ct, normalise_hu, resized_grid
+from utils.imaging.grids import resized_grid
+from utils.imaging.intensities import normalise_hu
+from utils.imaging.resampling import heatmap_ct
+from utils.imaging.volume import Volume
 from utils.walk.locate import heat_at, locate_spine, point_below, top_of_spine
 
 # Heatmap of 4 x 4 x 6 voxels of 6 x 6 x 10 mm over a scan of 12 x 12 x 30 voxels of 2 mm (P, R, I).

@@ -14,7 +14,10 @@ import pytest
 
 from tests.walk.column import AFFINE, CENTRES, SHAPE, Scripted, column, heat_of, oracle
 from utils.imaging.centroids import centroids_of_mask, read_centroids
-from utils.imaging.volume import Volume, read_mask, resample_labels, resized_grid, working_grid
+from utils.imaging.grids import resized_grid, working_grid
+from utils.imaging.nifti import read_mask
+from utils.imaging.resampling import resample_labels
+from utils.imaging.volume import Volume
 from utils.verse.labels import ranks_of_mask
 from utils.walk.checks import field_of, leaves_enough, search_points, strays
 from utils.walk.traverse import WalkSettings, walk

@@ -19,7 +19,9 @@ from utils.evaluation.intervals import Resampling
 from utils.evaluation.metrics import Numbering, score_masks, score_without_prediction
 from utils.evaluation.paired import write_comparison
 from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_report
-from utils.imaging.volume import Volume, corners_of, read_mask
+from utils.imaging.grids import corners_of
+from utils.imaging.nifti import read_mask
+from utils.imaging.volume import Volume
 from utils.settings import EvaluationSettings, save_settings, worker_count
 from utils.verse.cases import Case, index_cases
 

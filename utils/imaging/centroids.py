@@ -18,7 +18,9 @@ from nibabel import orientations
 from scipy import ndimage
 
 from utils.files import written_whole
-from utils.imaging.volume import Grid, Volume, check_is_file, oriented_grid, transform_points
+from utils.imaging.file_checks import check_is_file
+from utils.imaging.grids import oriented_grid, transform_points
+from utils.imaging.volume import Grid, Volume
 from utils.verse.labels import CODES, code_of_name, rank_of_code
 
 #: A point may lie this far outside its scan before file and scan count as not belonging together.

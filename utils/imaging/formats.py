@@ -12,7 +12,8 @@ import numpy as np
 
 from utils.imaging.dicom import read_series, series_bytes
 from utils.imaging.itk_images import ITK_SUFFIXES, data_files, itk_image_bytes, read_itk_image
-from utils.imaging.volume import Volume, native_bytes, read_ct
+from utils.imaging.nifti import native_bytes, read_ct
+from utils.imaging.volume import Volume
 from utils.settings import HU_RANGE
 
 #: Ends of the names of files that are scans by themselves, in small letters.

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.imaging.volume import DEFLATE_RATIO, Grid, Volume, check_is_file, finite_hu, listed, odd_places
+from utils.imaging.file_checks import check_is_file, listed, odd_places
+from utils.imaging.intensities import finite_hu
+from utils.imaging.nifti import DEFLATE_RATIO
+from utils.imaging.volume import Grid, Volume
 
 if TYPE_CHECKING:
     import SimpleITK

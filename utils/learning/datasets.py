@@ -19,7 +19,8 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.centroids import read_centroids
-from utils.imaging.volume import Grid, Volume, open_memory_map
+from utils.imaging.nifti import open_memory_map
+from utils.imaging.volume import Grid, Volume
 from utils.learning import augment
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import labelling_example, on_labelling_grid

@@ -18,7 +18,9 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage
 
-from utils.imaging.volume import Grid, Volume, resample_labels, transform_points, working_ct, working_grid
+from utils.imaging.grids import transform_points, working_grid
+from utils.imaging.resampling import resample_labels, working_ct
+from utils.imaging.volume import Grid, Volume
 from utils.learning import augment
 from utils.settings import HU_RANGE, LabellingTrainingSettings
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK

@@ -18,7 +18,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
-from utils.imaging.volume import Volume, resample_labels
+from utils.imaging.resampling import resample_labels
+from utils.imaging.volume import Volume
 from utils.learning import training
 from utils.learning.datasets import SegmentationData
 from utils.learning.labelling import PredictLevel, Votes, level_function, lies_on, perturb, vertebra_votes

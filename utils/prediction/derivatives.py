@@ -18,7 +18,10 @@ import numpy as np
 
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
-from utils.imaging.volume import Grid, Volume, read_mask, resample_linear, transform_points, write_volume
+from utils.imaging.grids import transform_points
+from utils.imaging.nifti import read_mask, write_volume
+from utils.imaging.resampling import resample_linear
+from utils.imaging.volume import Grid, Volume
 from utils.localisation.identify import Identification
 from utils.prediction.exports import EXPORTS
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality

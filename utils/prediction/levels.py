@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.imaging.volume import (
-    SAME_GRID_VOXELS,
-    Grid,
-    Volume,
-    oriented_grid,
-    read_mask,
-    transform_points,
-    voxels_apart,
-)
+from utils.imaging.grids import SAME_GRID_VOXELS, oriented_grid, transform_points, voxels_apart
+from utils.imaging.nifti import read_mask
+from utils.imaging.volume import Grid, Volume
 from utils.localisation.identify import Identification, identify, uniform_votes
 from utils.prediction.derivatives import (
     ANATOMICAL,

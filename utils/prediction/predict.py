@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from utils import execution
 from utils.imaging.formats import hu_doubt, read_scan, scan_bytes
-from utils.imaging.volume import Volume, normalise_hu, working_ct
+from utils.imaging.intensities import normalise_hu
+from utils.imaging.resampling import working_ct
+from utils.imaging.volume import Volume
 from utils.localisation.identify import Identification, parse_fixed
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.derivatives import (

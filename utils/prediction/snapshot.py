@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from utils.imaging.centroids import Centroids
-from utils.imaging.volume import Grid, Volume, transform_points, working_grid
+from utils.imaging.grids import transform_points, working_grid
+from utils.imaging.volume import Grid, Volume
 
 #: Bone window in HU: trabecular bone grey, cortex white, soft tissue dark.
 WINDOW_HU = (-250, 1100)

@@ -18,18 +18,9 @@ import numpy as np
 from scipy import ndimage
 
 from utils.imaging.centroids import Centroids, read_centroids
-from utils.imaging.volume import (
-    SAME_GRID_VOXELS,
-    Grid,
-    Volume,
-    corners_of,
-    read_ct,
-    read_mask,
-    silent,
-    touches_border,
-    transform_points,
-    voxels_apart,
-)
+from utils.imaging.grids import SAME_GRID_VOXELS, corners_of, transform_points, voxels_apart
+from utils.imaging.nifti import read_ct, read_mask, silent
+from utils.imaging.volume import Grid, Volume, touches_border
 from utils.verse.cases import Case
 from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, rank_of_code
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from utils.execution import outcomes
 from utils.files import written_whole
-from utils.imaging.volume import Grid, native_bytes
+from utils.imaging.nifti import native_bytes
+from utils.imaging.volume import Grid
 from utils.preparation.case_check import (
     ANOMALIES,
     BAD_KINDS,

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.imaging.centroids import centroids_of_mask, write_centroids
-from utils.imaging.volume import Volume, read_ct, read_mask, read_pair, write_volume
+from utils.imaging.nifti import read_ct, read_mask, read_pair, write_volume
+from utils.imaging.volume import Volume
 from utils.settings import DataSettings
 from utils.verse.cases import OWN_SPLIT_FOLDER, case_files, parse_case_file, subject_of
 

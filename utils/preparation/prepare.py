@@ -24,23 +24,10 @@ from tqdm import tqdm
 from utils import execution
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
-from utils.imaging.volume import (
-    Grid,
-    Volume,
-    cropped_grid,
-    heatmap_ct,
-    native_bytes,
-    read_ct,
-    read_mask,
-    read_pair,
-    resample_labels,
-    resized_grid,
-    touches_border,
-    transform_points,
-    working_ct,
-    working_grid,
-    write_volume,
-)
+from utils.imaging.grids import cropped_grid, resized_grid, transform_points, working_grid
+from utils.imaging.nifti import native_bytes, read_ct, read_mask, read_pair, write_volume
+from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
+from utils.imaging.volume import Grid, Volume, touches_border
 from utils.preparation.prepared import (
     PHANTOM,
     SCAN,

@@ -3,9 +3,9 @@
 A network that has seen images of any look over the same labels keeps to shapes, and carries over to scans
 that it has never seen: SynthSeg (Billot et al., Medical Image Analysis 2023). Their intensities are drawn
 without units; a CT has units, so here all priors are Hounsfield units, those of the phantom
-(`utils.synthetic.phantom`): cancellous bone under a cortex, muscle, fat, lung, gas, contrast. Around the labelled
-bones lie those that VerSe does not label, on the course of the spine hang soft tissue, ribs and pelvis, and
-the scan adds blur, slice thickness, correlated noise, streaks, drift, and a field of view.
+(`utils.synthetic.phantom`): cancellous bone under a cortex, muscle, fat, lung, gas, contrast. Around the
+labelled bones lie those that VerSe does not label, on the course of the spine hang soft tissue, ribs and
+pelvis, and the scan adds blur, slice thickness, correlated noise, streaks, drift, and a field of view.
 
 `draw_look` draws, `label_image` applies: both are functions of a seed, and any block of a mask may be asked
 for. `label_scan` gives all that a scan of this look would show, the whole trunk among it where the mask's own

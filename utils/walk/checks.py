@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from utils.imaging.volume import Volume, transform_points
+from utils.imaging.grids import transform_points
+from utils.imaging.volume import Volume
 from utils.walk.locate import SLICE_AXIS
 from utils.walk.records import FoundVertebra
 

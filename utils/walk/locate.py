@@ -12,7 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from utils.imaging.volume import Volume, heatmap_ct, normalise_hu, transform_points
+from utils.imaging.grids import transform_points
+from utils.imaging.intensities import normalise_hu
+from utils.imaging.resampling import heatmap_ct
+from utils.imaging.volume import Volume
 
 #: Gives the heat (p, r, i) of a normalised CT of the same shape.
 PredictHeat = Callable[[np.ndarray], np.ndarray]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.imaging.volume import Volume, transform_points
+from utils.imaging.grids import transform_points
+from utils.imaging.volume import Volume
 from utils.walk.checks import USUAL_DISTANCE_MM, distances_voxels, heat_profile, uncovered_runs
 from utils.walk.locate import point_below, top_of_spine
 from utils.walk.records import FoundVertebra, WalkSettings

@@ -13,7 +13,12 @@ from utils.synthetic.phantom.make import Phantom, draw_storage, make_phantom, ma
 from utils.synthetic.phantom.skeleton import RIB, SACRUM, SKULL, bones
 from utils.synthetic.phantom.tissue import Tissue, render_tissue
 from utils.synthetic.phantom.values import draw_tissue
-from utils.synthetic.phantom.write import centroid_records, plan_data_set, write_phantom_data_set
+from utils.synthetic.phantom.write import (
+    centroid_records,
+    plan_data_set,
+    write_phantom_data_set,
+    write_phantoms,
+)
 
 __all__ = [
     "RIB",
@@ -39,4 +44,5 @@ __all__ = [
     "render_tissue",
     "whole_codes",
     "write_phantom_data_set",
+    "write_phantoms",
 ]

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.files import written_whole
+from utils.settings import DataSettings, worker_count
 from utils.synthetic.phantom.make import STEP_MM, Phantom, make_phantom
 
 FOLDERS = {
@@ -112,6 +113,13 @@ def _serial(first: int, split: int, position: int) -> str:
     share = {4: 66, 400: 6, 200: 66, 500: 160}[first]
     block, rest = divmod(position, share)
     return f"{first + split * share + rest + 1000 * block:03d}"
+
+
+def write_phantoms(settings: DataSettings) -> list[str]:
+    """Write generated series: source "phantom" of `get_verse_data.py`. Nothing of it can be bad."""
+    workers = worker_count(settings.workers)
+    write_phantom_data_set(settings.data_dir, settings.phantoms, seed=settings.seed, workers=workers)
+    return []
 
 
 def write_phantom_data_set(

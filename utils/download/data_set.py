@@ -1,8 +1,8 @@
-"""Put a VerSe data set into a folder: downloaded, generated, or copied from a tree or zip archives on disk.
+"""Put a VerSe data set into a folder: downloaded, or copied from a tree or zip archives on disk.
 
 Every file ends at `DATA_DIR/dataset-<...>/rawdata|derivatives/sub-<...>/<name>`, however deep the source
-nests it, under a temporary name until it is whole. A rerun keeps the files that are there already. A
-further source is one more entry of `SOURCES`.
+nests it, under a temporary name until it is whole. A rerun keeps the files that are there already. What
+needs more than files, such as phantoms, is a source that the caller gives.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from tqdm import tqdm
 from utils.download.archives import extract_archive, is_safe, place_of, put_stream
 from utils.download.selection import NONCOMMERCIAL_PREFIX
 from utils.download.sources import from_osf, from_zips
-from utils.settings import DataSettings, worker_count
-from utils.synthetic.phantom import write_phantom_data_set
+from utils.settings import DataSettings
 from utils.verse.cases import (
     SPLITS,
     Case,
@@ -31,7 +30,7 @@ from utils.verse.cases import (
     visible_files,
 )
 
-__all__ = ["SOURCES", "extract_archive", "from_disk", "generated", "get_data", "is_safe", "wrong_settings"]
+__all__ = ["SOURCES", "extract_archive", "from_disk", "get_data", "is_safe", "wrong_settings"]
 
 #: A source puts files into `data_dir` and gives a line for everything that was bad.
 Source = Callable[[DataSettings], list[str]]
@@ -140,13 +139,6 @@ def _wrong_address(settings: DataSettings) -> str:
     )
 
 
-def generated(settings: DataSettings) -> list[str]:
-    """Write generated series: source "phantom"."""
-    workers = worker_count(settings.workers)
-    write_phantom_data_set(settings.data_dir, settings.phantoms, seed=settings.seed, workers=workers)
-    return []
-
-
 def from_disk(settings: DataSettings) -> list[str]:
     """Copy a VerSe tree, with every zip archive in it, or extract one archive.
 
@@ -205,4 +197,4 @@ def warnings_about(cases: list[Case]) -> list[str]:
 
 
 #: The sources by name; whatever is none of them is a path (`from_disk`).
-SOURCES: dict[str, Source] = {"osf": from_osf, "zip": from_zips, "phantom": generated}
+SOURCES: dict[str, Source] = {"osf": from_osf, "zip": from_zips}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.download import download
-from utils.download.download import extract_archive, get_data, is_safe
+from utils.download.data_set import extract_archive, get_data, is_safe
 from utils.settings import DataSettings
+from utils.synthetic.phantom import write as phantom_files
 from utils.verse.cases import index_cases
 
 CT = "dataset-01training/rawdata/sub-x/sub-x_dir-ax_ct.nii.gz"
@@ -202,7 +202,7 @@ def test_a_path_without_a_data_set_ends_with_status_1_and_names_it(tmp_path, kin
 )
 def test_a_command_line_that_asks_for_nothing_possible_ends_with_status_2(tmp_path, changes, told, capsys):
     asked = DataSettings(**{"source": "phantom", "data_dir": tmp_path / "data", **changes})
-    assert get_data(asked, sources={"pairs": lambda settings: []}) == 2
+    assert get_data(asked, sources=dict.fromkeys(("pairs", "phantom"), lambda settings: [])) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
     assert not (tmp_path / "data").exists()
@@ -223,9 +223,9 @@ def test_phantoms_are_asked_for_as_set(tmp_path, monkeypatch):
         calls.append((counts, seed, workers))
         put_tree(data_dir, CASE)
 
-    monkeypatch.setattr(download, "write_phantom_data_set", write)
+    monkeypatch.setattr(phantom_files, "write_phantom_data_set", write)
     asked = settings(tmp_path, "phantom", phantoms=(1, 0, 2), seed=7, workers=3)
-    assert get_data(asked) == 0
+    assert get_data(asked, sources={"phantom": phantom_files.write_phantoms}) == 0
     assert calls == [((1, 0, 2), 7, 3)]
 
 

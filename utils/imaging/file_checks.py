@@ -1,0 +1,68 @@
+"""What no scan can be, whatever its format: a file without content, spacings and sizes of no scanner."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+#: Largest extent of a scan along an axis; more means that the header's unit is wrong.
+_MAX_EXTENT_MM = 4000.0
+#: Largest volume of a scan, twice that of a whole body; at 1 mm more would fill the memory.
+_MAX_LITRES = 2000.0
+#: Least spacing of a scan: a tenth of the finest that a clinical scanner gives.
+_LEAST_SPACING_MM = 0.01
+#: Largest distance of a scan from the origin: single precision still resolves a hundredth of a mm there.
+_MAX_ORIGIN_MM = 1e5
+
+
+def check_is_file(path: Path, expected: str) -> None:
+    """Refuse what is no file with something in it; a pipe, for one, would be waited for without end.
+
+    Parameters
+    ----------
+    path : Path
+        The supposed file.
+    expected : str
+        What it should be, for the message.
+
+    Raises
+    ------
+    ValueError
+        Names the path, what was expected and what was found.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+            path.open("rb").close()  # nibabel would not say that it may not read the file
+            return
+    except OSError as error:
+        found = str(error.strerror)
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            found = "a broken link" if path.is_symlink() else "no such file"
+    else:
+        found = "an empty file" if stat.S_ISREG(status.st_mode) else "no regular file"
+        found = "a folder" if stat.S_ISDIR(status.st_mode) else found
+    raise ValueError(f"{path}: expected {expected}, found {found}.")
+
+
+def odd_places(
+    spacing_mm: np.ndarray, extent_mm: np.ndarray, origin_mm: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Give what no scanner makes of spacings, extents and origin: what was expected, and found."""
+    if spacing_mm.min() < _LEAST_SPACING_MM:
+        yield f"spacings of at least {_LEAST_SPACING_MM:g} mm", spacing_mm
+    if extent_mm.max() > _MAX_EXTENT_MM:
+        yield f"a scan under {_MAX_EXTENT_MM:g} mm long", extent_mm
+    if extent_mm.prod() > _MAX_LITRES * 1e6:
+        yield f"a scan under {_MAX_LITRES:g} litres", extent_mm
+    if np.abs(origin_mm).max() > _MAX_ORIGIN_MM:
+        yield f"a scan within {_MAX_ORIGIN_MM:g} mm of the origin", origin_mm
+
+
+def listed(numbers: np.ndarray) -> str:
+    """Give numbers as the text of a message, such as "0.7 x 0.7 x 2.5"."""
+    return " x ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,148 @@
+"""Orientation and grids: where voxels lie, and the way from one frame to another.
+
+Orientation follows the affine that nibabel resolves, and nothing else in the project knows about LPS or RAS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from nibabel import orientations
+
+from utils.imaging.volume import Grid, Volume
+
+#: Orientation of every working volume: index grows towards posterior, right, inferior.
+WORKING_AXES = ("P", "R", "I")
+#: Largest distance, in voxels, between corners of two grids that count as the same grid.
+SAME_GRID_VOXELS = 0.1
+
+
+def oriented(volume: Volume, axes: Sequence[str] = WORKING_AXES) -> Volume:
+    """Flip and transpose a volume so that its axes grow towards given directions.
+
+    Parameters
+    ----------
+    volume : Volume
+        Any volume.
+    axes : sequence of str, (3,)
+        One of L/R, one of P/A and one of I/S, in any order.
+
+    Returns
+    -------
+    Volume
+        A view of the data; the affine follows, so every voxel stays where it was in the world.
+    """
+    turn = _turn(volume.affine, axes)
+    data = orientations.apply_orientation(volume.data, turn)
+    return Volume(data, volume.affine @ orientations.inv_ornt_aff(turn, volume.shape))
+
+
+def oriented_grid(grid: Grid, axes: Sequence[str] = WORKING_AXES) -> Grid:
+    """Flip and transpose a grid as `oriented` does with a volume."""
+    turn = _turn(grid.affine, axes)
+    shape = [0, 0, 0]
+    for axis, (target, _) in enumerate(turn):
+        shape[int(target)] = grid.shape[axis]
+    return Grid(tuple(shape), grid.affine @ orientations.inv_ornt_aff(turn, grid.shape))
+
+
+def working_grid(grid: Grid, spacing_mm: float) -> Grid:
+    """Give the isotropic (P, R, I) grid that covers a native grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Native grid.
+    spacing_mm : float
+        Spacing of the new grid, in mm.
+
+    Returns
+    -------
+    Grid
+        Same centre, axes parallel to the native ones; at most one voxel larger than the native extent.
+
+    Raises
+    ------
+    ValueError
+        If the spacing is no positive number.
+    """
+    if not (np.isfinite(spacing_mm) and spacing_mm > 0):
+        raise ValueError(f"Expected a spacing over 0 mm, received {spacing_mm}.")
+    turned = oriented_grid(grid)
+    # Headers hold float32: 1.0000001 mm must not add a voxel.
+    voxels = np.ceil(np.array(turned.shape) * turned.spacing_mm / spacing_mm - 1e-3)
+    shape = tuple(int(n) for n in np.maximum(voxels, 1))
+    return _concentric(turned, shape, spacing_mm / turned.spacing_mm)
+
+
+def cropped_grid(grid: Grid, begin: Sequence[int], end: Sequence[int]) -> Grid:
+    """Give the part of a grid from voxel `begin` up to but not including voxel `end`, both (3,)."""
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ np.asarray(begin, np.float64)
+    return Grid(tuple(int(n) for n in np.subtract(end, begin)), affine)
+
+
+def resized_grid(grid: Grid, shape: Sequence[int]) -> Grid:
+    """Give the (P, R, I) grid of a given shape that has exactly the extent of a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Any grid.
+    shape : sequence of int, (3,)
+        Voxels along P, R and I.
+
+    Returns
+    -------
+    Grid
+        Its outer faces are those of `grid`.
+    """
+    turned = oriented_grid(grid)
+    return _concentric(turned, tuple(int(n) for n in shape), np.array(turned.shape) / np.array(shape))
+
+
+def transform_points(points: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray) -> np.ndarray:
+    """Map voxel indices of one frame to voxel indices of another, through the world.
+
+    Parameters
+    ----------
+    points : np.ndarray, (n, 3)
+        Voxel indices, fractions allowed, in the frame of `from_affine`.
+    from_affine, to_affine : np.ndarray, (4, 4)
+        Voxel index to world, in mm. The identity stands for the world itself.
+
+    Returns
+    -------
+    np.ndarray of float64, (n, 3)
+        Voxel indices in the frame of `to_affine`.
+    """
+    points = np.asarray(points, np.float64).reshape(-1, 3)
+    mapping = np.linalg.inv(to_affine) @ from_affine
+    return points @ mapping[:3, :3].T + mapping[:3, 3]
+
+
+def _turn(affine: np.ndarray, axes: Sequence[str]) -> np.ndarray:
+    return orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt("".join(axes))
+    )
+
+
+def _concentric(grid: Grid, shape: tuple[int, ...], factor: np.ndarray) -> Grid:
+    """Give a grid of the same axes and centre whose voxels are `factor` times as large."""
+    centre, new_centre = (np.array(grid.shape) - 1) / 2, (np.array(shape) - 1) / 2
+    to_old = np.eye(4)
+    to_old[:3, :3] = np.diag(factor)
+    to_old[:3, 3] = centre - factor * new_centre
+    return Grid(shape, grid.affine @ to_old)
+
+
+def voxels_apart(grid: Grid, affine: np.ndarray) -> float:
+    """Give how far a grid's corners lie, at most along an axis, from where an affine has them, in voxels."""
+    corners = corners_of(grid.shape)
+    return float(np.abs(transform_points(corners, affine, grid.affine) - corners).max())
+
+
+def corners_of(shape: Sequence[int]) -> np.ndarray:
+    """Give the voxel indices of the eight corners of a volume, (8, 3)."""
+    return np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)

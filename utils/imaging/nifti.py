@@ -1,0 +1,370 @@
+"""The one place that reads and writes NIfTI."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+from isal import igzip, isal_zlib
+from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
+from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.openers import Opener
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from nibabel.volumeutils import apply_read_scaling
+
+from utils.files import written_whole
+from utils.imaging.file_checks import check_is_file, listed, odd_places
+from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
+from utils.imaging.intensities import finite_hu
+from utils.imaging.volume import Volume
+from utils.verse.labels import CODES
+
+#: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
+DEFLATE_RATIO = 1032
+#: Held while remarks are kept off the terminal.
+_SILENCE = threading.RLock()
+#: Bytes that are read at once.
+_BLOCK_BYTES = 2**22
+#: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
+_LABEL_TOLERANCE = 0.1
+#: What nibabel, gzip and NumPy raise on a broken file.
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    isal_zlib.error,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    ImageFileError,
+    HeaderDataError,
+    HeaderTypeError,
+)
+
+
+def read_ct(path: Path) -> Volume:
+    """Read a CT in Hounsfield units on its native grid.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI file, three axes.
+
+    Returns
+    -------
+    Volume
+        int16 where the file stores int16 unscaled, else float32; voxels that are no finite number
+        become -1024 HU (air).
+
+    Raises
+    ------
+    ValueError
+        If the file is not there, cannot be read whole, has not three axes, has no usable spacing, or
+        holds no finite value. The text names the file, what was expected and what was found.
+    """
+    image = _open_nifti(path)
+    data = _read_data(path, image)
+    if data.dtype.kind == "f":
+        data = finite_hu(path, data)
+    return Volume(data, np.array(image.affine, np.float64))
+
+
+def read_mask(path: Path) -> Volume:
+    """Read a VerSe mask on its native grid.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI file of any number type, three axes.
+
+    Returns
+    -------
+    Volume of uint8
+        VerSe codes, 0 outside and where the file holds NaN. Values are rounded before they are cast, since
+        VerSe has float64 masks.
+
+    Raises
+    ------
+    ValueError
+        As `read_ct`, and if the file holds a number that is no VerSe code, such as a fraction.
+    """
+    image = _open_nifti(path)
+    with _named_errors(path), silent():
+        stored = _stored_numbers(image)
+    unchanged = stored.dtype == np.uint8 and _is_unscaled(image)
+    mask = Volume(stored if unchanged else _codes(path, stored, image), np.array(image.affine, np.float64))
+    _check_labels(path, np.array(list(mask.label_boxes), np.float64))
+    return mask
+
+
+def _codes(path: Path, stored: np.ndarray, image: nibabel.Nifti1Pair) -> np.ndarray:
+    """Round and cast a mask plane by plane: in float64, as VerSe has it, it is eight times as large."""
+    codes, any_number = np.empty(stored.shape, np.uint8, order="F"), False
+    for index, plane in enumerate(_scaled_planes(stored, image)):
+        if plane.dtype.kind == "f":
+            gaps = np.isnan(plane)
+            any_number |= not gaps.all()
+            plane = np.where(gaps, 0, plane)
+        with silent():  # what does not fit is found by comparing
+            cast = np.rint(plane).astype(np.uint8)
+        if not np.allclose(plane, cast, rtol=0, atol=_LABEL_TOLERANCE):
+            _check_labels(path, np.unique(plane))
+        codes[..., index] = cast
+    if stored.dtype.kind == "f" and not any_number:
+        raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
+    return codes
+
+
+def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
+    """Read a CT and its mask, which must lie on the same grid.
+
+    Raises
+    ------
+    ValueError
+        As `read_ct` and `read_mask`, and if shapes differ or a corner lies a tenth of a voxel apart.
+    """
+    mask = read_mask(mask_path)  # first: reading it may take more memory than the CT
+    ct = read_ct(ct_path)
+    if ct.shape != mask.shape:
+        raise ValueError(f"{mask_path}: expected the shape of {ct_path}, {ct.shape}, found {mask.shape}.")
+    apart = voxels_apart(ct.grid, mask.affine)
+    if apart > SAME_GRID_VOXELS:
+        raise ValueError(
+            f"{mask_path}: expected the position of {ct_path}, found corners {apart:.2g} voxels apart."
+        )
+    return ct, mask
+
+
+def native_bytes(path: Path) -> int:
+    """Give the size that a scan has in memory as float32, read from its header; 0 if that cannot be read."""
+    try:
+        return 4 * math.prod(_open_nifti(path).shape)
+    except ValueError:
+        return 0
+
+
+def write_volume(path: Path, volume: Volume) -> None:
+    """Write a volume as NIfTI, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        File ending in .nii or .nii.gz; its folder is made if it is not there.
+    volume : Volume
+        The number type of its data is kept.
+    """
+    path = Path(path)
+    image = nibabel.Nifti1Image(np.asarray(volume.data), volume.affine, dtype=volume.data.dtype)
+    image.header.set_xyzt_units("mm")
+    # nibabel takes the format from the name's end.
+    with written_whole(path, suffix=".nii.gz" if path.name.endswith(".gz") else ".nii") as temporary:
+        nibabel.save(image, temporary)
+
+
+def open_memory_map(path: Path) -> Volume:
+    """Open an uncompressed NIfTI file without reading it.
+
+    Returns
+    -------
+    Volume
+        Its data is a read-only memory map, so a crop reads only what it needs.
+
+    Raises
+    ------
+    ValueError
+        As `read_ct`, and if the file is compressed or scaled.
+    """
+    image = _open_nifti(path, memory_map="r")
+    with _named_errors(path):
+        data = np.asanyarray(image.dataobj)
+    if not isinstance(data, np.memmap):
+        raise ValueError(f"{path}: expected an uncompressed and unscaled NIfTI file, found another.")
+    return Volume(data, np.array(image.affine, np.float64))
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Give the many errors of a broken file one form that names it."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: expected a whole NIfTI file, found a broken one ({found}).") from None
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keep remarks of nibabel and NumPy on odd headers and numbers off the terminal.
+
+    nibabel's own suppressor takes the logger's handler away, and Python's last resort then prints the remark.
+    Logger and filters belong to the process, so threads take turns.
+    """
+    with _SILENCE, warnings.catch_warnings(), np.errstate(all="ignore"):
+        before = nibabel_logger.disabled
+        nibabel_logger.disabled = True
+        try:
+            warnings.simplefilter("ignore")
+            yield
+        finally:
+            nibabel_logger.disabled = before
+
+
+def _open_nifti(path: Path, *, memory_map: Literal[False, "r"] = False) -> nibabel.Nifti1Pair:
+    """Load header and affine, and refuse what no later step could use."""
+    path = Path(path)
+    check_is_file(path, "a NIfTI file")
+    with _named_errors(path), silent():
+        image = nibabel.load(path, mmap=memory_map)
+        stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
+    if stored is None:
+        raise ValueError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
+    if len(image.shape) != 3 or min(image.shape) < 1:
+        raise ValueError(f"{path}: expected a volume with 3 axes, found shape {image.shape}.")
+    for expected, found in _faults(stored):
+        raise ValueError(f"{path}: expected {expected}, found {found}.")
+    _check_size(path, image)
+    with silent():
+        _check_spacing(path, image, stored)
+    return image
+
+
+def _header_as_stored(image: nibabel.Nifti1Pair) -> Any:
+    """Read the header again without nibabel's silent repairs."""
+    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
+        "rb"
+    ) as stream:
+        return image.header_class.from_fileobj(stream, check=False)
+
+
+def _faults(stored: Any) -> Iterator[tuple[str, Any]]:
+    """Give what is wrong in a header that nibabel would repair by a guess: what was expected, and found."""
+    magic = stored.single_magic if stored.is_single else stored.pair_magic
+    if stored["magic"].item() != magic:
+        yield f"the magic {magic.decode()}", stored["magic"].item().decode("latin-1")
+    dtype = stored.get_data_dtype()
+    if dtype.kind not in "iuf":
+        yield "one real number a voxel", stored.get_value_label("datatype")
+    whole_numbers = {"sizeof_hdr": stored.sizeof_hdr, "bitpix": 8 * dtype.itemsize}
+    for field, number in whole_numbers.items():
+        if stored[field] != number:
+            yield f"{field} = {number}", stored[field]
+    for field in ("qform_code", "sform_code"):
+        if not 0 <= stored[field] <= 5:
+            yield f"{field} from 0 to 5", stored[field]
+    if stored["sform_code"] == 0 and stored["qform_code"] > 0 and stored["pixdim"][0] not in (-1, 0, 1):
+        yield "pixdim[0] of -1 or 1", stored["pixdim"][0]
+    # No slope (0 or NaN) means no scaling, but a CT's intercept of -1024 would go with it.
+    slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
+    unscaled = slope == 0 or math.isnan(slope)
+    if math.isinf(slope) or (unscaled and not (intercept == 0 or math.isnan(intercept))):
+        yield "a finite slope with its intercept", f"{slope:g} and {intercept:g}"
+
+
+def _check_spacing(path: Path, image: nibabel.Nifti1Pair, stored: Any) -> None:
+    affine = image.affine
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    declared_mm = np.asarray(stored["pixdim"][1:4], np.float64)
+    for found in (declared_mm, spacing_mm):
+        if not np.all(np.isfinite(found)) or np.any(found <= 0):
+            raise ValueError(f"{path}: expected spacings over 0 mm, found {listed(found)} mm.")
+    # The determinant relative to the spacings is the volume of the unit cell: 1 for a right angle.
+    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
+        raise ValueError(f"{path}: expected an affine that can be inverted, found {affine[:3].tolist()}.")
+    for expected, found in odd_places(spacing_mm, spacing_mm * image.shape, affine[:3, 3]):
+        raise ValueError(f"{path}: expected {expected}, found {listed(found)} mm.")
+
+
+def _check_size(path: Path, image: nibabel.Nifti1Pair) -> None:
+    """Compare what the header claims with the size of the file before memory is asked for."""
+    claimed = int(image.dataobj.offset) + math.prod(image.shape) * image.dataobj.dtype.itemsize
+    file = Path(image.file_map["image"].filename)
+    with _named_errors(path):
+        most = file.stat().st_size
+    if file.suffix.lower() == ".gz":
+        most *= DEFLATE_RATIO
+    elif file.suffix.lower() in Opener.compress_ext_map:
+        return
+    if claimed > most:
+        raise ValueError(
+            f"{path}: expected a whole NIfTI file, found a broken one "
+            f"(shape {image.shape} needs {claimed} bytes, the file holds {most} at most)."
+        )
+
+
+def _read_data(path: Path, image: nibabel.Nifti1Pair) -> np.ndarray:
+    with _named_errors(path), silent():
+        stored = _stored_numbers(image)
+    if _is_unscaled(image) and stored.dtype.kind in "iu" and np.can_cast(stored.dtype, np.int16):
+        # Half the memory of float32, and exact.
+        return stored.astype(np.int16, copy=False)
+    if _is_unscaled(image) and stored.dtype == np.float32:
+        return stored
+    data = np.empty(stored.shape, np.float32, order="F")
+    for index, plane in enumerate(_scaled_planes(stored, image)):
+        with silent():
+            data[..., index] = plane
+    return data
+
+
+def _is_unscaled(image: nibabel.Nifti1Pair) -> bool:
+    # The loaded header has forgotten its scaling; the array proxy knows it.
+    return (image.dataobj.slope, image.dataobj.inter) == (1, 0)
+
+
+def _scaled_planes(stored: np.ndarray, image: nibabel.Nifti1Pair) -> Iterator[np.ndarray]:
+    """Give the planes along the last axis, scaled, which gives float64: one at a time fills no memory."""
+    slope, intercept = np.float64(image.dataobj.slope), np.float64(image.dataobj.inter)
+    for index in range(stored.shape[2]):
+        plane = stored[..., index]
+        if not _is_unscaled(image):
+            with silent():  # an extreme slope overflows
+                plane = apply_read_scaling(plane, slope, intercept)
+        yield plane
+
+
+def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
+    """Read the voxels and the rest of the file: gzip compares its checksum only at the end.
+
+    nibabel stops after the last voxel, and fills all memory that a damaged header asks for with zeros before
+    it reads. Here memory is touched only as bytes arrive.
+    """
+    numbers = np.empty(image.shape, image.dataobj.dtype, order="F")
+    buffer = memoryview(numbers.reshape(-1, order="F").view(np.uint8))
+    plane_bytes = numbers.nbytes // max(image.shape)
+    with _open_for_reading(image.file_map["image"]) as stream:
+        stream.seek(int(image.dataobj.offset))
+        begin = spare = 0
+        while begin < len(buffer) and (count := stream.readinto(buffer[begin : begin + _BLOCK_BYTES])):
+            begin += count
+        # A file may be padded, but whole planes of voxels say that the shape is wrong.
+        while spare < plane_bytes and (block := stream.read(_BLOCK_BYTES)):
+            spare += len(block)
+    if begin < len(buffer) or spare >= plane_bytes:
+        raise ValueError(f"shape {image.shape} needs {len(buffer)} bytes, not {begin + spare}")
+    return numbers
+
+
+def _open_for_reading(file: FileHolder) -> contextlib.AbstractContextManager[Any]:
+    """Open the file of an image; gzip, of which reading a scan mostly consists, by the faster igzip."""
+    if file.filename is not None and str(file.filename).lower().endswith(".gz"):
+        return igzip.open(file.filename, "rb")
+    return file.get_prepare_fileobj("rb")
+
+
+def _check_labels(path: Path, present: np.ndarray) -> None:
+    codes = np.rint(present)
+    known = np.isin(codes, (0, *CODES)) & np.isclose(present, codes, rtol=0, atol=_LABEL_TOLERANCE)
+    unknown = [f"{value:g}" for value in present[~known]]
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise ValueError(f"{path}: expected VerSe labels (0-25 or 28), found {shown}.")
