@@ -5,7 +5,7 @@ Reads   work/segmentation/{training,validation} (from pre_processing_segmentatio
 Writes  work/models/student_runs/<student>  a model directory for the student from scratch and for each way to
                                             learn from the teacher
         work/models/student                 the best student with a teacher (for infer.py --model), and
-                                            comparison.csv, comparison.md, comparison.png
+                                            students.csv, students.md, students.png
 
     python train_distillation.py --work-dir work --preset small
 

@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
-from utils.learning import augment, datasets, heatmap  # noqa: E402
+from utils.learning import augment, datasets, heatmap, prepared_data  # noqa: E402
 from utils.settings import HU_RANGE, HeatmapTrainingSettings, preset_settings  # noqa: E402
 
 SEEDS = range(7)
@@ -48,10 +48,10 @@ PIECE_REPEATS = 3
 Timings = dict[str, float]
 
 
-def example_case() -> datasets.HeatmapCase:
+def example_case() -> prepared_data.HeatmapCase:
     """Give a volume of smooth noise with a column of centroids."""
     noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(0, 1, SHAPE), 2)
-    return datasets.HeatmapCase("sub-0", (400 * noise / noise.std()).astype(np.int16), CENTROIDS)
+    return prepared_data.HeatmapCase("sub-0", (400 * noise / noise.std()).astype(np.int16), CENTROIDS)
 
 
 # ---------------------------------------------------------------- separate passes with SciPy
@@ -95,7 +95,7 @@ def noisy_and_blurred(image: np.ndarray, drawn: augment.Augmentation) -> np.ndar
     return image
 
 
-def time_scipy(case: datasets.HeatmapCase, seed: int) -> Timings:
+def time_scipy(case: prepared_data.HeatmapCase, seed: int) -> Timings:
     """Make one example by separate passes; give the seconds of each."""
     generator = np.random.default_rng(seed)
     drawn = augment.draw_augmentation(generator, SETTINGS.augmentation)
@@ -120,14 +120,14 @@ def time_scipy(case: datasets.HeatmapCase, seed: int) -> Timings:
 # ---------------------------------------------------------------- ours
 
 
-def host_batch(case: datasets.HeatmapCase, seed: int) -> datasets.Example:
+def host_batch(case: prepared_data.HeatmapCase, seed: int) -> datasets.Example:
     """Draw one example, as the pipeline does."""
     generator = np.random.default_rng(seed)
     drawn = heatmap.draw_heatmap_example(generator, case.centroids_voxels, shape=SHAPE, settings=SETTINGS)
     return {**datasets.collate([{"ct_hu": case.ct_hu, **drawn}]), "weight": np.ones(1, np.float32)}
 
 
-def time_pieces(case: datasets.HeatmapCase, seed: int) -> Timings:
+def time_pieces(case: prepared_data.HeatmapCase, seed: int) -> Timings:
     """Time every piece of one example by itself."""
     drawing, batch = best_seconds(lambda: host_batch(case, seed))
     drawn = {name: tf.constant(value[0]) for name, value in batch.items() if name != "weight"}
@@ -153,7 +153,7 @@ def best_seconds(work: Callable) -> tuple[float, object]:
     return min(seconds), result
 
 
-def time_ours(build: Callable, case: datasets.HeatmapCase, seed: int) -> float:
+def time_ours(build: Callable, case: prepared_data.HeatmapCase, seed: int) -> float:
     """Make one example from the volume in memory to the finished tensors; give the seconds."""
     started = time.perf_counter()
     x, y, _ = build(host_batch(case, seed), True)

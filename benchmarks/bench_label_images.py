@@ -37,10 +37,10 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
-from utils.learning import datasets, losses, models  # noqa: E402
-from utils.learning.vertebrae import segmentation_batch_builder  # noqa: E402
+from utils.learning import datasets, losses, models, prepared_data  # noqa: E402
+from utils.learning.vertebrae import block_length, segmentation_batch_builder  # noqa: E402
 from utils.settings import SegmentationTrainingSettings, preset_settings  # noqa: E402
-from utils.synthetic.label_images import draw_look, label_image, label_scan  # noqa: E402
+from utils.synthetic.label_images import draw_appearance, label_image, label_scan  # noqa: E402
 from utils.synthetic.label_maps import label_map_of  # noqa: E402
 
 SETTINGS = preset_settings(SegmentationTrainingSettings, "starter", batch_size=1)
@@ -73,7 +73,7 @@ def median_ms(run: Callable[[int], Any], times: int = DRAWS) -> float:
     return statistics.median(taken)
 
 
-def blocks_of(data: datasets.SegmentationData) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def blocks_of(data: prepared_data.SegmentationData) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Give the blocks of the vertebrae's patches, neither turned nor zoomed: case, begin, end."""
     half = SETTINGS.patch_voxels // 2
     return [
@@ -83,7 +83,7 @@ def blocks_of(data: datasets.SegmentationData) -> list[tuple[str, np.ndarray, np
     ]
 
 
-def image_ms(data: datasets.SegmentationData) -> tuple[float, float]:
+def image_ms(data: prepared_data.SegmentationData) -> tuple[float, float]:
     """Time the image of a block, as the training draws it and plainly."""
     blocks = blocks_of(data)
     for case in data.columns:
@@ -91,21 +91,23 @@ def image_ms(data: datasets.SegmentationData) -> tuple[float, float]:
 
     def ours(seed: int) -> None:
         case, begin, end = blocks[seed % len(blocks)]
-        label_image(data.label_map(case, SPACING_MM), draw_look(np.random.default_rng(seed)), begin, end)
+        label_image(
+            data.label_map(case, SPACING_MM), draw_appearance(np.random.default_rng(seed)), begin, end
+        )
 
     def plainly(seed: int) -> None:
         case, begin, end = blocks[seed % len(blocks)]
         labels = label_map_of(data.scans[case][1], SPACING_MM)
-        whole = label_image(labels, draw_look(np.random.default_rng(seed)))
+        whole = label_image(labels, draw_appearance(np.random.default_rng(seed)))
         whole[tuple(slice(b, e) for b, e in zip(begin, end))].copy()
 
     return median_ms(ours), median_ms(plainly)
 
 
-def example_ms(data: datasets.SegmentationData, *, drawn: bool) -> float:
+def example_ms(data: prepared_data.SegmentationData, *, drawn: bool) -> float:
     """Time an example from its item to the finished tensors."""
     build = tf.function(segmentation_batch_builder(SETTINGS, SPACING_MM), reduce_retracing=True)
-    length = datasets.block_length(10**6, SETTINGS.patch_voxels)
+    length = block_length(10**6, SETTINGS.patch_voxels)
 
     def one(seed: int) -> None:
         item = seed % len(data.vertebrae) + drawn * len(data.vertebrae)
@@ -136,8 +138,8 @@ def step_ms(folder: Path) -> float:
 
 def heatmap_image_ms(work: Path) -> float:
     """Time an image on the heatmap network's grid."""
-    cases, _ = datasets.read_heatmap_cases(work / "heatmap" / "training")
-    looks = [draw_look(np.random.default_rng(seed)) for seed in range(DRAWS + 1)]
+    cases, _ = prepared_data.read_heatmap_cases(work / "heatmap" / "training")
+    looks = [draw_appearance(np.random.default_rng(seed)) for seed in range(DRAWS + 1)]
     return median_ms(lambda seed: label_scan(cases[0].label_map, looks[seed]))
 
 
@@ -145,7 +147,7 @@ def main() -> int:
     """Print the table and the ratio."""
     with tempfile.TemporaryDirectory() as temporary:
         work = prepared_spines(Path(temporary))
-        data = datasets.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
+        data = prepared_data.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
         ours, plainly = image_ms(data)
         rows = {
             "image of a block, 64 voxels a side at most": ours,

@@ -38,7 +38,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
-from utils.learning import datasets, losses, models, training  # noqa: E402
+from utils.learning import datasets, losses, models, prepared_data, training  # noqa: E402
 from utils.learning.vertebrae import segmentation_batch_builder  # noqa: E402
 from utils.settings import SegmentationTrainingSettings, load_settings, preset_settings  # noqa: E402
 
@@ -70,8 +70,8 @@ def trained_row(model: keras.Model, stage: Path, folder: Path, examples: int) ->
     """Train for two epochs, the first of which compiles; give the second's row of the history."""
     settings = preset_settings(SegmentationTrainingSettings, "full", examples_per_epoch=examples, epochs=2)
     spacing_mm = load_settings(stage)["spacing_mm"]
-    data = datasets.read_segmentation_data(stage / "training")
-    nothing_held_out = datasets.read_segmentation_data(stage / "absent")
+    data = prepared_data.read_segmentation_data(stage / "training")
+    nothing_held_out = prepared_data.read_segmentation_data(stage / "absent")
     trainer = training.VertebraTrainer(
         model,
         model_dir=folder,
@@ -87,7 +87,7 @@ def an_example(stage: Path) -> tuple[np.ndarray, np.ndarray]:
     """Give one validation patch and its target, (1, n, n, n, 2) each."""
     settings = preset_settings(SegmentationTrainingSettings, "full")
     spacing_mm = load_settings(stage)["spacing_mm"]
-    data = datasets.read_segmentation_data(stage / "training")
+    data = prepared_data.read_segmentation_data(stage / "training")
     epoch = datasets.segmentation_dataset(data, settings, spacing_mm=spacing_mm, training=False)
     x, y, _ = segmentation_batch_builder(settings, spacing_mm)(next(iter(epoch(0))), False)
     return x.numpy(), y.numpy()

@@ -42,8 +42,8 @@ from scipy import ndimage  # noqa: E402
 
 from utils.imaging.nifti import write_volume  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
-from utils.learning import augment, datasets, vertebrae  # noqa: E402
-from utils.preparation.prepare import VERTEBRA_COLUMNS, VERTEBRAE_FILE, vertebra_table  # noqa: E402
+from utils.learning import augment, datasets, prepared_data, vertebrae  # noqa: E402
+from utils.preparation.prepare import VERTEBRA_COLUMNS, VERTEBRAE_FILE, prepared_table  # noqa: E402
 from utils.settings import HU_RANGE, SegmentationTrainingSettings, preset_settings  # noqa: E402
 
 SEEDS = range(5)
@@ -70,17 +70,17 @@ def write_scan(folder: Path, key: str, shape: tuple[int, int, int], seed: int) -
     ct = np.where(mask > 0, 300 + noise, noise).astype(np.int16)
     write_volume(folder / f"{key}_ct.nii", Volume(ct, AFFINE))
     write_volume(folder / f"{key}_msk.nii", Volume(mask, AFFINE))
-    return vertebra_table(key, Volume(mask, AFFINE), at_border=set())
+    return prepared_table(key, Volume(mask, AFFINE), at_border=set())
 
 
-def write_split(folder: Path, shape: tuple[int, int, int], scans: int) -> datasets.SegmentationData:
+def write_split(folder: Path, shape: tuple[int, int, int], scans: int) -> prepared_data.SegmentationData:
     """Write scans and their table, and read them as the training does."""
     rows = [row for k in range(scans) for row in write_scan(folder, f"sub-{k}", shape, k)]
     with (folder / VERTEBRAE_FILE).open("w", newline="") as stream:
         writer = csv.DictWriter(stream, VERTEBRA_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    return datasets.read_segmentation_data(folder).without_bad_cases()[0]
+    return prepared_data.read_segmentation_data(folder).without_bad_cases()[0]
 
 
 # ---------------------------------------------------------------- separate passes with SciPy
@@ -127,7 +127,7 @@ def weight_with_scipy(target: np.ndarray) -> np.ndarray:
     return (1 + vertebrae.BOUNDARY_PEAK * decay).astype(np.float32)
 
 
-def time_scipy(data: datasets.SegmentationData, item: int, drawn: Draw) -> Timings:
+def time_scipy(data: prepared_data.SegmentationData, item: int, drawn: Draw) -> Timings:
     """Make one example by separate passes; give the seconds of each."""
     low, high = HU_RANGE
     ct, codes = (np.array(volume) for volume in data.scans["sub-0"])
@@ -150,7 +150,7 @@ def time_scipy(data: datasets.SegmentationData, item: int, drawn: Draw) -> Timin
 # ---------------------------------------------------------------- ours
 
 
-def host_batch(data: datasets.SegmentationData, item: int, seed: int) -> datasets.Example:
+def host_batch(data: prepared_data.SegmentationData, item: int, seed: int) -> datasets.Example:
     """Draw, place and read one example, as the pipeline does."""
     example = datasets.segmentation_example(
         data, item, np.random.default_rng(seed), spacing_mm=1.0, settings=PAPER
@@ -181,7 +181,7 @@ def make_pieces() -> dict[str, Callable]:
 
 
 def time_pieces(
-    pieces: dict[str, Callable], data: datasets.SegmentationData, item: int, seed: int
+    pieces: dict[str, Callable], data: prepared_data.SegmentationData, item: int, seed: int
 ) -> Timings:
     """Time every piece of one example by itself."""
     started = time.perf_counter()
@@ -208,7 +208,7 @@ def best_seconds(work: Callable) -> tuple[float, object]:
     return min(seconds), result
 
 
-def time_ours(build: Callable, data: datasets.SegmentationData, item: int, seed: int) -> float:
+def time_ours(build: Callable, data: prepared_data.SegmentationData, item: int, seed: int) -> float:
     """Make one example from the files to the finished tensors; give the seconds."""
     started = time.perf_counter()
     x, y, _ = build(host_batch(data, item, seed), True)
@@ -226,17 +226,17 @@ def pass_rate(epoch_of: datasets.EpochDataset, epoch: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def warm_rate(data: datasets.SegmentationData) -> float:
+def warm_rate(data: prepared_data.SegmentationData) -> float:
     """Give the median rate of three epochs from files that are in the page cache."""
     settings = preset_settings(SegmentationTrainingSettings, "full", examples_per_epoch=WARM_EXAMPLES)
     epoch_of = datasets.segmentation_dataset(data, settings, spacing_mm=1.0, training=True)
     return statistics.median(pass_rate(epoch_of, epoch) for epoch in range(3))
 
 
-def cold_rate(data: datasets.SegmentationData) -> float:
+def cold_rate(data: prepared_data.SegmentationData) -> float:
     """Give the median rate of passes that meet every scan once, dropped from the page cache before."""
     middles = tuple(column[len(column) // 2] for column in data.columns.values())
-    once = datasets.SegmentationData(data.folder, middles).without_bad_cases()[0]
+    once = prepared_data.SegmentationData(data.folder, middles).without_bad_cases()[0]
     epoch_of = datasets.segmentation_dataset(once, FULL, spacing_mm=1.0, training=True)
     rates = []
     for epoch in range(COLD_PASSES):
@@ -246,7 +246,7 @@ def cold_rate(data: datasets.SegmentationData) -> float:
     return statistics.median(rates)
 
 
-def close_files(data: datasets.SegmentationData) -> None:
+def close_files(data: prepared_data.SegmentationData) -> None:
     """Forget the memory maps of a split: pages that are mapped cannot be dropped from the cache."""
     data.__dict__.pop("scans")
 

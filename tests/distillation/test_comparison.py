@@ -52,8 +52,8 @@ def test_the_page_and_the_figure_show_every_network(tmp_path, capsys):
         {"dice": 0.0, "surface_distance_95_mm": float("nan"), "empty": 9, "vertebrae": 9},
     ]
     table = pd.DataFrame([{**a, **b} for a, b in zip(rows, scores)])
-    comparison.write_comparison(table, tmp_path, "What it means.\n")
-    page = (tmp_path / "comparison.md").read_text()
+    comparison.write_students(table, tmp_path, "What it means.\n")
+    page = (tmp_path / "students.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == [
@@ -69,6 +69,6 @@ def test_the_page_and_the_figure_show_every_network(tmp_path, capsys):
     assert cells[3][-2:] == ["–", "9"]
     assert "What it means." in page and page.count("\n|") == 4
     assert lines[2] in capsys.readouterr().out
-    figure = comparison.comparison_figure(table)
+    figure = comparison.student_figure(table)
     assert figure.axes[0].get_title() == "Dice" and len(figure.axes) == 4
     assert [text.get_text() for text in figure.axes[1].texts] == ["1.50", "–"]

@@ -203,14 +203,14 @@ def test_the_best_student_with_a_teacher_stands_where_inference_looks(work_dir):
 
 def test_the_table_is_written_three_ways(work_dir):
     folder = work_dir / "models" / "student"
-    table = pd.read_csv(folder / "comparison.csv")
+    table = pd.read_csv(folder / "students.csv")
     assert list(table["network"]) == TITLES
     teacher = models.load_model(work_dir / "models" / "segmentation")[0]
     assert table["parameters"][0] == teacher.count_params() > table["parameters"][1]
     assert (table["vertebrae"] == 2).all() and (table["seconds_per_patch"] > 0).all()
-    page = (folder / "comparison.md").read_text()
+    page = (folder / "students.md").read_text()
     assert all(title in page for title in TITLES) and "2 validation vertebrae" in page
-    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "students.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_second_run_leaves_everything_as_it_is(work_dir, capsys):

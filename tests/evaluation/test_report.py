@@ -22,9 +22,9 @@ from utils.evaluation.report import (
     dice_figure,
     group_table,
     markdown_table,
+    score_table,
     side_by_side,
     summary,
-    vertebra_table,
 )
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
@@ -448,7 +448,7 @@ def test_log_line_of_a_case():
 
 
 def test_regions_with_reference_vertebrae_from_the_neck_down():
-    table = group_table(vertebra_table(results()), "region", REGIONS)
+    table = group_table(score_table(results()), "region", REGIONS)
     assert table[["region", "vertebrae", "found", "extra"]].to_numpy().tolist() == [
         ["cervical", 1, 1, 0],
         ["thoracic", 1, 0, 1],
@@ -456,7 +456,7 @@ def test_regions_with_reference_vertebrae_from_the_neck_down():
 
 
 def test_figure_shows_every_reference_vertebra_at_its_dice():
-    axes = dice_figure(vertebra_table(results()), found_dice=0.6).axes[0]
+    axes = dice_figure(score_table(results()), found_dice=0.6).axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["C7\n1", "T1\n1"]
     dots = [
         line.get_ydata().tolist() for line in axes.lines if line.get_marker() == "o" and len(line.get_ydata())

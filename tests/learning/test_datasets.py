@@ -12,7 +12,7 @@ from ML_3D_Unet.utils.train import EpochPart
 from tests.learning import examples
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
-from utils.learning import datasets, vertebrae
+from utils.learning import datasets, epochs, heatmap, prepared_data, vertebrae
 from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
 
 SETTINGS = SegmentationTrainingSettings(patch_voxels=8, batch_size=2, examples_per_epoch=5, seed=3)
@@ -26,13 +26,13 @@ def segmentation(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(segmentation):
-    return datasets.read_segmentation_data(segmentation / "training")
+    return prepared_data.read_segmentation_data(segmentation / "training")
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     folder = examples.write_heatmap_stage(tmp_path_factory.mktemp("work"))
-    read, bad = datasets.read_heatmap_cases(folder / "training")
+    read, bad = prepared_data.read_heatmap_cases(folder / "training")
     assert bad == []
     return read
 
@@ -43,22 +43,22 @@ def cases(tmp_path_factory):
 def test_whole_ratios_are_exact():
     # Level 20 thrice, 21 once, 3 thrice: every level ends with three.
     ranks = [20, 20, 21, 3, 3, 20, 3]
-    assert datasets.balanced_positions(ranks, 0).tolist() == [0, 1, 2, 2, 2, 3, 4, 5, 6]
+    assert epochs.balanced_positions(ranks, 0).tolist() == [0, 1, 2, 2, 2, 3, 4, 5, 6]
 
 
 def test_fractions_are_decided_by_chance_once_a_seed():
     ranks = [5] * 3 + [6] * 2  # 1.5 times each
-    draws = [np.bincount(datasets.balanced_positions(ranks, seed)) for seed in range(400)]
+    draws = [np.bincount(epochs.balanced_positions(ranks, seed)) for seed in range(400)]
     assert all((counts[:3] == 1).all() and set(counts[3:]) <= {1, 2} for counts in draws)
     np.testing.assert_allclose(np.mean(draws, axis=0)[3:], 1.5, atol=0.08)
-    again = np.bincount(datasets.balanced_positions(ranks, 7))
+    again = np.bincount(epochs.balanced_positions(ranks, 7))
     np.testing.assert_array_equal(again, draws[7])
 
 
 @pytest.mark.parametrize("count", [3, 5, 12])
 def test_passes_go_on_from_epoch_to_epoch(count):
     items = np.array([4, 8, 8, 15, 16])
-    epochs = [datasets.epoch_order(items, count, seed=1, epoch=epoch) for epoch in range(10)]
+    epochs = [epochs.epoch_order(items, count, seed=1, epoch=epoch) for epoch in range(10)]
     assert [len(epoch) for epoch in epochs] == [count] * 10
     passes = np.concatenate(epochs).reshape(-1, 5)
     assert all(sorted(one) == [4, 8, 8, 15, 16] for one in passes.tolist())
@@ -66,16 +66,16 @@ def test_passes_go_on_from_epoch_to_epoch(count):
 
 
 def test_an_epoch_of_0_is_one_pass():
-    found = datasets.epoch_order(np.arange(6), 0, seed=1, epoch=4)
+    found = epochs.epoch_order(np.arange(6), 0, seed=1, epoch=4)
     assert sorted(found) == list(range(6))
-    assert found.tolist() != datasets.epoch_order(np.arange(6), 0, seed=2, epoch=4).tolist()
+    assert found.tolist() != epochs.epoch_order(np.arange(6), 0, seed=2, epoch=4).tolist()
 
 
 def test_examples_in_an_epoch(data):
     # Levels T12, T13, L1, L1, L2: 2 + 2 + 1 + 1 + 2.
     whole = SegmentationTrainingSettings(patch_voxels=8)
-    assert datasets.examples_in_epoch(data, whole) == 8
-    assert datasets.examples_in_epoch(data, SETTINGS) == 5
+    assert epochs.examples_in_epoch(data, whole) == 8
+    assert epochs.examples_in_epoch(data, SETTINGS) == 5
 
 
 # ---------------------------------------------------------------- pipelines
@@ -92,7 +92,7 @@ def stages(data, cases):
 
     def heatmap_alone(item, generator):
         case = cases[item]
-        drawn = datasets.draw_heatmap_example(
+        drawn = heatmap.draw_heatmap_example(
             generator, case.centroids_voxels, shape=examples.HEATMAP_SHAPE, settings=HEATMAP_SETTINGS
         )
         return {"ct_hu": case.ct_hu, **drawn}
@@ -102,7 +102,7 @@ def stages(data, cases):
             lambda training: datasets.segmentation_dataset(
                 data, SETTINGS, spacing_mm=examples.SPACING_MM, training=training
             ),
-            datasets.balanced_positions([v.rank for v in data.vertebrae], SETTINGS.seed),
+            epochs.balanced_positions([v.rank for v in data.vertebrae], SETTINGS.seed),
             segmentation_alone,
         ),
         "heatmap": (
@@ -140,10 +140,10 @@ def test_an_example_depends_on_seed_epoch_and_position_alone(data, cases, stage)
     epoch_of = dataset(True)
     later, first = epoch_of(1), epoch_of(0)  # in any order
     found = unbatched(later)
-    order = datasets.epoch_order(items, 5, seed=3, epoch=1)
+    order = epochs.epoch_order(items, 5, seed=3, epoch=1)
     assert len(found) == 5
     for position, example in enumerate(found):
-        generator = np.random.default_rng([3, datasets._EXAMPLE, 1, position])
+        generator = np.random.default_rng([3, epochs._EXAMPLE, 1, position])
         assert_same(example, alone(int(order[position]), generator))
     for example, again in zip(found, unbatched(later)):
         assert_same(example, again)
@@ -193,11 +193,11 @@ def test_filling_is_the_beginning_of_the_epoch(data):
 
 def test_positions_by_hand():
     # 7 examples, batches of 2 on 2 replicas: 4 a step, so that one position fills the second step up.
-    positions, weights = datasets.batch_positions(7, 2, EpochPart(replicas=2))
+    positions, weights = epochs.batch_positions(7, 2, EpochPart(replicas=2))
     assert positions.tolist() == [[0, 1], [2, 3], [4, 5], [6, 0]]
     assert weights.tolist() == [[1, 1], [1, 1], [1, 1], [1, 0]] and weights.dtype == np.float32
     # The second of two pipelines feeds replica 1; the first step is left out.
-    positions, weights = datasets.batch_positions(7, 2, EpochPart(1, pipeline=1, pipelines=2, replicas=2))
+    positions, weights = epochs.batch_positions(7, 2, EpochPart(1, pipeline=1, pipelines=2, replicas=2))
     assert positions.tolist() == [[6, 0]] and weights.tolist() == [[1, 0]]
 
 
@@ -205,7 +205,7 @@ def test_positions_by_hand():
 @pytest.mark.parametrize("count", [1, 5, 12, 13])
 def test_replicas_share_an_epoch(count, pipelines, replicas):
     parts = [
-        datasets.batch_positions(count, 2, EpochPart(0, pipeline, pipelines, replicas))
+        epochs.batch_positions(count, 2, EpochPart(0, pipeline, pipelines, replicas))
         for pipeline in range(pipelines)
     ]
     steps = -(-count // (2 * replicas))
@@ -220,8 +220,8 @@ def test_replicas_share_an_epoch(count, pipelines, replicas):
 @pytest.mark.parametrize("first_step", range(4))
 def test_first_step_is_skipping(first_step):
     part = EpochPart(0, 1, 2, 4)
-    whole = datasets.batch_positions(23, 2, part)
-    found = datasets.batch_positions(23, 2, part._replace(first_step=first_step))
+    whole = epochs.batch_positions(23, 2, part)
+    found = epochs.batch_positions(23, 2, part._replace(first_step=first_step))
     for one, rest in zip(whole, found):
         np.testing.assert_array_equal(one[2 * first_step :], rest)
 
@@ -234,7 +234,7 @@ def test_an_epoch_done_has_no_batches(cases):
 @pytest.mark.parametrize("part", [EpochPart(pipelines=2, replicas=3), EpochPart(0, 2, 2, 2)])
 def test_parts_that_do_not_fit_are_refused(part):
     with pytest.raises(ValueError, match="divides the replicas, received EpochPart"):
-        datasets.batch_positions(5, 2, part)
+        epochs.batch_positions(5, 2, part)
 
 
 @pytest.mark.parametrize("stage", ["segmentation", "heatmap"])
@@ -359,8 +359,8 @@ def test_heatmap_cases_hold_their_centroids_in_voxels(cases):
 
 
 def test_nothing_prepared_is_no_case(tmp_path):
-    assert datasets.read_heatmap_cases(tmp_path / "none") == ([], [])
-    assert datasets.read_segmentation_data(tmp_path / "none").vertebrae == ()
+    assert prepared_data.read_heatmap_cases(tmp_path / "none") == ([], [])
+    assert prepared_data.read_segmentation_data(tmp_path / "none").vertebrae == ()
 
 
 def copy_of(folder, tmp_path):
@@ -372,28 +372,28 @@ def test_missing_column_is_named(segmentation, tmp_path):
     table = folder / "vertebrae.csv"
     table.write_text(table.read_text().replace("centre_p", "centre_x"))
     with pytest.raises(ValueError, match=r"vertebrae\.csv: expected the columns.*centre_p"):
-        datasets.read_segmentation_data(folder)
+        prepared_data.read_segmentation_data(folder)
 
 
 def test_mask_of_another_shape_is_named(segmentation, tmp_path):
     folder = copy_of(segmentation, tmp_path)
     write_volume(folder / "sub-b_msk.nii", Volume(np.zeros((4, 5, 6), np.uint8), examples.AFFINE))
     with pytest.raises(ValueError, match=r"sub-b_msk\.nii: expected the shape of the CT.*\(4, 5, 6\)"):
-        _ = datasets.read_segmentation_data(folder).scans
+        _ = prepared_data.read_segmentation_data(folder).scans
 
 
 def test_missing_scan_is_named(segmentation, tmp_path):
     folder = copy_of(segmentation, tmp_path)
     (folder / "sub-a_ct.nii").unlink()
     with pytest.raises(ValueError, match=r"sub-a_ct\.nii"):
-        _ = datasets.read_segmentation_data(folder).scans
+        _ = prepared_data.read_segmentation_data(folder).scans
 
 
 def test_vertebra_absent_from_its_mask_is_named(segmentation, tmp_path):
     folder = copy_of(segmentation, tmp_path)
     empty = np.zeros(examples.SCAN_SHAPE, np.uint8)
     write_volume(folder / "sub-a_msk.nii", Volume(empty, examples.AFFINE))
-    changed = datasets.read_segmentation_data(folder)
+    changed = prepared_data.read_segmentation_data(folder)
     with pytest.raises(ValueError, match=r"sub-a_msk\.nii: expected label 19 as in vertebrae\.csv"):
         datasets.segmentation_example(changed, 0, None, spacing_mm=2.0, settings=SETTINGS)
 
@@ -401,7 +401,7 @@ def test_vertebra_absent_from_its_mask_is_named(segmentation, tmp_path):
 def test_heatmap_case_of_another_shape_is_named(tmp_path):
     folder = examples.write_heatmap_stage(tmp_path) / "training"
     write_volume(folder / "sub-b_ct.nii", Volume(np.zeros((8, 8, 17), np.int16), examples.AFFINE))
-    cases, bad = datasets.read_heatmap_cases(folder)
+    cases, bad = prepared_data.read_heatmap_cases(folder)
     assert [case.key for case in cases] == ["sub-a"]
     assert len(bad) == 1
     assert re.search(r"sub-b_ct\.nii: expected shape \(8, 8, 16\), found \(8, 8, 17\)", bad[0])

@@ -11,7 +11,7 @@ from tests.learning import examples
 from utils.imaging.centroids import centroids_of_mask, write_centroids
 from utils.imaging.nifti import open_memory_map, write_volume
 from utils.imaging.volume import Volume
-from utils.learning import datasets, training
+from utils.learning import datasets, epochs, prepared_data, training
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.preparation.prepared import SIDECAR
 from utils.settings import (
@@ -21,7 +21,7 @@ from utils.settings import (
     load_settings,
     preset_settings,
 )
-from utils.synthetic.label_images import draw_look, label_scan
+from utils.synthetic.label_images import draw_appearance, label_scan
 
 SHARES = (0.3, 0.25, 0.1, 0.35)
 AFFINE = examples.AFFINE
@@ -53,7 +53,7 @@ def work(tmp_path):
 
 @pytest.fixture
 def data(work):
-    return datasets.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
+    return prepared_data.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
 
 
 def settings(**changes):
@@ -99,7 +99,7 @@ def test_shares_that_give_no_epoch_are_refused(sizes, shares):
 
 def test_groups_go_on_from_epoch_to_epoch():
     groups = [np.arange(3), np.arange(10, 14)]
-    epochs = [mixed_epoch(groups, [2, 3], datasets.epoch_order, seed=0, epoch=epoch) for epoch in range(12)]
+    epochs = [mixed_epoch(groups, [2, 3], epochs.epoch_order, seed=0, epoch=epoch) for epoch in range(12)]
     assert all(np.sum(epoch < 10) == 2 and len(epoch) == 5 for epoch in epochs)
     seen = np.concatenate(epochs)
     # 24 and 36 examples: every item of a group equally often.
@@ -116,7 +116,7 @@ def test_origins_and_masks_alone_are_read(data):
 
 
 def test_an_epoch_has_the_shares_that_were_asked_for(data):
-    groups = datasets.segmentation_groups(data, settings())
+    groups = epochs.segmentation_groups(data, settings())
     # Vertebrae 0-2 of sub-a, 3-4 of sub-b, 5-6 of sub-m; drawn ones count from 7.
     assert [sorted(set(group.tolist())) for group in groups] == [
         [0, 1, 2],
@@ -125,7 +125,7 @@ def test_an_epoch_has_the_shares_that_were_asked_for(data):
         [10, 11, 12, 13],
     ]
     made = datasets.segmentation_dataset(data, settings(), spacing_mm=2.0, training=True)
-    items = datasets._items_of_epoch(groups, settings(), 0)
+    items = epochs.items_of_epoch(groups, settings(), 0)
     kinds = [sum(item in group for item in items) for group in groups]
     assert kinds == [12, 10, 4, 14]
     assert sum(batch["weight"].sum() for batch in made(0).as_numpy_iterator()) == 40
@@ -182,8 +182,8 @@ def test_a_drawn_phantom_has_the_labels_that_it_was_drawn_from(data):
 
 def test_masks_alone_stay_out_where_nothing_is_mixed(data):
     plain = settings(mixture=None, examples_per_epoch=0)
-    assert set(datasets.segmentation_groups(data, plain)[0]) == {0, 1, 2, 3, 4}
-    assert set(datasets.segmentation_groups(data, None)[0]) == {0, 1, 2, 3, 4}
+    assert set(epochs.segmentation_groups(data, plain)[0]) == {0, 1, 2, 3, 4}
+    assert set(epochs.segmentation_groups(data, None)[0]) == {0, 1, 2, 3, 4}
 
 
 # ---------------------------------------------------------------- heatmap
@@ -199,7 +199,7 @@ def heatmap_cases(tmp_path):
     put_sidecar(folder, "sub-m", origin="scan", ct=False)
     grid = open_memory_map(folder / "sub-m_msk.nii").grid
     write_centroids(folder / "sub-m_ctd.json", centroids_of_mask(Volume(codes, AFFINE)), grid)
-    cases, bad = datasets.read_heatmap_cases(folder)
+    cases, bad = prepared_data.read_heatmap_cases(folder)
     assert bad == []
     return cases
 
@@ -211,12 +211,12 @@ def heatmap_settings(**changes):
 
 def test_the_labelling_network_learns_from_no_mask_alone(data):
     settings = preset_settings(LabellingTrainingSettings, "starter")
-    for groups in (datasets.labelling_groups(data, settings), datasets.labelling_groups(data, None)):
+    for groups in (epochs.labelling_groups(data, settings), epochs.labelling_groups(data, None)):
         (items,) = groups
         assert {data.vertebrae[item].case for item in items} == set(data.columns) - {"sub-m"}
     whole = dataclasses.replace(settings, examples_per_epoch=0)
-    groups = datasets.labelling_groups(data, whole)
-    assert datasets.examples_of_groups(groups, whole) == len(groups[0])
+    groups = epochs.labelling_groups(data, whole)
+    assert epochs.examples_of_groups(groups, whole) == len(groups[0])
 
 
 def test_heatmap_cases_may_be_masks_alone(heatmap_cases):
@@ -225,7 +225,7 @@ def test_heatmap_cases_may_be_masks_alone(heatmap_cases):
         ("sub-b", False, False),
         ("sub-m", True, False),
     ]
-    groups = datasets.heatmap_groups(heatmap_cases, heatmap_settings())
+    groups = epochs.heatmap_groups(heatmap_cases, heatmap_settings())
     assert [group.tolist() for group in groups] == [[0], [1], [], [5]]
 
 
@@ -237,7 +237,7 @@ def test_scans_for_the_heatmap_network_show_every_level_equally_often(heatmap_ca
 
     # L1 and L2 in four scans, T6 in one, which shows L1 too.
     cases = [case(20, 21), case(20, 21), case(20, 21), case(13, 20), case(21)]
-    phantoms, _, drawn, _ = datasets.heatmap_groups(cases, heatmap_settings())
+    phantoms, _, drawn, _ = epochs.heatmap_groups(cases, heatmap_settings())
     # Each level four times: L1 from four scans, L2 from four, T6 four times from one.
     np.testing.assert_array_equal(np.bincount(phantoms), [2, 2, 2, 5, 1])
     np.testing.assert_array_equal(drawn, phantoms + len(cases))
@@ -245,12 +245,12 @@ def test_scans_for_the_heatmap_network_show_every_level_equally_often(heatmap_ca
 
 def test_a_scan_without_a_mask_counts_once(heatmap_cases):
     alone = [dataclasses.replace(case, codes=None) for case in heatmap_cases[:2]]
-    groups = datasets.heatmap_groups(alone, heatmap_settings())
+    groups = epochs.heatmap_groups(alone, heatmap_settings())
     assert [group.tolist() for group in groups] == [[0], [1], [], []]
 
 
 def test_cases_come_as_they_are_where_nothing_is_mixed(heatmap_cases):
-    assert datasets.heatmap_groups(heatmap_cases, None)[0].tolist() == [0, 1]
+    assert epochs.heatmap_groups(heatmap_cases, None)[0].tolist() == [0, 1]
 
 
 def test_heatmap_examples_are_drawn_from_masks(heatmap_cases):
@@ -268,7 +268,7 @@ def test_a_drawn_scan_keeps_its_centroids_in_place(heatmap_cases):
     widths = set()
     for seed in range(6):
         drawn = case.drawn(np.random.default_rng(seed))
-        image, first_mm, size_mm = label_scan(case.label_map, draw_look(np.random.default_rng(seed)))
+        image, first_mm, size_mm = label_scan(case.label_map, draw_appearance(np.random.default_rng(seed)))
         np.testing.assert_array_equal(drawn.ct_hu, image)
         np.testing.assert_allclose(drawn.spacing_mm * drawn.shape, size_mm)
         np.testing.assert_allclose((drawn.centroids_voxels + 0.5) * drawn.spacing_mm + first_mm, own_mm)

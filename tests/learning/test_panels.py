@@ -5,7 +5,7 @@ import pytest
 
 from utils.learning import panels
 
-BLACK, WHITE = (2 * (hu + 1024) / 4095 - 1 for hu in panels.WINDOW_HU)
+BLACK, WHITE = (2 * (hu + 1024) / 4095 - 1 for hu in panels.PANEL_WINDOW_HU)
 
 
 def blended(grey, colour, amount):

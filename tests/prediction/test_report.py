@@ -15,7 +15,7 @@ import pytest
 from tests.prediction.report_cases import WRITTEN, put_case, rows_of
 from utils.prediction.derivatives import MASK_SUFFIX, TABLE_SUFFIX
 from utils.prediction.quality import QUALITY_SUFFIX, Remark
-from utils.prediction.report import read_cases, report_page, write_report
+from utils.prediction.report import read_cases, report_page, write_scan_report
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 
 def page_of(output: Path) -> Page:
-    return Page(write_report(output).read_text(encoding="utf-8"))
+    return Page(write_scan_report(output).read_text(encoding="utf-8"))
 
 
 def test_a_row_shows_a_case(tmp_path):
@@ -124,7 +124,7 @@ def test_many_warnings_of_one_kind_are_named_only(tmp_path):
 def test_the_head_sums_up_the_folder(tmp_path):
     put_case(tmp_path, "sub-a", rows_of(("1", "2")))
     put_case(tmp_path, "sub-b", [], written=WRITTEN + 3600)
-    page = write_report(tmp_path).read_text(encoding="utf-8")
+    page = write_scan_report(tmp_path).read_text(encoding="utf-8")
     facts = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
     assert facts == [
         ("Scans", "2"),
@@ -214,7 +214,7 @@ def test_a_bad_file_becomes_a_row_that_says_so(tmp_path, suffix, content, said):
 
 def test_a_case_without_a_picture_says_so(tmp_path):
     put_case(tmp_path, "sub-a", rows_of(("1",)), picture=False)
-    page = write_report(tmp_path).read_text(encoding="utf-8")
+    page = write_scan_report(tmp_path).read_text(encoding="utf-8")
     assert '<span class="no-picture">no picture</span>' in page and "<a " not in page
 
 
@@ -252,6 +252,6 @@ def test_the_page_depends_on_the_cases_only(tmp_path):
     for name, keys in (("x", ("sub-a", "sub-b")), ("y", ("sub-b", "sub-a"))):
         for key in keys:
             put_case(tmp_path / name, key, rows_of(("1", "2")))
-    first, second = (write_report(tmp_path / name).read_bytes() for name in ("x", "y"))
-    assert first == second == write_report(tmp_path / "x").read_bytes()
+    first, second = (write_scan_report(tmp_path / name).read_bytes() for name in ("x", "y"))
+    assert first == second == write_scan_report(tmp_path / "x").read_bytes()
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["derivatives", "report.html"]

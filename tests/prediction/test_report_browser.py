@@ -13,7 +13,7 @@ import pytest
 
 from tests.prediction.report_cases import put_case, rows_of
 from utils.prediction.quality import Remark
-from utils.prediction.report import write_report
+from utils.prediction.report import write_scan_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -36,7 +36,7 @@ def page(tmp_path_factory):
     put_case(output, HOSTILE, rows_of("123", volume_mm3=(1e5, 1e5, 1e5)), extra=(leak,))
     folder = put_case(output, "sub-1", [], picture=False)
     next(folder.glob("*_msk.nii.gz")).unlink()
-    return write_report(output)
+    return write_scan_report(output)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from utils.preparation.case_check import check_case
 from utils.preparation.data_report import (
     CASE_COLUMNS,
     FINDING_COLUMNS,
-    VERTEBRA_COLUMNS,
+    REPORT_VERTEBRA_COLUMNS,
     anomaly_table,
     check_cases,
     data_report,
@@ -31,7 +31,7 @@ from utils.preparation.data_report import (
     split_table,
     storage_table,
     tree_findings,
-    write_report,
+    write_data_report,
 )
 from utils.preparation.report_figures import geometry_figure, levels_between, levels_figure
 from utils.settings import DataSettings
@@ -153,7 +153,7 @@ def test_anatomical_directions_follow_the_affine(tmp_path):
 
 def test_rows_of_vertebrae(data_dir):
     vertebrae = report_of(data_dir).vertebrae
-    assert list(vertebrae.columns) == list(VERTEBRA_COLUMNS)
+    assert list(vertebrae.columns) == list(REPORT_VERTEBRA_COLUMNS)
     assert vertebrae[
         ["case", "level", "label", "voxels", "volume_mm3", "touches_border"]
     ].values.tolist() == [
@@ -251,14 +251,14 @@ def test_lines_on_the_release_are_about_the_release_only(tmp_path):
 def test_all_masks_bad_still_gives_a_report(tmp_path):
     write_case(tmp_path, "sub-x", parts=("mask",))["mask"].write_bytes(b"no mask")
     report = report_of(tmp_path)
-    write_report(report, tmp_path / "report")
+    write_data_report(report, tmp_path / "report")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == FILES
     assert split_table(report).values.tolist() == [["training", 1, 1, 0, 1, 0], ["all", 1, 1, 0, 1, 0]]
 
 
 def test_a_report_that_cannot_be_written_whole_leaves_the_older_one(data_dir, monkeypatch):
     report = report_of(data_dir)
-    write_report(report, data_dir / "report")
+    write_data_report(report, data_dir / "report")
     before = {path.name: path.read_bytes() for path in (data_dir / "report").iterdir()}
 
     def fail(self, *args, **kwargs):
@@ -266,7 +266,7 @@ def test_a_report_that_cannot_be_written_whole_leaves_the_older_one(data_dir, mo
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_report(report, data_dir / "report")
+        write_data_report(report, data_dir / "report")
     assert {path.name: path.read_bytes() for path in (data_dir / "report").iterdir()} == before
 
 
@@ -318,7 +318,7 @@ def test_every_case_is_a_dot_in_both_panels(count):
 
 
 def test_figures_are_written_as_pictures(data_dir):
-    write_report(report_of(data_dir), data_dir / "report")
+    write_data_report(report_of(data_dir), data_dir / "report")
     for name in ("levels.png", "geometry.png"):
         picture = imread(data_dir / "report" / name)
         assert picture.shape[0] > 500 and picture.shape[1] > 700 and picture.std() > 0.05

@@ -24,8 +24,8 @@ from utils.preparation.prepare import (
     labels_at_border,
     prepare_heatmap,
     prepare_segmentation,
+    prepared_table,
     spine_grid,
-    vertebra_table,
 )
 from utils.preparation.prepared import is_mask_alone, origin_of
 from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSettings
@@ -137,7 +137,7 @@ def test_labels_at_any_of_the_six_faces():
 
 
 def test_a_table_of_an_empty_mask_is_empty():
-    assert vertebra_table("sub-a", Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4)), at_border=set()) == []
+    assert prepared_table("sub-a", Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4)), at_border=set()) == []
 
 
 def test_heatmap_files_hold_the_small_grid(tmp_path):

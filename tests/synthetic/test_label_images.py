@@ -11,7 +11,7 @@ from utils.imaging.nifti import read_mask
 from utils.imaging.resampling import resample_labels
 from utils.settings import HU_RANGE
 from utils.synthetic import label_images
-from utils.synthetic.label_images import bone_parts, draw_look, field_of_view, label_image, label_scan
+from utils.synthetic.label_images import bone_parts, draw_appearance, field_of_view, label_image, label_scan
 from utils.synthetic.label_maps import (
     DEPTH_UNIT_MM,
     codes_in_field,
@@ -42,7 +42,7 @@ def column(codes, *, shape=(60, 40, 90), pitch=16, top=20):
 
 def look(seed=0, **changes):
     """A look without noise, blur and uneven bone, and with the whole of the volume in its field of view."""
-    drawn = draw_look(np.random.default_rng(seed))
+    drawn = draw_appearance(np.random.default_rng(seed))
     bone = dataclasses.replace(drawn.bone, texture=0.0, spread=np.zeros_like(drawn.bone.spread))
     plain = {"noise_hu": 0.0, "streak_hu": 0.0, "drift_hu": 0.0, "unevenness": 0.0, "rim_mm": 0.0}
     wide = {"blur_mm": np.zeros(3), "margins": np.full((3, 2), 1e3)}
@@ -50,7 +50,7 @@ def look(seed=0, **changes):
 
 
 def drawn_at(labels, seed, epoch=0, position=0, **block):
-    return label_image(labels, draw_look(np.random.default_rng([seed, epoch, position])), **block)
+    return label_image(labels, draw_appearance(np.random.default_rng([seed, epoch, position])), **block)
 
 
 # Seeds and shapes
@@ -240,7 +240,7 @@ def test_a_mask_is_shown_in_another_field_of_view():
 @pytest.mark.parametrize("seed", range(12))
 def test_a_scan_of_the_trunk_shows_the_body_and_all_labels(seed):
     labels = label_map_of(column([L3, L4]), SPACING_MM)
-    chosen = draw_look(np.random.default_rng(seed))
+    chosen = draw_appearance(np.random.default_rng(seed))
     image, first_mm, size_mm = label_scan(labels, chosen)
     assert image.shape == labels.codes.shape and image.dtype == np.int16
     begin, end = (voxel * SPACING_MM for voxel in labels.span)
@@ -256,7 +256,7 @@ def test_a_scan_of_the_trunk_shows_the_body_and_all_labels(seed):
 
 
 def test_both_fields_of_view_are_drawn():
-    looks = [draw_look(np.random.default_rng(seed)) for seed in range(40)]
+    looks = [draw_appearance(np.random.default_rng(seed)) for seed in range(40)]
     assert 10 <= sum(chosen.shows_trunk for chosen in looks) <= 30
 
 
@@ -274,7 +274,7 @@ def test_the_bones_of_a_scan_lie_where_its_size_says(sharp):
 @pytest.mark.parametrize("seed", range(10))
 def test_labels_are_always_in_the_field_of_view(seed):
     labels = label_map_of(column([L3, L4]), SPACING_MM)
-    begin, end = field_of_view(labels, draw_look(np.random.default_rng(seed)))
+    begin, end = field_of_view(labels, draw_appearance(np.random.default_rng(seed)))
     first, last = labels.span
     assert (begin <= first).all() and (end >= last).all()
 

@@ -7,8 +7,8 @@ from utils.synthetic.phantom.anatomy import rotation_of
 from utils.synthetic.phantom.shapes import (
     FAR_MM,
     Body,
+    BodyGrid,
     Cut,
-    Grid,
     Plate,
     Solid,
     body_distance,
@@ -17,7 +17,7 @@ from utils.synthetic.phantom.shapes import (
     solid_distance,
 )
 
-GRID = Grid(np.array([-10.0, -10, -10]), 1.0, (21, 21, 21))
+GRID = BodyGrid(np.array([-10.0, -10, -10]), 1.0, (21, 21, 21))
 WHOLE = tuple(slice(0, n) for n in GRID.shape)
 
 

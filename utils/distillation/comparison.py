@@ -20,7 +20,7 @@ from utils.distillation import students as distillation
 from utils.evaluation.metrics import surface_distances_mm
 from utils.evaluation.report import markdown_table
 from utils.files import written_whole
-from utils.learning import datasets, models, training
+from utils.learning import datasets, models, prepared_data, training
 from utils.learning.losses import vertebra_dice
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
@@ -46,7 +46,7 @@ def compare_students(settings: DistillationSettings) -> int:
     ----------
     settings : DistillationSettings
         All of the stage. Reads `work_dir/segmentation` and the teacher; writes `work_dir/models/student_runs`
-        and `work_dir/models/student`, with comparison.csv, comparison.md and comparison.png.
+        and `work_dir/models/student`, with students.csv, students.md and students.png.
 
     Returns
     -------
@@ -64,8 +64,8 @@ def _train_and_compare(settings: DistillationSettings, chosen: Runtime) -> list[
         if patches.is_empty:
             print("No validation cases: there is nothing to compare the students on.")
         else:
-            table = comparison_table(network_directories(settings), patches)
-            write_comparison(
+            table = student_table(network_directories(settings), patches)
+            write_students(
                 table, distillation.student_directory(settings), explanation(table, patches, chosen)
             )
     return bad
@@ -89,8 +89,8 @@ class ValidationPatches:
     settings: SegmentationTrainingSettings
     spacing_mm: float
 
-    def _data(self) -> datasets.SegmentationData:
-        return datasets.read_segmentation_data(
+    def _data(self) -> prepared_data.SegmentationData:
+        return prepared_data.read_segmentation_data(
             self.work_dir / "segmentation" / "validation"
         ).without_bad_cases()[0]
 
@@ -116,7 +116,7 @@ def network_directories(settings: DistillationSettings) -> dict[str, Path]:
     return {"teacher": distillation.teacher_directory(settings), **runs}
 
 
-def comparison_table(
+def student_table(
     directories: dict[str, Path],
     patches: Iterable[tuple[tf.Tensor, tf.Tensor]],
     *,
@@ -212,27 +212,27 @@ def explanation(table: pd.DataFrame, patches: ValidationPatches, chosen: Runtime
     )
 
 
-def write_comparison(table: pd.DataFrame, folder: Path, text: str) -> None:
-    """Write comparison.csv, comparison.md and comparison.png, each whole or not at all, and print the table.
+def write_students(table: pd.DataFrame, folder: Path, text: str) -> None:
+    """Write students.csv, students.md and students.png, each whole or not at all, and print the table.
 
     Parameters
     ----------
     table : pd.DataFrame
-        See `comparison_table`.
+        See `student_table`.
     folder : Path
         Where the files go.
     text : str
         What stands under the table.
     """
     page = markdown_table(_readable(table))
-    texts = {"comparison.csv": table.to_csv(index=False), "comparison.md": f"# Students\n\n{page}\n\n{text}"}
+    texts = {"students.csv": table.to_csv(index=False), "students.md": f"# Students\n\n{page}\n\n{text}"}
     for name, content in texts.items():
         with written_whole(folder / name) as temporary:
             temporary.write_text(content)
-    with written_whole(folder / "comparison.png", suffix=".png") as temporary:
-        comparison_figure(table).savefig(temporary, dpi=120)
+    with written_whole(folder / "students.png", suffix=".png") as temporary:
+        student_figure(table).savefig(temporary, dpi=120)
     print(page)
-    print(f"Written to {folder}: comparison.csv, comparison.md, comparison.png.")
+    print(f"Written to {folder}: students.csv, students.md, students.png.")
 
 
 _TITLES = {
@@ -253,13 +253,13 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="vertebrae").assign(**shown).rename(columns=_TITLES)
 
 
-def comparison_figure(table: pd.DataFrame) -> Figure:
+def student_figure(table: pd.DataFrame) -> Figure:
     """Draw Dice, 95 % surface distance, seconds a patch and parameters of every network as bars.
 
     Parameters
     ----------
     table : pd.DataFrame
-        See `comparison_table`.
+        See `student_table`.
 
     Returns
     -------

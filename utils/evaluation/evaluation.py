@@ -16,9 +16,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.evaluation.intervals import Resampling
-from utils.evaluation.metrics import Numbering, score_masks, score_without_prediction
+from utils.evaluation.metrics import NumberingKind, score_masks, score_without_prediction
 from utils.evaluation.paired import write_comparison
-from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_report
+from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_evaluation
 from utils.imaging.grids import corners_of
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
@@ -156,7 +156,7 @@ def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice:
     return CaseResult(case.key, case.split, "scored", numbering, tuple(scores))
 
 
-def read_numbering(path: Path) -> Numbering:
+def read_numbering(path: Path) -> NumberingKind:
     """Read from a prediction's table whether its labels are levels or only count.
 
     Parameters
@@ -221,7 +221,7 @@ def _write(
 ) -> list[str]:
     resampling = Resampling(settings.resamples, settings.seed)
     counted = {"found_dice": settings.found_dice, "resampling": resampling}
-    tables = [overall_table(write_report(results, settings.output, **counted))]
+    tables = [overall_table(write_evaluation(results, settings.output, **counted))]
     if others is not None:
         folders = (settings.predictions, settings.compare)
         tables.append(

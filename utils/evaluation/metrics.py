@@ -30,7 +30,7 @@ import surface_distance
 
 from utils.imaging.volume import label_boxes, touches_border
 
-Numbering = Literal["anatomical", "count"]
+NumberingKind = Literal["anatomical", "count"]
 Match = tuple[int, int]
 
 #: Share of its own volume in one reference vertebra up to which a prediction counts as extra.
@@ -270,7 +270,7 @@ def score_masks(
     predicted: np.ndarray,
     affine: np.ndarray,
     *,
-    numbering: Numbering = "anatomical",
+    numbering: NumberingKind = "anatomical",
     found_dice: float = FOUND_DICE,
 ) -> list[VertebraScore]:
     """Score a prediction against its reference, vertebra by vertebra.

@@ -19,9 +19,9 @@ from utils.evaluation.report import (
     CaseResult,
     draw_by_level,
     interval_cell,
+    score_table,
     score_values,
     vertebra_scores,
-    vertebra_table,
     width_of_levels,
 )
 from utils.files import written_whole
@@ -168,7 +168,7 @@ def difference_rows(paired: PairedScores) -> pd.DataFrame:
 
 def count_table(results: Sequence[CaseResult], others: Sequence[CaseResult]) -> pd.DataFrame:
     """Give a table with a row for A and for B: vertebrae found and missed, and predicted ones beside them."""
-    scores = [vertebra_scores(vertebra_table(part)) for part in (results, others)]
+    scores = [vertebra_scores(score_table(part)) for part in (results, others)]
     return pd.DataFrame({"folder": ["A", "B"], **{name: [part[name] for part in scores] for name in _COUNTS}})
 
 
@@ -271,7 +271,7 @@ def _draw_against(axes: Axes, paired: PairedScores, names: tuple[str, str]) -> N
 
 
 def _reference_rows(results: Sequence[CaseResult]) -> pd.DataFrame:
-    table = vertebra_table(results)
+    table = score_table(results)
     return table[table["kind"] == "reference"].reset_index(drop=True)
 
 

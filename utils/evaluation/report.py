@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.evaluation.intervals import RESAMPLING, Resampling, mean_intervals
-from utils.evaluation.metrics import Numbering, VertebraScore
+from utils.evaluation.metrics import NumberingKind, VertebraScore
 from utils.files import written_whole
 from utils.preparation.case_check import ANOMALIES, anomalies_of
 from utils.tables import cell, markdown_table
@@ -81,7 +81,7 @@ class CaseResult:
     key: str
     split: str
     status: Status
-    numbering: Numbering | Literal[""] = ""
+    numbering: NumberingKind | Literal[""] = ""
     scores: tuple[VertebraScore, ...] = ()
     message: str = ""
 
@@ -96,7 +96,7 @@ class CaseResult:
         return anomalies_of([score.label for score in self.scores if score.kind == "reference"])
 
 
-def vertebra_table(results: Sequence[CaseResult]) -> pd.DataFrame:
+def score_table(results: Sequence[CaseResult]) -> pd.DataFrame:
     """Give a table with a row a vertebra: the reference's, and the predicted ones without a reference.
 
     Parameters
@@ -125,7 +125,7 @@ def case_table(results: Sequence[CaseResult]) -> pd.DataFrame:
     rows = []
     for result in results:
         facts = {"case": result.key, "split": result.split, "status": result.status}
-        scores = vertebra_scores(vertebra_table([result]))
+        scores = vertebra_scores(score_table([result]))
         known = {"numbering": result.numbering, "anomalies": "; ".join(result.anomalies)}
         rows.append({**facts, **known, **scores, "message": result.message})
     return pd.DataFrame(rows)
@@ -137,7 +137,7 @@ def group_table(vertebrae: pd.DataFrame, column: str, names: Sequence[str]) -> p
     Parameters
     ----------
     vertebrae : pd.DataFrame
-        Rows of `vertebra_table`.
+        Rows of `score_table`.
     column : str
         "region" or "name".
     names : sequence of str
@@ -159,7 +159,7 @@ def score_values(vertebrae: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     vertebrae : pd.DataFrame
-        Rows of `vertebra_table`.
+        Rows of `score_table`.
 
     Returns
     -------
@@ -197,7 +197,7 @@ def vertebra_scores(vertebrae: pd.DataFrame) -> dict[str, Any]:
     Parameters
     ----------
     vertebrae : pd.DataFrame
-        Rows of `vertebra_table`.
+        Rows of `score_table`.
 
     Returns
     -------
@@ -237,7 +237,7 @@ def summary(results: Sequence[CaseResult], resampling: Resampling = RESAMPLING) 
         counts of scans) and of the scans with every anomaly, or none; and `bad_cases`, the keys of the cases
         that were not scored. A scan with two anomalies counts in both.
     """
-    regions = groups_of(vertebra_table(results), "region", REGIONS)
+    regions = groups_of(score_table(results), "region", REGIONS)
     return {
         **scan_scores(results, resampling),
         "by_region": {name: scores_with_intervals(rows, resampling) for name, rows in regions.items()},
@@ -259,7 +259,7 @@ def scan_scores(results: Sequence[CaseResult], resampling: Resampling) -> dict[s
     """
     with_reference = [result for result in results if result.status != "bad reference"]
     scans = len(with_reference)
-    scores = scores_with_intervals(vertebra_table(results), resampling)
+    scores = scores_with_intervals(score_table(results), resampling)
     return {
         "scans": scans,
         "subjects": len({result.subject for result in with_reference}),
@@ -278,7 +278,7 @@ def anomaly_groups(results: Sequence[CaseResult]) -> dict[str, list[CaseResult]]
     return {name: group for name, group in groups.items() if group}
 
 
-def write_report(
+def write_evaluation(
     results: Sequence[CaseResult], output: Path, *, found_dice: float, resampling: Resampling = RESAMPLING
 ) -> dict[str, Any]:
     """Write summary.json, vertebrae.csv, cases.csv, evaluation.md and evaluation.png into a folder.
@@ -299,7 +299,7 @@ def write_report(
     dict
         The summary.
     """
-    vertebrae, cases, scores = vertebra_table(results), case_table(results), summary(results, resampling)
+    vertebrae, cases, scores = score_table(results), case_table(results), summary(results, resampling)
     facts = {**dataclasses.asdict(resampling), "subjects": scores["subjects"], "found_dice": found_dice}
     texts = {
         "vertebrae.csv": vertebrae.to_csv(index=False),
@@ -317,7 +317,7 @@ def write_report(
 
 def case_line(result: CaseResult) -> str:
     """Give a case's scores in one line, for the log."""
-    scores = vertebra_scores(vertebra_table([result]))
+    scores = vertebra_scores(score_table([result]))
     counts = f"{scores['found']} of {scores['vertebrae']} found, {scores['extra']} extra"
     return f"{result.key}: {result.status}, {counts}, mean Dice {cell(scores['mean_dice'])}"
 
@@ -362,7 +362,7 @@ def dice_figure(vertebrae: pd.DataFrame, *, found_dice: float) -> Figure:
     Parameters
     ----------
     vertebrae : pd.DataFrame
-        Rows of `vertebra_table`.
+        Rows of `score_table`.
     found_dice : float
         Where the line between found and missed is drawn.
 

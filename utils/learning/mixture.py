@@ -93,7 +93,7 @@ def mixed_epoch(
     counts : sequence of int
         From `group_counts`.
     order : callable (items, count, *, seed, epoch) -> np.ndarray
-        `utils.learning.datasets.epoch_order`, by which each group goes on from epoch to epoch.
+        `utils.learning.epochs.epoch_order`, by which each group goes on from epoch to epoch.
     seed, epoch : int
         What the order depends on.
 

@@ -10,7 +10,7 @@ import numpy as np
 from utils.settings import HU_RANGE
 
 #: Bones in soft tissue, in HU, from black to white.
-WINDOW_HU = (-200.0, 1300.0)
+PANEL_WINDOW_HU = (-200.0, 1300.0)
 MEMORY_COLOUR, TARGET_COLOUR, PREDICTION_COLOUR = (0.25, 0.55, 1.0), (0.2, 0.9, 0.3), (1.0, 0.35, 0.2)
 OPACITY = 0.6
 
@@ -68,7 +68,7 @@ def _fullest_slice(volume: np.ndarray) -> int:
 def _tiles(ct: np.ndarray, place: int, overlays: tuple) -> np.ndarray:
     """Put the plain slice, and the slice under each coloured overlay, side by side."""
     low, high = HU_RANGE
-    black, white = (2.0 * (hu - low) / (high - low) - 1.0 for hu in WINDOW_HU)
+    black, white = (2.0 * (hu - low) / (high - low) - 1.0 for hu in PANEL_WINDOW_HU)
     grey = np.clip((ct[:, place].T - black) / (white - black), 0.0, 1.0)
     plain = np.repeat(grey[..., None], 3, axis=-1)
     tiles = [plain]

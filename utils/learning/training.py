@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
-from utils.learning import datasets, labelling, losses, models, panels, runtime
+from utils.learning import datasets, epochs, labelling, losses, models, panels, prepared_data, runtime
 from utils.learning.heatmap import heatmap_batch_builder
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
@@ -174,8 +174,8 @@ def trainer_keywords(settings: RunSettings, chosen: Runtime) -> dict[str, Any]:
 def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
     source, directory = settings.work_dir / "heatmap", settings.work_dir / "models" / "heatmap"
     facts = prepared_facts(source, settings.preset, ("spacing_mm", "heatmap_shape"))
-    cases, bad = datasets.read_heatmap_cases(source / "training")
-    held_out, bad_held_out = datasets.read_heatmap_cases(source / "validation")
+    cases, bad = prepared_data.read_heatmap_cases(source / "training")
+    held_out, bad_held_out = prepared_data.read_heatmap_cases(source / "validation")
     bad = named([*bad, *bad_held_out], chosen)
     expect_cases(cases, source / "training")
     with chosen.strategy.scope():
@@ -193,7 +193,7 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
     trainer.train(
         datasets.heatmap_dataset(cases, settings, training=True),
         datasets.heatmap_dataset(held_out, settings, training=False) if held_out else None,
-        train_size=datasets.examples_of_groups(datasets.heatmap_groups(cases, settings), settings),
+        train_size=epochs.examples_of_groups(epochs.heatmap_groups(cases, settings), settings),
         validation_size=len(held_out) or None,
         loss_fn=losses.heatmap_loss,
         accuracy_fn=losses.heatmap_dice,
@@ -226,8 +226,8 @@ def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime)
 
 
 def segmentation_arguments(
-    data: datasets.SegmentationData,
-    held_out: datasets.SegmentationData,
+    data: prepared_data.SegmentationData,
+    held_out: prepared_data.SegmentationData,
     settings: SegmentationTrainingSettings,
     *,
     spacing_mm: float,
@@ -255,7 +255,7 @@ def segmentation_arguments(
     return {
         "train_ds": datasets.segmentation_dataset(data, training=True, **pipeline),
         "valid_ds": validation,
-        "train_size": datasets.examples_in_epoch(data, settings),
+        "train_size": epochs.examples_in_epoch(data, settings),
         "validation_size": len(held_out.vertebrae) or None,
         "loss_fn": losses.vertebra_loss,
         "accuracy_fn": losses.vertebra_dice,
@@ -266,7 +266,7 @@ def segmentation_arguments(
 
 def fit_labelling_network(
     settings: LabellingTrainingSettings, chosen: Runtime
-) -> tuple[list[str], datasets.SegmentationData]:
+) -> tuple[list[str], prepared_data.SegmentationData]:
     """Train the labelling network on `work_dir/segmentation`, into `work_dir/models/labelling`.
 
     Parameters
@@ -299,7 +299,7 @@ def fit_labelling_network(
     trainer.train(
         datasets.labelling_dataset(data, settings, training=True),
         datasets.labelling_dataset(held_out, settings, training=False) if has_validation else None,
-        train_size=datasets.examples_of_groups(datasets.labelling_groups(data, settings), settings),
+        train_size=epochs.examples_of_groups(epochs.labelling_groups(data, settings), settings),
         validation_size=len(held_out.vertebrae) or None,
         loss_fn=labelling.labelling_loss(settings.rank_smoothing),
         accuracy_fn=labelling.level_accuracy,
@@ -311,7 +311,7 @@ def fit_labelling_network(
 
 def read_splits(
     source: Path, chosen: Runtime
-) -> tuple[datasets.SegmentationData, datasets.SegmentationData, list[str]]:
+) -> tuple[prepared_data.SegmentationData, prepared_data.SegmentationData, list[str]]:
     """Read both splits of the segmentation stage without their bad cases, which are named.
 
     Parameters
@@ -333,8 +333,8 @@ def read_splits(
     ValueError
         If there is nothing to train on.
     """
-    data, bad = datasets.read_segmentation_data(source / "training").without_bad_cases()
-    held_out, bad_held_out = datasets.read_segmentation_data(source / "validation").without_bad_cases()
+    data, bad = prepared_data.read_segmentation_data(source / "training").without_bad_cases()
+    held_out, bad_held_out = prepared_data.read_segmentation_data(source / "validation").without_bad_cases()
     bad = named([*bad, *bad_held_out], chosen)
     expect_cases(data.vertebrae, source / "training")
     return data, held_out, bad

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from utils.imaging.resampling import resample_labels
 from utils.imaging.volume import Volume
 from utils.learning import training
-from utils.learning.datasets import SegmentationData
 from utils.learning.labelling import PredictLevel, Votes, level_function, lies_on, perturb, vertebra_votes
 from utils.learning.models import MODEL_FILE, load_model
+from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime
 from utils.localisation.identify import sequence_log_probability, transitions_of
 from utils.prediction.networks import load_networks

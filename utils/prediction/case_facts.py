@@ -17,8 +17,8 @@ from utils.walk.records import (
     SPINE_NOT_COVERED,
     FoundVertebra,
 )
-from utils.walk.records import LEAK as LEAK_OF_WALK
-from utils.walk.records import ODD_VOLUME as ODD_VOLUME_OF_WALK
+from utils.walk.records import WALK_LEAK as LEAK_OF_WALK
+from utils.walk.records import WALK_ODD_VOLUME as ODD_VOLUME_OF_WALK
 
 #: The walk's remarks as those of the quality file. What it found above the start is no reason to look, and
 #: that it did not come to rest stands in the table.

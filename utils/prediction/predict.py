@@ -63,7 +63,7 @@ from utils.prediction.quality import (
     case_remarks,
     read_quality,
 )
-from utils.prediction.report import write_report
+from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans, scan_identity
 from utils.settings import InferenceSettings, settings_as_json, worker_count
 from utils.walk.locate import locate_spine
@@ -118,7 +118,7 @@ def infer(settings: InferenceSettings) -> int:
         failed = _run(found.scans, settings) if found.scans else False
         failed = failed or bool(found.bad)
         if settings.report:
-            print(f"{write_report(settings.output)}: open it in a browser.", flush=True)
+            print(f"{write_scan_report(settings.output)}: open it in a browser.", flush=True)
     except CommandLineError as error:
         _complain(f"error: {error}")
         return 2

@@ -1,8 +1,8 @@
 """The report of a prediction folder: one page that shows every scan, to be opened from the disk.
 
-`write_report` reads what `infer.py` wrote and makes `report.html` beside it. The page needs nothing but the
-pictures that lie in the folder; its policy forbids it every other source. Without JavaScript it is a plain
-table. ElementTree does the escaping, since names of scans may hold any character.
+`write_scan_report` reads what `infer.py` wrote and makes `report.html` beside it. The page needs nothing but
+the pictures that lie in the folder; its policy forbids it every other source. Without JavaScript it is a
+plain table. ElementTree does the escaping, since names of scans may hold any character.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class ReportCase:
         return [*((UNREADABLE, None, problem) for problem in self.problems), *odd]
 
 
-def write_report(output: Path) -> Path:
+def write_scan_report(output: Path) -> Path:
     """Write the page of a prediction folder, whole or not at all.
 
     Parameters

@@ -24,13 +24,13 @@ from utils.imaging.volume import Grid, Volume, touches_border
 from utils.verse.cases import Case
 from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, rank_of_code
 
-UNREADABLE = "unreadable file"
+UNREADABLE_FILE = "unreadable file"
 SHAPES_DIFFER = "shapes differ"
 POSITIONS_DIFFER = "positions differ"
 UNKNOWN_LABELS = "labels outside the table"
 NO_VERTEBRA = "no vertebra"
 #: Kinds of findings that make a case useless until it is mended.
-BAD_KINDS = (UNREADABLE, SHAPES_DIFFER, POSITIONS_DIFFER, UNKNOWN_LABELS, NO_VERTEBRA)
+BAD_KINDS = (UNREADABLE_FILE, SHAPES_DIFFER, POSITIONS_DIFFER, UNKNOWN_LABELS, NO_VERTEBRA)
 
 INCOMPLETE = "incomplete"
 NO_CENTROIDS = "no centroid file"
@@ -42,7 +42,7 @@ FLOAT_NOISE = "float noise"
 NO_NUMBERS = "voxels without a number"
 FORMS_DIFFER = "qform and sform differ"
 #: Kinds of findings that a case can be used with.
-REMARK_KINDS = (
+FINDING_KINDS = (
     *(INCOMPLETE, NO_CENTROIDS, LABELS_DIFFER, CENTROID_OUTSIDE, STRAY_COMPONENTS, LEVELS_MISSING),
     *(FLOAT_NOISE, NO_NUMBERS, FORMS_DIFFER),
 )
@@ -80,7 +80,7 @@ class Finding:
     Attributes
     ----------
     kind : str
-        One of `BAD_KINDS` or `REMARK_KINDS`.
+        One of `BAD_KINDS` or `FINDING_KINDS`.
     what : str
         What was found, in words.
     file : Path or None
@@ -216,7 +216,7 @@ def check_case(case: Case) -> CaseFacts:
         return _checked(case)
     except Exception as problem:
         what = f"expected to be read, found {type(problem).__name__}: {problem}"
-        return CaseFacts(case, findings=(Finding(UNREADABLE, what),))
+        return CaseFacts(case, findings=(Finding(UNREADABLE_FILE, what),))
 
 
 def anomalies_of(codes: Sequence[int]) -> list[str]:
@@ -368,7 +368,7 @@ def _attempt(
         return read(path, findings)
     except ValueError as error:
         what = str(error).removeprefix(f"{path}: ").rstrip(".")
-        kind = next((kind for words, kind in _KIND_OF_WORDS.items() if words in what), UNREADABLE)
+        kind = next((kind for words, kind in _KIND_OF_WORDS.items() if words in what), UNREADABLE_FILE)
         findings.append(Finding(kind, what, path))
         return None
 

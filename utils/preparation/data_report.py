@@ -25,10 +25,10 @@ from utils.preparation.case_check import (
     BAD_KINDS,
     C1_TOLERANCE_MM,
     CENTROID_TOLERANCE_MM,
+    FINDING_KINDS,
     LEAST_STRAY_VOXELS,
     PEAK_OF_NATIVE,
-    REMARK_KINDS,
-    UNREADABLE,
+    UNREADABLE_FILE,
     CaseFacts,
     Finding,
     ImageFacts,
@@ -69,7 +69,7 @@ CASE_COLUMNS = (
     *("ct_type", "ct_qform", "ct_sform", "hu_low", "hu_high", "mask_type", "mask_qform", "mask_sform"),
     *("vertebrae", "levels", "anomalies", "findings"),
 )
-VERTEBRA_COLUMNS = (
+REPORT_VERTEBRA_COLUMNS = (
     *("case", "split", "year", "level", "label", "voxels", "volume_mm3", "components"),
     *("strays", "stray_voxels", "stray_mm3", "touches_border", "centroid_distance_mm"),
 )
@@ -96,7 +96,7 @@ class DataReport:
     cases : pd.DataFrame
         `CASE_COLUMNS`, a row a case.
     vertebrae : pd.DataFrame
-        `VERTEBRA_COLUMNS`, a row a vertebra of a readable mask.
+        `REPORT_VERTEBRA_COLUMNS`, a row a vertebra of a readable mask.
     findings : pd.DataFrame
         `FINDING_COLUMNS`, a row a finding.
     release : tuple of str
@@ -131,7 +131,7 @@ def report_data(settings: DataSettings) -> int:
         cases = index_cases(settings.data_dir)
         facts = check_cases(cases, workers=settings.workers)
         report = data_report(settings.data_dir, facts)
-        write_report(report, settings.data_dir / REPORT_FOLDER)
+        write_data_report(report, settings.data_dir / REPORT_FOLDER)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -163,7 +163,7 @@ def check_cases(cases: Sequence[Case], *, workers: int) -> list[CaseFacts]:
         for case, result in results:
             if isinstance(result, str):
                 result = CaseFacts(
-                    case, findings=(Finding(UNREADABLE, f"expected to be read, found {result}"),)
+                    case, findings=(Finding(UNREADABLE_FILE, f"expected to be read, found {result}"),)
                 )
             found[case.key, case.split] = result
             tqdm.write(_log_line(result), file=sys.stderr)
@@ -198,7 +198,7 @@ def data_report(data_dir: Path, facts: Sequence[CaseFacts]) -> DataReport:
         cases=pd.DataFrame([_case_row(each, data_dir) for each in facts], columns=CASE_COLUMNS),
         vertebrae=pd.DataFrame(
             [_vertebra_row(each, vertebra) for each in facts for vertebra in each.vertebrae],
-            columns=VERTEBRA_COLUMNS,
+            columns=REPORT_VERTEBRA_COLUMNS,
         ),
         findings=pd.DataFrame(findings, columns=FINDING_COLUMNS),
         release=release_lines(data_dir, cases),
@@ -241,7 +241,7 @@ def tree_findings(data_dir: Path, cases: Sequence[Case]) -> Iterator[tuple[str, 
             yield "", Finding(OTHER_NAME, "it belongs to no case", path)
 
 
-def write_report(report: DataReport, folder: Path) -> None:
+def write_data_report(report: DataReport, folder: Path) -> None:
     """Write report.md, cases.csv, vertebrae.csv, findings.csv, levels.png and geometry.png into a folder.
 
     Every file is written whole or not at all; the folder is made if it is not there.
@@ -382,7 +382,7 @@ def _listed(counts: pd.Series) -> str | None:
 
 def _remarks_section(findings: pd.DataFrame, shown: int | None) -> str:
     parts = []
-    for kind in (*REMARK_KINDS, *TREE_KINDS):
+    for kind in (*FINDING_KINDS, *TREE_KINDS):
         lines = list(_finding_lines(findings[findings["kind"] == kind], with_kind=False))
         if lines:
             more = [f"- and {len(lines) - shown} more"] if shown is not None and len(lines) > shown else []

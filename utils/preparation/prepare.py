@@ -197,7 +197,7 @@ def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
     return _prepare(settings)
 
 
-def vertebra_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dict[str, object]]:
+def prepared_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dict[str, object]]:
     """Describe every vertebra of a working mask, from the top of the spine down.
 
     Parameters
@@ -273,7 +273,7 @@ def _segmentation_case(job: _Job) -> str:
         raise ValueError(f"{job.case.mask}: expected at least one vertebra, found none.")
     grid = spine_grid(mask, job.settings.spacing_mm, margin_mm=job.settings.margin_mm)
     labels = resample_labels(mask, grid)
-    table = vertebra_table(job.case.key, labels, at_border=labels_at_border(mask))
+    table = prepared_table(job.case.key, labels, at_border=labels_at_border(mask))
     if ct is not None:
         working = _as_int16(working_ct(ct, job.settings.spacing_mm, grid=grid))
         write_volume(job.output("_ct.nii"), working)

@@ -1,15 +1,15 @@
 """Images from label maps: a vertebra mask, real or generated, becomes a new CT-like image at every draw.
 
-A network that has seen images of any look over the same labels keeps to shapes, and carries over to scans
-that it has never seen: SynthSeg (Billot et al., Medical Image Analysis 2023). Their intensities are drawn
-without units; a CT has units, so here all priors are Hounsfield units, those of the phantom
+A network that has seen images of any appearance over the same labels keeps to shapes, and carries over to
+scans that it has never seen: SynthSeg (Billot et al., Medical Image Analysis 2023). Their intensities are
+drawn without units; a CT has units, so here all priors are Hounsfield units, those of the phantom
 (`utils.synthetic.phantom`): cancellous bone under a cortex, muscle, fat, lung, gas, contrast. Around the
 labelled bones lie those that VerSe does not label, on the course of the spine hang soft tissue, ribs and
 pelvis, and the scan adds blur, slice thickness, correlated noise, streaks, drift, and a field of view.
 
-`draw_look` draws, `label_image` applies: both are functions of a seed, and any block of a mask may be asked
-for. `label_scan` gives all that a scan of this look would show, the whole trunk among it where the mask's own
-volume shows the spine alone.
+`draw_appearance` draws, `label_image` applies: both are functions of a seed, and any block of a mask may be
+asked for. `label_scan` gives all that a scan of this appearance would show, the whole trunk among it where
+the mask's own volume shows the spine alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _WIDE_MM = 400.0
 
 
 @dataclass(frozen=True)
-class Vessel:
+class SpineVessel:
     """A tube along the spine: offset (P, R) from its centres, radius in mm, HU, first and last level."""
 
     offset: tuple[float, float]
@@ -57,7 +57,7 @@ class Vessel:
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """All that one image draws; lengths in mm, intensities in HU.
 
     Attributes
@@ -80,7 +80,7 @@ class Look:
         Size of the trunk as a part of the usual one; fat under the skin at the back.
     lung_base : float
         Level at which the lungs end.
-    vessels : tuple of Vessel
+    vessels : tuple of SpineVessel
         Vessels, with contrast or without, and the airway.
     table_mm : float
         Distance of the table behind the back; beyond reach for none.
@@ -122,7 +122,7 @@ class Look:
     girth: float
     skin_fat_mm: float
     lung_base: float
-    vessels: tuple[Vessel, ...]
+    vessels: tuple[SpineVessel, ...]
     table_mm: float
     blur_mm: np.ndarray
     noise_hu: float
@@ -143,7 +143,7 @@ class Look:
         return bool(self.margins[0, 0] >= _WIDE_MM)
 
 
-def draw_look(rng: np.random.Generator) -> Look:
+def draw_appearance(rng: np.random.Generator) -> Appearance:
     """Draw what one image looks like.
 
     Parameters
@@ -153,7 +153,7 @@ def draw_look(rng: np.random.Generator) -> Look:
 
     Returns
     -------
-    Look
+    Appearance
         What `label_image` needs.
     """
     blur, thick = rng.uniform(0.6, 1.4, 3), rng.uniform(1.0, 5.0)
@@ -161,7 +161,7 @@ def draw_look(rng: np.random.Generator) -> Look:
     axis = int(rng.choice(3, p=[0.0, 0.3, 0.7]))
     blur[axis] = max(blur[axis], thick / np.sqrt(12))
     contrast = rng.random() < 0.65
-    return Look(
+    return Appearance(
         bone=draw_bone(rng, MAX_CODE),
         cortex_share=rng.uniform(0.5, 1.3),
         rim_mm=rng.uniform(0.2, 1.6),
@@ -195,24 +195,24 @@ def draw_look(rng: np.random.Generator) -> Look:
     )
 
 
-def _draw_vessels(rng: np.random.Generator, *, contrast: bool) -> tuple[Vessel, ...]:
+def _draw_vessels(rng: np.random.Generator, *, contrast: bool) -> tuple[SpineVessel, ...]:
     """Aorta, both venae cavae, iliac arteries, kidneys' contrast apart; carotids, and the airway."""
     artery = float(rng.uniform(150, 350)) if contrast else 42.0
     vein = float(rng.uniform(100, 220)) if contrast else 40.0
     shift = rng.normal(0, 3, 4)
     aorta = float(rng.uniform(9, 14))
     return (
-        Vessel((-42, -14 + shift[0]), aorta, artery, (_T1 + 4, _L4)),
-        Vessel((-82, 10 + shift[0]), 1.3 * aorta, artery, (_T5 - 1, _T8)),
-        Vessel((-76, 30 + shift[1]), 9.0, vein, (_T2, _T7)),
-        Vessel((-44, 17 + shift[1]), float(rng.uniform(8, 11)), vein, (_T12 - 3, _L4)),
-        Vessel((-40, -22 + shift[2]), 5.5, artery, (_L4, _L5 + 4)),
-        Vessel((-40, 22 + shift[3]), 5.5, artery, (_L4, _L5 + 4)),
-        Vessel((-22, -27), 3.6, artery, (_C1, _T1 + 3)),
-        Vessel((-22, 27), 3.6, artery, (_C1, _T1 + 3)),
-        Vessel((-20, -35), 5.0, vein, (_C1, _T1 + 3)),
-        Vessel((-20, 35), 5.5, vein, (_C1, _T1 + 3)),
-        Vessel((-38, 0), 8.5, AIR_HU + 20, (_C1, _T5)),
+        SpineVessel((-42, -14 + shift[0]), aorta, artery, (_T1 + 4, _L4)),
+        SpineVessel((-82, 10 + shift[0]), 1.3 * aorta, artery, (_T5 - 1, _T8)),
+        SpineVessel((-76, 30 + shift[1]), 9.0, vein, (_T2, _T7)),
+        SpineVessel((-44, 17 + shift[1]), float(rng.uniform(8, 11)), vein, (_T12 - 3, _L4)),
+        SpineVessel((-40, -22 + shift[2]), 5.5, artery, (_L4, _L5 + 4)),
+        SpineVessel((-40, 22 + shift[3]), 5.5, artery, (_L4, _L5 + 4)),
+        SpineVessel((-22, -27), 3.6, artery, (_C1, _T1 + 3)),
+        SpineVessel((-22, 27), 3.6, artery, (_C1, _T1 + 3)),
+        SpineVessel((-20, -35), 5.0, vein, (_C1, _T1 + 3)),
+        SpineVessel((-20, 35), 5.5, vein, (_C1, _T1 + 3)),
+        SpineVessel((-38, 0), 8.5, AIR_HU + 20, (_C1, _T5)),
     )
 
 
@@ -227,7 +227,7 @@ def _draw_margins(rng: np.random.Generator) -> np.ndarray:
 
 def label_image(
     labels: LabelMap,
-    look: Look,
+    appearance: Appearance,
     begin: Sequence[int] = (0, 0, 0),
     end: Sequence[int] | None = None,
 ) -> np.ndarray:
@@ -237,7 +237,7 @@ def label_image(
     ----------
     labels : LabelMap
         The mask, see `label_map_of`.
-    look : Look
+    appearance : Appearance
         What was drawn for this image.
     begin, end : sequence of int, (3,)
         First voxel and end (exclusive) of the block, inside the mask; by default all of it.
@@ -245,28 +245,28 @@ def label_image(
     Returns
     -------
     np.ndarray of int16, shape of the block
-        Hounsfield units within `HU_RANGE`. Two blocks of one look have the same bones, but fields and noise
-        of their own.
+        Hounsfield units within `HU_RANGE`. Two blocks of one appearance have the same bones, but fields and
+        noise of their own.
     """
     end = labels.codes.shape if end is None else end
-    low, high = field_of_view(labels, look)
+    low, high = field_of_view(labels, appearance)
     wanted = [np.arange(b, e) for b, e in zip(begin, end)]
     shown = [np.clip(w, first, last - 1) for w, first, last in zip(wanted, low, high)]
     first = np.array([s[0] for s in shown])
-    image = _rendered(labels, look, first, np.array([s[-1] + 1 for s in shown]))
+    image = _rendered(labels, appearance, first, np.array([s[-1] + 1 for s in shown]))
     if image.shape != tuple(len(w) for w in wanted):
         image = image[np.ix_(*(s - f for s, f in zip(shown, first)))]
     return image
 
 
-def label_scan(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def label_scan(labels: LabelMap, appearance: Appearance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw a whole scan of a mask, with as many voxels as the mask has.
 
     Parameters
     ----------
     labels : LabelMap
         The mask.
-    look : Look
+    appearance : Appearance
         What was drawn for this image.
 
     Returns
@@ -276,30 +276,30 @@ def label_scan(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray, np
     first_mm, size_mm : np.ndarray of float, (3,)
         Where it begins, mm from the first face of the mask, and its size, mm.
     """
-    first_mm, size_mm = scanned_part(labels, look)
+    first_mm, size_mm = scanned_part(labels, appearance)
     codes = codes_in_field(labels.codes, labels.spacing_mm, first_mm, size_mm)
-    return label_image(label_map_of(codes, size_mm / codes.shape), look), first_mm, size_mm
+    return label_image(label_map_of(codes, size_mm / codes.shape), appearance), first_mm, size_mm
 
 
-def scanned_part(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]:
+def scanned_part(labels: LabelMap, appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:
     """Give where a scan of a mask begins and its size, mm from the first face of the mask.
 
     Along I it is the field of view within the mask. Along P and R a scan of the trunk reaches as far as the
     body does, with the labels inside.
     """
-    begin, end = field_of_view(labels, look)
+    begin, end = field_of_view(labels, appearance)
     first_mm, last_mm = begin * labels.spacing_mm, end * labels.spacing_mm
-    if look.shows_trunk:
+    if appearance.shows_trunk:
         bones = np.array(labels.span)[:, :2] * labels.spacing_mm[:2]
-        edge_mm = np.maximum(look.trunk_mm, bones[1] - bones[0])
+        edge_mm = np.maximum(appearance.trunk_mm, bones[1] - bones[0])
         rows = slice(begin[2], end[2])
         spine = [labels.course.spine_p[rows].mean(), labels.course.spine_r[rows].mean()]
-        first_mm[:2] = np.clip(spine - look.spine_at * edge_mm, bones[1] - edge_mm, bones[0])
+        first_mm[:2] = np.clip(spine - appearance.spine_at * edge_mm, bones[1] - edge_mm, bones[0])
         last_mm[:2] = first_mm[:2] + edge_mm
     return first_mm, last_mm - first_mm
 
 
-def field_of_view(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]:
+def field_of_view(labels: LabelMap, appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:
     """Give the part of a mask that its image shows.
 
     All labels are inside. Above the first and below the last vertebra the scan ends within the next one,
@@ -309,7 +309,7 @@ def field_of_view(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]
     ----------
     labels : LabelMap
         The mask.
-    look : Look
+    appearance : Appearance
         What was drawn.
 
     Returns
@@ -318,7 +318,7 @@ def field_of_view(labels: LabelMap, look: Look) -> tuple[np.ndarray, np.ndarray]
         First voxel and end (exclusive) of the field of view.
     """
     begin, end = labels.span
-    margins_mm = look.margins.copy()
+    margins_mm = appearance.margins.copy()
     margins_mm[2] *= labels.pitch_mm
     if labels.ends_at_sacrum:
         margins_mm[2, 1] *= 4.0
@@ -358,7 +358,7 @@ class _Place:
         return (1 - np.sqrt(np.square(self.at) + np.square(self.side))) * least
 
 
-def _place(labels: LabelMap, look: Look, voxels: Sequence[np.ndarray]) -> _Place:
+def _place(labels: LabelMap, appearance: Appearance, voxels: Sequence[np.ndarray]) -> _Place:
     """Find the place of the grid that some voxels along P, R and I span."""
     p, r = ((voxels[axis] * labels.spacing_mm[axis]).astype(np.float32) for axis in (0, 1))
     course = labels.course
@@ -374,24 +374,24 @@ def _place(labels: LabelMap, look: Look, voxels: Sequence[np.ndarray]) -> _Place
         v=r[None, :, None] - spine_r,
         back=(back_p - spine_p)[None, None],
         level=level[None, None],
-        half_depth=along(_HALF_DEPTH_MM, look.girth),
-        half_width=along(_HALF_WIDTH_MM, look.girth),
+        half_depth=along(_HALF_DEPTH_MM, appearance.girth),
+        half_width=along(_HALF_WIDTH_MM, appearance.girth),
         size=along(_BODY_SIZE),
     )
 
 
-def _rendered(labels: LabelMap, look: Look, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+def _rendered(labels: LabelMap, appearance: Appearance, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Soft tissue, bones over it, and the scan's blur and noise."""
-    rng = np.random.default_rng(look.seed)
-    hu, fine = _soft_tissue(rng, labels, look, (begin, end))
-    _paint_bones(hu, labels, look, (begin, fine), rng)
-    sigma = np.maximum(look.blur_mm / labels.spacing_mm, _LEAST_BLUR)
+    rng = np.random.default_rng(appearance.seed)
+    hu, fine = _soft_tissue(rng, labels, appearance, (begin, end))
+    _paint_bones(hu, labels, appearance, (begin, fine), rng)
+    sigma = np.maximum(appearance.blur_mm / labels.spacing_mm, _LEAST_BLUR)
     # Noise before the blur, so that it is as coarse as the image is.
     noise = rng.standard_normal(hu.shape, np.float32)
-    noise *= np.float32(look.noise_hu / np.prod([_norm_of_blur(s) for s in sigma]))
+    noise *= np.float32(appearance.noise_hu / np.prod([_norm_of_blur(s) for s in sigma]))
     hu += noise
     hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=_TRUNCATE)
-    _add_faults(hu, rng, look)
+    _add_faults(hu, rng, appearance)
     return np.clip(np.rint(hu, out=hu), *HU_RANGE, out=hu).astype(np.int16)
 
 
@@ -419,19 +419,19 @@ def _smooth_noise(
 
 
 def _soft_tissue(
-    rng: np.random.Generator, labels: LabelMap, look: Look, block: tuple[np.ndarray, np.ndarray]
+    rng: np.random.Generator, labels: LabelMap, appearance: Appearance, block: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """All but vertebrae, HU, and the fine field, both at every voxel of a block."""
     steps = np.where(labels.spacing_mm < _FINE_MM, 2, 1)
     ends = np.minimum(block[1] + steps - 1, labels.codes.shape)
     voxels = [np.arange(b, e, step) for b, e, step in zip(block[0], ends, steps)]
-    fields = [_smooth_noise(rng, voxels, labels.spacing_mm, length) for length in look.lengths_mm]
-    place = _place(labels, look, voxels)
-    hu = _trunk(place, look, fields)
-    _paint_cavities(hu, place, look, fields)
-    for vessel in look.vessels:
+    fields = [_smooth_noise(rng, voxels, labels.spacing_mm, length) for length in appearance.lengths_mm]
+    place = _place(labels, appearance, voxels)
+    hu = _trunk(place, appearance, fields)
+    _paint_cavities(hu, place, appearance, fields)
+    for vessel in appearance.vessels:
         _paint_tube(hu, place, vessel)
-    _paint_ribs_and_pelvis(hu, place, look)
+    _paint_ribs_and_pelvis(hu, place, appearance)
     shape = block[1] - block[0]
     return tuple(_at_every_voxel(array, steps, shape) for array in (hu, fields[1]))
 
@@ -446,61 +446,61 @@ def _at_every_voxel(array: np.ndarray, steps: np.ndarray, shape: np.ndarray) -> 
     return array
 
 
-def _trunk(place: _Place, look: Look, fields: list[np.ndarray]) -> np.ndarray:
+def _trunk(place: _Place, appearance: Appearance, fields: list[np.ndarray]) -> np.ndarray:
     """Muscle with fat, discs, the canal, skin, air, and the table, HU."""
     coarse, fine = fields
     u, v = place.u, place.v
-    hu = np.float32(look.muscle_hu) + 8 * coarse
-    centre = place.back + np.float32(look.skin_fat_mm) - place.half_depth
+    hu = np.float32(appearance.muscle_hu) + 8 * coarse
+    centre = place.back + np.float32(appearance.skin_fat_mm) - place.half_depth
     trunk = np.square((u - centre) / place.half_depth) + np.square(v / place.half_width)
     under_skin = (1 - np.sqrt(trunk)) * np.minimum(place.half_depth, place.half_width)
     # The margin changes with the field, so that fat and muscle meet unevenly.
-    is_fat = (coarse > look.fattiness) | (under_skin + 4 * fine < look.skin_fat_mm)
-    np.copyto(hu, np.float32(look.fat_hu) + 4 * fine, where=is_fat)
+    is_fat = (coarse > appearance.fattiness) | (under_skin + 4 * fine < appearance.skin_fat_mm)
+    np.copyto(hu, np.float32(appearance.fat_hu) + 4 * fine, where=is_fat)
     disc = np.square((u / place.size + 11) / 16) + np.square(v / (23 * place.size)) < 1
-    np.copyto(hu, np.float32(look.disc_hu) + 6 * fine, where=disc)
+    np.copyto(hu, np.float32(appearance.disc_hu) + 6 * fine, where=disc)
     canal = np.square((u / place.size - 9) / 9) + np.square(v / 10) < 1
     np.copyto(hu, np.float32(25) + 12 * fine, where=canal)
     np.copyto(hu, np.float32(10), where=under_skin < 2)
     np.copyto(hu, np.float32(AIR_HU), where=under_skin < 0)
-    behind = u - (place.back + np.float32(look.skin_fat_mm + look.table_mm))
+    behind = u - (place.back + np.float32(appearance.skin_fat_mm + appearance.table_mm))
     np.copyto(hu, np.float32(-150), where=(behind > 0) & (behind < 5) & (under_skin < 0))
     return hu
 
 
-def _paint_cavities(hu: np.ndarray, place: _Place, look: Look, fields: list[np.ndarray]) -> None:
+def _paint_cavities(hu: np.ndarray, place: _Place, appearance: Appearance, fields: list[np.ndarray]) -> None:
     """Lungs and heart in the chest; organs, fat, bowel in the belly; kidneys, psoas beside the spine."""
     coarse, fine = fields
     beside, level = np.abs(place.v), place.level
     inside = place.inside
-    least, slope = look.mediastinum
+    least, slope = appearance.mediastinum
     middle = np.float32(least) * (place.size + 0.3) + np.clip(-place.u - 12, 0, 45) * np.float32(slope)
-    dome = look.lung_base - 2 * np.clip(1 - inside / 50, 0, 1) + 1
+    dome = appearance.lung_base - 2 * np.clip(1 - inside / 50, 0, 1) + 1
     lung = (inside > 5) & (beside > middle) & (level > _T1) & (level < dome)
-    np.copyto(hu, np.float32(look.lung_hu) + 60 * fine + 500 * (fine > 2.5), where=lung)
+    np.copyto(hu, np.float32(appearance.lung_hu) + 60 * fine + 500 * (fine > 2.5), where=lung)
     # The heart, from behind the breastbone to before the spine; chambers in its walls.
-    p, r, middle_level = (np.float32(value) for value in look.heart_at)
-    heart = np.square((place.u - p) / 48) + np.square((place.v - r) / np.float32(look.heart_mm))
+    p, r, middle_level = (np.float32(value) for value in appearance.heart_at)
+    heart = np.square((place.u - p) / 48) + np.square((place.v - r) / np.float32(appearance.heart_mm))
     heart = (heart + np.square((level - middle_level) / 2.3) < 1 + 0.1 * fine) & (inside > 4)
-    np.copyto(hu, np.where(coarse > -0.6, np.float32(look.chamber_hu), 80) + 6 * fine, where=heart)
+    np.copyto(hu, np.where(coarse > -0.6, np.float32(appearance.chamber_hu), 80) + 6 * fine, where=heart)
     belly = (inside > 8) & (place.u < -25 * place.size) & (level >= dome)
-    content = np.where(coarse > 0.1, np.float32(look.organ_hu), np.float32(look.fat_hu))
+    content = np.where(coarse > 0.1, np.float32(appearance.organ_hu), np.float32(appearance.fat_hu))
     loops = coarse > 1.0
-    np.copyto(content, np.float32(look.bowel_hu), where=loops & (fine > 0.3))
+    np.copyto(content, np.float32(appearance.bowel_hu), where=loops & (fine > 0.3))
     np.copyto(content, np.float32(GAS_HU), where=loops & (fine > 1.2))
     np.copyto(hu, content, where=belly)
     beside_spine = (place.u < 5) & (beside > 26) & (inside > 8) & (level > _T12) & ~belly
-    np.copyto(hu, np.float32(look.fat_hu), where=beside_spine)
+    np.copyto(hu, np.float32(appearance.fat_hu), where=beside_spine)
     liver = (place.v > 8) & (level >= dome) & (level < _L1 + 1) & (coarse > -1.3)
-    np.copyto(hu, np.float32(look.organ_hu) + 4 * fine, where=belly & liver)
+    np.copyto(hu, np.float32(appearance.organ_hu) + 4 * fine, where=belly & liver)
     kidney = np.square((place.u + 12) / 22) + np.square((beside - 58) / 26)
     kidney = kidney + np.square((level - _L1 - 0.6) / 1.7) < 1
-    np.copyto(hu, np.float32(1.3 * look.organ_hu) + 10 * fine, where=kidney)
+    np.copyto(hu, np.float32(1.3 * appearance.organ_hu) + 10 * fine, where=kidney)
     psoas = np.square((place.u + 8) / 20) + np.square((beside - 38) / 15)
-    np.copyto(hu, np.float32(look.muscle_hu) + 6 * fine, where=(psoas < 1) & (level > _L1 + 0.5))
+    np.copyto(hu, np.float32(appearance.muscle_hu) + 6 * fine, where=(psoas < 1) & (level > _L1 + 0.5))
 
 
-def _paint_tube(hu: np.ndarray, place: _Place, vessel: Vessel) -> None:
+def _paint_tube(hu: np.ndarray, place: _Place, vessel: SpineVessel) -> None:
     rows = np.flatnonzero((place.level > vessel.levels[0]) & (place.level < vessel.levels[1]))
     if rows.size == 0:
         return
@@ -510,7 +510,7 @@ def _paint_tube(hu: np.ndarray, place: _Place, vessel: Vessel) -> None:
     np.copyto(hu[part], np.float32(vessel.hu), where=square < vessel.radius_mm**2)
 
 
-def _paint_ribs_and_pelvis(hu: np.ndarray, place: _Place, look: Look) -> None:
+def _paint_ribs_and_pelvis(hu: np.ndarray, place: _Place, appearance: Appearance) -> None:
     """Bones that no label stands for: rods and plates on the wall of the chest, and the plates beside L5."""
     beside = np.abs(place.v)
     wall = (np.abs(place.inside) < 4.5) & (place.level > _C7 + 0.5) & (place.level < _T12 + 0.5)
@@ -519,20 +519,20 @@ def _paint_ribs_and_pelvis(hu: np.ndarray, place: _Place, look: Look) -> None:
     phase = place.level[0, 0][places[2]] + 0.3 - _RIB_DROP * angle
     # A rib is a fifth of the way to the next one thick.
     is_rib = np.abs(phase - np.rint(phase)) < 0.2
-    hu[tuple(axis[is_rib] for axis in places)] = look.rib_hu
+    hu[tuple(axis[is_rib] for axis in places)] = appearance.rib_hu
     chest = (place.level > _T2) & (place.level < _T9)
     breastbone = (np.abs(place.inside) < 6) & (place.at < 0) & (beside < 18) & chest
     blades = (np.abs(place.inside + 14) < 4) & (place.at > 0.2) & (beside > 60) & chest
-    np.copyto(hu, np.float32(0.8 * look.rib_hu), where=breastbone | blades)
+    np.copyto(hu, np.float32(0.8 * appearance.rib_hu), where=breastbone | blades)
     plate = beside - 50 - np.float32(0.85) * (20 - place.u)
     pelvis = (np.abs(plate) < 9) & (place.u < 25) & (place.u > -60) & (place.level > _L5 - 0.2)
-    np.copyto(hu, np.float32(0.8 * look.rib_hu), where=pelvis)
+    np.copyto(hu, np.float32(0.8 * appearance.rib_hu), where=pelvis)
 
 
 def _paint_bones(
     hu: np.ndarray,
     labels: LabelMap,
-    look: Look,
+    appearance: Appearance,
     where: tuple[np.ndarray, np.ndarray],
     rng: np.random.Generator,
 ) -> None:
@@ -544,18 +544,18 @@ def _paint_bones(
     course, at = labels.course, voxels[2] + begin[2]
     # The centre of mass lies behind the body, where the canal begins.
     in_body = (voxels[0] + begin[0]) * labels.spacing_mm[0] < course.spine_p[at] + 3
-    bone, cortex, rim = bone_parts(depth, in_body, look, step_mm=float(labels.spacing_mm.min()))
-    spread = np.concatenate([[0.0], look.bone.spread]).astype(np.float32)[labels.codes[box][voxels]]
-    inside = np.where(in_body, np.float32(look.bone.body), np.float32(look.bone.arch)) + spread
+    bone, cortex, rim = bone_parts(depth, in_body, appearance, step_mm=float(labels.spacing_mm.min()))
+    spread = np.concatenate([[0.0], appearance.bone.spread]).astype(np.float32)[labels.codes[box][voxels]]
+    inside = np.where(in_body, np.float32(appearance.bone.body), np.float32(appearance.bone.arch)) + spread
     # Trabeculae, and the denser and thinner places of every bone.
-    inside += np.float32(look.bone.texture) * rng.standard_normal(depth.size, np.float32)
-    inside += np.float32(0.7 * look.bone.texture) * fine[voxels]
-    shell = np.float32(look.bone.cortex) * (1 + np.float32(look.unevenness) * fine[voxels])
+    inside += np.float32(appearance.bone.texture) * rng.standard_normal(depth.size, np.float32)
+    inside += np.float32(0.7 * appearance.bone.texture) * fine[voxels]
+    shell = np.float32(appearance.bone.cortex) * (1 + np.float32(appearance.unevenness) * fine[voxels])
     hu[voxels] = bone * inside + cortex * shell + rim * hu[voxels]
 
 
 def bone_parts(
-    depth_mm: np.ndarray, in_body: np.ndarray, look: Look, *, step_mm: float
+    depth_mm: np.ndarray, in_body: np.ndarray, appearance: Appearance, *, step_mm: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give how much of each bony voxel is cancellous bone, cortex, and soft tissue that the mask holds.
 
@@ -568,7 +568,7 @@ def bone_parts(
         Depth of the voxels' centres under the surface of their mask, mm.
     in_body : np.ndarray of bool
         Whether they belong to a vertebral body; the cortex of arches is half as thick again.
-    look : Look
+    appearance : Appearance
         `bone.shell_mm`, `cortex_share` and `rim_mm` are used.
     step_mm : float
         Size of a voxel, mm.
@@ -578,22 +578,22 @@ def bone_parts(
     cancellous, cortex, rim : np.ndarray of float32
         Parts of the voxels, which add up to 1.
     """
-    shell_mm = np.float32(look.cortex_share * look.bone.shell_mm) * np.where(
+    shell_mm = np.float32(appearance.cortex_share * appearance.bone.shell_mm) * np.where(
         in_body, np.float32(1), np.float32(1.5)
     )
     begin = depth_mm / np.float32(step_mm) - np.float32(0.5)
-    rim = np.clip(np.float32(look.rim_mm / step_mm) - begin, 0, 1)
-    solid = np.clip((np.float32(look.rim_mm) + shell_mm) / np.float32(step_mm) - begin, 0, 1)
+    rim = np.clip(np.float32(appearance.rim_mm / step_mm) - begin, 0, 1)
+    solid = np.clip((np.float32(appearance.rim_mm) + shell_mm) / np.float32(step_mm) - begin, 0, 1)
     return 1 - solid, solid - rim, rim
 
 
-def _add_faults(hu: np.ndarray, rng: np.random.Generator, look: Look) -> None:
+def _add_faults(hu: np.ndarray, rng: np.random.Generator, appearance: Appearance) -> None:
     """Add streaks that run along R, and a slow drift."""
     shape = hu.shape
-    if look.streak_hu:
+    if appearance.streak_hu:
         streaks = rng.standard_normal((shape[0], 1, shape[2]), np.float32)
-        hu += np.float32(look.streak_hu) * ndimage.gaussian_filter(streaks, (0.7, 0, 0.5))
+        hu += np.float32(appearance.streak_hu) * ndimage.gaussian_filter(streaks, (0.7, 0, 0.5))
     for axis, n in enumerate(shape):
-        slope, bow = rng.normal(0, 0.5, 2) * look.drift_hu
+        slope, bow = rng.normal(0, 0.5, 2) * appearance.drift_hu
         x = np.linspace(-1, 1, n).reshape([-1 if k == axis else 1 for k in range(3)])
         hu += (slope * x + bow * x * x).astype(np.float32)

@@ -22,11 +22,11 @@ FRAGMENT, HELD = 255, 254
 #: The distance to the vertebra above says that one between them was not found.
 GAP_ABOVE = "gap above"
 #: It was predicted together with (a part of) its neighbour, which was cut off.
-LEAK = "leak"
+WALK_LEAK = "leak"
 #: Its centre never came to rest.
-NO_CONVERGENCE = "no convergence"
+WALK_NO_CONVERGENCE = "no convergence"
 #: Its volume is out of proportion to its neighbours'.
-ODD_VOLUME = "odd volume"
+WALK_ODD_VOLUME = "odd volume"
 #: It was found only on a second look into a gap.
 SECOND_LOOK = "second look"
 #: It lies above the vertebra that the walk began with.
@@ -35,7 +35,16 @@ FOUND_ABOVE = "found above"
 SECOND_START = "second start"
 #: It was found patch by patch, where the heatmap led to nothing.
 SEARCHED = "searched"
-REMARKS = (GAP_ABOVE, LEAK, NO_CONVERGENCE, ODD_VOLUME, SECOND_LOOK, FOUND_ABOVE, SECOND_START, SEARCHED)
+REMARKS = (
+    GAP_ABOVE,
+    WALK_LEAK,
+    WALK_NO_CONVERGENCE,
+    WALK_ODD_VOLUME,
+    SECOND_LOOK,
+    FOUND_ABOVE,
+    SECOND_START,
+    SEARCHED,
+)
 
 # What can be said of a whole walk (`WalkResult.remarks`).
 #: The heatmap has spine over the length of a vertebra or more where none was found.

@@ -86,14 +86,14 @@ from utils.walk.records import (
     FRAGMENT,
     GAP_ABOVE,
     HELD,
-    LEAK,
-    NO_CONVERGENCE,
-    ODD_VOLUME,
     REMARKS,
     SEARCHED,
     SECOND_LOOK,
     SECOND_START,
     SPINE_NOT_COVERED,
+    WALK_LEAK,
+    WALK_NO_CONVERGENCE,
+    WALK_ODD_VOLUME,
     FoundVertebra,
     PredictPatch,
     WalkResult,
@@ -381,7 +381,7 @@ class _Walk:
             converged=converged,
             calls=self.looker.calls - before,
             partial=is_cut(view.vertebra, self.field),
-            remarks=() if converged else (NO_CONVERGENCE,),
+            remarks=() if converged else (WALK_NO_CONVERGENCE,),
         )
         view = dataclasses.replace(view, vertebra=vertebra)
         return self._without_leak(view, memory) if self.settings.robust else view
@@ -416,7 +416,7 @@ class _Walk:
         vertebra = view.vertebra
         usual = self._usual_volume(vertebra)
         above = [each for each in self.column if each.centre[2] < vertebra.centre[2]][-2:]
-        leaked = any(LEAK in each.remarks for each in above)
+        leaked = any(WALK_LEAK in each.remarks for each in above)
         most = LEAK_VOLUME_BELOW_LEAK if leaked else LEAK_VOLUME
         in_proportion = usual is not None and volume_voxels(vertebra) < most * usual
         if in_proportion or self._is_a_fragment(vertebra):
@@ -469,7 +469,7 @@ class _Walk:
             centre=cut.centre,
             heat=cut.heat,
             partial=is_cut(cut, self.field),
-            remarks=tuple(dict.fromkeys((*vertebra.remarks, LEAK))),
+            remarks=tuple(dict.fromkeys((*vertebra.remarks, WALK_LEAK))),
         )
 
     # Gaps
@@ -573,6 +573,6 @@ def _with_all_remarks(column: Sequence[FoundVertebra]) -> Iterator[FoundVertebra
         said = {
             *vertebra.remarks,
             *([GAP_ABOVE] if any(each is vertebra for each in below_gaps) else []),
-            *([ODD_VOLUME] if odd_volume(vertebra, near) else []),
+            *([WALK_ODD_VOLUME] if odd_volume(vertebra, near) else []),
         }
         yield dataclasses.replace(vertebra, remarks=tuple(word for word in REMARKS if word in said))

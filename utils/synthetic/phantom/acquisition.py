@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from utils.settings import HU_RANGE
 from utils.synthetic.phantom.anatomy import Anatomy, rotation_of
-from utils.synthetic.phantom.shapes import Grid, Solid
+from utils.synthetic.phantom.shapes import BodyGrid, Solid
 from utils.synthetic.phantom.tissue import Tissue
 from utils.synthetic.phantom.vertebra import vertebra_solids
 from utils.verse.labels import rank_of_code
@@ -230,14 +230,14 @@ def _beyond_circle(scan: Acquisition, voxels: np.ndarray | list[np.ndarray]) -> 
     return np.hypot(*centred) - radius
 
 
-def grid_of(scan: Acquisition, step_mm: float) -> Grid:
+def grid_of(scan: Acquisition, step_mm: float) -> BodyGrid:
     """The grid in the body frame that holds a scan with a small margin; coarser for a very large one."""
     ends = np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]) * (np.array(scan.shape) - 1)
     corners = apply_affine(scan.affine, ends) @ RAS_FROM_PRI
     volume = float(np.prod(corners.max(0) - corners.min(0)))
     step_mm = max(step_mm, float(np.cbrt(volume / MAX_VOXELS)))
     low, high = corners.min(0) - 2 * step_mm, corners.max(0) + 2 * step_mm
-    return Grid(low, step_mm, tuple(int(n) for n in np.ceil((high - low) / step_mm).astype(int) + 1))
+    return BodyGrid(low, step_mm, tuple(int(n) for n in np.ceil((high - low) / step_mm).astype(int) + 1))
 
 
 def acquire(tissue: Tissue, scan: Acquisition, whole: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -281,7 +281,7 @@ def acquire(tissue: Tissue, scan: Acquisition, whole: list[int]) -> tuple[np.nda
     return ct, mask, bone
 
 
-def _sampling(grid: Grid, scan: Acquisition) -> tuple[np.ndarray, np.ndarray]:
+def _sampling(grid: BodyGrid, scan: Acquisition) -> tuple[np.ndarray, np.ndarray]:
     """Matrix and offset from the scan's voxels to the grid's."""
     matrix = RAS_FROM_PRI.T @ scan.affine[:3, :3] / grid.step_mm
     offset = (RAS_FROM_PRI.T @ scan.affine[:3, 3] - grid.origin) / grid.step_mm
@@ -301,7 +301,7 @@ def _sample(
     return ndimage.affine_transform(turned, scale, offset[source], shape, order=order, mode="nearest")
 
 
-def _blur_sigma(grid: Grid, scan: Acquisition) -> np.ndarray:
+def _blur_sigma(grid: BodyGrid, scan: Acquisition) -> np.ndarray:
     """Blur along the grid's axes, in its voxels: point spread in the plane, thickness across it."""
     directions = np.abs(RAS_FROM_PRI.T @ scan.affine[:3, :3] / scan.spacing_mm)
     sigma = np.zeros(3)

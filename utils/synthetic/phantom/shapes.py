@@ -17,7 +17,7 @@ FAR_MM = 50.0
 
 
 @dataclass(frozen=True)
-class Grid:
+class BodyGrid:
     """An isotropic, axis-parallel grid in the body frame.
 
     Attributes
@@ -213,14 +213,14 @@ def smooth_minimum(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
     return np.minimum(a, b) - overlap * overlap * np.float32(0.25 / blend_mm)
 
 
-def solid_distance(solid: Solid, grid: Grid, window: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
+def solid_distance(solid: Solid, grid: BodyGrid, window: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Distance to a bone within a window.
 
     Parameters
     ----------
     solid : Solid
         The bone, in the body frame.
-    grid : Grid
+    grid : BodyGrid
         The voxels.
     window : tuple of slice
         The part of the grid to evaluate; `FAR_MM` stands where nothing is near.
@@ -258,7 +258,7 @@ class _Part:
     axes: list[np.ndarray]
 
 
-def _part(grid: Grid, window: tuple[slice, ...], bounds: tuple[np.ndarray, np.ndarray]) -> _Part:
+def _part(grid: BodyGrid, window: tuple[slice, ...], bounds: tuple[np.ndarray, np.ndarray]) -> _Part:
     """Where a shape's box meets a window: slices within the window, and the coordinates there."""
     box = grid.window(*bounds)
     starts = [max(b.start, w.start) for b, w in zip(box, window)]
@@ -267,7 +267,7 @@ def _part(grid: Grid, window: tuple[slice, ...], bounds: tuple[np.ndarray, np.nd
     return _Part(inner, grid.axes(tuple(slice(a, b) for a, b in zip(starts, stops))))
 
 
-def _apply_cut(field: np.ndarray, cut: Cut, grid: Grid, window: tuple[slice, ...]) -> None:
+def _apply_cut(field: np.ndarray, cut: Cut, grid: BodyGrid, window: tuple[slice, ...]) -> None:
     reach = np.full(3, cut.radius_mm + 1.0)
     part = _part(grid, window, (cut.point - reach, cut.point + reach))
     if not field[part.inner].size:

@@ -12,14 +12,14 @@ import numpy as np
 from scipy import ndimage
 
 from utils.synthetic.phantom.anatomy import Anatomy, Vertebra
-from utils.synthetic.phantom.shapes import Grid
+from utils.synthetic.phantom.shapes import BodyGrid
 from utils.synthetic.phantom.skeleton import cage_at
 from utils.synthetic.phantom.values import TissueValues
 
 AIR_HU, FAT_HU, MUSCLE_HU, LUNG_HU, GAS_HU = -1000.0, -100.0, 52.0, -860.0, -850.0
 
 
-def smooth_field(rng: np.random.Generator, grid: Grid, length_mm: float) -> np.ndarray:
+def smooth_field(rng: np.random.Generator, grid: BodyGrid, length_mm: float) -> np.ndarray:
     """A random field of about unit variance that changes over `length_mm`, shape grid.shape."""
     counts = [int(np.ceil(n * grid.step_mm / length_mm)) + 2 for n in grid.shape]
     field = rng.standard_normal(counts, np.float32) * np.float32(1.6)
@@ -57,7 +57,7 @@ class _Course:
     lumbar: np.ndarray
 
 
-def _course(anatomy: Anatomy, grid: Grid) -> _Course:
+def _course(anatomy: Anatomy, grid: BodyGrid) -> _Course:
     slices = grid.axes()[2].ravel()
     vertebrae, sizes = anatomy.vertebrae, [v.size for v in anatomy.vertebrae]
     at = anatomy.body_centres()[:, 2]
@@ -107,7 +107,9 @@ def _tail(vertebra: Vertebra) -> float:
     return vertebra.size.spinous_length * float(np.cos(np.radians(vertebra.size.spinous_drop)))
 
 
-def soft_tissue(anatomy: Anatomy, values: TissueValues, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+def soft_tissue(
+    anatomy: Anatomy, values: TissueValues, grid: BodyGrid, rng: np.random.Generator
+) -> np.ndarray:
     """Air, skin, fat, muscle, lungs, organs, gas, vessels, and the contents of the canal."""
     course = _course(anatomy, grid)
     p, r, i = grid.axes()

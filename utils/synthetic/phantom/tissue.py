@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from utils.synthetic.phantom.anatomy import Anatomy
-from utils.synthetic.phantom.shapes import FAR_MM, Body, Grid, body_distance, solid_distance
+from utils.synthetic.phantom.shapes import FAR_MM, Body, BodyGrid, body_distance, solid_distance
 from utils.synthetic.phantom.skeleton import RIB, bones
 from utils.synthetic.phantom.soft import soft_tissue
 from utils.synthetic.phantom.values import BoneValues, TissueValues
@@ -28,7 +28,7 @@ class Tissue:
 
     Attributes
     ----------
-    grid : Grid
+    grid : BodyGrid
         Where the voxels lie in the body frame.
     hu : np.ndarray of float32, shape grid.shape
         Hounsfield units.
@@ -38,7 +38,7 @@ class Tissue:
         Code of that bone: a VerSe code, `RIB`, `SACRUM`, `SKULL`, 0 where none is near.
     """
 
-    grid: Grid
+    grid: BodyGrid
     hu: np.ndarray
     distance: np.ndarray
     nearest: np.ndarray
@@ -56,7 +56,7 @@ class Tissue:
         return region
 
 
-def render_tissue(anatomy: Anatomy, values: TissueValues, grid: Grid) -> Tissue:
+def render_tissue(anatomy: Anatomy, values: TissueValues, grid: BodyGrid) -> Tissue:
     """Fill a grid with the body of a subject.
 
     Parameters
@@ -65,7 +65,7 @@ def render_tissue(anatomy: Anatomy, values: TissueValues, grid: Grid) -> Tissue:
         The subject.
     values : TissueValues
         Values drawn by `draw_tissue`.
-    grid : Grid
+    grid : BodyGrid
         The voxels to fill.
 
     Returns
@@ -104,7 +104,7 @@ def _bone_hu(field: np.ndarray, body: np.ndarray, values: BoneValues, spread: fl
     return inside + shell * (np.float32(values.cortex) - inside)
 
 
-def _texture(rng: np.random.Generator, grid: Grid) -> np.ndarray:
+def _texture(rng: np.random.Generator, grid: BodyGrid) -> np.ndarray:
     """Trabeculae: noise of unit variance, correlated over about a millimetre."""
     noise = rng.standard_normal(grid.shape, np.float32)
     sigma = 0.8 / grid.step_mm
@@ -112,7 +112,7 @@ def _texture(rng: np.random.Generator, grid: Grid) -> np.ndarray:
     return noise / np.float32(max(noise[::4, ::4, ::4].std(), 1e-6))
 
 
-def _paint_discs(hu: np.ndarray, anatomy: Anatomy, values: TissueValues, grid: Grid) -> None:
+def _paint_discs(hu: np.ndarray, anatomy: Anatomy, values: TissueValues, grid: BodyGrid) -> None:
     """Discs between the bodies, one now and then with a gas cleft (vacuum phenomenon)."""
     for k, (upper, lower) in enumerate(zip(anatomy.vertebrae[1:], anatomy.vertebrae[2:])):
         top = upper.world(0, 0, upper.size.height / 2)
@@ -135,7 +135,7 @@ def _paint_discs(hu: np.ndarray, anatomy: Anatomy, values: TissueValues, grid: G
             _fill(hu, cleft, grid, -500.0)
 
 
-def _fill(hu: np.ndarray, body: Body, grid: Grid, value: float) -> None:
+def _fill(hu: np.ndarray, body: Body, grid: BodyGrid, value: float) -> None:
     corners = body.corners()
     window = grid.window(corners.min(0) - 1, corners.max(0) + 1)
     if all(s.stop > s.start for s in window):

@@ -42,7 +42,7 @@ MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
-class Series:
+class PhantomSeries:
     """One scan to write.
 
     Attributes
@@ -77,35 +77,35 @@ class Series:
         }
 
 
-def plan_data_set(counts: tuple[int, int, int]) -> list[Series]:
+def plan_data_set(counts: tuple[int, int, int]) -> list[PhantomSeries]:
     """Decide which series there are.
 
     Parameters
     ----------
     counts : tuple of int
-        Series for training, validation and test.
+        PhantomSeries for training, validation and test.
 
     Returns
     -------
-    list of Series
+    list of PhantomSeries
         A larger count only adds series at the end of a split, so a data set can be made to grow.
     """
     return [_plan_series(split, k) for split, count in enumerate(counts) for k in range(count)]
 
 
-def _plan_series(split: int, position: int) -> Series:
+def _plan_series(split: int, position: int) -> PhantomSeries:
     number = split * _NUMBERS_A_SPLIT + position
     if position % 2 == 0:
         key = f"sub-verse{_serial(4, split, position)}"
-        return Series(FOLDERS["2019"][split], key, key, "2019", number, 0)
+        return PhantomSeries(FOLDERS["2019"][split], key, key, "2019", number, 0)
     folder = FOLDERS["2020"][split]
     if position % 8 in (1, 3):  # two series of one patient
         key = f"sub-verse{_serial(400, split, position // 8)}"
         name = f"{key}_split-verse{_serial(200, split, position)}"
-        return Series(folder, key, name, "2020", number - position % 8 + 1, position % 8 // 2)
+        return PhantomSeries(folder, key, name, "2020", number - position % 8 + 1, position % 8 // 2)
     key = f"sub-verse{_serial(500, split, position)}"
     direction = "ax" if position % 8 == 5 else "sag"
-    return Series(folder, key, f"{key}_dir-{direction}", f"2020-{direction}", number, 0)
+    return PhantomSeries(folder, key, f"{key}_dir-{direction}", f"2020-{direction}", number, 0)
 
 
 def _serial(first: int, split: int, position: int) -> str:
@@ -137,7 +137,7 @@ def write_phantom_data_set(
     data_dir : Path
         Where `VerSe19` and `VerSe20` go.
     counts : tuple of int
-        Series for training, validation and test.
+        PhantomSeries for training, validation and test.
     seed : int
         Seed of the data set: the same seed gives the same arrays.
     workers : int, optional
@@ -186,7 +186,7 @@ def _check_seed(data_dir: Path, seed: int) -> None:
     _write(record, json.dumps({"seed": seed}).encode())
 
 
-def _run(jobs: list[tuple[Path, Series, int, float]], workers: int) -> Iterator[str]:
+def _run(jobs: list[tuple[Path, PhantomSeries, int, float]], workers: int) -> Iterator[str]:
     if workers == 1:
         yield from (_write_series(*job) for job in jobs)
         return
@@ -211,7 +211,7 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _write_series(data_dir: Path, series: Series, seed: int, step_mm: float) -> str:
+def _write_series(data_dir: Path, series: PhantomSeries, seed: int, step_mm: float) -> str:
     phantom = make_phantom(
         seed, subject=series.subject, series=series.series, style=series.style, step_mm=step_mm
     )

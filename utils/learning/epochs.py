@@ -1,0 +1,198 @@
+"""The order of an epoch: which examples it is made of, in which order, and which process makes which.
+
+All of it is a function of seed and epoch, so that a resumed training sees what an unbroken one sees.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ML_3D_Unet.utils.feeding import EpochPart
+from utils.learning.mixture import group_counts, item_groups, mixed_epoch
+from utils.learning.prepared_data import HeatmapCase, SegmentationData
+from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
+
+#: Numbers that keep the random streams of an example, an epoch's order and a run's balance apart.
+_EXAMPLE, _ORDER, _BALANCE = 0, 1, 2
+
+
+def balanced_positions(ranks: list[int], seed: int) -> np.ndarray:
+    """Repeat vertebrae so that every level is met equally often.
+
+    A vertebra of level v is repeated max_count / count_v times; the fraction is decided by chance, once a
+    run (Serrador et al. 2024).
+
+    Parameters
+    ----------
+    ranks : list of int
+        Level of every vertebra.
+    seed : int
+        Seed of the run.
+
+    Returns
+    -------
+    np.ndarray of int
+        Indices into `ranks`, each as often as its vertebra is shown in an epoch.
+    """
+    _, inverse, counts = np.unique(ranks, return_inverse=True, return_counts=True)
+    repeats = counts.max() / counts[inverse]
+    chance = np.random.default_rng([seed, _BALANCE]).random(len(ranks))
+    whole = np.floor(repeats).astype(int) + (chance < repeats % 1.0)
+    return np.repeat(np.arange(len(ranks)), whole)
+
+
+def epoch_order(items: np.ndarray, count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Give the items of an epoch: shuffled passes over all items, continued from epoch to epoch.
+
+    Parameters
+    ----------
+    items : np.ndarray of int, (n,)
+        What one pass goes through.
+    count : int
+        Items in an epoch; 0 takes one pass.
+    seed, epoch : int
+        What the shuffling depends on.
+
+    Returns
+    -------
+    np.ndarray of int
+        The items, in order.
+    """
+    count = count or len(items)
+    places = np.arange(epoch * count, (epoch + 1) * count)
+    passes = {
+        p: np.random.default_rng([seed, _ORDER, p]).permutation(items) for p in set(places // len(items))
+    }
+    return np.array([passes[place // len(items)][place % len(items)] for place in places])
+
+
+def generator_of(seed: int, epoch: int, position: int) -> np.random.Generator:
+    """Give the source of randomness of one example of a run."""
+    return np.random.default_rng([seed, _EXAMPLE, epoch, position])
+
+
+def heatmap_groups(cases: list[HeatmapCase], settings: HeatmapTrainingSettings | None) -> list[np.ndarray]:
+    """Give the items that an epoch is made of: the balanced groups of a mixture, else one group of all CTs.
+
+    Parameters
+    ----------
+    cases : list of HeatmapCase
+        The prepared cases of a split.
+    settings : HeatmapTrainingSettings or None
+        None for validation, where nothing is mixed.
+
+    Returns
+    -------
+    list of np.ndarray of int
+        See `utils.learning.mixture.item_groups`.
+    """
+    has_ct = [case.ct_hu is not None for case in cases]
+    if settings is None or settings.mixture is None:
+        return [np.flatnonzero(has_ct)]
+    groups = item_groups(
+        [case.is_phantom for case in cases], has_ct, [case.codes is not None for case in cases]
+    )
+    return [_balanced_over_levels(items, cases, settings.seed) for items in groups]
+
+
+def _balanced_over_levels(items: np.ndarray, cases: list[HeatmapCase], seed: int) -> np.ndarray:
+    """Repeat items so that every level is met equally often: few scans show the middle of the chest."""
+    shown = [(item, rank) for item in items for rank in cases[item % len(cases)].ranks]
+    positions = balanced_positions([rank for _, rank in shown], seed) if shown else []
+    return np.array([shown[position][0] for position in positions], int)
+
+
+def segmentation_groups(
+    data: SegmentationData, settings: SegmentationTrainingSettings | None
+) -> list[np.ndarray]:
+    """Give the items of training, balanced over levels within each group, or those of validation (None).
+
+    Parameters and result are those of `heatmap_groups`.
+    """
+    has_ct = [vertebra.case not in data.masks_alone for vertebra in data.vertebrae]
+    if settings is None:
+        return [np.flatnonzero(has_ct)]
+    groups = [np.flatnonzero(has_ct)]
+    if settings.mixture is not None:
+        is_phantom = [vertebra.case in data.phantoms for vertebra in data.vertebrae]
+        groups = item_groups(is_phantom, has_ct, [True] * len(has_ct))
+    ranks = np.array([vertebra.rank for vertebra in data.vertebrae] * 2)
+    return [
+        items[balanced_positions(ranks[items].tolist(), settings.seed)] if items.size else items
+        for items in groups
+    ]
+
+
+def labelling_groups(data: SegmentationData, settings: LabellingTrainingSettings | None) -> list[np.ndarray]:
+    """Give the vertebrae that have a CT as the one group of an epoch: a mask shows nothing to tell levels by.
+
+    For a training every level is there equally often (`balanced_positions`); without settings each is once.
+    """
+    items = np.array([i for i, v in enumerate(data.vertebrae) if v.case not in data.masks_alone], int)
+    if settings is None:
+        return [items]
+    return [items[balanced_positions([data.vertebrae[i].rank for i in items], settings.seed)]]
+
+
+def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.ndarray, np.ndarray]:
+    """Share the positions of an epoch out: every step takes one batch for each replica, in order.
+
+    The last step is filled up with positions from the epoch's beginning, of weight 0, so that all batches
+    have one length: nothing is compiled for a smaller one, and no replica goes without.
+
+    Parameters
+    ----------
+    count : int
+        Examples in the epoch.
+    batch_size : int
+        Examples in a batch.
+    part : EpochPart
+        Which steps and replicas are asked for.
+
+    Returns
+    -------
+    positions : np.ndarray of int, (batches, batch_size)
+        Step by step, one batch for each replica of the pipeline.
+    weights : np.ndarray of float32, (batches, batch_size)
+        1, or 0 for a position that only fills up. Over all replicas every position has weight 1 once.
+
+    Raises
+    ------
+    ValueError
+        If the replicas cannot be shared out evenly over the pipelines, or there is no such pipeline.
+    """
+    if part.replicas % part.pipelines or not 0 <= part.pipeline < part.pipelines:
+        raise ValueError(
+            f"Expected a pipeline below the number of pipelines, which divides the replicas, received {part}."
+        )
+    steps = -(-count // (batch_size * part.replicas))
+    local = part.replicas // part.pipelines
+    places = np.arange(steps * part.replicas * batch_size).reshape(steps, part.pipelines, local, batch_size)
+    chosen = places[part.first_step :, part.pipeline].reshape(-1, batch_size)
+    return chosen % count, (chosen < count).astype(np.float32)
+
+
+def examples_of_groups(
+    groups: list[np.ndarray],
+    settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
+) -> int:
+    """Give the number of training examples in an epoch: the one asked for, or one pass over all items."""
+    return settings.examples_per_epoch or sum(len(items) for items in groups)
+
+
+def items_of_epoch(
+    groups: list[np.ndarray],
+    settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
+    epoch: int,
+) -> np.ndarray:
+    """Give the items of an epoch in order: of one group its shuffled passes, of several their mixture."""
+    if len(groups) == 1:  # nothing is mixed
+        return epoch_order(groups[0], settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
+    count = examples_of_groups(groups, settings)
+    counts = group_counts([len(items) for items in groups], settings.mixture, count)
+    return mixed_epoch(groups, counts, epoch_order, seed=settings.seed, epoch=epoch)
+
+
+def examples_in_epoch(data: SegmentationData, settings: SegmentationTrainingSettings) -> int:
+    """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
+    return examples_of_groups(segmentation_groups(data, settings), settings)
