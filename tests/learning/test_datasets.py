@@ -58,9 +58,9 @@ def test_fractions_are_decided_by_chance_once_a_seed():
 @pytest.mark.parametrize("count", [3, 5, 12])
 def test_passes_go_on_from_epoch_to_epoch(count):
     items = np.array([4, 8, 8, 15, 16])
-    epochs = [epochs.epoch_order(items, count, seed=1, epoch=epoch) for epoch in range(10)]
-    assert [len(epoch) for epoch in epochs] == [count] * 10
-    passes = np.concatenate(epochs).reshape(-1, 5)
+    orders = [epochs.epoch_order(items, count, seed=1, epoch=epoch) for epoch in range(10)]
+    assert [len(epoch) for epoch in orders] == [count] * 10
+    passes = np.concatenate(orders).reshape(-1, 5)
     assert all(sorted(one) == [4, 8, 8, 15, 16] for one in passes.tolist())
     assert len({tuple(one) for one in passes.tolist()}) > 1
 
@@ -157,9 +157,9 @@ def test_an_example_depends_on_seed_epoch_and_position_alone(data, cases, stage)
 @pytest.mark.parametrize(("stage", "count"), [("segmentation", 5), ("heatmap", 2)])
 def test_validation_is_in_order_and_never_changes(data, cases, stage, count):
     dataset, _, alone = stages(data, cases)[stage]
-    epochs = [unbatched(dataset(False)(epoch)) for epoch in (0, 7)]
-    assert len(epochs[0]) == len(epochs[1]) == count
-    for position, (example, again) in enumerate(zip(*epochs)):
+    made = [unbatched(dataset(False)(epoch)) for epoch in (0, 7)]
+    assert len(made[0]) == len(made[1]) == count
+    for position, (example, again) in enumerate(zip(*made)):
         assert_same(example, again)
         assert_same(example, alone(position, None))
 

@@ -99,12 +99,12 @@ def test_shares_that_give_no_epoch_are_refused(sizes, shares):
 
 def test_groups_go_on_from_epoch_to_epoch():
     groups = [np.arange(3), np.arange(10, 14)]
-    epochs = [mixed_epoch(groups, [2, 3], epochs.epoch_order, seed=0, epoch=epoch) for epoch in range(12)]
-    assert all(np.sum(epoch < 10) == 2 and len(epoch) == 5 for epoch in epochs)
-    seen = np.concatenate(epochs)
+    orders = [mixed_epoch(groups, [2, 3], epochs.epoch_order, seed=0, epoch=epoch) for epoch in range(12)]
+    assert all(np.sum(epoch < 10) == 2 and len(epoch) == 5 for epoch in orders)
+    seen = np.concatenate(orders)
     # 24 and 36 examples: every item of a group equally often.
     np.testing.assert_array_equal(np.bincount(seen)[[0, 1, 2, 10, 11, 12, 13]], [8, 8, 8, 9, 9, 9, 9])
-    assert len({tuple(epoch < 10) for epoch in epochs}) > 1
+    assert len({tuple(epoch < 10) for epoch in orders}) > 1
 
 
 # ---------------------------------------------------------------- segmentation
