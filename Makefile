@@ -4,6 +4,7 @@
 #   make train-small  the same with more phantoms and a longer training, and anatomical labels
 #   make starter      the recipe of the starter weights: about four hours, see below
 #   make test         the tests        make lint       style
+#   make test-oldest  what is shipped, under the lowest versions of the requirements
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
 
@@ -21,7 +22,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small starter test lint benchmark clean distclean
+.PHONY: demo train-small starter test test-oldest lint benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -163,6 +164,16 @@ starter: .venv/installed
 
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+# On Python 3.10 where it is on PATH; override with `make PYTHON_OLDEST=... test-oldest`.
+PYTHON_OLDEST ?= $(shell command -v python3.10 || echo $(PYTHON))
+
+test-oldest:
+	rm -rf .venv-oldest
+	$(PYTHON_OLDEST) -m venv .venv-oldest
+	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt > .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m tests.oldest
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .
