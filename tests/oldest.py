@@ -1,4 +1,4 @@
-"""The first commands of the README under other versions; `make test-oldest` runs this under the lowest allowed.
+"""The first commands of the README under other versions; `make test-oldest` runs it under the lowest allowed.
 
 Makes one generated spine, segments it with the networks that are shipped, and scores it, all from the command
 line in a folder of its own.
