@@ -58,7 +58,9 @@ _FILTERS = several(FROM_1, least=2)
 #: Of any sum but 0.
 _SHARES = several(NOT_NEGATIVE, count=4, not_all_0=True)
 _METHODS = Rule("one method or more", bool)
-_SHARD = Rule("i/n with i from 1 to n, such as 2/8", lambda text: _shard_match(text) is not None)
+_SHARD = Rule(
+    "i/n with i from 1 to n, such as 2/8", lambda text: isinstance(text, str) and _shard_match(text)
+)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,8 @@ def test_students_have_the_teachers_settings_but_their_own_size(tmp_path):
     )
     assert student == expected
     assert distillation.student_settings(found, settings_of(tmp_path, epochs=4)).epochs == 4
+    with pytest.raises(ValueError, match=r"settings.json: patch_voxels: expected a positive multiple of 32"):
+        distillation.student_settings(found, settings_of(tmp_path, filters=(2,) * 6))
     del found["shift_mm"]
     with pytest.raises(ValueError, match=r"settings.json: expected .* found none of shift_mm"):
         distillation.student_settings(found, own)

@@ -130,7 +130,7 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     Raises
     ------
     ValueError
-        If the teacher's lack a field.
+        If the teacher's lack a field, or do not go with what is the student's own.
     """
     fields = {field.name: field for field in dataclasses.fields(SegmentationTrainingSettings)}
     # What is None by default may be younger than the teacher.
@@ -145,7 +145,10 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     read = {name: _as_tuple(found.get(name)) for name in fields if name not in own}
     read["augmentation"] = AugmentationSettings(**{k: _as_tuple(v) for k, v in found["augmentation"].items()})
     changed = {} if settings.epochs is None else {"epochs": settings.epochs}
-    return SegmentationTrainingSettings(**{**read, **own, **changed})
+    try:
+        return SegmentationTrainingSettings(**{**read, **own, **changed})
+    except ValueError as error:
+        raise ValueError(f"{teacher_directory(settings) / SETTINGS_FILE}: {error}") from None
 
 
 def _as_tuple(value: Any) -> Any:
