@@ -249,7 +249,7 @@ def test_values_of_another_type_are_refused():
     for name, value in (("epochs", 2.5), ("epochs", "2"), ("shift_mm", None), ("filters", 8)):
         with pytest.raises(ValueError, match=f"^{name}: expected "):
             SegmentationTrainingSettings(**{name: value})
-    with pytest.raises(ValueError, match="^shard: expected i/n"):
+    with pytest.raises(ValueError, match=r"^shard: expected i/n"):
         InferenceSettings(shard=2)
 
 

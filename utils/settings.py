@@ -58,9 +58,7 @@ _FILTERS = several(FROM_1, least=2)
 #: Of any sum but 0.
 _SHARES = several(NOT_NEGATIVE, count=4, not_all_0=True)
 _METHODS = Rule("one method or more", bool)
-_SHARD = Rule(
-    "i/n with i from 1 to n, such as 2/8", lambda text: isinstance(text, str) and _shard_match(text)
-)
+_SHARD = Rule("i/n with i from 1 to n, such as 2/8", lambda text: _shard_match(text) is not None)
 
 
 @dataclass(frozen=True)
@@ -539,8 +537,8 @@ def shard_numbers(shard: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _shard_match(shard: str) -> re.Match[str] | None:
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+def _shard_match(shard: Any) -> re.Match[str] | None:
+    match = re.fullmatch(r"(\d+)/(\d+)", shard) if isinstance(shard, str) else None
     return match if match and 1 <= int(match[1]) <= int(match[2]) else None
 
 

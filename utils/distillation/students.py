@@ -143,9 +143,10 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
         )
     own = {name: getattr(settings, name) for name in _OWN_SETTINGS}
     read = {name: _as_tuple(found.get(name)) for name in fields if name not in own}
-    read["augmentation"] = AugmentationSettings(**{k: _as_tuple(v) for k, v in found["augmentation"].items()})
+    ranges = {name: _as_tuple(value) for name, value in found["augmentation"].items()}
     changed = {} if settings.epochs is None else {"epochs": settings.epochs}
     try:
+        read["augmentation"] = AugmentationSettings(**ranges)
         return SegmentationTrainingSettings(**{**read, **own, **changed})
     except ValueError as error:
         raise ValueError(f"{teacher_directory(settings) / SETTINGS_FILE}: {error}") from None
