@@ -1,7 +1,7 @@
 """What the pages of the documentation hold, and whether the project has what they speak of.
 
 A block of code under the comment `<!-- run -->`, and every block of Python, is run by `tests/run_docs.py`. A
-command is checked here without running it: its options by the parser of its script, its target by the Makefile.
+command is checked here without being run: options by the parser of the script, targets by the Makefile.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ _FENCE = re.compile(r"(?P<mark><!-- run -->\n+)?^```(?P<language>\w*)\n(?P<text>
 _INLINE = re.compile(r"`([^`]+)`")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _REDIRECTION = re.compile(r"\d?>+ *&?\S+")
+_CHOICE = re.compile(r"[\w.-]+(\|[\w.-]+)+")
 _HEADING = re.compile(r"^#+ +(.+)$", re.M)
 
 
@@ -75,7 +77,7 @@ def inline_code(text: str) -> list[str]:
 
 
 def commands_of(text: str) -> list[str]:
-    """Give the commands of a page: lines of its shell blocks, and inline code that is a command or options."""
+    """Give the commands of a page: lines of shell blocks, and inline code that is a command or options."""
     in_blocks = [
         line.strip()
         for block in blocks_of(text)
@@ -100,11 +102,21 @@ def _is_command(code: str) -> bool:
 
 def check_command(command: str) -> None:
     """Raise a `ValueError` if a line of shell holds a command that the project does not understand."""
-    for words in _simple_commands(command):
-        try:
-            _check_words(words)
-        except ValueError as error:
-            raise ValueError(f"{command}: {error}") from None
+    try:
+        for spelled_out in _spell_out(command):
+            for words in _simple_commands(spelled_out):
+                _check_words(words)
+    except ValueError as error:
+        raise ValueError(f"{command}: {error}") from None
+
+
+def _spell_out(command: str) -> list[str]:
+    """Give a line once for each of the choices that a `one|other` in it offers."""
+    choice = _CHOICE.search(command)
+    if choice is None:
+        return [command]
+    lines = (command[: choice.start()] + word + command[choice.end() :] for word in choice[0].split("|"))
+    return [spelled_out for line in lines for spelled_out in _spell_out(line)]
 
 
 def _simple_commands(command: str) -> Iterator[list[str]]:
@@ -144,7 +156,7 @@ def _check_program(words: list[str]) -> None:
 
 
 def _check_files(words: list[str]) -> None:
-    for option, name in zip(words, words[1:]):
+    for option, name in itertools.pairwise(words):
         if option == "-r" and not (PROJECT / name).is_file():
             raise ValueError(f"expected a file of the project, found {name!r}.")
 
@@ -181,11 +193,12 @@ def _check_script(words: list[str]) -> None:
 
 
 def _check_declared(path: Path, words: list[str]) -> None:
-    """Compare options with those that a script declares itself, by `add_argument` or as fields of its settings."""
-    declared = set(re.findall(r"--[a-z][\w-]*", path.read_text()))
-    declared |= {f"--{field.replace('_', '-')}" for field in re.findall(r"^    (\w+):", path.read_text(), re.M)}
+    """Compare options with those that a script names itself, or has as fields of its settings."""
+    text = path.read_text()
+    declared = set(re.findall(r"--[a-z][\w-]*", text))
+    declared |= {"--" + field.replace("_", "-") for field in re.findall(r"^    (\w+):", text, re.M)}
     for word in words:
-        if word.startswith("--") and word.partition("=")[0] not in declared:
+        if re.match(r"--[\w-]+(=|$)", word) and word.partition("=")[0] not in declared:
             raise ValueError(f"expected an option of {path.name}, found {word!r}.")
 
 
@@ -223,7 +236,7 @@ def all_stages() -> tuple[type, ...]:
 
 
 def parse(stage: type, words: list[str]) -> None:
-    """Parse a command line as its script does; raise a `ValueError` where the script would end with status 2."""
+    """Parse a command line as its script does; raise a `ValueError` where that would end with status 2."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
@@ -268,19 +281,23 @@ def anchors_of(text: str) -> set[str]:
 def check_name(page: Path, code: str) -> None:
     """Raise a `ValueError` if inline code is a path or a dotted name of the project, and nothing has it.
 
-    A path may begin at the project's root or at the page's folder.
+    Both may begin at the project's root; a path in the page's folder, a name in ML_3D_Unet, too.
     """
     rooms = "utils|ML_3D_Unet|benchmarks|experiments|tests|docs"
     is_there = any((folder / code).exists() for folder in (PROJECT, page.parent))
     if re.fullmatch(rf"({rooms})(/[\w.-]+)+/?", code) and not is_there:
         raise ValueError(f"expected a file of the project, found {code!r}.")
     if re.fullmatch(rf"({rooms})(\.\w+)+", code):
-        _check_dotted(code)
+        roots = [root for root in (PROJECT, PROJECT / "ML_3D_Unet") if not _unknown_part(root, code)]
+        if not roots:
+            raise ValueError(
+                f"{code}: expected a name of the project, found no {_unknown_part(PROJECT, code)}."
+            )
 
 
-def _check_dotted(name: str) -> None:
+def _unknown_part(root: Path, name: str) -> str:
     """Follow a dotted name through folders to a module, and in it to a class, a function or a constant."""
-    path, parts = PROJECT, name.split(".")
+    path, parts = root, name.split(".")
     while parts and (path / parts[0]).is_dir():
         path /= parts.pop(0)
     if parts and (path / f"{parts[0]}.py").is_file():
@@ -292,8 +309,7 @@ def _check_dotted(name: str) -> None:
                 break
             body = getattr(found[0], "body", [])
             del parts[0]
-    if parts:
-        raise ValueError(f"{name}: expected {parts[0]!r} in {path.relative_to(PROJECT)}, found no such name.")
+    return ".".join(parts)
 
 
 def _names_bound(node: ast.stmt) -> set[str]:

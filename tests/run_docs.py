@@ -1,7 +1,7 @@
 """Run the examples of the documentation: blocks under `<!-- run -->`, and every block of Python.
 
 Reads   the pages that `tests/test_docs.py` checks, or those named.
-Writes  nothing that stays: each page runs in a copy of the project of its own, its blocks one after the other.
+Writes  nothing that stays: each page runs in a copy of the project, its blocks one after the other.
 Command python -m tests.run_docs [PAGE ...]
 Time    about three minutes on two cores.
 

@@ -114,6 +114,7 @@ def test_marked_blocks_and_programs_are_run():
         "--first-label L1 --epochs 3",
         "make no-such-target",
         "make demo NO_SUCH_VARIABLE=3",
+        "python train_heatmap.py --preset small|huge",
         "make demo && python train_heatmap.py --no-such-option",
         "pip install -r no-such-file.txt",
         "pyhton infer.py",
@@ -122,6 +123,23 @@ def test_marked_blocks_and_programs_are_run():
 def test_a_wrong_command_is_refused(command):
     with pytest.raises(ValueError, match=re.escape(command)):
         check_command(command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python train_heatmap.py --work-dir work … --device auto|gpu|cpu",
+        "CUDA_VISIBLE_DEVICES=1 .venv/bin/python infer.py a.nii.gz b.nii.gz 2> log",
+        "taskset -c 0 python ...",
+        "--replicas one",
+        "--workers --shard",
+        "--preset paper|full|small|starter",
+        "make PYTHON=python3.12 .venv",
+        "pip install -r requirements.txt",
+    ],
+)
+def test_a_right_command_is_accepted(command):
+    check_command(command)
 
 
 def test_a_wrong_link_is_refused(tmp_path):
@@ -141,6 +159,7 @@ def test_a_wrong_link_is_refused(tmp_path):
         "utils/settings.py",
         "utils/walk",
         "utils.verse.labels",
+        "utils.layers_func.create_unet3d",
         "utils.verse.labels.CODES",
         "utils.settings.DataSettings.seed",
         "ML_3D_Unet.utils.train.Trainer.train",
