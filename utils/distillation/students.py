@@ -80,21 +80,7 @@ class VertebraDistiller(training.VertebraLoss, DistillingTrainer):
 
 
 def variants(settings: DistillationSettings) -> list[Variant]:
-    """Give the students to train: from scratch first, then one for each temperature and method.
-
-    Raises
-    ------
-    ValueError
-        If there is no method, or a temperature or the weight is out of its range.
-    """
-    if not settings.methods or ("soft" in settings.methods and not settings.temperatures):
-        raise ValueError("Expected at least one of --methods, and of --temperatures for soft, received none.")
-    if not all(temperature > 0 for temperature in settings.temperatures):
-        raise ValueError(f"Expected positive --temperatures, received {settings.temperatures}.")
-    if not 0 < settings.distillation_weight <= 1:
-        raise ValueError(
-            f"Expected --distillation-weight above 0, up to 1, received {settings.distillation_weight}."
-        )
+    """Give the students to train: from scratch first, then one for each temperature and method."""
     students = [Variant(SCRATCH, "student")]
     if "soft" in settings.methods:
         students += [_soft_variant(temperature) for temperature in dict.fromkeys(settings.temperatures)]
@@ -144,7 +130,7 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     Raises
     ------
     ValueError
-        If the teacher's lack a field.
+        If the teacher's lack a field, or do not go with what is the student's own.
     """
     fields = {field.name: field for field in dataclasses.fields(SegmentationTrainingSettings)}
     # What is None by default may be younger than the teacher.
@@ -159,7 +145,10 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     read = {name: _as_tuple(found.get(name)) for name in fields if name not in own}
     read["augmentation"] = AugmentationSettings(**{k: _as_tuple(v) for k, v in found["augmentation"].items()})
     changed = {} if settings.epochs is None else {"epochs": settings.epochs}
-    return SegmentationTrainingSettings(**{**read, **own, **changed})
+    try:
+        return SegmentationTrainingSettings(**{**read, **own, **changed})
+    except ValueError as error:
+        raise ValueError(f"{teacher_directory(settings) / SETTINGS_FILE}: {error}") from None
 
 
 def _as_tuple(value: Any) -> Any:
