@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils import settings as stages
-from utils.settings import settings_from_command_line
+from utils.command_line import settings_from_command_line
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = tuple(
