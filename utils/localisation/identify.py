@@ -144,8 +144,8 @@ def identify(
     column = Column(_emissions(votes, fixed or {}), transitions_of(centres_mm))
     (best, score), (second, second_score) = two_best(column)
     if best is None:
-        named = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
-        raise ValueError(f"Expected levels that follow one another downwards, received {named}.")
+        levels = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
+        raise ValueError(f"Expected levels that follow one another downwards, received {levels}.")
     marginals, total = posterior(column)
     places = np.arange(count)
     alternative = second if second is not None else best
