@@ -310,8 +310,8 @@ class Client:
         return self._of_thread.session
 
     def _retried(self, attempt: Callable[[], Result], *, name: str, url: str) -> Result:
-        # urllib3's `Retry` ends where the body begins, but it is bodies that break off, and both are counted as
-        # one. Its waits cannot be ended by `stop`, are not announced, and do not vary once they are the longest.
+        # urllib3's `Retry` ends where a body begins, and most of what fails here is a body that breaks off.
+        # Its waits cannot be ended by `stop`, are not announced, and do not vary once they are the longest.
         failed = mismatches = 0
         while True:
             if self.stop.is_set():
