@@ -39,6 +39,7 @@ from utils.bounds import (
     several,
     whole,
 )
+from utils.files import written_whole
 
 Preset = Literal["paper", "full", "small", "starter"]
 Device = Literal["auto", "gpu", "cpu"]
@@ -484,11 +485,9 @@ def save_settings(settings: Any, directory: Path, **facts: Any) -> Path:
     Path
         The file written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / SETTINGS_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps({**settings_as_json(settings), **_plain(facts)}, indent=2) + "\n")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps({**settings_as_json(settings), **_plain(facts)}, indent=2) + "\n")
     return path
 
 

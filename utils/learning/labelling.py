@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy import ndimage
+from scipy.special import expit, log_softmax
 
 from utils.imaging.grids import transform_points, working_grid
 from utils.imaging.resampling import resample_labels, working_ct
@@ -193,9 +194,8 @@ def vertebra_votes(
         if number not in present:
             continue
         logits = np.asarray(predict(labelling_patch(ct.data, labels.data, number, shape)), np.float64)
-        shifted = logits[:CLASSES] - logits[:CLASSES].max()
-        log_probabilities[place] = shifted - np.log(np.exp(shifted).sum())
-        complete[place] = 1.0 / (1.0 + np.exp(-logits[CLASSES]))
+        log_probabilities[place] = log_softmax(logits[:CLASSES])
+        complete[place] = expit(logits[CLASSES])
         centre = _centre_of(labels.data, number)
         centres[place] = transform_points(centre[None], labels.affine, np.eye(4))[0]
     return Votes(log_probabilities, complete, centres)
