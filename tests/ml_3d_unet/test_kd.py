@@ -240,7 +240,14 @@ def test_wrong_arguments_say_what_was_expected(tmp_path, arguments, message):
         three(tmp_path, **arguments)
 
 
-def test_a_distillation_function_is_needed(tmp_path):
+@pytest.mark.parametrize("wrong", [3, "kl_divergence"])
+def test_a_distillation_function_must_be_one(tmp_path, wrong):
+    with pytest.raises(ValueError, match=rf"Expected distillation_fn\(.*\), received {wrong!r}"):
+        three(tmp_path).train(pairs, loss_fn=hard_loss, distillation_fn=wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_need_a_distillation_function(tmp_path):
     with pytest.raises(ValueError, match=r"Expected distillation_fn\(teacher, student\), received None"):
-        three(tmp_path).train(pairs, loss_fn=hard_loss)
+        three(tmp_path, distill_on="logits").train(pairs, loss_fn=hard_loss)
     assert not list(tmp_path.iterdir())

@@ -31,6 +31,10 @@ def pairs(x=X, batch=2):
     return tf.data.Dataset.from_tensor_slices((x, np.zeros_like(x))).batch(batch)
 
 
+def of_unknown_shape(values):
+    return tf.numpy_function(lambda array: array, [values], tf.float32)
+
+
 def weight_of(model):
     return float(model.get_weights()[0][0, 0])
 
@@ -228,7 +232,7 @@ def test_half_precision_scales_its_loss(tmp_path):
         ({"train_ds": lambda epoch: None}, "Expected a dataset of epoch 0, received None"),
         ({"train_ds": tf.data.Dataset.from_tensors(X)}, r"Expected a dataset of pairs \(x, y\)"),
         ({"loss_fn": None}, r"Expected loss_fn\(y_true, y_pred\), received None"),
-        ({"loss_fn": lambda y, p: p}, r"Expected loss_fn to give .* received shape \(2, 1\)"),
+        ({"loss_fn": lambda y, p: of_unknown_shape(p)}, "Expected loss_fn to give .* unknown number of axes"),
         ({"EPOCHS": 0}, "Expected EPOCHS to be a positive integer, received 0"),
         ({"train_size": 1.5}, "Expected train_size to be a positive integer, received 1.5"),
     ],
@@ -245,8 +249,9 @@ def test_optimizers_by_instance_name_and_default(tmp_path):
     by_default = Trainer(make_model(), learning_rate=0.01, model_dir=tmp_path).optimizer
     assert isinstance(by_default, keras.optimizers.Adam)
     assert float(by_default.learning_rate) == pytest.approx(0.01)
-    with pytest.raises(ValueError, match="Expected optimizer to be None, a name"):
-        Trainer(make_model(), 3, model_dir=tmp_path)
+    for wrong in (3, keras.layers.Dense, lambda learning_rate: None):
+        with pytest.raises(ValueError, match="Expected optimizer to be None, a name"):
+            Trainer(make_model(), wrong, model_dir=tmp_path)
 
 
 def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
