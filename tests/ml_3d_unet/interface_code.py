@@ -79,26 +79,24 @@ for epochs in (2, 4, 4):
         save_step=1,
     )
 
-for epochs, more in ((1, {"distillation_fn": tf.keras.losses.kld}), (3, {})):
-    trainer = Trainer_KD(
-        create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS),
-        create_unet3d(n_filters=[4, 4, 8, 8], **ARGUMENTS),
-        10,
-        tf.keras.optimizers.Adam,
-        1e-3,
-        f"{FOLDER}/distilled",
-    )
-    trainer.train(
-        train_ds=train_ds,
-        valid_ds=valid_ds,
-        **sizes,
-        loss_fn=loss_fn,
-        accuracy_fn=accuracy_fn,
-        BATCH_SIZE=BATCH_SIZE,
-        EPOCHS=epochs,
-        save_step=1,
-        **more,
-    )
+trainer = Trainer_KD(
+    create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS),
+    create_unet3d(n_filters=[4, 4, 8, 8], **ARGUMENTS),
+    10,
+    tf.keras.optimizers.Adam,
+    1e-3,
+    f"{FOLDER}/distilled",
+)
+trainer.train(
+    train_ds=train_ds,
+    valid_ds=valid_ds,
+    **sizes,
+    loss_fn=loss_fn,
+    accuracy_fn=accuracy_fn,
+    BATCH_SIZE=BATCH_SIZE,
+    EPOCHS=3,
+    save_step=1,
+)
 
 saved = tf.keras.models.load_model(f"{FOLDER}/distilled/best.keras")
 print("saved:", saved.output_shape, saved.count_params() == student.count_params())
