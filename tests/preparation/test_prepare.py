@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.imaging.examples import DATA, NO_DATA, save, two_vertebrae, write_case
+from tests.imaging.examples import DATA, NO_DATA, real_tree, save, two_vertebrae, write_case
 from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import oriented, transform_points, working_grid
 from utils.imaging.nifti import open_memory_map, read_ct, write_volume
@@ -595,7 +595,7 @@ def test_scripts_prepare_the_real_case_and_name_the_incomplete_ones(tmp_path, st
         sys.executable,
         f"pre_processing_{stage}.py",
         "--data-dir",
-        str(DATA),
+        str(real_tree(tmp_path / "data")),
         "--work-dir",
         str(tmp_path),
     ]
