@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.imaging.examples import DATA, NO_DATA, VERSE_FILES, real_tree
 from utils.evaluation import evaluation
 from utils.evaluation.evaluation import check_same_grid, evaluate, pair_with_predictions, read_numbering
 from utils.evaluation.metrics import VertebraScore
@@ -483,9 +484,10 @@ def test_the_script_says_one_line_and_ends_with_status_1(tmp_path):
 
 
 def test_real_masks_scored_against_themselves_are_perfect(tmp_path):
-    real = ROOT / ".." / "shared" / "data" / "VerSe19"
-    if not real.is_dir():
-        pytest.skip("shared/data is not here")
+    if not DATA.is_dir():
+        pytest.skip(NO_DATA)
+    files = [file for file in VERSE_FILES if file.startswith("VerSe19/")]
+    real = real_tree(tmp_path / "real", files)
     assert evaluate(settings(tmp_path, data_dir=real, predictions=real, split="training")) == 0
     found = read_summary(tmp_path)
     assert (found["vertebrae"], found["found"], found["extra"]) == (14, 14, 0)

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK
 from matplotlib.image import imread
 
-from tests.imaging.examples import DATA, NO_DATA, two_vertebrae, write_case
+from tests.imaging.examples import DATA, NO_DATA, real_tree, two_vertebrae, write_case
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 from utils.preparation.case_check import check_case
@@ -330,8 +330,9 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
 
 
 @pytest.fixture(scope="module")
-def real_report():
-    return data_report(DATA, check_cases(index_cases(DATA), workers=1))
+def real_report(tmp_path_factory):
+    tree = real_tree(tmp_path_factory.mktemp("real"))
+    return data_report(tree, check_cases(index_cases(tree), workers=1))
 
 
 def measured_by_simpleitk(mask_path):
