@@ -317,7 +317,7 @@ def test_a_network_to_start_from_that_is_not_there_claims_no_directory(tmp_path,
     write(tmp_path)
     assert train(settings(tmp_path, start_from=tmp_path / "none")) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'none' / 'best.keras'}: expected a trained network")
+    assert said.startswith(f"error: {tmp_path / 'none' / 'best.weights.h5'}: expected a trained network")
     assert not (tmp_path / "models").exists()
 
 

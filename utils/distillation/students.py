@@ -23,6 +23,7 @@ from ML_3D_Unet.utils.kd import DistillingTrainer
 from ML_3D_Unet.utils.train import Trainer
 from utils.files import sha256_of, written_whole
 from utils.learning import losses, models, panels, training
+from utils.learning.model_files import MODEL_FILES, has_model, model_file
 from utils.learning.runtime import Runtime, set_seed
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import (
@@ -173,7 +174,7 @@ def read_facts(settings: DistillationSettings) -> tuple[SegmentationTrainingSett
         If there is no teacher, or it is one for data of another spacing.
     """
     directory, source = teacher_directory(settings), settings.work_dir / "segmentation"
-    if not (directory / models.MODEL_FILE).is_file():
+    if not has_model(directory):
         raise ValueError(
             f"{directory}: expected a trained segmentation network, found none; run train_segmentation.py "
             "first."
@@ -185,7 +186,7 @@ def read_facts(settings: DistillationSettings) -> tuple[SegmentationTrainingSett
             f"{directory}: expected a teacher for data of {spacing_mm} mm as in {source}, found one for "
             f"{found.get('spacing_mm')} mm."
         )
-    digest = sha256_of(directory / models.MODEL_FILE)
+    digest = sha256_of(model_file(directory))
     names = ("distillation_weight", "distillation_voxels")
     facts = {"spacing_mm": spacing_mm, "teacher_sha256": digest, **{n: getattr(settings, n) for n in names}}
     return student_settings(found, settings), facts
@@ -274,6 +275,10 @@ def _copy_best(settings: DistillationSettings, students: list[Variant]) -> None:
         return min(validated or [row["loss"] for row in rows])
 
     best = run_directory(settings, min(students, key=lowest_loss))
-    for name in (models.MODEL_FILE, SETTINGS_FILE):
+    copied = (model_file(best).name, SETTINGS_FILE)
+    for name in copied:
         with written_whole(student_directory(settings) / name) as temporary:
             shutil.copyfile(best / name, temporary)
+    # The network of an earlier run, of the other kind, must not stand for this one.
+    for name in {*MODEL_FILES} - {*copied}:
+        (student_directory(settings) / name).unlink(missing_ok=True)

@@ -22,7 +22,8 @@ from utils.imaging.resampling import resample_labels
 from utils.imaging.volume import Volume
 from utils.learning import training
 from utils.learning.labelling import PredictLevel, Votes, level_function, lies_on, perturb, vertebra_votes
-from utils.learning.models import MODEL_FILE, load_model
+from utils.learning.model_files import has_model
+from utils.learning.models import load_model
 from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime
 from utils.localisation.identify import sequence_log_probability, transitions_of
@@ -117,7 +118,7 @@ def _columns_to_fit(
 def trained_networks(work_dir: Path) -> FindVertebrae | None:
     """Give the networks of a work folder as one function, or None where one of them is not there yet."""
     models = work_dir / "models"
-    if not all((models / name / MODEL_FILE).is_file() for name in ("segmentation", "heatmap")):
+    if not all(has_model(models / name) for name in ("segmentation", "heatmap")):
         return None
     settings = InferenceSettings(work_dir=work_dir)
     networks = load_networks(settings)
