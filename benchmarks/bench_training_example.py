@@ -130,7 +130,7 @@ def weight_with_scipy(target: np.ndarray) -> np.ndarray:
 def time_scipy(data: prepared_data.SegmentationData, item: int, drawn: Draw) -> Timings:
     """Make one example by separate passes; give the seconds of each."""
     low, high = HU_RANGE
-    ct, codes = (np.array(volume) for volume in data.scans["sub-0"])
+    ct, codes = (np.array(volume.data) for volume in data.scan("sub-0"))
     clock = [time.perf_counter()]
     image = turned((np.clip(ct, low, high).astype(np.float32) - low) * (2 / (high - low)) - 1, drawn, 3)
     clock.append(time.perf_counter())

@@ -1,6 +1,8 @@
 """Reading and writing NIfTI: numbers, labels, memory maps, pairs, and files that are broken."""
 
+import errno
 import gzip
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -301,3 +303,35 @@ def test_nibabel_adds_no_line_of_its_own(tmp_path):
         command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True
     )
     assert result.stdout == result.stderr == ""
+
+
+@pytest.mark.parametrize("read", [read_ct, read_mask, open_memory_map])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_machine_that_is_full_breaks_no_file(tmp_path, monkeypatch, read, number):
+    path = save(tmp_path / "a.nii", np.zeros((4, 4, 4), np.uint8))
+
+    def refused(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(nibabel, "load", refused)
+    with pytest.raises(ValueError) as caught:
+        read(path)
+    assert str(caught.value) == (
+        f"{path}: expected files and memory enough to open it, found none left ({os.strerror(number)})."
+    )
+
+
+def test_too_many_open_files_break_no_file(tmp_path):
+    path = save(tmp_path / "a.nii", np.zeros((4, 4, 4), np.uint8))
+    program = (
+        "import resource, sys; from pathlib import Path; from utils.imaging.nifti import open_memory_map\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)); kept = []\n"
+        "try:\n  while True: kept.append(open_memory_map(Path(sys.argv[1])))\n"
+        "except ValueError as error: print(error)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", program, str(path)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert ran.stdout == (
+        f"{path}: expected files and memory enough to open it, found none left (Too many open files).\n"
+    )

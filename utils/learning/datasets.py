@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
+from utils.imaging.volume import Volume
 from utils.learning import augment
 from utils.learning.epochs import (
     batch_positions,
@@ -25,7 +26,7 @@ from utils.learning.epochs import (
 )
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import labelling_example
-from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData
+from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData, kept_label_maps
 from utils.learning.vertebrae import block_length, block_of_patch, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
 from utils.synthetic.label_images import draw_appearance, label_image
@@ -59,11 +60,13 @@ def heatmap_dataset(
         Batches, all of one length (see `batch_positions`): "ct_hu" int16 (batch, P, R, I), the vectors of
         `draw_heatmap_example`, and "weight" float32 (batch,).
     """
-    shape = cases[0].shape
+    shape, label_maps = cases[0].shape, kept_label_maps()
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
         from_labels, place = divmod(item, len(cases))
-        case = cases[place].drawn(generator) if from_labels else cases[place]
+        case = cases[place]
+        if from_labels:
+            case = case.drawn(generator, label_maps.get(place, case.label_map))
         drawn = draw_heatmap_example(
             generator,
             case.centroids_voxels,
@@ -179,7 +182,7 @@ def segmentation_example(
         drawn = augment.draw_augmentation(generator, settings.augmentation)
     target = data.target(shown)
     patch = draw_patch(generator, target, kind, matrix=drawn.matrix, spacing_mm=spacing_mm, settings=settings)
-    block = _block(data.scans[shown.case], patch.affine, settings.patch_voxels)
+    block = _block(data.scan(shown.case), patch.affine, settings.patch_voxels)
     if from_labels:
         ends = (block["begin"], block["begin"] + block["last"] + 1)
         drawn_from = data.label_map(shown.case, spacing_mm)
@@ -210,15 +213,15 @@ def _vertebra_shown(
     return vertebra
 
 
-def _block(scan: tuple[np.ndarray | None, np.ndarray], affine: np.ndarray, patch_voxels: int) -> Example:
+def _block(scan: tuple[Volume | None, Volume], affine: np.ndarray, patch_voxels: int) -> Example:
     ct, mask = scan
     begin, end = block_of_patch(affine, patch_voxels, mask.shape)
     box = tuple(slice(b, e) for b, e in zip(begin, end))
     shifted = np.column_stack([affine[:, :3], affine[:, 3] - begin])
     return {
         "begin": begin,
-        "ct_hu": None if ct is None else ct[box],
-        "codes": mask[box],
+        "ct_hu": None if ct is None else ct.data[box],
+        "codes": mask.data[box],
         "last": (end - begin - 1).astype(np.int32),
         "affine": shifted.astype(np.float32),
     }
