@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -186,6 +187,28 @@ def test_masks_alone_stay_out_where_nothing_is_mixed(data):
     plain = settings(mixture=None, examples_per_epoch=0)
     assert set(epochs.segmentation_groups(data, plain)[0]) == {0, 1, 2, 3, 4}
     assert set(epochs.segmentation_groups(data, None)[0]) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stage", ["heatmap", "segmentation", "labelling"])
+def test_masks_alone_give_no_epoch_where_nothing_is_mixed(data, heatmap_cases, stage, training):
+    folder = data.folder
+    if stage == "heatmap":
+        alone = [
+            dataclasses.replace(case, ct_hu=None, codes=np.ones(case.shape, np.uint8))
+            for case in heatmap_cases
+        ]
+        folder = heatmap_cases[0].folder
+        make, plain = datasets.heatmap_dataset, heatmap_settings(mixture=None)
+    else:
+        alone = dataclasses.replace(data, masks_alone=frozenset(data.columns))
+        make, plain = datasets.labelling_dataset, preset_settings(LabellingTrainingSettings, "starter")
+    if stage == "segmentation":
+        make, plain = partial(datasets.segmentation_dataset, spacing_mm=2.0), settings(mixture=None)
+    with pytest.raises(ValueError) as caught:
+        make(alone, plain, training=training)
+    draws = ", or a --mixture that draws images from masks" * (training and stage != "labelling")
+    assert str(caught.value) == f"{folder}: expected cases with a CT{draws}, found 3 masks alone."
 
 
 # ---------------------------------------------------------------- heatmap

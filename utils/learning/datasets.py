@@ -18,6 +18,7 @@ from utils.imaging.volume import Volume
 from utils.learning import augment
 from utils.learning.epochs import (
     batch_positions,
+    expect_cts,
     generator_of,
     heatmap_groups,
     items_of_epoch,
@@ -59,6 +60,11 @@ def heatmap_dataset(
     callable (epoch, part=None) to tf.data.Dataset
         Batches, all of one length (see `batch_positions`): "ct_hu" int16 (batch, P, R, I), the vectors of
         `draw_heatmap_example`, and "weight" float32 (batch,).
+
+    Raises
+    ------
+    ValueError
+        If there are masks alone, and none is to be drawn from.
     """
     shape, label_maps = cases[0].shape, kept_label_maps()
 
@@ -78,6 +84,7 @@ def heatmap_dataset(
         return {"ct_hu": case.ct_hu, **drawn}
 
     groups = heatmap_groups(cases, settings if training else None)
+    expect_cts(groups, cases[0].folder, len(cases), is_mixable=training)
     return _epoch_dataset(groups, (example, collate), settings, training=training)
 
 
@@ -102,6 +109,11 @@ def segmentation_dataset(
     callable (epoch, part=None) to tf.data.Dataset
         Batches, all of one length (see `batch_positions`), of the inputs of `vertebra_example`, and "weight"
         float32 (batch,).
+
+    Raises
+    ------
+    ValueError
+        If there are masks alone, and none is to be drawn from.
     """
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
@@ -112,6 +124,7 @@ def segmentation_dataset(
         return collate(examples, block_length(most, settings.patch_voxels))
 
     groups = segmentation_groups(data, settings if training else None)
+    expect_cts(groups, data.folder, len(data.columns), is_mixable=training)
     return _epoch_dataset(groups, (example, collate_blocks), settings, training=training)
 
 
@@ -133,6 +146,11 @@ def labelling_dataset(
     -------
     callable (epoch, part=None) to tf.data.Dataset
         Batches, all of one length, of what `labelling_example` gives, and "weight" float32 (batch,).
+
+    Raises
+    ------
+    ValueError
+        If there are masks alone.
     """
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
@@ -141,6 +159,7 @@ def labelling_dataset(
         return labelling_example((ct.data, ranks.data), vertebra.rank, generator, settings=settings)
 
     groups = labelling_groups(data, settings if training else None)
+    expect_cts(groups, data.folder, len(data.columns), is_mixable=False)
     return _epoch_dataset(groups, (example, collate), settings, training=training)
 
 
