@@ -35,8 +35,9 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
+from utils.imaging.intensities import normalise_hu  # noqa: E402
 from utils.learning import augment, datasets, heatmap, prepared_data  # noqa: E402
-from utils.settings import HU_RANGE, HeatmapTrainingSettings, preset_settings  # noqa: E402
+from utils.settings import HeatmapTrainingSettings, preset_settings  # noqa: E402
 
 SEEDS = range(7)
 SHAPE = (64, 64, 128)
@@ -100,11 +101,10 @@ def time_scipy(case: prepared_data.HeatmapCase, seed: int) -> Timings:
     generator = np.random.default_rng(seed)
     drawn = augment.draw_augmentation(generator, SETTINGS.augmentation)
     shift = generator.uniform(-SETTINGS.shift_voxels, SETTINGS.shift_voxels, 3)
-    low, high = HU_RANGE
     clock = [time.perf_counter()]
     heat = heat_by_loop(case.centroids_voxels)
     clock.append(time.perf_counter())
-    image = (np.clip(case.ct_hu, low, high).astype(np.float32) - low) * (2 / (high - low)) - 1
+    image = normalise_hu(case.ct_hu)
     image = turned(drawn.gain * image + np.float32(drawn.offset), drawn, heatmap.OUTSIDE)
     clock.append(time.perf_counter())
     heat = fitted(turned(heat, drawn, 0.0), shift, 0.0)

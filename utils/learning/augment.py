@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import ndtri
 
-from utils.settings import HU_RANGE, AugmentationSettings
+from utils.imaging.intensities import HIGHEST_HU, HU_GAIN, LOWEST, LOWEST_HU
+from utils.settings import AugmentationSettings
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def sample_ct(block: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Ten
 
     Clipping comes before interpolation, on the small integers; the linear map may come after it.
     """
-    low, high = (tf.constant(limit, block.dtype) for limit in HU_RANGE)
+    low, high = (tf.constant(limit, block.dtype) for limit in (LOWEST_HU, HIGHEST_HU))
     return normalised(sample_linear(tf.clip_by_value(block, low, high), coordinates, last))
 
 
@@ -225,10 +226,9 @@ def is_inside(coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
 
 
 def normalised(ct_hu: tf.Tensor) -> tf.Tensor:
-    """Clip Hounsfield units to `HU_RANGE` and map them linearly to [-1, 1], in float32."""
-    low, high = HU_RANGE
-    clipped = tf.clip_by_value(tf.cast(ct_hu, tf.float32), float(low), float(high))
-    return (clipped - low) * (2.0 / (high - low)) - 1.0
+    """Clip Hounsfield units and map them linearly to [-1, 1], in float32, as `normalise_hu` does."""
+    clipped = tf.clip_by_value(tf.cast(ct_hu, tf.float32), float(LOWEST_HU), float(HIGHEST_HU))
+    return (clipped - LOWEST_HU) * HU_GAIN + LOWEST
 
 
 @tf.function(jit_compile=True)

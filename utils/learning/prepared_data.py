@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.imaging.centroids import read_centroids
+from utils.imaging.intensities import whole_hu
 from utils.imaging.nifti import StoredVolume, open_memory_map, stored_volume
 from utils.imaging.volume import Grid, Volume
 from utils.learning.labelling import on_labelling_grid
@@ -194,7 +195,7 @@ class SegmentationData:
     def _resampled(self, case: str) -> tuple[Volume, Volume]:
         ct, codes = on_labelling_grid(*self.scan(case))
         ranks = Volume(ranks_of_mask(np.asarray(codes.data)), codes.affine)
-        return Volume(np.asarray(np.rint(ct.data), np.int16), ct.affine), ranks
+        return Volume(whole_hu(ct.data), ct.affine), ranks
 
     def target(self, vertebra: PreparedVertebra) -> Target:
         """Look a vertebra's voxels up in its mask, once; `ValueError` if it has none there."""
