@@ -223,6 +223,9 @@ class HeatmapTrainingSettings(RunSettings):
     """Standard deviation of the target's Gaussians, in voxels of the heatmap grid."""
     shift_voxels: float = bounded(20.0, NOT_NEGATIVE)
     """Largest random shift along each axis, in voxels of the heatmap grid."""
+    outside: Literal["air", "edge"] = "air"
+    """What an example shows where turns and shifts reach beyond the scan: air (as published), or its edge
+    repeated. The network is only ever shown whole scans."""
     crop_least_mm: tuple[float, float, float] | None = bounded(None, several(POSITIVE, count=3))
     """Smallest part of a volume along P, R and I, in mm, that an example shows, as of a scan with a smaller
     field of view; without it all is shown."""
@@ -277,6 +280,9 @@ class SegmentationTrainingSettings(RunSettings):
     spine, and with nothing left to find."""
     shift_mm: float = bounded(32.0, NOT_NEGATIVE)
     """Largest shift of a patch around its target along each axis, in mm."""
+    outside: Literal["air", "edge"] = "edge"
+    """What a patch shows beyond the scan, in training and when the network is used: air (as published), or
+    the edge of the scan repeated. A model saved without it means "edge"."""
     augmentation: AugmentationSettings = AugmentationSettings()
     """Random transformations of the training patches."""
     mixture: Mixture | None = bounded(None, _SHARES)

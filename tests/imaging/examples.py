@@ -6,12 +6,14 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 NO_DATA = "the real data (../shared/data) is not here"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
 
 
 #: The real files that tests use, and no others: what else lies beside them does not count.
@@ -51,6 +53,11 @@ def oblique_affine(spacing_mm=(0.7, 0.8, 1.25)) -> np.ndarray:
     affine[:3, :3] = turn @ np.diag([-1, 1, 1]) @ np.diag(spacing_mm)
     affine[:3, 3] = [10, -20, 30]
     return affine
+
+
+def numbered(shape=(3, 4, 5), affine=None) -> Volume:
+    affine = oblique_affine() if affine is None else affine
+    return Volume(np.arange(np.prod(shape), dtype=np.int16).reshape(shape), affine)
 
 
 def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:

@@ -177,7 +177,7 @@ def validation_columns(
         predictions have them: from reference masks the votes would seem surer than they are.
     """
     columns = []
-    for place, case in enumerate(held_out.columns):
+    for place, case in enumerate(held_out.cases_with_ct):
         scan = held_out.labelling_scan(case)
         for generator in _column_generators(settings, place, COLUMNS_A_SCAN):
             part, seen = cut_column(*scan, generator)
@@ -214,7 +214,7 @@ def predicted_columns(
         At most `PREDICTED_COLUMNS_A_SCAN` a scan.
     """
     columns = []
-    for place, case in enumerate(tqdm(held_out.columns, desc="calibration", unit="scan")):
+    for place, case in enumerate(tqdm(held_out.cases_with_ct, desc="calibration", unit="scan")):
         scan = held_out.working_scan(case)
         for generator in _column_generators(settings, place, PREDICTED_COLUMNS_A_SCAN):
             part, seen = cut_column(*scan, generator, least_shown=0.0)

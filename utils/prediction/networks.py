@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class Networks:
         Spacing of the working grid.
     preset : str
         Preset of the segmentation network.
+    outside : str
+        What the segmentation network was shown beyond the scan, "air" or "edge".
     origin : dict
         What tells the networks from others; a case that was made with others is made again.
     """
@@ -57,13 +59,14 @@ class Networks:
     spacing_mm: float
     preset: str
     origin: dict[str, Any]
+    outside: Literal["air", "edge"] = "edge"
 
     @property
     def walk(self) -> dict[str, Any]:
         """What the networks fix of a walk; `paper` walks as published and ends at an absolute heat."""
         is_published = self.preset == "paper"
         end_rule = "absolute" if is_published else "relative"
-        fixed = {"patch_voxels": self.patch_voxels, "spacing_mm": self.spacing_mm}
+        fixed = {name: getattr(self, name) for name in ("patch_voxels", "spacing_mm", "outside")}
         return {**fixed, "end_rule": end_rule, "robust": not is_published}
 
 
@@ -115,6 +118,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
             "segmentation": identity_of_model(segmentation_dir),
             "heatmap": identity_of_model(heatmap_dir),
         },
+        outside=_outside(segmentation_dir, trained),
     )
 
 
@@ -186,6 +190,16 @@ def _spacing(directory: Path, trained: dict[str, Any]) -> float:
             f"{directory / 'settings.json'}: expected the spacing_mm of the training, "
             f"found {trained.get('spacing_mm')!r}."
         ) from None
+
+
+def _outside(directory: Path, trained: dict[str, Any]) -> Literal["air", "edge"]:
+    """What the network was shown beyond the scan; one saved before this was a setting, the edge."""
+    found = trained.get("outside", "edge")
+    if found not in ("air", "edge"):
+        raise ValueError(
+            f'{directory / "settings.json"}: expected outside to be "air" or "edge", found {found!r}.'
+        )
+    return found
 
 
 def _heat_function(model: keras.Model) -> PredictHeat:
