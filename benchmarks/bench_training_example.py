@@ -43,7 +43,7 @@ from scipy import ndimage  # noqa: E402
 from utils.imaging.nifti import write_volume  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
 from utils.learning import augment, datasets, prepared_data, vertebrae  # noqa: E402
-from utils.preparation.prepare import VERTEBRA_COLUMNS, VERTEBRAE_FILE, prepared_table  # noqa: E402
+from utils.preparation.working_case import VERTEBRA_COLUMNS, VERTEBRAE_FILE, prepared_table  # noqa: E402
 from utils.settings import HU_RANGE, SegmentationTrainingSettings, preset_settings  # noqa: E402
 
 SEEDS = range(5)
