@@ -36,7 +36,8 @@ import tensorflow as tf  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from utils.learning import augment, datasets, heatmap, prepared_data  # noqa: E402
-from utils.settings import HU_RANGE, HeatmapTrainingSettings, preset_settings  # noqa: E402
+from utils.presets import preset_settings  # noqa: E402
+from utils.settings import HU_RANGE, HeatmapTrainingSettings  # noqa: E402
 
 SEEDS = range(7)
 SHAPE = (64, 64, 128)
@@ -90,8 +91,8 @@ def noisy_and_blurred(image: np.ndarray, drawn: augment.Augmentation) -> np.ndar
     if drawn.noise_sigma:
         generator = np.random.default_rng(drawn.noise_seed)
         image = image + drawn.noise_sigma * generator.standard_normal(image.shape, np.float32)
-    if drawn.blur_sigma_mm:
-        image = ndimage.gaussian_filter(image, drawn.blur_sigma_mm, mode="nearest")
+    if drawn.blur_sigma:
+        image = ndimage.gaussian_filter(image, drawn.blur_sigma, mode="nearest")
     return image
 
 

@@ -39,7 +39,8 @@ import tensorflow as tf  # noqa: E402
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
 from utils.learning import datasets, losses, models, prepared_data  # noqa: E402
 from utils.learning.vertebrae import block_length, segmentation_batch_builder  # noqa: E402
-from utils.settings import SegmentationTrainingSettings, preset_settings  # noqa: E402
+from utils.presets import preset_settings  # noqa: E402
+from utils.settings import SegmentationTrainingSettings  # noqa: E402
 from utils.synthetic.label_images import draw_appearance, label_image, label_scan  # noqa: E402
 from utils.synthetic.label_maps import label_map_of  # noqa: E402
 

@@ -40,7 +40,8 @@ import tensorflow as tf  # noqa: E402
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
 from utils.learning import datasets, losses, models, prepared_data, training  # noqa: E402
 from utils.learning.vertebrae import segmentation_batch_builder  # noqa: E402
-from utils.settings import SegmentationTrainingSettings, load_settings, preset_settings  # noqa: E402
+from utils.presets import preset_settings  # noqa: E402
+from utils.settings import SegmentationTrainingSettings, load_settings  # noqa: E402
 
 REPEATS = 3
 TEACHER, STUDENT = (16, 32, 64, 128), (8, 16, 32, 64)

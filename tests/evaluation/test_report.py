@@ -210,14 +210,6 @@ def test_nothing_to_score_is_one_line_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"workers": -1}, {"found_dice": 0.0}, {"found_dice": 1.5}, {"resamples": 0}]
-)
-def test_a_setting_out_of_range_ends_with_status_2(tmp_path, changes, capsys):
-    assert evaluate(settings(tmp_path, **changes)) == 2
-    assert capsys.readouterr().err.startswith("Expected --workers")
-
-
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     put_reference(tmp_path / "data", "sub-a", mask((20, 8)))
     put_prediction(tmp_path / "predictions", "sub-a", mask((20, 8)))

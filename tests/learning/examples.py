@@ -8,12 +8,12 @@ import numpy as np
 
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
+from utils.presets import preset_settings
 from utils.settings import (
     AugmentationSettings,
     HeatmapPreparationSettings,
     SegmentationPreparationSettings,
     SegmentationTrainingSettings,
-    preset_settings,
     save_settings,
 )
 from utils.verse.labels import rank_of_code

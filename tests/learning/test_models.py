@@ -5,12 +5,8 @@ import numpy as np
 import pytest
 
 from utils.learning import models
-from utils.settings import (
-    HeatmapTrainingSettings,
-    SegmentationTrainingSettings,
-    preset_settings,
-    save_settings,
-)
+from utils.presets import preset_settings
+from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings, save_settings
 
 TINY = SegmentationTrainingSettings(filters=(2, 3, 4, 5), patch_voxels=8)
 

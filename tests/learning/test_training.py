@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from tests.learning import examples
 from utils.learning import models, training
-from utils.settings import HeatmapTrainingSettings, load_settings, preset_settings, save_settings
+from utils.presets import preset_settings
+from utils.settings import HeatmapTrainingSettings, load_settings, save_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 MODEL_FILES = {"best.keras", "last.keras", "history.csv", "curves.png", "settings.json"}
@@ -75,7 +76,7 @@ def test_weight_changes_inside_the_compiled_step(tmp_path, schedule, jit_compile
     history = trainer.train(batches, batches, loss_fn=training.losses.vertebra_loss, EPOCHS=6)
     negatives, positives = parts_of_loss(model, x, y)
     ramp = [0.1 + 0.9 / (1 + math.exp(-(epoch - 2) / 0.6)) for epoch in range(6)]
-    weights = ramp if schedule == "ramp" else [0.132] * 6
+    weights = ramp if schedule == "ramp" else [0.131] * 6
     found = [row["loss"] for row in history]
     np.testing.assert_allclose(found, [negatives + weight * positives for weight in weights], rtol=1e-5)
     # In validation the weight is 1 in every epoch.
@@ -297,12 +298,16 @@ def test_a_bad_mask_met_in_training_is_named(tmp_path, capsys):
 
 
 @each_stage
-def test_settings_that_make_no_network_claim_no_directory(tmp_path, capsys, stage):
+def test_settings_that_make_no_network_claim_no_directory(tmp_path, capsys, stage, monkeypatch):
     train, settings, write = STAGES[stage]
     write(tmp_path)
-    assert train(settings(tmp_path, filters=(2,))) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: Expected n_filters") and said.count("\n") == 1
+
+    def refuse(**arguments):
+        raise ValueError(f"Expected other filters than {arguments['n_filters']}.")
+
+    monkeypatch.setattr(models, "create_unet3d", refuse)
+    assert train(settings(tmp_path, filters=(2, 3, 4))) == 1
+    assert capsys.readouterr().err == "error: Expected other filters than [2, 3, 4].\n"
     assert not (tmp_path / "models").exists()
 
 

@@ -28,7 +28,8 @@ from utils.prediction.calibration import (
 )
 from utils.prediction.levels import Levels, doubt_about, load_levels, relabel_case
 from utils.prediction.predict import infer
-from utils.settings import LabellingTrainingSettings, load_settings, preset_settings
+from utils.presets import preset_settings
+from utils.settings import LabellingTrainingSettings, load_settings
 from utils.verse.labels import LEVEL_NAMES, code_of_name
 
 T10 = LEVEL_NAMES.index("T10") + 1

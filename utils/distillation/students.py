@@ -80,21 +80,7 @@ class VertebraDistiller(training.VertebraLoss, DistillingTrainer):
 
 
 def variants(settings: DistillationSettings) -> list[Variant]:
-    """Give the students to train: from scratch first, then one for each temperature and method.
-
-    Raises
-    ------
-    ValueError
-        If there is no method, or a temperature or the weight is out of its range.
-    """
-    if not settings.methods or ("soft" in settings.methods and not settings.temperatures):
-        raise ValueError("Expected at least one of --methods, and of --temperatures for soft, received none.")
-    if not all(temperature > 0 for temperature in settings.temperatures):
-        raise ValueError(f"Expected positive --temperatures, received {settings.temperatures}.")
-    if not 0 < settings.distillation_weight <= 1:
-        raise ValueError(
-            f"Expected --distillation-weight above 0, up to 1, received {settings.distillation_weight}."
-        )
+    """Give the students to train: from scratch first, then one for each temperature and method."""
     students = [Variant(SCRATCH, "student")]
     if "soft" in settings.methods:
         students += [_soft_variant(temperature) for temperature in dict.fromkeys(settings.temperatures)]

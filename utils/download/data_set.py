@@ -95,10 +95,6 @@ def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
         return f"--key: expected with --source pairs only, received --source {settings.source}."
     if settings.source != "phantom" and settings.phantoms != DataSettings.phantoms:
         return f"--phantoms: expected with --source phantom only, received --source {settings.source}."
-    if min(settings.phantoms) < 0 or sum(settings.phantoms) == 0:
-        return f"--phantoms: expected numbers from 0 up, not all 0, received {settings.phantoms}."
-    if settings.workers < 0:
-        return f"--workers: expected 0 or more, received {settings.workers}."
     return _wrong_download(settings)
 
 
@@ -117,8 +113,6 @@ def _wrong_download(settings: DataSettings) -> str:
     barred = [name for name in settings.subjects if name.casefold().startswith(NONCOMMERCIAL_PREFIX)]
     if barred and settings.exclude_noncommercial:
         return f"--subjects: expected none that --exclude-noncommercial leaves out, received {barred[0]}."
-    if settings.connections < 1:
-        return f"--connections: expected 1 or more, received {settings.connections}."
     return _wrong_address(settings)
 
 

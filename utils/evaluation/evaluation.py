@@ -40,14 +40,9 @@ def evaluate(settings: EvaluationSettings) -> int:
     Returns
     -------
     int
-        Exit status: 2 if a setting is out of range, 1 if a case had no prediction or one could not be read
-        (unless `skip_bad`), or if there is nothing to score, else 0. Every bad case is one line on the
-        standard error.
+        Exit status: 1 if a case had no prediction or one could not be read (unless `skip_bad`), or if there
+        is nothing to score, else 0. Every bad case is one line on the standard error.
     """
-    if settings.workers < 0 or settings.resamples < 1 or not 0 < settings.found_dice <= 1:
-        expected = "--workers from 0 up, --resamples from 1 up, and --found-dice over 0 and up to 1"
-        print(f"Expected {expected}.", file=sys.stderr)
-        return 2
     try:
         results, *others = [score_cases(part) for part in _folders_to_score(settings)]
         tables = _write(settings, results, *others)

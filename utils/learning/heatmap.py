@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils.learning import augment
-from utils.settings import AugmentationSettings, HeatmapTrainingSettings
+from utils.settings import HeatmapTrainingSettings
 from utils.verse.labels import MAX_RANK
 
 OUTSIDE = -1.0
@@ -94,7 +94,7 @@ def draw_heatmap_example(
         "gain": np.float32(drawn.gain),
         "offset": np.float32(drawn.offset),
         "noise_sigma": np.float32(drawn.noise_sigma),
-        "blur_sigma": np.float32(drawn.blur_sigma_mm),
+        "blur_sigma": np.float32(drawn.blur_sigma),
         "noise_seed": drawn.noise_seed,
     }
 
@@ -229,9 +229,8 @@ def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
     `utils.learning.datasets.heatmap_dataset`, whose length is static; an example of weight 0 counts for
     nothing.
     """
-    augmentation: AugmentationSettings = settings.augmentation
-    # The heatmap grid is its own unit of length, hence a spacing of 1.
-    radius = augment.blur_radius(augmentation, 1.0)
+    # The blur is in voxels, hence a spacing of 1.
+    radius = augment.blur_radius(settings.augmentation, 1.0)
 
     def one(drawn):
         numbers = {name: value for name, value in drawn.items() if name != "ct_hu"}

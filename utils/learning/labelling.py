@@ -286,8 +286,8 @@ def _augmented_patch(
     # Standard normal numbers in single precision: this is most of the host's work otherwise.
     noise = generator.standard_normal(patch.shape, np.float32)
     ct = drawn.gain * x[..., 0] + drawn.offset
-    if drawn.blur_sigma_mm > 0:
-        ct = ndimage.gaussian_filter(ct, drawn.blur_sigma_mm / SPACING_MM, truncate=3.0)
+    if drawn.blur_sigma > 0:
+        ct = ndimage.gaussian_filter(ct, drawn.blur_sigma / SPACING_MM, truncate=3.0)
     ct = np.clip(ct + np.float32(drawn.noise_sigma) * noise, -1.0, 1.0)
     x[..., 0] = np.where(patch > AIR, ct, -1.0)
     return x
