@@ -71,7 +71,7 @@ from utils.walk.traverse import WalkResult, WalkSettings, walk
 
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
-    *("inputs", "output", "work_dir", "model", "heatmap_model", "labelling_model", "relabel"),
+    *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling_model", "relabel"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
 )
 #: Peak memory of a scan: TensorFlow with networks of the preset `full` at work (`small` takes 1 GB less), and
@@ -130,7 +130,7 @@ def infer(settings: InferenceSettings) -> int:
 
 def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
     """The workers of a cluster may stand in other folders."""
-    names = ("work_dir", "output", "model", "heatmap_model", "labelling_model")
+    names = ("work_dir", "output", "segmentation", "heatmap", "labelling_model")
     places = {name: getattr(settings, name) for name in names}
     absolute = {name: place.absolute() for name, place in places.items() if place is not None}
     inputs = tuple(path.absolute() for path in settings.inputs)
