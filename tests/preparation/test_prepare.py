@@ -24,7 +24,7 @@ from utils.preparation.prepare import prepare_heatmap, prepare_segmentation
 from utils.preparation.prepared import is_mask_alone, origin_of, spacing_folder
 from utils.preparation.working_case import VERTEBRA_COLUMNS, labels_at_border, prepared_table, spine_grid
 from utils.settings import DataSettings, HeatmapPreparationSettings, SegmentationPreparationSettings
-from utils.synthetic.phantom.write import PHANTOM_RECORD
+from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.verse.cases import Case
 
 ROOT = Path(__file__).resolve().parents[2]

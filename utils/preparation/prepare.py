@@ -50,7 +50,7 @@ from utils.settings import (
     save_settings,
     settings_as_json,
 )
-from utils.synthetic.phantom.write import PHANTOM_RECORD
+from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.verse.cases import OWN_SPLIT_FOLDER, Case, index_cases
 
 #: Counted up when prepared files change their meaning, so that older ones are made again.
