@@ -58,7 +58,7 @@ def prepared_spines(folder: Path) -> Path:
     for script, *arguments in steps:
         command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return folder / "work" / "segmentation"
+    return folder / "work" / "segmentation" / "1mm"
 
 
 def null_model(settings: SegmentationTrainingSettings) -> keras.Model:

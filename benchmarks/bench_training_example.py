@@ -44,7 +44,7 @@ from utils.imaging.intensities import normalise_hu  # noqa: E402
 from utils.imaging.nifti import write_volume  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
 from utils.learning import augment, datasets, prepared_data, vertebrae  # noqa: E402
-from utils.preparation.prepare import VERTEBRA_COLUMNS, VERTEBRAE_FILE, prepared_table  # noqa: E402
+from utils.preparation.working_case import VERTEBRA_COLUMNS, VERTEBRAE_FILE, prepared_table  # noqa: E402
 from utils.presets import preset_settings  # noqa: E402
 from utils.settings import SegmentationTrainingSettings  # noqa: E402
 

@@ -44,6 +44,7 @@ _SMALL: dict[type, dict[str, Any]] = {
     HeatmapPreparationSettings: {"spacing_mm": 2.0},
     SegmentationPreparationSettings: {"spacing_mm": 2.0},
     HeatmapTrainingSettings: {
+        "spacing_mm": 2.0,
         "epochs": 8,
         "examples_per_epoch": 24,
         "batch_size": 1,
@@ -54,6 +55,7 @@ _SMALL: dict[type, dict[str, Any]] = {
         "norm": "instance",
     },
     SegmentationTrainingSettings: {
+        "spacing_mm": 2.0,
         "filters": (8, 16, 32, 64),
         "patch_voxels": 64,
         "augmentation": SMALL_AUGMENTATION,
@@ -69,6 +71,7 @@ _SMALL: dict[type, dict[str, Any]] = {
     },
     # Thirty-two thousand patches: about 20 minutes of CPU time (see benchmarks/trial_labelling.py).
     LabellingTrainingSettings: {
+        "spacing_mm": 2.0,
         "filters": (12, 24, 48, 64),
         "epochs": 40,
         "examples_per_epoch": 800,
@@ -104,7 +107,8 @@ _STARTER: dict[type, dict[str, Any]] = {
         "augmentation": STARTER_AUGMENTATION,
         # More of "nothing left": the walk ends by itself where a scan shows bones that VerSe does not label.
         "walk_shares": (0.65, 0.05, 0.15, 0.15),
-        # The last 720 steps, gentle ones, of a network that knows images drawn from masks (see the Makefile):
+        # The last 720 steps, gentle ones, of a network that knows images drawn from masks (see
+        # experiments/starter.py):
         # what few real scans do not show is not to be forgotten.
         "epochs": 12,
         "learning_rate": 5e-4,

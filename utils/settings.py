@@ -14,7 +14,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -59,6 +59,10 @@ _FILTERS = several(FROM_1, least=2)
 #: Of any sum but 0.
 _SHARES = several(NOT_NEGATIVE, count=4, not_all_0=True)
 _METHODS = Rule("one method or more", bool)
+_NAME = Rule(
+    "a name for a folder, without / or a dot before it",
+    lambda name: re.fullmatch(r"[^./\\\s][^/\\]*", name) is not None,
+)
 _SHARD = Rule("i/n with i from 1 to n, such as 2/8", lambda text: _shard_match(text) is not None)
 
 
@@ -96,6 +100,11 @@ class DataSettings(CheckedSettings):
     nothing."""
     phantoms: tuple[int, int, int] = bounded((12, 3, 5), several(FROM_0, count=3, not_all_0=True))
     """With "phantom": number of generated series for training, validation and test."""
+    variants: Literal["natural", "half", "rare"] | None = None
+    """With "phantom": spines looked for their levels (T13, L6, T12 absent), about as often as in VerSe
+    ("natural"), in half of them, or in all ("rare"), half of the scans with an end of the spine in view. They
+    are named sub-<variants><seed>x<number>, so that they may lie beside others. By default spines come as
+    they are drawn, and are named like those of VerSe."""
     ct: Path | None = None
     """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which
     serves for images drawn from it."""
@@ -118,7 +127,7 @@ class HeatmapPreparationSettings(CheckedSettings):
     data_dir: Path = Path("data")
     """Folder with the data set in VerSe layout."""
     work_dir: Path = Path("work")
-    """Folder that receives `heatmap/training` and `heatmap/validation`."""
+    """Folder that receives `heatmap/<spacing>/training` and `heatmap/<spacing>/validation`."""
     preset: Preset = "full"
     """Set of defaults that the other options start from."""
     spacing_mm: float = bounded(1.0, _SPACING)
@@ -126,7 +135,8 @@ class HeatmapPreparationSettings(CheckedSettings):
     heatmap_shape: tuple[int, int, int] = bounded((64, 64, 128), several(multiple_of(2), count=3))
     """Shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
     label_maps: bool = False
-    """Prepare masks too, for images drawn from them, and training cases that have a mask but no CT."""
+    """Prepare masks too, for images drawn from them, and training cases that have a mask but no CT. A folder
+    that has label maps keeps them: they serve trainings that need none as well."""
     workers: int = bounded(0, FROM_0)
     """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
     scheduler: str | None = None
@@ -146,7 +156,7 @@ class SegmentationPreparationSettings(CheckedSettings):
     data_dir: Path = Path("data")
     """Folder with the data set in VerSe layout."""
     work_dir: Path = Path("work")
-    """Folder that receives `segmentation/training` and `segmentation/validation`."""
+    """Folder that receives `segmentation/<spacing>/training` and `segmentation/<spacing>/validation`."""
     preset: Preset = "full"
     """Set of defaults that the other options start from."""
     spacing_mm: float = bounded(1.0, _SPACING)
@@ -155,7 +165,8 @@ class SegmentationPreparationSettings(CheckedSettings):
     """Part of the scan that is kept: up to this far from the centres of the vertebrae, in mm. 128 is half the
     edge of the crop that the published code makes around a vertebra; beyond it patches repeat the border."""
     label_maps: bool = False
-    """Prepare training cases too that have a mask but no CT, for images drawn from it."""
+    """Prepare training cases too that have a mask but no CT, for images drawn from it. A folder that has them
+    keeps them: they serve trainings that need none as well."""
     workers: int = bounded(0, FROM_0)
     """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
     scheduler: str | None = None
@@ -170,8 +181,10 @@ class SegmentationPreparationSettings(CheckedSettings):
 
 @dataclass(frozen=True)
 class RunSettings(CheckedSettings):
-    """How a training runs: devices, numbers, checkpoints. What all trainings share."""
+    """How a training runs: cases, devices, numbers, checkpoints. What all trainings share."""
 
+    exclude: tuple[str, ...] = ()
+    """Cases to leave out of training and validation: keys, or patterns such as "sub-real-*"."""
     accumulate: int = bounded(1, FROM_1)
     """Batches whose gradients are added up for one update: the effective batch is batch_size times this, in
     the memory of one batch."""
@@ -208,9 +221,13 @@ class HeatmapTrainingSettings(RunSettings):
     """Train the network that finds the spine as a heatmap over the whole volume."""
 
     work_dir: Path = Path("work")
-    """Folder with `heatmap/`; receives `models/heatmap`."""
+    """Folder with `heatmap/`; receives `models/<name>`."""
+    name: str = bounded("heatmap", _NAME)
+    """Name of the model's folder, so that several experiments may share a work folder."""
     preset: Preset = "full"
     """Set of defaults that the other options start from."""
+    spacing_mm: float = bounded(1.0, _SPACING)
+    """Spacing of the prepared data to train on, in mm."""
     start_from: Path | None = None
     """Directory of a trained network of the same filters, whose weights the training begins with, such as
     work/models/heatmap, to adapt it to data of your own; by default they are drawn from the seed."""
@@ -258,9 +275,13 @@ class SegmentationTrainingSettings(RunSettings):
     """Train the iterative 3D U-Net that segments the first vertebra its memory does not hold yet."""
 
     work_dir: Path = Path("work")
-    """Folder with `segmentation/`; receives `models/segmentation`."""
+    """Folder with `segmentation/`; receives `models/<name>`."""
+    name: str = bounded("segmentation", _NAME)
+    """Name of the model's folder, so that several experiments may share a work folder."""
     preset: Preset = "full"
     """Set of defaults that the other options start from."""
+    spacing_mm: float = bounded(1.0, _SPACING)
+    """Spacing of the prepared data to train on, in mm."""
     start_from: Path | None = None
     """Directory of a trained network of the same filters, whose weights the training begins with, such as
     work/models/segmentation, to adapt it to data of your own; by default they are drawn from the seed."""
@@ -318,9 +339,19 @@ class LabellingTrainingSettings(RunSettings):
     """Train the network that tells the level of one segmented vertebra, and whether the scan cuts it."""
 
     work_dir: Path = Path("work")
-    """Folder with `segmentation/`; receives `models/labelling`."""
+    """Folder with `segmentation/`; receives `models/<name>`."""
+    name: str = bounded("labelling", _NAME)
+    """Name of the model's folder, so that several experiments may share a work folder."""
     preset: Preset = "full"
     """Set of defaults that the other options start from."""
+    spacing_mm: float = bounded(1.0, _SPACING)
+    """Spacing of the prepared data to train on, in mm."""
+    segmentation: Path | None = None
+    """Directory of the segmentation network whose masks the confidence is fitted on; by default
+    work_dir/models/segmentation. Without it and the heatmap network reference masks serve."""
+    heatmap: Path | None = None
+    """Directory of the heatmap network that goes with it; by default the one beside it, or
+    work_dir/models/heatmap."""
     filters: tuple[int, ...] = bounded((16, 32, 64, 96), _FILTERS)
     """Filters a level of the classifier; each level halves the resolution."""
     patch_voxels: tuple[int, int, int] = bounded((40, 44, 72), several(FROM_1, count=3))
@@ -362,11 +393,14 @@ class DistillationSettings(RunSettings):
     """
 
     work_dir: Path = Path("work")
-    """Folder with `segmentation/` and `models/segmentation`; receives `models/student`."""
+    """Folder with `segmentation/` and `models/segmentation`; receives `models/<name>`."""
+    name: str = bounded("student", _NAME)
+    """Name of the folder of the best student; the others' is `models/<name>_runs`."""
     preset: Preset = "full"
     """Set of defaults that the other options start from; that of the teacher."""
-    teacher: Path | None = None
-    """Directory of the teacher; by default work_dir/models/segmentation."""
+    segmentation: Annotated[Path | None, tyro.conf.arg(aliases=["--teacher"])] = None
+    """Directory of the teacher; by default work_dir/models/segmentation. What its training left out is left
+    out for the students too."""
     filters: tuple[int, ...] = bounded((8, 16, 32, 64), _FILTERS)
     """Filters a level of the student, from full resolution down."""
     methods: tuple[Literal["soft", "logits"], ...] = bounded(("soft", "logits"), _METHODS)
@@ -404,9 +438,9 @@ class InferenceSettings(CheckedSettings):
     """Also write the mask for 3D Slicer (seg.nrrd) or its labels for ITK-SNAP (itksnap); NIfTI always."""
     report: bool = False
     """Also write output/report.html: every scan of the folder with its picture, numbers and warnings."""
-    model: Path | None = None
+    segmentation: Annotated[Path | None, tyro.conf.arg(aliases=["--model"])] = None
     """Directory of the segmentation network; by default work_dir/models/segmentation, else that shipped."""
-    heatmap_model: Path | None = None
+    heatmap: Annotated[Path | None, tyro.conf.arg(aliases=["--heatmap-model"])] = None
     """Directory of the heatmap network; by default the one beside the segmentation network, or
     work_dir/models/heatmap."""
     labelling_model: Path | None = None

@@ -138,12 +138,22 @@ def test_students_have_the_teachers_settings_but_their_own_size(tmp_path):
     own = settings_of(tmp_path, seed=9, epochs=None, accumulate=2)
     student = distillation.student_settings(found, own)
     expected = dataclasses.replace(
-        of_teacher, work_dir=tmp_path, filters=(2, 2, 2, 2), seed=9, accumulate=2, tensorboard=False
+        of_teacher,
+        work_dir=tmp_path,
+        name="student",
+        filters=(2, 2, 2, 2),
+        seed=9,
+        accumulate=2,
+        tensorboard=False,
     )
     assert student == expected
     assert distillation.student_settings(found, settings_of(tmp_path, epochs=4)).epochs == 4
     with pytest.raises(ValueError, match=r"settings.json: patch_voxels: expected a positive multiple of 32"):
         distillation.student_settings(found, settings_of(tmp_path, filters=(2,) * 6))
+    # What the teacher left out its students leave out too.
+    found["exclude"] = ["sub-a", "sub-v*"]
+    left_out = distillation.student_settings(found, settings_of(tmp_path, exclude=("sub-b", "sub-a"))).exclude
+    assert left_out == ("sub-a", "sub-v*", "sub-b")
     del found["shift_mm"]
     with pytest.raises(ValueError, match=r"settings.json: expected .* found none of shift_mm"):
         distillation.student_settings(found, own)
@@ -210,7 +220,7 @@ def test_a_second_run_leaves_everything_as_it_is(work_dir, capsys):
 
 def test_a_run_broken_off_goes_on_with_the_student_it_was_at(work_dir, tmp_path, monkeypatch):
     examples.write_segmentation_stage(tmp_path)
-    teacher = settings_of(tmp_path, teacher=work_dir / "models" / "segmentation")
+    teacher = settings_of(tmp_path, segmentation=work_dir / "models" / "segmentation")
     make = distillation._make_trainer
 
     def break_at_logits(variant, *arguments):
@@ -260,4 +270,5 @@ def test_a_teacher_for_another_spacing_is_refused(work_dir, tmp_path, capsys):
     path = copy / "models" / "segmentation" / "settings.json"
     path.write_text(path.read_text().replace('"spacing_mm": 2.0', '"spacing_mm": 1.0'))
     assert comparison.compare_students(settings_of(copy)) == 1
-    assert "found one for 1.0 mm" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{copy / 'segmentation' / '1mm'}: expected prepared data, found none" in said

@@ -177,6 +177,7 @@ def test_a_path_without_a_data_set_ends_with_status_1_and_names_it(tmp_path, kin
         ({"source": "pairs", "ct": Path("a.nii.gz")}, "both --ct and --mask"),
         ({"source": "phantom", "ct": Path("a.nii.gz")}, "with --source pairs only"),
         ({"source": "osf", "phantoms": (1, 1, 0)}, "--phantoms: expected with --source phantom only"),
+        ({"source": "osf", "variants": "half"}, "--variants: expected with --source phantom only"),
         ({"source": "zip"}, "--source zip: expected --zip-url"),
         ({"source": "zip", "zip_url": "lab/verse"}, "--zip-url: expected an address such as"),
         ({"source": "osf", "zip_url": "http://lab/verse"}, "--zip-url: expected with --source zip only"),
@@ -212,14 +213,16 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path, capsys):
 def test_phantoms_are_asked_for_as_set(tmp_path, monkeypatch):
     calls = []
 
-    def write(data_dir, counts, *, seed, workers):
-        calls.append((counts, seed, workers))
+    def write(data_dir, counts, *, seed, variants, workers):
+        calls.append((counts, seed, variants, workers))
         put_tree(data_dir, CASE)
 
     monkeypatch.setattr(phantom_files, "write_phantom_data_set", write)
-    asked = settings(tmp_path, "phantom", phantoms=(1, 0, 2), seed=7, workers=3)
-    assert get_data(asked, sources={"phantom": phantom_files.write_phantoms}) == 0
-    assert calls == [((1, 0, 2), 7, 3)]
+    asked = {"phantoms": (1, 0, 2), "seed": 7, "workers": 3}
+    for more in ({}, {"variants": "rare"}):
+        sources = {"phantom": phantom_files.write_phantoms}
+        assert get_data(settings(tmp_path, "phantom", **asked, **more), sources=sources) == 0
+    assert calls == [((1, 0, 2), 7, None, 3), ((1, 0, 2), 7, "rare", 3)]
 
 
 def test_a_further_source_is_one_more_entry(tmp_path):

@@ -246,7 +246,9 @@ def test_nothing_prepared_ends_with_status_1(tmp_path, capsys, stage):
     train, settings, _ = STAGES[stage]
     assert train(settings(tmp_path)) == 1
     said = capsys.readouterr().err
-    assert str(tmp_path / stage / "settings.json") in said and said.count("\n") == 1
+    folder = tmp_path / stage / "2mm"
+    command = f"python pre_processing_{stage}.py --work-dir {tmp_path} --preset small"
+    assert said == f"error: {folder}: expected prepared data, found none; run `{command}`.\n"
     assert not (tmp_path / "models").exists()
 
 
@@ -256,18 +258,19 @@ def test_no_training_case_ends_with_status_1(tmp_path, capsys, stage):
     shutil.rmtree(write(tmp_path) / "training")
     assert train(settings(tmp_path)) == 1
     said = capsys.readouterr().err
-    assert f"{tmp_path / stage / 'training'}: expected prepared cases" in said and "pre-processing" in said
+    folder = tmp_path / stage / "2mm" / "training"
+    assert f"{folder}: expected prepared cases" in said and "pre-processing" in said
     assert not (tmp_path / "models").exists()
 
 
 @each_stage
-def test_data_of_another_preset_are_refused(tmp_path, capsys, stage):
+def test_data_of_another_spacing_are_not_trained_on(tmp_path, capsys, stage):
     train, settings, write = STAGES[stage]
-    write(tmp_path, preset="full")
-    assert train(settings(tmp_path)) == 1
+    write(tmp_path)
+    assert train(settings(tmp_path, spacing_mm=1.5)) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / stage}: expected data prepared with --preset small, found")
-    assert "'full'" in said and not (tmp_path / "models").exists()
+    assert said.startswith(f"error: {tmp_path / stage / '1.5mm'}: expected prepared data, found none; run")
+    assert said.endswith(" --preset small --spacing-mm 1.5`.\n") and not (tmp_path / "models").exists()
 
 
 @each_stage

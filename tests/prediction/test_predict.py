@@ -567,7 +567,7 @@ def test_loaded_networks_give_what_the_trained_ones_give(tmp_path):
 
 
 def test_networks_of_two_presets_are_refused(models):
-    settings = InferenceSettings(work_dir=models, heatmap_model=models / "other" / "heatmap")
+    settings = InferenceSettings(work_dir=models, heatmap=models / "other" / "heatmap")
     with pytest.raises(ValueError, match="a model of another preset") as error:
         load_networks(settings)
     assert str(models / "other" / "heatmap") in str(error.value)
@@ -576,12 +576,12 @@ def test_networks_of_two_presets_are_refused(models):
 
 def test_a_network_of_another_kind_is_refused(models):
     with pytest.raises(ValueError, match="expected a segmentation network"):
-        load_networks(InferenceSettings(work_dir=models, model=models / "models" / "heatmap"))
+        load_networks(InferenceSettings(work_dir=models, segmentation=models / "models" / "heatmap"))
 
 
 def test_a_network_without_spacing_is_refused(models):
     with pytest.raises(ValueError, match="spacing_mm"):
-        load_networks(InferenceSettings(work_dir=models, model=models / "unnamed"))
+        load_networks(InferenceSettings(work_dir=models, segmentation=models / "unnamed"))
 
 
 def test_missing_networks_name_the_command_that_trains_them(tmp_path, monkeypatch, capsys):
@@ -606,7 +606,7 @@ def test_where_networks_are_looked_for(tmp_path, monkeypatch):
     assert networks.model_directories(settings) == (starter / "segmentation", starter / "heatmap")
     touch(work, "models/segmentation/best.keras")
     assert networks.model_directories(settings) == (work / "models/segmentation", work / "models/heatmap")
-    named = InferenceSettings(work_dir=work, model=tmp_path / "mine")
+    named = InferenceSettings(work_dir=work, segmentation=tmp_path / "mine")
     assert networks.model_directories(named) == (tmp_path / "mine", work / "models/heatmap")
 
 
@@ -617,7 +617,7 @@ def test_the_shipped_labelling_network_goes_with_the_shipped_segmentation_networ
     assert networks.labelling_directory(settings) is None and not networks.uses_starter(settings)
     touch(starter, *(f"{name}/best.keras" for name in ("segmentation", "heatmap", "labelling")))
     assert networks.labelling_directory(settings) == starter / "labelling" and networks.uses_starter(settings)
-    named = dataclasses.replace(settings, model=tmp_path / "mine")
+    named = dataclasses.replace(settings, segmentation=tmp_path / "mine")
     assert networks.labelling_directory(named) is None and not networks.uses_starter(named)
     touch(work, "models/segmentation/best.keras", "models/heatmap/best.keras")
     assert networks.labelling_directory(settings) is None and not networks.uses_starter(settings)

@@ -91,6 +91,8 @@ def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
         return f"--key: expected with --source pairs only, received --source {settings.source}."
     if settings.source != "phantom" and settings.phantoms != DataSettings.phantoms:
         return f"--phantoms: expected with --source phantom only, received --source {settings.source}."
+    if settings.source != "phantom" and settings.variants:
+        return f"--variants: expected with --source phantom only, received --source {settings.source}."
     return _wrong_download(settings)
 
 

@@ -76,7 +76,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
     Parameters
     ----------
     settings : InferenceSettings
-        `model` and `heatmap_model` name their directories. By default the segmentation network is that
+        `segmentation` and `heatmap` name their directories. By default the segmentation network is that
         of the work folder, else the one shipped with the code; the heatmap network is the one beside
         it, else that of the work folder.
 
@@ -125,15 +125,15 @@ def load_networks(settings: InferenceSettings) -> Networks:
 def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
     """Give the directories of the segmentation and of the heatmap network (see `load_networks`)."""
     models = settings.work_dir / "models"
-    segmentation = settings.model or _expected_model(
+    segmentation = settings.segmentation or _expected_model(
         (models / "segmentation", STARTER_DIR / "segmentation"),
         f"python train_segmentation.py --work-dir {settings.work_dir}",
-        "--model",
+        "--segmentation",
     )
-    heatmap = settings.heatmap_model or _expected_model(
+    heatmap = settings.heatmap or _expected_model(
         (segmentation.parent / "heatmap", models / "heatmap"),
         f"python train_heatmap.py --work-dir {settings.work_dir}",
-        "--heatmap-model",
+        "--heatmap",
     )
     return segmentation, heatmap
 
@@ -146,7 +146,8 @@ def labelling_directory(settings: InferenceSettings) -> Path | None:
     """
     if settings.labelling_model is not None:
         return settings.labelling_model
-    beside = [] if settings.model is None else [settings.model.absolute().parent / "labelling"]
+    named = settings.segmentation
+    beside = [] if named is None else [named.absolute().parent / "labelling"]
     shipped = [STARTER_DIR / "labelling"] if uses_starter(settings) else []
     return _first_with_model((*beside, settings.work_dir / "models" / "labelling", *shipped))
 
@@ -154,7 +155,7 @@ def labelling_directory(settings: InferenceSettings) -> Path | None:
 def uses_starter(settings: InferenceSettings) -> bool:
     """Whether the segmentation network is the one shipped with the code, as the user has none."""
     places = (settings.work_dir / "models" / "segmentation", STARTER_DIR / "segmentation")
-    return settings.model is None and _first_with_model(places) == places[1]
+    return settings.segmentation is None and _first_with_model(places) == places[1]
 
 
 def _first_with_model(places: Sequence[Path]) -> Path | None:

@@ -126,7 +126,7 @@ def infer(settings: InferenceSettings) -> int:
 
 def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
     """The workers of a cluster may stand in other folders."""
-    names = ("work_dir", "output", "model", "heatmap_model", "labelling_model")
+    names = ("work_dir", "output", "segmentation", "heatmap", "labelling_model")
     places = {name: getattr(settings, name) for name in names}
     absolute = {name: place.absolute() for name, place in places.items() if place is not None}
     inputs = tuple(path.absolute() for path in settings.inputs)

@@ -22,7 +22,7 @@ from utils.settings import InferenceSettings, settings_as_json
 
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
-    *("inputs", "output", "work_dir", "model", "heatmap_model", "labelling_model", "relabel"),
+    *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling_model", "relabel"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
 )
 #: Counted up when predictions change their meaning, so that older ones are made again.

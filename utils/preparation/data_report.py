@@ -37,7 +37,7 @@ from utils.preparation.case_check import (
 )
 from utils.preparation.report_figures import DIRECTIONS, geometry_figure, levels_figure, splits_of
 from utils.settings import DataSettings
-from utils.synthetic.phantom.write import PHANTOM_RECORD
+from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.tables import markdown_table
 from utils.verse.cases import (
     RELEASED_PATIENTS,
