@@ -1,7 +1,7 @@
 """Train the network that tells the level of one segmented vertebra, and fit how far its votes are trusted.
 
 Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
-Writes  work/models/labelling       best.weights.h5, last.weights.h5, history.csv, curves.png, and settings.json,
+Writes  work/models/labelling       best.weights.h5, last.weights.h5, history.csv, curves.png, settings.json,
         which also holds the temperature fitted on the validation scans
 
     python train_labelling.py --work-dir work --preset small
