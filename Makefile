@@ -4,7 +4,8 @@
 #   make train-small  the same with more phantoms and a longer training, and anatomical labels
 #   make starter      the recipe of the starter weights: about four hours, see below
 #   make test         the tests        make lint       style
-#   make test-oldest  what is shipped, under the lowest versions of the requirements
+#   make test-oldest  what is shipped, under the lowest versions of the requirements: about six minutes
+#   make docs-check   the examples of the documentation: about three minutes
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
 
@@ -22,7 +23,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small starter test test-oldest lint benchmark clean distclean
+.PHONY: demo train-small starter test test-oldest lint docs-check benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -156,7 +157,7 @@ starter: .venv/installed
 	set +x
 	for network in heatmap labelling; do
 		mkdir -p $(STARTER)/shipped/$$network
-		cp $(STARTER_WORK)/models/$$network/{best.keras,settings.json} $(STARTER)/shipped/$$network
+		cp $(STARTER_WORK)/models/$$network/{best.weights.h5,settings.json} $(STARTER)/shipped/$$network
 	done
 	$(RUN) -m utils.learning.averaging $(TURNED_WORK)/models/segmentation $(STARTER_WORK)/models/segmentation \
 		--shares $(SHARES) --output $(STARTER)/shipped/segmentation
@@ -179,6 +180,10 @@ lint: .venv/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# Examples of the documentation, each in a copy of the project.
+docs-check: .venv/installed-dev
+	$(RUN) -m tests.run_docs
+
 .venv/installed-bench: .venv/installed-dev requirements-bench.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	touch $@
@@ -191,7 +196,7 @@ benchmark: .venv/installed-bench
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv train-small starter starter-*
+	rm -rf .venv .venv-oldest train-small starter starter-*

@@ -1,7 +1,8 @@
 """Train the iterative 3D U-Net that segments the first vertebra which its memory does not hold yet.
 
 Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
-Writes  work/models/segmentation    best.keras, last.keras, history.csv, curves.png, settings.json
+Writes  work/models/segmentation    best.weights.h5, last.weights.h5, settings.json,
+                                    history.csv, curves.png
 
     python train_segmentation.py --work-dir work --preset small
 
@@ -10,7 +11,8 @@ About ten minutes on two CPU cores with the preset small. A killed run goes on w
 
 import sys
 
-from utils.settings import SegmentationTrainingSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import SegmentationTrainingSettings
 
 
 def main(settings: SegmentationTrainingSettings) -> int:

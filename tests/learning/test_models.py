@@ -11,11 +11,11 @@ import pytest
 from utils.learning import models
 from utils.learning.labelling import build_labelling_network
 from utils.learning.model_files import find_model_file, has_model
+from utils.presets import preset_settings
 from utils.settings import (
     HeatmapTrainingSettings,
     LabellingTrainingSettings,
     SegmentationTrainingSettings,
-    preset_settings,
     save_settings,
 )
 

@@ -29,7 +29,8 @@ from utils.prediction.calibration import (
 )
 from utils.prediction.levels import Levels, doubt_about, load_levels, relabel_case
 from utils.prediction.predict import infer
-from utils.settings import LabellingTrainingSettings, load_settings, preset_settings
+from utils.presets import preset_settings
+from utils.settings import LabellingTrainingSettings, load_settings
 from utils.verse.labels import LEVEL_NAMES, code_of_name
 
 T10 = LEVEL_NAMES.index("T10") + 1
@@ -305,15 +306,16 @@ def test_predicted_vertebrae_get_the_codes_of_the_reference_that_they_lie_in():
 
 
 def test_networks_of_a_work_folder_are_used_when_both_are_there(tmp_path, monkeypatch):
-    assert trained_networks(tmp_path) is None
+    settings = LabellingTrainingSettings(work_dir=tmp_path)
+    assert trained_networks(settings) is None
     for name in ("segmentation", "heatmap"):
         directory = tmp_path / "models" / name
         directory.mkdir(parents=True)
         (directory / "best.weights.h5").touch()
         if name == "segmentation":
-            assert trained_networks(tmp_path) is None
+            assert trained_networks(settings) is None
     monkeypatch.setattr(calibration, "load_networks", lambda settings: FakeNetworks().networks())
-    found = trained_networks(tmp_path)(column_ct())
+    found = trained_networks(settings)(column_ct())
     np.testing.assert_array_equal(found.data, column().data)  # numbered from the top down, as its ranks are
 
 

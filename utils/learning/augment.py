@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import ndtri
 
-from utils.settings import HU_RANGE, AugmentationSettings
+from utils.augmentation_settings import AugmentationRanges
+from utils.imaging.intensities import HIGHEST_HU, HU_GAIN, LOWEST, LOWEST_HU
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Augmentation:
         Normalised intensities become gain * intensity + offset.
     noise_sigma : float
         Standard deviation of the noise in normalised intensities; 0 for none.
-    blur_sigma_mm : float
-        Standard deviation of the blur in mm; 0 for none.
+    blur_sigma : float
+        Standard deviation of the blur in the unit of the settings (mm, or voxels of the heatmap grid); 0 for
+        none.
     noise_seed : np.ndarray of int32, (2,)
         Seed of the noise field, which is drawn on the device.
     """
@@ -46,7 +48,7 @@ class Augmentation:
     gain: float
     offset: float
     noise_sigma: float
-    blur_sigma_mm: float
+    blur_sigma: float
     noise_seed: np.ndarray
 
     @cached_property
@@ -65,19 +67,19 @@ NO_AUGMENTATION = Augmentation(
     gain=1.0,
     offset=0.0,
     noise_sigma=0.0,
-    blur_sigma_mm=0.0,
+    blur_sigma=0.0,
     noise_seed=np.zeros(2, np.int32),
 )
 
 
-def draw_augmentation(generator: np.random.Generator, settings: AugmentationSettings) -> Augmentation:
+def draw_augmentation(generator: np.random.Generator, settings: AugmentationRanges) -> Augmentation:
     """Draw the random numbers of one example (Serrador et al. 2024, section on augmentation).
 
     Parameters
     ----------
     generator : np.random.Generator
         Source of randomness, made from (seed, epoch, position).
-    settings : AugmentationSettings
+    settings : AugmentationRanges
         Ranges and probabilities.
 
     Returns
@@ -91,9 +93,9 @@ def draw_augmentation(generator: np.random.Generator, settings: AugmentationSett
     zoom = np.array([generator.uniform(*limits) for limits in ranges])
     degrees = generator.uniform(-settings.rotation_degrees, settings.rotation_degrees, 3)
     noise = generator.uniform(*settings.noise_sigma) * (generator.random() < settings.noise_probability)
-    blur_mm = generator.uniform(*settings.blur_sigma_mm) * (generator.random() < settings.blur_probability)
+    blur_sigma = generator.uniform(*settings.blur_sigma) * (generator.random() < settings.blur_probability)
     seed = generator.integers(0, 2**31 - 1, 2).astype(np.int32)
-    return Augmentation(flip, zoom, degrees, gain, offset, noise, blur_mm, seed)
+    return Augmentation(flip, zoom, degrees, gain, offset, noise, blur_sigma, seed)
 
 
 def output_to_source(flip: bool, zoom: np.ndarray, degrees: np.ndarray) -> np.ndarray:
@@ -213,7 +215,7 @@ def sample_ct(block: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Ten
 
     Clipping comes before interpolation, on the small integers; the linear map may come after it.
     """
-    low, high = (tf.constant(limit, block.dtype) for limit in HU_RANGE)
+    low, high = (tf.constant(limit, block.dtype) for limit in (LOWEST_HU, HIGHEST_HU))
     return normalised(sample_linear(tf.clip_by_value(block, low, high), coordinates, last))
 
 
@@ -224,11 +226,37 @@ def is_inside(coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
     return checks[0] & checks[1] & checks[2]
 
 
+def moved_ct(
+    block: tf.Tensor,
+    coordinates: tuple[tf.Tensor, ...],
+    last: tf.Tensor,
+    drawn: dict[str, tf.Tensor],
+    outside: str,
+) -> tf.Tensor:
+    """Sample a CT as `sample_ct` does, and give it its gain and offset.
+
+    Parameters
+    ----------
+    block, coordinates, last
+        As for `sample_linear`.
+    drawn : dict of str to tf.Tensor
+        "gain" and "offset", scalars.
+    outside : str
+        What lies beyond the volume: "air", which has no gain or offset, or "edge", the nearest voxel.
+
+    Returns
+    -------
+    tf.Tensor of float32
+        Normalised intensities, not clipped.
+    """
+    image = drawn["gain"] * sample_ct(block, coordinates, last) + drawn["offset"]
+    return tf.where(is_inside(coordinates, last), image, LOWEST) if outside == "air" else image
+
+
 def normalised(ct_hu: tf.Tensor) -> tf.Tensor:
-    """Clip Hounsfield units to `HU_RANGE` and map them linearly to [-1, 1], in float32."""
-    low, high = HU_RANGE
-    clipped = tf.clip_by_value(tf.cast(ct_hu, tf.float32), float(low), float(high))
-    return (clipped - low) * (2.0 / (high - low)) - 1.0
+    """Clip Hounsfield units and map them linearly to [-1, 1], in float32, as `normalise_hu` does."""
+    clipped = tf.clip_by_value(tf.cast(ct_hu, tf.float32), float(LOWEST_HU), float(HIGHEST_HU))
+    return (clipped - LOWEST_HU) * HU_GAIN + LOWEST
 
 
 @tf.function(jit_compile=True)
@@ -322,9 +350,12 @@ def shifted_pairs(volume: tf.Tensor, axis: int, radius: int) -> list:
     return [part(0), *((part(-shift), part(shift)) for shift in range(1, radius + 1))]
 
 
-def blur_radius(settings: AugmentationSettings, spacing_mm: float) -> int:
-    """Give the kernel's half width in voxels that holds three standard deviations of the widest blur."""
-    return max(1, int(np.ceil(3.0 * settings.blur_sigma_mm[1] / spacing_mm)))
+def blur_radius(settings: AugmentationRanges, spacing: float) -> int:
+    """Give the kernel's half width in voxels: three standard deviations of the widest blur.
+
+    The spacing of the voxels is in the unit of the blur.
+    """
+    return max(1, int(np.ceil(3.0 * settings.blur_sigma[1] / spacing)))
 
 
 def stacked_examples(

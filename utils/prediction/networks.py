@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class Networks:
         Spacing of the working grid.
     preset : str
         Preset of the segmentation network.
+    outside : str
+        What the segmentation network was shown beyond the scan, "air" or "edge".
     origin : dict
         What tells the networks from others; a case that was made with others is made again.
     """
@@ -57,13 +59,14 @@ class Networks:
     spacing_mm: float
     preset: str
     origin: dict[str, Any]
+    outside: Literal["air", "edge"] = "edge"
 
     @property
     def walk(self) -> dict[str, Any]:
         """What the networks fix of a walk; `paper` walks as published and ends at an absolute heat."""
         is_published = self.preset == "paper"
         end_rule = "absolute" if is_published else "relative"
-        fixed = {"patch_voxels": self.patch_voxels, "spacing_mm": self.spacing_mm}
+        fixed = {name: getattr(self, name) for name in ("patch_voxels", "spacing_mm", "outside")}
         return {**fixed, "end_rule": end_rule, "robust": not is_published}
 
 
@@ -73,7 +76,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
     Parameters
     ----------
     settings : InferenceSettings
-        `model` and `heatmap_model` name their directories. By default the segmentation network is that
+        `segmentation` and `heatmap` name their directories. By default the segmentation network is that
         of the work folder, else the one shipped with the code; the heatmap network is the one beside
         it, else that of the work folder.
 
@@ -115,21 +118,22 @@ def load_networks(settings: InferenceSettings) -> Networks:
             "segmentation": identity_of_model(segmentation_dir),
             "heatmap": identity_of_model(heatmap_dir),
         },
+        outside=_outside(segmentation_dir, trained),
     )
 
 
 def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
     """Give the directories of the segmentation and of the heatmap network (see `load_networks`)."""
     models = settings.work_dir / "models"
-    segmentation = settings.model or _expected_model(
+    segmentation = settings.segmentation or _expected_model(
         (models / "segmentation", STARTER_DIR / "segmentation"),
         f"python train_segmentation.py --work-dir {settings.work_dir}",
-        "--model",
+        "--segmentation",
     )
-    heatmap = settings.heatmap_model or _expected_model(
+    heatmap = settings.heatmap or _expected_model(
         (segmentation.parent / "heatmap", models / "heatmap"),
         f"python train_heatmap.py --work-dir {settings.work_dir}",
-        "--heatmap-model",
+        "--heatmap",
     )
     return segmentation, heatmap
 
@@ -142,7 +146,8 @@ def labelling_directory(settings: InferenceSettings) -> Path | None:
     """
     if settings.labelling_model is not None:
         return settings.labelling_model
-    beside = [] if settings.model is None else [settings.model.absolute().parent / "labelling"]
+    named = settings.segmentation
+    beside = [] if named is None else [named.absolute().parent / "labelling"]
     shipped = [STARTER_DIR / "labelling"] if uses_starter(settings) else []
     return _first_with_model((*beside, settings.work_dir / "models" / "labelling", *shipped))
 
@@ -150,7 +155,7 @@ def labelling_directory(settings: InferenceSettings) -> Path | None:
 def uses_starter(settings: InferenceSettings) -> bool:
     """Whether the segmentation network is the one shipped with the code, as the user has none."""
     places = (settings.work_dir / "models" / "segmentation", STARTER_DIR / "segmentation")
-    return settings.model is None and _first_with_model(places) == places[1]
+    return settings.segmentation is None and _first_with_model(places) == places[1]
 
 
 def _first_with_model(places: Sequence[Path]) -> Path | None:
@@ -186,6 +191,16 @@ def _spacing(directory: Path, trained: dict[str, Any]) -> float:
             f"{directory / 'settings.json'}: expected the spacing_mm of the training, "
             f"found {trained.get('spacing_mm')!r}."
         ) from None
+
+
+def _outside(directory: Path, trained: dict[str, Any]) -> Literal["air", "edge"]:
+    """What the network was shown beyond the scan; one saved before this was a setting, the edge."""
+    found = trained.get("outside", "edge")
+    if found not in ("air", "edge"):
+        raise ValueError(
+            f'{directory / "settings.json"}: expected outside to be "air" or "edge", found {found!r}.'
+        )
+    return found
 
 
 def _heat_function(model: keras.Model) -> PredictHeat:
