@@ -36,7 +36,7 @@ def folder(tmp_path):
     for work, network in (("starter", "heatmap"), ("levels", "labelling")):
         trained = tmp_path / work / "work" / "models" / network
         trained.mkdir(parents=True)
-        for name in ("best.keras", "last.keras", "settings.json"):
+        for name in ("best.weights.h5", "last.weights.h5", "settings.json"):
             (trained / name).write_text(f"{network} {name}")
     return tmp_path
 
@@ -95,7 +95,7 @@ def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
     assert [path.read_text() for path in files] == [
         f"{network} {name}"
         for network in ("heatmap", "labelling")
-        for name in ("best.keras", "settings.json")
+        for name in ("best.weights.h5", "settings.json")
     ]
     (averaging,) = [line for line in lines if "utils.learning.averaging" in line]
     averaged = (turned / "models", folder / "starter" / "work" / "models")
