@@ -178,8 +178,8 @@ def test_the_steps_of_the_walk_are_written_where_asked(tmp_path, fake):
     assert infer(settings_for(scan, output=tmp_path / "plain")) == 0
     assert not list((tmp_path / "plain").rglob("*.jsonl"))
     fake.patches = 0
-    assert infer(settings_for(scan, output=tmp_path / "told", trace=True)) == 0
-    (path,) = (tmp_path / "told").rglob("sub-a_trace.jsonl")
+    assert infer(settings_for(scan, output=tmp_path / "traced", trace=True)) == 0
+    (path,) = (tmp_path / "traced").rglob("sub-a_trace.jsonl")
     steps = [json.loads(line) for line in path.read_text().splitlines()]
     assert sum(step["words"] == "accepted" for step in steps) == 6
     assert max(step["call"] or 0 for step in steps) == fake.patches
@@ -373,11 +373,11 @@ def read_names(monkeypatch) -> list[str]:
     """Names of the scans that are read, in this order."""
     names, read = [], predict.read_scan
 
-    def listed(path, series=()):
+    def read_and_note(path, series=()):
         names.append(path.name)
         return read(path, series)
 
-    monkeypatch.setattr(predict, "read_scan", listed)
+    monkeypatch.setattr(predict, "read_scan", read_and_note)
     return names
 
 
