@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.imaging.centroids import read_centroids
+from utils.imaging.crops import box_between
 from utils.imaging.intensities import whole_hu
 from utils.imaging.nifti import StoredVolume, open_memory_map, stored_volume
 from utils.imaging.volume import Grid, Volume
@@ -305,7 +306,7 @@ def _vertebra_of_row(row: dict[str, str]) -> PreparedVertebra:
 
 
 def _target_of(data: SegmentationData, vertebra: PreparedVertebra) -> Target:
-    box = tuple(slice(begin, end) for begin, end in zip(vertebra.begin, vertebra.end))
+    box = box_between(vertebra.begin, vertebra.end)
     voxels = np.argwhere(data.scan(vertebra.case)[1].data[box] == vertebra.label) + vertebra.begin
     if not len(voxels):
         where = data.folder / f"{vertebra.case}_msk.nii"

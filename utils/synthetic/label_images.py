@@ -21,6 +21,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
+from utils.imaging.crops import box_between
 from utils.imaging.intensities import whole_hu
 from utils.synthetic.label_maps import DEPTH_UNIT_MM, LabelMap, codes_in_field, label_map_of, level_of
 from utils.synthetic.phantom.soft import AIR_HU, FAT_HU, GAS_HU, LUNG_HU, MUSCLE_HU
@@ -538,7 +539,7 @@ def _paint_bones(
 ) -> None:
     """Vertebrae and their unlabelled neighbours over what is there, by depth. `where` is begin and field."""
     begin, fine = where
-    box = tuple(slice(b, b + n) for b, n in zip(begin, hu.shape))
+    box = box_between(begin, begin + hu.shape)
     voxels = np.nonzero(labels.depth[box])
     depth = labels.depth[box][voxels].astype(np.float32) * np.float32(DEPTH_UNIT_MM)
     course, at = labels.course, voxels[2] + begin[2]
