@@ -12,12 +12,14 @@ Exit status 1 if a case had no readable prediction (it counts as missed), with -
 
 import sys
 
-from utils.evaluation.evaluation import evaluate
-from utils.settings import EvaluationSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import EvaluationSettings
 
 
 def main(settings: EvaluationSettings) -> int:
     """Evaluate and give the exit status."""
+    from utils.evaluation.evaluation import evaluate  # after the command line: pandas and figures load slowly
+
     return evaluate(settings)
 
 

@@ -15,18 +15,21 @@ or read (with --skip-bad 0), 2 for a wrong command line, 130 after Ctrl-C.
 
 import sys
 
-from utils.download.data_set import get_data
-from utils.preparation.own_cases import add_own_case
-from utils.settings import DataSettings, settings_from_command_line
-from utils.synthetic.phantom import write_phantoms
+from utils.command_line import settings_from_command_line
+from utils.settings import DataSettings
 
 
 def main(settings: DataSettings) -> int:
     """Put the data set on disk, or report on it, and give the exit status."""
+    # After the command line: NumPy loads slowly.
     if settings.report:
         from utils.preparation.data_report import report_data  # pandas and figures, which nothing else needs
 
         return report_data(settings)
+    from utils.download.data_set import get_data
+    from utils.preparation.own_cases import add_own_case
+    from utils.synthetic.phantom import write_phantoms
+
     return get_data(settings, sources={"pairs": add_own_case, "phantom": write_phantoms})
 
 

@@ -31,12 +31,14 @@ is predicted already. Takes some seconds to minutes a scan, by preset and device
 
 import sys
 
-from utils.prediction.predict import infer
-from utils.settings import InferenceSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import InferenceSettings
 
 
 def main(settings: InferenceSettings) -> int:
     """Run the inference; gives the exit status."""
+    from utils.prediction.predict import infer  # after the command line: what it needs loads slowly
+
     return infer(settings)
 
 

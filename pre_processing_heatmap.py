@@ -8,12 +8,14 @@ Time    about 2 s a case and core; a rerun prepares only what is missing.
 
 import sys
 
-from utils.preparation.prepare import prepare_heatmap
-from utils.settings import HeatmapPreparationSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import HeatmapPreparationSettings
 
 
 def main(settings: HeatmapPreparationSettings) -> int:
     """Prepare all cases and give the exit status."""
+    from utils.preparation.prepare import prepare_heatmap  # after the command line: NumPy loads slowly
+
     return prepare_heatmap(settings)
 
 

@@ -9,12 +9,14 @@ Time    about 3 s a case and core; a rerun prepares only what is missing.
 
 import sys
 
-from utils.preparation.prepare import prepare_segmentation
-from utils.settings import SegmentationPreparationSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import SegmentationPreparationSettings
 
 
 def main(settings: SegmentationPreparationSettings) -> int:
     """Prepare all cases and give the exit status."""
+    from utils.preparation.prepare import prepare_segmentation  # after the command line: NumPy loads slowly
+
     return prepare_segmentation(settings)
 
 

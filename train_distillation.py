@@ -14,7 +14,8 @@ About fifteen minutes on two CPU cores with the preset small. A killed run goes 
 
 import sys
 
-from utils.settings import DistillationSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import DistillationSettings
 
 
 def main(settings: DistillationSettings) -> int:

@@ -10,7 +10,8 @@ About three minutes on two CPU cores with the preset small. A killed run goes on
 
 import sys
 
-from utils.settings import HeatmapTrainingSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import HeatmapTrainingSettings
 
 
 def main(settings: HeatmapTrainingSettings) -> int:

@@ -11,7 +11,8 @@ About ten minutes on two CPU cores with the preset small. A killed run goes on w
 
 import sys
 
-from utils.settings import LabellingTrainingSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import LabellingTrainingSettings
 
 
 def main(settings: LabellingTrainingSettings) -> int:

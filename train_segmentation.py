@@ -10,7 +10,8 @@ About ten minutes on two CPU cores with the preset small. A killed run goes on w
 
 import sys
 
-from utils.settings import SegmentationTrainingSettings, settings_from_command_line
+from utils.command_line import settings_from_command_line
+from utils.settings import SegmentationTrainingSettings
 
 
 def main(settings: SegmentationTrainingSettings) -> int:

@@ -37,7 +37,8 @@ from scipy import ndimage  # noqa: E402
 
 from utils.imaging.intensities import LOWEST, normalise_hu  # noqa: E402
 from utils.learning import augment, datasets, heatmap, prepared_data  # noqa: E402
-from utils.settings import HeatmapTrainingSettings, preset_settings  # noqa: E402
+from utils.presets import preset_settings  # noqa: E402
+from utils.settings import HeatmapTrainingSettings  # noqa: E402
 
 SEEDS = range(7)
 SHAPE = (64, 64, 128)
@@ -91,8 +92,8 @@ def noisy_and_blurred(image: np.ndarray, drawn: augment.Augmentation) -> np.ndar
     if drawn.noise_sigma:
         generator = np.random.default_rng(drawn.noise_seed)
         image = image + drawn.noise_sigma * generator.standard_normal(image.shape, np.float32)
-    if drawn.blur_sigma_mm:
-        image = ndimage.gaussian_filter(image, drawn.blur_sigma_mm, mode="nearest")
+    if drawn.blur_sigma:
+        image = ndimage.gaussian_filter(image, drawn.blur_sigma, mode="nearest")
     return image
 
 

@@ -39,7 +39,8 @@ import tensorflow as tf  # noqa: E402
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
 from utils.learning import datasets, losses, models, prepared_data  # noqa: E402
 from utils.learning.vertebrae import block_length, segmentation_batch_builder  # noqa: E402
-from utils.settings import SegmentationTrainingSettings, preset_settings  # noqa: E402
+from utils.presets import preset_settings  # noqa: E402
+from utils.settings import SegmentationTrainingSettings  # noqa: E402
 from utils.synthetic.label_images import draw_appearance, label_image, label_scan  # noqa: E402
 from utils.synthetic.label_maps import label_map_of  # noqa: E402
 
@@ -138,7 +139,7 @@ def step_ms(folder: Path) -> float:
 
 def heatmap_image_ms(work: Path) -> float:
     """Time an image on the heatmap network's grid."""
-    cases, _ = prepared_data.read_heatmap_cases(work / "heatmap" / "training")
+    cases, _ = prepared_data.read_heatmap_cases(work / "heatmap" / "2mm" / "training")
     looks = [draw_appearance(np.random.default_rng(seed)) for seed in range(DRAWS + 1)]
     labels = cases[0].label_map()
     return median_ms(lambda seed: label_scan(labels, looks[seed]))
@@ -148,7 +149,8 @@ def main() -> int:
     """Print the table and the ratio."""
     with tempfile.TemporaryDirectory() as temporary:
         work = prepared_spines(Path(temporary))
-        data = prepared_data.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
+        folder = work / "segmentation" / "2mm" / "training"
+        data = prepared_data.read_segmentation_data(folder).without_bad_cases()[0]
         ours, plainly = image_ms(data)
         rows = {
             "image of a block, 64 voxels a side at most": ours,

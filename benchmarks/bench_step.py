@@ -40,7 +40,8 @@ import tensorflow as tf  # noqa: E402
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
 from utils.learning import datasets, losses, models, prepared_data, training  # noqa: E402
 from utils.learning.vertebrae import segmentation_batch_builder  # noqa: E402
-from utils.settings import SegmentationTrainingSettings, load_settings, preset_settings  # noqa: E402
+from utils.presets import preset_settings  # noqa: E402
+from utils.settings import SegmentationTrainingSettings, load_settings  # noqa: E402
 
 REPEATS = 3
 TEACHER, STUDENT = (16, 32, 64, 128), (8, 16, 32, 64)
@@ -57,7 +58,7 @@ def prepared_spines(folder: Path) -> Path:
     for script, *arguments in steps:
         command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return folder / "work" / "segmentation"
+    return folder / "work" / "segmentation" / "1mm"
 
 
 def null_model(settings: SegmentationTrainingSettings) -> keras.Model:

@@ -44,8 +44,9 @@ from utils.imaging.intensities import normalise_hu  # noqa: E402
 from utils.imaging.nifti import write_volume  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
 from utils.learning import augment, datasets, prepared_data, vertebrae  # noqa: E402
-from utils.preparation.prepare import VERTEBRA_COLUMNS, VERTEBRAE_FILE, prepared_table  # noqa: E402
-from utils.settings import SegmentationTrainingSettings, preset_settings  # noqa: E402
+from utils.preparation.working_case import VERTEBRA_COLUMNS, VERTEBRAE_FILE, prepared_table  # noqa: E402
+from utils.presets import preset_settings  # noqa: E402
+from utils.settings import SegmentationTrainingSettings  # noqa: E402
 
 SEEDS = range(5)
 SCAN_SHAPE, HOST_SHAPE, HOST_SCANS = (256, 256, 256), (300, 300, 400), 3
@@ -116,8 +117,8 @@ def image_with_scipy(ct: np.ndarray, drawn: Draw) -> np.ndarray:
     if drawn.noise_sigma:
         generator = np.random.default_rng(drawn.noise_seed)
         image += drawn.noise_sigma * generator.standard_normal(image.shape, np.float32)
-    if drawn.blur_sigma_mm:
-        image = ndimage.gaussian_filter(image, drawn.blur_sigma_mm, mode="nearest")
+    if drawn.blur_sigma:
+        image = ndimage.gaussian_filter(image, drawn.blur_sigma, mode="nearest")
     return cropped(np.clip(image, -1, 1))
 
 

@@ -5,7 +5,7 @@ filters from scratch and one for each way to learn from the teacher, all for the
 same examples. Seeds change weights, order and augmentation; the spines are the same.
 
 Reads   nothing: spines are generated
-Writes  FOLDER/data, and FOLDER/seed-<k> with the models and their tables
+Writes  FOLDER/data, and FOLDER/work with the models teacher-<seed> and student-<seed>, and their tables
 
     python benchmarks/trial_distillation.py FOLDER [OPTION ...]
 
@@ -35,16 +35,19 @@ def run(script: str, *arguments: object) -> None:
 
 def table_of_seed(folder: Path, seed: int, options: list[str]) -> pd.DataFrame:
     """Train teacher and students with a seed; give their table."""
-    work = ("--work-dir", folder / f"seed-{seed}", "--preset", "small")
-    run("pre_processing_segmentation.py", "--data-dir", folder / "data", *work)
-    run("train_segmentation.py", *work, "--epochs", EPOCHS, "--seed", seed)
-    run("train_distillation.py", *work, "--seed", seed, *options)
-    return pd.read_csv(folder / f"seed-{seed}" / "models" / "student" / "comparison.csv")
+    work = ("--work-dir", folder / "work", "--preset", "small", "--seed", seed)
+    models = folder / "work" / "models"
+    run("train_segmentation.py", *work, "--epochs", EPOCHS, "--name", f"teacher-{seed}")
+    students = ("--name", f"student-{seed}", "--segmentation", models / f"teacher-{seed}")
+    run("train_distillation.py", *work, *students, *options)
+    return pd.read_csv(models / f"student-{seed}" / "students.csv")
 
 
 def main(folder: Path, options: list[str]) -> int:
     """Print the scores of every seed, and their means and ranges."""
     run("get_verse_data.py", "--source", "phantom", "--data-dir", folder / "data", "--phantoms", *PHANTOMS)
+    data = ("--data-dir", folder / "data", "--work-dir", folder / "work")
+    run("pre_processing_segmentation.py", *data, "--preset", "small")
     tables = {seed: table_of_seed(folder, seed, options) for seed in SEEDS}
     for column, title in (
         ("dice", "validation Dice"),

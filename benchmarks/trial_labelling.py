@@ -1,8 +1,8 @@
 """Trial of the anatomical labels on held-out phantoms: identification, second sequences, calibration.
 
-Generates phantoms of chosen variants (L6, T13, T12 absent, none) and fields of view: every other one ends at
-C1 or at the sacrum, the rest shows neither. The variants are not forced upon a subject, but subjects that
-have them are looked for, so that all else about them stays natural.
+Labels phantoms looked for their levels (L6, T13, T12 absent, none), of which every other one ends at C1 or at
+the sacrum (`get_verse_data.py --source phantom --variants natural --phantoms 0 0 40 --seed 978` writes them
+too).
 
 Reads   WORK/models/labelling (from train_labelling.py), with --predictions masks from infer.py
 Writes  DATA, a VerSe tree; what is there already is kept
@@ -26,125 +26,24 @@ and .054 (reference masks), and .892, 14 of 15 and .104 (predictions). On a set 
 second case (--variants half, seed 977; that first network) it was .774 in 31 cases, 9 of 9, and .154: none of
 the nine with T13 or a missing T12 was found, since their lowest rib looks like T12's and C1 to count from is
 not in view.
-
-With --generate the data are written and nothing is labelled: with --split training, --variants rare and
-another seed, more phantoms to train on.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.imaging.centroids import Centroids, write_centroids
-from utils.imaging.nifti import read_ct, read_mask, write_volume
-from utils.imaging.volume import Volume
+from utils.imaging.nifti import read_ct, read_mask
 from utils.localisation.identify import Identification, names_of
 from utils.prediction.derivatives import MASK_SUFFIX, case_path
 from utils.prediction.levels import Levels, identify_vertebrae, load_levels, numbers_from_the_top
-from utils.synthetic.phantom import draw_anatomy, make_phantom
-from utils.verse.labels import code_of_name
-
-#: Variants in the order in which the cases take them, again and again: about as often as in VerSe (L6 .12,
-#: T13 .05, no T12 .02), in half of the cases, or in all.
-VARIANTS = {
-    "natural": (
-        *("none", "none", "L6", "none", "none", "no T12", "none", "none", "T13", "none"),
-        *("none", "none", "none", "L6", "none", "none", "none", "none", "none", "none"),
-    ),
-    "half": (
-        *("L6", "none", "T13", "none", "none", "no T12"),
-        *("none", "L6", "none", "T13", "no T12", "none"),
-    ),
-    "rare": ("T13", "no T12", "L6", "no T12", "T13"),
-}
-STYLES = ("2019", "2020-ax", "2019", "2020-sag")
-FOLDERS = {
-    "training": "VerSe20/dataset-01training",
-    "validation": "VerSe20/dataset-02validation",
-    "test": "VerSe20/dataset-03test",
-}
-LEAST_LENGTH, MOST_LENGTH = 4, 10
-
-
-@dataclass(frozen=True)
-class Case:
-    """One phantom to generate: who, in which style, and which vertebrae are seen whole."""
-
-    key: str
-    seed: int
-    subject: int
-    style: str
-    whole: tuple[int, int]
-
-
-def variant_of(codes: tuple[int, ...]) -> str:
-    """Give the variant of a spine: "T13", "no T12", "L6" (also with another) or "none"."""
-    names = {"T13": code_of_name("T13") in codes, "no T12": code_of_name("T12") not in codes}
-    return next((name for name, has in names.items() if has), "L6" if code_of_name("L6") in codes else "none")
-
-
-def stretch_of(codes: tuple[int, ...], variant: str, position: int, rng: np.random.Generator) -> tuple:
-    """Draw the first and the last vertebra to be seen: with an end of the spine, or in its middle."""
-    count, total = int(rng.integers(LEAST_LENGTH, MOST_LENGTH + 1)), len(codes)
-    if position % 2 == 0:
-        at_the_top = variant == "none" and position % 4 == 0
-        start = 0 if at_the_top else total - count
-    else:
-        # From C3 on; down to the last but two, so that the sacrum stays below the field of view.
-        start = int(rng.integers(2, total - 2 - count + 1))
-        if variant != "none":  # what is rare lies at the lower end of the thorax
-            start = int(np.clip(rng.integers(14, 18), 2, total - 2 - count))
-    return codes[start], codes[start + count - 1]
-
-
-def plan(cases: int, seed: int, variants: tuple[str, ...]) -> list[Case]:
-    """Choose the subjects of a data set; the first cases stay the same if more are asked for."""
-    waiting: dict[str, list[tuple[int, tuple[int, ...]]]] = {name: [] for name in VARIANTS["half"]}
-    subjects = itertools.count()
-    planned = []
-    for position in range(cases):
-        variant = variants[position % len(variants)]
-        while not waiting[variant]:
-            subject = next(subjects)
-            anatomy = draw_anatomy(np.random.default_rng([seed, subject]))
-            codes = tuple(vertebra.code for vertebra in anatomy.vertebrae)
-            waiting[variant_of(codes)].append((subject, codes))
-        subject, codes = waiting[variant].pop(0)
-        whole = stretch_of(codes, variant, position, np.random.default_rng([seed, position, 11]))
-        style = STYLES[position // 2 % len(STYLES)]
-        planned.append(Case(f"sub-verse{seed:04d}{position:03d}", seed, subject, style, whole))
-    return planned
-
-
-def write_phantom(case: Case, folder: Path) -> str:
-    """Generate one case as a VerSe data set holds it, if it is not there."""
-    raw, derived = (folder / kind / case.key for kind in ("rawdata", "derivatives"))
-    ct_path = raw / f"{case.key}_ct.nii.gz"
-    if not ct_path.is_file():
-        phantom = make_phantom(case.seed, subject=case.subject, style=case.style, whole=case.whole)
-        mask = Volume(phantom.mask, phantom.affine)
-        codes = tuple(code for code, _ in phantom.points)
-        points = Centroids(codes, np.array([point for _, point in phantom.points]))
-        write_volume(derived / f"{case.key}_seg-vert_msk.nii.gz", mask)
-        write_centroids(derived / f"{case.key}_seg-vb_ctd.json", points, mask.grid)
-        write_volume(ct_path, Volume(phantom.ct, phantom.affine))
-    return case.key
-
-
-def generate(cases: list[Case], folder: Path, workers: int) -> None:
-    """Generate all cases that are missing, in processes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        done = pool.map(write_phantom, cases, itertools.repeat(folder))
-        list(tqdm(done, total=len(cases), desc="phantoms", unit="scan"))
+from utils.synthetic.phantom import write_phantom_data_set
+from utils.synthetic.phantom.variants import VARIANTS
+from utils.verse.cases import Case, index_cases
 
 
 @dataclass(frozen=True)
@@ -182,14 +81,13 @@ def true_codes(mask: np.ndarray, reference: np.ndarray, numbers: list[int]) -> t
     return tuple(int(np.bincount(reference[mask == number]).argmax()) for number in numbers)
 
 
-def answer(key: str, folder: Path, predictions: Path | None, levels: Levels) -> Answer:
+def answer(case: Case, predictions: Path | None, levels: Levels) -> Answer:
     """Label one case: its reference mask, or what was predicted for it."""
-    ct = read_ct(folder / "rawdata" / key / f"{key}_ct.nii.gz")
-    reference = read_mask(folder / "derivatives" / key / f"{key}_seg-vert_msk.nii.gz")
-    mask = reference if predictions is None else read_mask(case_path(predictions, key, MASK_SUFFIX))
+    ct, reference = read_ct(case.ct), read_mask(case.mask)
+    mask = reference if predictions is None else read_mask(case_path(predictions, case.key, MASK_SUFFIX))
     numbers = numbers_from_the_top(mask)
     found = identify_vertebrae(ct, mask, numbers, levels=levels, fixed={})
-    return Answer(key, true_codes(mask.data, reference.data, numbers), found)
+    return Answer(case.key, true_codes(mask.data, reference.data, numbers), found)
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 5) -> float:
@@ -250,25 +148,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--seed", type=int, default=978)
     parser.add_argument("--variants", choices=sorted(VARIANTS), default="natural")
-    parser.add_argument("--split", choices=sorted(FOLDERS), default="test")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work-dir", type=Path, default=Path("work"))
     parser.add_argument("--predictions", type=Path, help="label these masks of infer.py, not the references")
-    parser.add_argument("--generate", action="store_true", help="write the phantoms, label nothing")
     return parser.parse_args()
 
 
 def main() -> int:
     """Generate, label, print."""
     options = arguments()
-    cases = plan(options.cases, options.seed, VARIANTS[options.variants])
-    folder = options.data / FOLDERS[options.split]
-    generate(cases, folder, options.workers)
-    if not options.generate:
-        levels = load_levels(options.work_dir / "models" / "labelling")
-        keys = tqdm([case.key for case in cases], desc="labels", unit="scan")
-        answers = [answer(key, folder, options.predictions, levels) for key in keys]
-        report([item for item in answers if any(item.truth)])
+    how = {"seed": options.seed, "variants": options.variants, "workers": options.workers}
+    made = set(write_phantom_data_set(options.data, (0, 0, options.cases), **how))
+    cases = [case for case in index_cases(options.data) if case.ct in made]
+    levels = load_levels(options.work_dir / "models" / "labelling")
+    answers = [answer(case, options.predictions, levels) for case in tqdm(cases, desc="labels", unit="scan")]
+    report([item for item in answers if any(item.truth)])
     return 0
 
 

@@ -26,6 +26,9 @@ SCRIPTS = (
     "infer.py",
     "evaluate.py",
 )
+ALL_SCRIPTS = sorted(path.name for path in PROJECT.glob("*.py"))
+#: What takes a tenth of a second or more to load.
+HEAVY = {"dask", "keras", "matplotlib", "nibabel", "numpy", "pandas", "requests", "scipy", "tensorflow"}
 # Small enough for seconds: what is tested is that the parts fit together, not that the networks are good.
 TINY_NETWORK = ("--filters", "2", "4", "8", "8", "--patch-voxels", "32")
 SHORT = ("--epochs", "2", "--examples-per-epoch", "2", "--validate-every", "2", "--batch-size", "2")
@@ -35,6 +38,13 @@ def run_script(*arguments: str | Path, folder: Path = PROJECT) -> subprocess.Com
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def packages_imported(times: str) -> set[str]:
+    """Names at the top of all modules in the output of `python -X importtime`."""
+    names = set(re.findall(r"^import time:.*\| +(\w+)", times, re.MULTILINE))
+    assert {"tyro", "utils"} <= names
+    return names
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +166,16 @@ def test_full_preset_without_a_gpu_ends_with_status_2(tmp_path):
     assert "--device cpu" in result.stderr
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_explains_the_options(script):
-    result = run_script(script, "--help")
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
+def test_help_explains_the_options_without_what_loads_slowly(script):
+    result = run_script("-X", "importtime", script, "--help")
     assert result.returncode == 0
     assert re.search(r"--seed", result.stdout)
+    assert not HEAVY & packages_imported(result.stderr)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_wrong_option_ends_with_status_2(script):
-    assert run_script(script, "--no-such-option").returncode == 2
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
+def test_a_wrong_option_ends_with_status_2_without_what_loads_slowly(script):
+    result = run_script("-X", "importtime", script, "--no-such-option")
+    assert result.returncode == 2
+    assert not HEAVY & packages_imported(result.stderr)

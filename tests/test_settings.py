@@ -3,32 +3,39 @@
 import dataclasses
 import inspect
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from utils import settings as module
+from utils.command_line import settings_from_command_line
+from utils.presets import PRESETS, preset_settings
 from utils.settings import (
-    PRESETS,
+    AugmentationSettings,
     DataSettings,
+    DistillationSettings,
     EvaluationSettings,
+    HeatmapAugmentationSettings,
+    HeatmapPreparationSettings,
     HeatmapTrainingSettings,
     InferenceSettings,
+    LabellingTrainingSettings,
     SegmentationPreparationSettings,
     SegmentationTrainingSettings,
     load_settings,
-    preset_settings,
     save_settings,
-    settings_from_command_line,
     shard_numbers,
     worker_count,
 )
 
+PROJECT = Path(__file__).resolve().parents[1]
+OF_NO_STAGE = ("AugmentationSettings", "HeatmapAugmentationSettings", "CheckedSettings", "RunSettings")
 STAGES = [
     value
     for name, value in inspect.getmembers(module, dataclasses.is_dataclass)
-    if name.endswith("Settings") and name not in ("AugmentationSettings", "RunSettings")
+    if name.endswith("Settings") and name not in OF_NO_STAGE
 ]
 
 
@@ -75,21 +82,175 @@ def test_a_wrong_command_line_ends_with_status_2(stage, arguments, capsys):
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize(
-    ("stage", "arguments", "said"),
-    [
-        (SegmentationTrainingSettings, ["--epochs", "0"], "--epochs: expected 1 or more, received 0."),
-        (HeatmapTrainingSettings, ["--batch-size", "-2"], "--batch-size: expected 1 or more, received -2."),
-        (DataSettings, ["--seed", "-1"], "--seed: expected 0 or more, received -1."),
-        (SegmentationPreparationSettings, ["--spacing-mm", "0"], "--spacing-mm: expected 0.1 or more"),
-        (SegmentationPreparationSettings, ["--spacing-mm", "nan"], "--spacing-mm: expected 0.1 or more"),
-    ],
-)
-def test_numbers_out_of_range_end_with_status_2(stage, arguments, said, capsys):
+#: A wrong value of a field, and what is expected instead.
+OUT_OF_BOUNDS = [
+    (DataSettings, "seed", -1, "a whole number of 0 or more, up to 4294967295"),
+    (DataSettings, "seed", 2**32, "a whole number of 0 or more, up to 4294967295"),
+    (DataSettings, "connections", 0, "a whole number of 1 or more"),
+    (DataSettings, "workers", -1, "a whole number of 0 or more"),
+    (DataSettings, "phantoms", (1, -1, 0), "3 values, not all 0, each a whole number of 0 or more"),
+    (DataSettings, "phantoms", (0, 0, 0), "3 values, not all 0, each a whole number of 0 or more"),
+    (HeatmapPreparationSettings, "heatmap_shape", (64, 63, 128), "3 values, each a positive multiple of 2"),
+    (HeatmapPreparationSettings, "heatmap_shape", (64, 0, 128), "3 values, each a positive multiple of 2"),
+    (HeatmapPreparationSettings, "shard", "3/2", "i/n with i from 1 to n, such as 2/8"),
+    (SegmentationPreparationSettings, "spacing_mm", 0.0, "a number of 0.1 or more"),
+    (SegmentationPreparationSettings, "spacing_mm", math.nan, "a number of 0.1 or more"),
+    (SegmentationPreparationSettings, "spacing_mm", math.inf, "a number of 0.1 or more"),
+    (SegmentationPreparationSettings, "margin_mm", -1.0, "a number of 0 or more"),
+    (HeatmapTrainingSettings, "accumulate", 0, "a whole number of 1 or more"),
+    (HeatmapTrainingSettings, "moving_average", 1.0, "a number of 0 or more, below 1"),
+    (HeatmapTrainingSettings, "stop_after", -1, "a whole number of 0 or more"),
+    (HeatmapTrainingSettings, "plateau_after", -1, "a whole number of 0 or more"),
+    (HeatmapTrainingSettings, "plateau_factor", 0.0, "a number of 0.01 or more, up to 1"),
+    (HeatmapTrainingSettings, "save_minutes", -1.0, "a number of 0 or more"),
+    (HeatmapTrainingSettings, "filters", (8,), "2 or more values, each a whole number of 1 or more"),
+    (HeatmapTrainingSettings, "filters", (8, 0), "2 or more values, each a whole number of 1 or more"),
+    (HeatmapTrainingSettings, "sigma_voxels", 0.0, "a number over 0"),
+    (HeatmapTrainingSettings, "shift_voxels", -1.0, "a number of 0 or more"),
+    (HeatmapTrainingSettings, "crop_least_mm", (1.0, 0.0, 1.0), "3 values, each a number over 0"),
+    (HeatmapTrainingSettings, "batch_size", -2, "a whole number of 1 or more"),
+    (HeatmapTrainingSettings, "norm_momentum", 1.0, "a number of 0 or more, below 1"),
+    (SegmentationTrainingSettings, "epochs", 0, "a whole number of 1 or more"),
+    (SegmentationTrainingSettings, "examples_per_epoch", -1, "a whole number of 0 or more"),
+    (SegmentationTrainingSettings, "validate_every", 0, "a whole number of 1 or more"),
+    (SegmentationTrainingSettings, "learning_rate", -1.0, "a number over 0"),
+    (SegmentationTrainingSettings, "final_learning_rate", -1e-9, "a number of 0 or more"),
+    (SegmentationTrainingSettings, "patch_voxels", 0, "a whole number of 1 or more"),
+    (SegmentationTrainingSettings, "patch_voxels", 60, "a positive multiple of 8"),
+    (SegmentationTrainingSettings, "shift_mm", -5.0, "a number of 0 or more"),
+    (SegmentationTrainingSettings, "empty_memory_probability", 1.5, "a number of 0 or more, up to 1"),
+    (
+        SegmentationTrainingSettings,
+        "walk_shares",
+        (1.0, -1.0, 1.0, 1.0),
+        "4 values, not all 0, each a number of 0 or more",
+    ),
+    (
+        SegmentationTrainingSettings,
+        "mixture",
+        (0.0, 0.0, 0.0, 0.0),
+        "4 values, not all 0, each a number of 0 or more",
+    ),
+    (LabellingTrainingSettings, "patch_voxels", (40, 44, 0), "3 values, each a whole number of 1 or more"),
+    (LabellingTrainingSettings, "rank_smoothing", -0.1, "a number of 0 or more, up to 1"),
+    (LabellingTrainingSettings, "not_a_vertebra_share", 2.0, "a number of 0 or more, up to 1"),
+    (LabellingTrainingSettings, "cut_share", -0.5, "a number of 0 or more, up to 1"),
+    (LabellingTrainingSettings, "dropout", 1.0, "a number of 0 or more, below 1"),
+    (DistillationSettings, "methods", (), "one method or more"),
+    (DistillationSettings, "temperatures", (), "1 or more values, each a number over 0"),
+    (DistillationSettings, "temperatures", (0.0,), "values, each a number over 0"),
+    (DistillationSettings, "distillation_weight", 0.0, "a number over 0, up to 1"),
+    (DistillationSettings, "distillation_weight", 1.5, "a number over 0, up to 1"),
+    (DistillationSettings, "epochs", 0, "a whole number of 1 or more"),
+    (InferenceSettings, "heat_threshold", 1.5, "a number of 0 or more, up to 1"),
+    (InferenceSettings, "max_steps", 0, "a whole number of 1 or more"),
+    (InferenceSettings, "max_vertebrae", 0, "a whole number of 1 or more"),
+    (InferenceSettings, "min_volume_mm3", -1.0, "a number of 0 or more"),
+    (EvaluationSettings, "found_dice", 0.0, "a number over 0, up to 1"),
+    (EvaluationSettings, "found_dice", 1.5, "a number over 0, up to 1"),
+    (EvaluationSettings, "resamples", 0, "a whole number of 1 or more"),
+]
+WRONG_AUGMENTATIONS = [
+    ("flip_probability", -0.1, "a number of 0 or more, up to 1"),
+    ("gain", (-1.0, 1.0), "2 values from low to high, each a number of 0 or more"),
+    ("offset", (0.5, -0.5), "2 values from low to high, each a number that is finite"),
+    ("zoom_p", (2.0, 1.0), "2 values from low to high, each a number over 0"),
+    ("zoom_r", (0.0, 1.0), "2 values from low to high, each a number over 0"),
+    ("zoom_i", (1.0, math.inf), "2 values from low to high, each a number over 0"),
+    ("rotation_degrees", 181.0, "a number of 0 or more, up to 180"),
+    ("noise_probability", 1.1, "a number of 0 or more, up to 1"),
+    ("noise_sigma", (-0.1, 0.1), "2 values from low to high, each a number of 0 or more"),
+    ("blur_probability", math.nan, "a number of 0 or more, up to 1"),
+]
+
+
+def told_by(stage, arguments, capsys):
+    """What a wrong command line says on the standard error."""
     with pytest.raises(SystemExit) as ended:
         settings_from_command_line(stage, arguments)
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(said)
+    return capsys.readouterr().err
+
+
+def words_of(value):
+    return list(map(str, value)) if isinstance(value, tuple) else [str(value)]
+
+
+@pytest.mark.parametrize(("stage", "name", "value", "expected"), OUT_OF_BOUNDS)
+def test_a_value_out_of_bounds_is_refused_and_named(stage, name, value, expected, capsys):
+    with pytest.raises(ValueError) as caught:
+        stage(**{name: value})
+    assert str(caught.value) == f"{name}: expected {expected}, received {value!r}."
+    option = f"--{name.replace('_', '-')}"
+    said = told_by(stage, [option, *words_of(value)], capsys)
+    assert said == f"{option}: expected {expected}, received {value!r}.\n"
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "sigma"),
+    [
+        (SegmentationTrainingSettings, AugmentationSettings, "blur_sigma_mm"),
+        (LabellingTrainingSettings, AugmentationSettings, "blur_sigma_mm"),
+        (HeatmapTrainingSettings, HeatmapAugmentationSettings, "blur_sigma_voxels"),
+    ],
+)
+def test_a_range_of_the_augmentation_is_refused_and_named(stage, kind, sigma, capsys):
+    wrong_blur = (sigma, (-0.5, 1.0), "2 values from low to high, each a number of 0 or more")
+    for name, value, expected in (*WRONG_AUGMENTATIONS, wrong_blur):
+        with pytest.raises(ValueError) as caught:
+            kind(**{name: value})
+        assert str(caught.value) == f"{name}: expected {expected}, received {value!r}."
+        option = f"--augmentation.{name.replace('_', '-')}"
+        said = told_by(stage, [option, *words_of(value)], capsys)
+        assert said == f"{option}: expected {expected}, received {value!r}.\n"
+
+
+def test_each_wrong_option_has_its_line(capsys):
+    numbers = ["--learning-rate", "-1", "--patch-voxels", "0", "--shift-mm", "-5"]
+    arguments = [*numbers, "--augmentation.zoom-p", "2", "1"]
+    said = told_by(SegmentationTrainingSettings, arguments, capsys)
+    options = [line.partition(":")[0] for line in said.splitlines()]
+    assert sorted(options) == ["--augmentation.zoom-p", "--learning-rate", "--patch-voxels", "--shift-mm"]
+
+
+def test_every_number_has_bounds():
+    for kind in (*STAGES, AugmentationSettings, HeatmapAugmentationSettings):
+        for field in dataclasses.fields(kind):
+            if re.search(r"\b(int|float|Mixture)\b", field.type):
+                assert "rule" in field.metadata, f"{kind.__name__}.{field.name}"
+
+
+def test_the_ends_of_the_bounds_are_allowed():
+    SegmentationTrainingSettings(
+        shift_mm=0.0,
+        final_learning_rate=0,
+        walk_shares=(1, 0, 0, 0),
+        mixture=[0.0, 0.0, 0.0, 2.0],  # as JSON gives it
+        patch_voxels=8,
+        seed=2**32 - 1,
+        empty_memory_probability=1,
+        augmentation=AugmentationSettings(zoom_p=(1.0, 1.0), rotation_degrees=0.0, blur_sigma_mm=(0.0, 0.0)),
+    )
+    SegmentationTrainingSettings(filters=(2, 3), patch_voxels=2)
+    DistillationSettings(methods=("logits",), temperatures=(), distillation_weight=1.0)
+    EvaluationSettings(found_dice=1.0, resamples=1)
+
+
+@pytest.mark.parametrize("stage", ["heatmap", "segmentation", "labelling"])
+def test_settings_of_the_networks_shipped_are_within_bounds(stage):
+    found = load_settings(PROJECT / "models" / "starter" / stage)
+    made = getattr(module, found["stage"])
+    own = {field.name: found[field.name] for field in dataclasses.fields(made) if field.name in found}
+    augmentation = type(made().augmentation)(**own["augmentation"])
+    assert made(**{**own, "augmentation": augmentation}).epochs == found["epochs"]
+
+
+def test_values_of_another_type_are_refused():
+    for name, value in (("epochs", 2.5), ("epochs", "2"), ("shift_mm", None), ("filters", 8)):
+        with pytest.raises(ValueError, match=f"^{name}: expected "):
+            SegmentationTrainingSettings(**{name: value})
+    with pytest.raises(ValueError, match=r"^shard: expected i/n"):
+        InferenceSettings(shard=2)
 
 
 def test_command_line_of_the_contract():
@@ -136,6 +297,23 @@ def test_small_is_full_at_2_mm_with_patches_of_64_and_student_filters(arguments)
     assert trained.patch_kinds == "walk"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "preset"),
+    [
+        (["--preset", "small", "--preset", "full"], "full"),
+        (["--preset=small", "--preset", "full"], "full"),
+        (["--preset", "full", "--preset=small"], "small"),
+        (["--preset", "paper", "--epochs", "3", "--preset", "small"], "small"),
+        (["--preset", "small", "--start-from=--preset=full"], "small"),
+    ],
+)
+def test_the_last_preset_wins_whole(arguments, preset):
+    trained = settings_from_command_line(SegmentationTrainingSettings, arguments)
+    kept = {"epochs": trained.epochs, "start_from": trained.start_from}
+    assert trained == preset_settings(SegmentationTrainingSettings, preset, **kept)
+    assert trained.patch_voxels == {"full": 128, "small": 64}[preset]
+
+
 def test_paper_has_the_published_constants():
     trained = preset_settings(SegmentationTrainingSettings, "paper")
     assert (trained.patch_kinds, trained.patch_voxels, trained.filters) == ("paper", 128, (16, 32, 64, 128))
@@ -176,6 +354,17 @@ def test_saved_settings_are_read_back_with_facts(tmp_path):
     assert found["augmentation"]["zoom_i"] == [0.85, 1.15]
 
 
+def test_the_blur_of_earlier_heatmap_networks_is_read_in_voxels(tmp_path):
+    save_settings(HeatmapTrainingSettings(), tmp_path)
+    path = tmp_path / "settings.json"
+    saved = load_settings(tmp_path)
+    assert saved["augmentation"]["blur_sigma_voxels"] == [0.5, 1.0]
+    path.write_text(path.read_text().replace("blur_sigma_voxels", "blur_sigma_mm"))
+    assert load_settings(tmp_path) == saved
+    save_settings(SegmentationTrainingSettings(), tmp_path)
+    assert load_settings(tmp_path)["augmentation"]["blur_sigma_mm"] == [0.5, 1.5]
+
+
 def test_settings_that_cannot_be_read_are_named(tmp_path):
     for text, found in ((None, "no such file"), ("{", "expected JSON"), (json.dumps([1]), "found list")):
         if text is not None:
@@ -197,13 +386,6 @@ def test_a_shard_is_a_pair_of_numbers():
     for wrong in ("0/3", "4/3", "2", "1/0", "-1/3", "a/b", ""):
         with pytest.raises(ValueError, match=f"Expected i/n.*{re.escape(repr(wrong))}"):
             shard_numbers(wrong)
-
-
-def test_a_wrong_shard_ends_with_status_2(capsys):
-    with pytest.raises(SystemExit) as ended:
-        settings_from_command_line(InferenceSettings, ["--shard", "3/2"])
-    assert ended.value.code == 2
-    assert "--shard" in capsys.readouterr().err
 
 
 def test_starter_is_small_on_a_mixture():

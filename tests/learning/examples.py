@@ -8,12 +8,13 @@ import numpy as np
 
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
+from utils.preparation.prepared import spacing_folder
+from utils.presets import preset_settings
 from utils.settings import (
     AugmentationSettings,
     HeatmapPreparationSettings,
     SegmentationPreparationSettings,
     SegmentationTrainingSettings,
-    preset_settings,
     save_settings,
 )
 from utils.verse.labels import rank_of_code
@@ -61,7 +62,7 @@ def write_table(path: Path, rows):
 
 def write_segmentation_stage(work_dir: Path, preset="small") -> Path:
     """Write what pre-processing leaves for the segmentation network; give the folder."""
-    folder = work_dir / "segmentation"
+    folder = spacing_folder(work_dir, "segmentation", SPACING_MM)
     save_settings(preset_settings(SegmentationPreparationSettings, preset, spacing_mm=SPACING_MM), folder)
     for split, cases in CASES.items():
         table = []
@@ -76,8 +77,9 @@ def write_segmentation_stage(work_dir: Path, preset="small") -> Path:
 
 def write_heatmap_stage(work_dir: Path, preset="small") -> Path:
     """Write what pre-processing leaves for the heatmap network; give the folder."""
-    folder = work_dir / "heatmap"
-    settings = preset_settings(HeatmapPreparationSettings, preset, heatmap_shape=HEATMAP_SHAPE)
+    folder = spacing_folder(work_dir, "heatmap", SPACING_MM)
+    shape = {"spacing_mm": SPACING_MM, "heatmap_shape": HEATMAP_SHAPE}
+    settings = preset_settings(HeatmapPreparationSettings, preset, **shape)
     save_settings(settings, folder)
     generator = np.random.default_rng(0)
     for split, cases in CASES.items():

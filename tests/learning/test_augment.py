@@ -257,7 +257,7 @@ def test_drawn_numbers_fill_their_ranges(draws):
     assert spread([d.gain for d in draws], 0.75, 1.25)
     assert spread([d.offset for d in draws], -0.25, 0.25)
     assert spread([d.noise_sigma for d in draws if d.noise_sigma], 0.001, 0.03)
-    assert spread([d.blur_sigma_mm for d in draws if d.blur_sigma_mm], 0.5, 1.5)
+    assert spread([d.blur_sigma for d in draws if d.blur_sigma], 0.5, 1.5)
 
 
 def test_drawn_maps_are_zooms_and_turns_in_their_ranges(draws):
@@ -277,8 +277,8 @@ def test_drawn_maps_are_zooms_and_turns_in_their_ranges(draws):
 
 def test_noise_and_blur_have_probability_8_in_10(draws):
     assert np.mean([d.noise_sigma > 0 for d in draws]) == pytest.approx(0.8, abs=0.03)
-    assert np.mean([d.blur_sigma_mm > 0 for d in draws]) == pytest.approx(0.8, abs=0.03)
-    both = np.mean([d.noise_sigma > 0 and d.blur_sigma_mm > 0 for d in draws])
+    assert np.mean([d.blur_sigma > 0 for d in draws]) == pytest.approx(0.8, abs=0.03)
+    both = np.mean([d.noise_sigma > 0 and d.blur_sigma > 0 for d in draws])
     assert both == pytest.approx(0.64, abs=0.035)  # independent of each other
 
 
@@ -295,7 +295,7 @@ def test_ranges_without_width_change_nothing():
     settings = AugmentationSettings(0.0, one, none, one, one, one, 0.0, 0.0, none, 0.0, none)
     drawn = augment.draw_augmentation(np.random.default_rng(1), settings)
     np.testing.assert_array_equal(drawn.matrix, np.eye(3))
-    assert (drawn.gain, drawn.offset, drawn.noise_sigma, drawn.blur_sigma_mm) == (1, 0, 0, 0)
+    assert (drawn.gain, drawn.offset, drawn.noise_sigma, drawn.blur_sigma) == (1, 0, 0, 0)
 
 
 def test_device_and_host_map_hounsfield_units_alike():

@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from utils.imaging.intensities import normalise_hu
 from utils.learning import augment, heatmap
-from utils.settings import HEATMAP_AUGMENTATION, AugmentationSettings, preset_settings
+from utils.presets import preset_settings
+from utils.settings import HEATMAP_AUGMENTATION, HeatmapAugmentationSettings
 from utils.settings import HeatmapTrainingSettings as Settings
 
 SHAPE = (24, 20, 32)
@@ -19,7 +20,9 @@ CENTROIDS = np.array([[6.25, 9.5, 5.0], [10.0, 9.0, 14.0], [8.0, 11.75, 26.5]])
 def moved_alone(shift_voxels=0.0, **ranges) -> Settings:
     """Settings that move the volume and leave its intensities."""
     plain = {"gain": (1.0, 1.0), "offset": (0.0, 0.0), "noise_probability": 0.0, "blur_probability": 0.0}
-    return Settings(augmentation=AugmentationSettings(**{**plain, **ranges}), shift_voxels=shift_voxels)
+    return Settings(
+        augmentation=HeatmapAugmentationSettings(**{**plain, **ranges}), shift_voxels=shift_voxels
+    )
 
 
 def drawn_tensors(generator, centroids, settings):
@@ -179,7 +182,7 @@ def test_batches_under_xla_are_the_eager_and_the_traced_examples(monkeypatch, ba
     assert images.shape == (2, *SHAPE, 1) and targets.shape == (2, *SHAPE, 2)
     assert weight.numpy().tolist() == [1, 0]
     # 3 standard deviations of at most one voxel.
-    assert HEATMAP_AUGMENTATION.blur_sigma_mm[1] == 1.0
+    assert HEATMAP_AUGMENTATION.blur_sigma_voxels[1] == 1.0
     for name in ("moved_volume", "blurred_and_shifted", "heat_target"):
         monkeypatch.setattr(heatmap, name, how(getattr(heatmap, name).python_function))
     monkeypatch.setattr(augment, "add_noise", how(augment.add_noise.python_function))

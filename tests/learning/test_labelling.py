@@ -18,7 +18,8 @@ from utils.learning.labelling import (
     smoothed_targets,
     vertebra_votes,
 )
-from utils.settings import LabellingTrainingSettings, preset_settings
+from utils.presets import preset_settings
+from utils.settings import LabellingTrainingSettings
 from utils.verse.labels import LEVEL_NAMES
 
 AFFINE = np.array([[0, 2.0, 0, 5], [-2.0, 0, 0, 7], [0, 0, -2.0, 9], [0, 0, 0, 1]])

@@ -16,12 +16,12 @@ from utils.imaging.volume import Volume
 from utils.learning import datasets, epochs, prepared_data, training
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.preparation.prepared import SIDECAR
+from utils.presets import preset_settings
 from utils.settings import (
     HeatmapTrainingSettings,
     LabellingTrainingSettings,
     SegmentationTrainingSettings,
     load_settings,
-    preset_settings,
 )
 from utils.synthetic.label_images import draw_appearance, label_scan
 

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from tests.learning import examples
 from utils.learning import models, training
-from utils.settings import HeatmapTrainingSettings, load_settings, preset_settings, save_settings
+from utils.presets import preset_settings
+from utils.settings import HeatmapTrainingSettings, load_settings, save_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 MODEL_FILES = {"best.keras", "last.keras", "history.csv", "curves.png", "settings.json"}
@@ -75,7 +76,7 @@ def test_weight_changes_inside_the_compiled_step(tmp_path, schedule, jit_compile
     history = trainer.train(batches, batches, loss_fn=training.losses.vertebra_loss, EPOCHS=6)
     negatives, positives = parts_of_loss(model, x, y)
     ramp = [0.1 + 0.9 / (1 + math.exp(-(epoch - 2) / 0.6)) for epoch in range(6)]
-    weights = ramp if schedule == "ramp" else [0.132] * 6
+    weights = ramp if schedule == "ramp" else [0.131] * 6
     found = [row["loss"] for row in history]
     np.testing.assert_allclose(found, [negatives + weight * positives for weight in weights], rtol=1e-5)
     # In validation the weight is 1 in every epoch.
@@ -202,7 +203,7 @@ def test_a_training_in_half_precision_leaves_a_network_that_computes_in_float32(
     saved = keras.models.load_model(directory / "best.keras", compile=False)
     model = models.load_model(directory)[0]
     x = np.random.default_rng(0).normal(size=(1, 16, 16, 16, 2)).astype("float32")
-    half, whole = (network.get_layer("encoder_0_0_conv").compute_dtype for network in (saved, model))
+    half, whole = (network.get_layer("encoder_1_0_conv").compute_dtype for network in (saved, model))
     assert (half, whole) == ("bfloat16", "float32")
     assert all(weight.dtype == "float32" for weight in model.weights)
     # The same weights; rounded to 8 bits on the way in one of them.
@@ -245,7 +246,9 @@ def test_nothing_prepared_ends_with_status_1(tmp_path, capsys, stage):
     train, settings, _ = STAGES[stage]
     assert train(settings(tmp_path)) == 1
     said = capsys.readouterr().err
-    assert str(tmp_path / stage / "settings.json") in said and said.count("\n") == 1
+    folder = tmp_path / stage / "2mm"
+    command = f"python pre_processing_{stage}.py --work-dir {tmp_path} --preset small"
+    assert said == f"error: {folder}: expected prepared data, found none; run `{command}`.\n"
     assert not (tmp_path / "models").exists()
 
 
@@ -255,18 +258,19 @@ def test_no_training_case_ends_with_status_1(tmp_path, capsys, stage):
     shutil.rmtree(write(tmp_path) / "training")
     assert train(settings(tmp_path)) == 1
     said = capsys.readouterr().err
-    assert f"{tmp_path / stage / 'training'}: expected prepared cases" in said and "pre-processing" in said
+    folder = tmp_path / stage / "2mm" / "training"
+    assert f"{folder}: expected prepared cases" in said and "pre-processing" in said
     assert not (tmp_path / "models").exists()
 
 
 @each_stage
-def test_data_of_another_preset_are_refused(tmp_path, capsys, stage):
+def test_data_of_another_spacing_are_not_trained_on(tmp_path, capsys, stage):
     train, settings, write = STAGES[stage]
-    write(tmp_path, preset="full")
-    assert train(settings(tmp_path)) == 1
+    write(tmp_path)
+    assert train(settings(tmp_path, spacing_mm=1.5)) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / stage}: expected data prepared with --preset small, found")
-    assert "'full'" in said and not (tmp_path / "models").exists()
+    assert said.startswith(f"error: {tmp_path / stage / '1.5mm'}: expected prepared data, found none; run")
+    assert said.endswith(" --preset small --spacing-mm 1.5`.\n") and not (tmp_path / "models").exists()
 
 
 @each_stage
@@ -297,12 +301,16 @@ def test_a_bad_mask_met_in_training_is_named(tmp_path, capsys):
 
 
 @each_stage
-def test_settings_that_make_no_network_claim_no_directory(tmp_path, capsys, stage):
+def test_settings_that_make_no_network_claim_no_directory(tmp_path, capsys, stage, monkeypatch):
     train, settings, write = STAGES[stage]
     write(tmp_path)
-    assert train(settings(tmp_path, filters=(2,))) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: Expected n_filters") and said.count("\n") == 1
+
+    def refuse(**arguments):
+        raise ValueError(f"Expected other filters than {arguments['n_filters']}.")
+
+    monkeypatch.setattr(models, "create_unet3d", refuse)
+    assert train(settings(tmp_path, filters=(2, 3, 4))) == 1
+    assert capsys.readouterr().err == "error: Expected other filters than [2, 3, 4].\n"
     assert not (tmp_path / "models").exists()
 
 
@@ -312,7 +320,7 @@ def test_a_network_to_start_from_that_is_not_there_claims_no_directory(tmp_path,
     write(tmp_path)
     assert train(settings(tmp_path, start_from=tmp_path / "none")) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'none' / 'best.keras'}: expected a trained network")
+    assert said.startswith(f"error: {tmp_path / 'none' / 'best.weights.h5'}: expected a trained network")
     assert not (tmp_path / "models").exists()
 
 

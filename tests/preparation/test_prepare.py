@@ -12,24 +12,19 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.imaging.examples import DATA, NO_DATA, save, two_vertebrae, write_case
+from tests.imaging.examples import DATA, NO_DATA, real_tree, save, two_vertebrae, write_case
 from utils.imaging.centroids import read_centroids
-from utils.imaging.grids import oriented, transform_points, working_grid
+from utils.imaging.grids import transform_points, working_grid
 from utils.imaging.nifti import open_memory_map, read_ct, write_volume
 from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
 from utils.imaging.volume import Volume
-from utils.preparation import prepare
-from utils.preparation.prepare import (
-    VERTEBRA_COLUMNS,
-    labels_at_border,
-    prepare_heatmap,
-    prepare_segmentation,
-    prepared_table,
-    spine_grid,
-)
-from utils.preparation.prepared import is_mask_alone, origin_of
-from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSettings
-from utils.synthetic.phantom.write import PHANTOM_RECORD
+from utils.preparation import prepare, working_case
+from utils.preparation.own_cases import add_own_case
+from utils.preparation.prepare import prepare_heatmap, prepare_segmentation
+from utils.preparation.prepared import is_mask_alone, origin_of, spacing_folder
+from utils.preparation.working_case import VERTEBRA_COLUMNS, labels_at_border, prepared_table, spine_grid
+from utils.settings import DataSettings, HeatmapPreparationSettings, SegmentationPreparationSettings
+from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.verse.cases import Case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +72,7 @@ def test_segmentation_files_hold_the_working_grid(tmp_path):
     write_case(tmp_path / "data", "sub-a01")
     assert prepare_segmentation(segmentation(tmp_path)) == 0
     ct, mask = two_vertebrae()
-    folder = tmp_path / "work" / "segmentation" / "training"
+    folder = tmp_path / "work" / "segmentation" / "1mm" / "training"
     found = open_memory_map(folder / "sub-a01_ct.nii")
     grid = working_grid(ct.grid, 1.0)
     assert found.data.dtype == np.int16
@@ -87,7 +82,7 @@ def test_segmentation_files_hold_the_working_grid(tmp_path):
     labels = open_memory_map(folder / "sub-a01_msk.nii")
     assert labels.data.dtype == np.uint8
     np.testing.assert_array_equal(labels.data, resample_labels(mask, grid).data)
-    assert names(tmp_path / "work" / "segmentation") == [
+    assert names(tmp_path / "work" / "segmentation" / "1mm") == [
         "settings.json",
         *(f"training/sub-a01_{end}" for end in ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")),
         "training/vertebrae.csv",
@@ -100,7 +95,7 @@ def test_vertebra_rows_worked_out_by_hand(tmp_path):
     # At a corner the indicator is .75 cubed, under one half, so each block loses its corners inside the scan.
     write_case(tmp_path / "data", "sub-a01")
     assert prepare_segmentation(segmentation(tmp_path)) == 0
-    t13, l1 = table(tmp_path / "work" / "segmentation" / "training" / "vertebrae.csv")
+    t13, l1 = table(tmp_path / "work" / "segmentation" / "1mm" / "training" / "vertebrae.csv")
     sides = {
         "begin_p": "28",
         "end_p": "40",
@@ -143,7 +138,7 @@ def test_a_table_of_an_empty_mask_is_empty():
 def test_heatmap_files_hold_the_small_grid(tmp_path):
     paths = write_case(tmp_path / "data", "sub-a01_dir-ax")
     assert prepare_heatmap(heatmap(tmp_path, heatmap_shape=(64, 64, 128))) == 0
-    folder = tmp_path / "work" / "heatmap" / "training"
+    folder = tmp_path / "work" / "heatmap" / "1mm" / "training"
     found = read_ct(folder / "sub-a01_dir-ax_ct.nii")
     # Read from the file: the order of voxels in memory decides about the last bits of a resampled value.
     expected = heatmap_ct(working_ct(read_ct(paths["ct"]), 1.0), (64, 64, 128))
@@ -166,9 +161,9 @@ def test_settings_are_saved_with_what_later_stages_need(tmp_path):
     write_case(tmp_path / "data", "sub-a01")
     assert prepare_segmentation(segmentation(tmp_path, spacing_mm=2.0)) == 0
     assert prepare_heatmap(heatmap(tmp_path, spacing_mm=2.0)) == 0
-    saved = json.loads((tmp_path / "work" / "segmentation" / "settings.json").read_text())
+    saved = json.loads((tmp_path / "work" / "segmentation" / "2mm" / "settings.json").read_text())
     assert saved["spacing_mm"] == 2.0
-    saved = json.loads((tmp_path / "work" / "heatmap" / "settings.json").read_text())
+    saved = json.loads((tmp_path / "work" / "heatmap" / "2mm" / "settings.json").read_text())
     assert saved["heatmap_shape"] == [16, 16, 32]
 
 
@@ -178,7 +173,7 @@ def test_training_and_validation_are_prepared_and_test_is_left_out(tmp_path):
     assert prepare_segmentation(segmentation(tmp_path)) == 0
     assert prepare_heatmap(heatmap(tmp_path)) == 0
     for stage in ("segmentation", "heatmap"):
-        found = names(tmp_path / "work" / stage)
+        found = names(tmp_path / "work" / stage / "1mm")
         assert "training/sub-training_ct.nii" in found
         assert "validation/sub-validation_ct.nii" in found
         assert not [name for name in found if "test" in name]
@@ -189,7 +184,7 @@ def test_series_of_one_patient_stay_apart(tmp_path):
     for key in keys:
         write_case(tmp_path / "data", key)
     assert prepare_segmentation(segmentation(tmp_path)) == 0
-    rows = table(tmp_path / "work" / "segmentation" / "training" / "vertebrae.csv")
+    rows = table(tmp_path / "work" / "segmentation" / "1mm" / "training" / "vertebrae.csv")
     assert [row["case"] for row in rows] == [keys[0], keys[0], keys[1], keys[1]]
 
 
@@ -200,7 +195,7 @@ def test_processes_give_the_same_files_as_one(tmp_path):
     alone = segmentation(tmp_path, work_dir=tmp_path / "alone")
     together = segmentation(tmp_path, work_dir=tmp_path / "together", workers=2)
     assert prepare_segmentation(alone) == prepare_segmentation(together) == 1
-    assert len(names(tmp_path / "alone" / "segmentation")) == 3 * 4 + 2
+    assert len(names(tmp_path / "alone" / "segmentation" / "1mm")) == 3 * 4 + 2
     assert contents(tmp_path / "alone") == contents(tmp_path / "together")
 
 
@@ -288,14 +283,14 @@ def test_incomplete_cases_are_one_warning_each(tmp_path, capsys):
         "warning: sub-noct (training) is left out, it has no CT",
         "warning: sub-onlyct (training) is left out, it has no centroids",
     ]
-    assert (tmp_path / "work" / "heatmap" / "training" / "sub-nomask_ct.nii").is_file()
+    assert (tmp_path / "work" / "heatmap" / "1mm" / "training" / "sub-nomask_ct.nii").is_file()
 
 
 def test_points_come_from_the_mask_where_there_is_no_file(tmp_path, capsys):
     write_case(tmp_path / "data", "sub-a01", parts=("ct", "mask"))
     assert prepare_heatmap(heatmap(tmp_path)) == 0
     assert "sub-a01: 2 vertebrae, centroids derived from the mask" in capsys.readouterr().out
-    folder = tmp_path / "work" / "heatmap" / "training"
+    folder = tmp_path / "work" / "heatmap" / "1mm" / "training"
     assert json.loads((folder / "sub-a01_ctd.json").read_text())[0]["source"] == "mask"
     found = read_centroids(folder / "sub-a01_ctd.json", read_ct(folder / "sub-a01_ct.nii").grid)
     np.testing.assert_allclose(found.points_mm, [[17, 13, 37], [17, 13, 7]], atol=2e-3)
@@ -364,7 +359,7 @@ def test_a_bad_case_is_named_and_the_others_go_on(tmp_path, capsys, kind):
         line for line in capsys.readouterr().err.splitlines() if f"bad case sub-b02: {bad}: expected" in line
     ]
     assert len(said) == 1 and "found" in said[0]
-    root = tmp_path / "work" / "segmentation"
+    root = tmp_path / "work" / "segmentation" / "1mm"
     assert not [name for name in names(root) if "sub-b02" in name]
     rows = table(root / "training" / "vertebrae.csv")
     assert {row["case"] for row in rows} == {"sub-a01", "sub-c03"}
@@ -377,7 +372,7 @@ def test_a_bad_case_of_the_heatmap_is_named_and_the_others_go_on(tmp_path, capsy
     bad = spoil(write_case(tmp_path / "data", "sub-b02"), kind)
     assert prepare_heatmap(heatmap(tmp_path)) == 1
     assert f"bad case sub-b02: {bad}: expected" in capsys.readouterr().err
-    assert not [name for name in names(tmp_path / "work" / "heatmap") if "sub-b02" in name]
+    assert not [name for name in names(tmp_path / "work" / "heatmap" / "1mm") if "sub-b02" in name]
     assert prepare_heatmap(heatmap(tmp_path, skip_bad=True)) == 0
 
 
@@ -394,10 +389,11 @@ def test_a_case_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch, capsys
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_write_table", full_disk)
+        for module in (working_case, prepare):
+            patch.setattr(module, "write_table", full_disk)
         assert prepare_segmentation(segmentation(tmp_path)) == 1
     assert "_ct.nii.gz: OSError: disk full" in capsys.readouterr().err
-    assert names(tmp_path / "work" / "segmentation") == ["settings.json"]
+    assert names(tmp_path / "work" / "segmentation" / "1mm") == ["settings.json"]
 
 
 # Reruns
@@ -411,7 +407,7 @@ def test_a_rerun_prepares_only_what_is_missing(tmp_path, capsys):
     for key in ("sub-a01", "sub-a02"):
         write_case(tmp_path / "data", key)
     assert prepare_segmentation(segmentation(tmp_path)) == 0
-    root = tmp_path / "work" / "segmentation"
+    root = tmp_path / "work" / "segmentation" / "1mm"
     before, before_table = stamps(root), (root / "training" / "vertebrae.csv").read_text()
     (root / "training" / "sub-a02_msk.nii").unlink()
     capsys.readouterr()
@@ -447,6 +443,18 @@ def test_a_changed_source_is_prepared_again(tmp_path, capsys, kind):
     assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 0
 
 
+def test_a_source_that_changed_under_its_size_and_time_is_prepared_again(tmp_path, capsys):
+    points = write_case(tmp_path / "data", "sub-a01")["centroids"]
+    age(points)
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 1
+    before = points.stat()
+    points.write_bytes(points.read_bytes().replace(b"8.5", b"9.5"))
+    os.utime(points, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert points.stat().st_size == before.st_size
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 1
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 0
+
+
 def test_a_source_that_was_copied_or_has_nothing_to_do_with_it_is_not_prepared_again(tmp_path, capsys):
     paths = write_case(tmp_path / "data", "sub-a01")
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
@@ -465,7 +473,7 @@ def test_a_case_that_is_not_whole_is_prepared_again(tmp_path, capsys, damage):
     write_case(tmp_path / "data", "sub-a01")
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
     before = contents(tmp_path / "work")
-    folder = tmp_path / "work" / "segmentation" / "training"
+    folder = tmp_path / "work" / "segmentation" / "1mm" / "training"
     ct, sidecar = folder / "sub-a01_ct.nii", folder / "sub-a01_prepared.json"
     if damage == "cut output":
         ct.write_bytes(ct.read_bytes()[:-1])
@@ -483,38 +491,59 @@ def test_another_margin_prepares_again(tmp_path, capsys):
     write_case(tmp_path / "data", "sub-a01")
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
     assert prepared_now(prepare_segmentation, segmentation(tmp_path, margin_mm=3.0), capsys) == 1
-    found = open_memory_map(tmp_path / "work" / "segmentation" / "training" / "sub-a01_ct.nii")
+    found = open_memory_map(tmp_path / "work" / "segmentation" / "1mm" / "training" / "sub-a01_ct.nii")
     # The labels' faces lie at 27.5 to 39.5, 11.5 to 23.5, and 11.5 to the end of the scan at 55.5.
     assert found.shape == (14, 14, 45)
 
 
-@pytest.mark.parametrize("changes", [{"spacing_mm": 2.0}, {"heatmap_shape": (8, 8, 16)}])
-def test_other_settings_prepare_the_heatmap_data_again(tmp_path, changes):
+def test_another_shape_prepares_the_heatmap_data_again(tmp_path):
     write_case(tmp_path / "data", "sub-a01")
     assert prepare_heatmap(heatmap(tmp_path)) == 0
-    path = tmp_path / "work" / "heatmap" / "training" / "sub-a01_ct.nii"
+    path = tmp_path / "work" / "heatmap" / "1mm" / "training" / "sub-a01_ct.nii"
     before = path.read_bytes()
-    assert prepare_heatmap(heatmap(tmp_path, **changes)) == 0
+    assert prepare_heatmap(heatmap(tmp_path, heatmap_shape=(8, 8, 16))) == 0
     assert path.read_bytes() != before
 
 
-def test_another_spacing_leaves_nothing_of_the_old_one(tmp_path, capsys):
+@pytest.mark.parametrize("run, settings", [(prepare_heatmap, heatmap), (prepare_segmentation, segmentation)])
+def test_data_of_two_spacings_lie_side_by_side(tmp_path, capsys, run, settings):
+    write_case(tmp_path / "data", "sub-a01")
+    assert run(settings(tmp_path)) == 0
+    (stage,) = (tmp_path / "work").iterdir()
+    before = contents(stage / "1mm")
+    capsys.readouterr()
+    assert prepared_now(run, settings(tmp_path, spacing_mm=1.5, preset="small"), capsys) == 1
+    assert sorted(path.name for path in stage.iterdir()) == ["1.5mm", "1mm"]
+    assert contents(stage / "1mm") == before
+    saved = [json.loads((stage / name / "settings.json").read_text()) for name in ("1mm", "1.5mm")]
+    assert [found["spacing_mm"] for found in saved] == [1.0, 1.5]
+    # The word of the preset decides nothing: spacing and content are the same.
+    assert prepared_now(run, settings(tmp_path, preset="paper"), capsys) == 0
+
+
+@pytest.mark.parametrize(
+    "spacing_mm, name", [(1.0, "1mm"), (2.0, "2mm"), (1.5, "1.5mm"), (3, "3mm"), (0.75, "0.75mm")]
+)
+def test_the_folder_of_a_spacing(spacing_mm, name):
+    assert spacing_folder(Path("work"), "heatmap", spacing_mm) == Path("work/heatmap") / name
+
+
+def test_another_margin_leaves_nothing_of_the_old_one(tmp_path, capsys):
     write_case(tmp_path / "data", "sub-a01")
     gone = write_case(tmp_path / "data", "sub-a02")
     assert prepare_segmentation(segmentation(tmp_path)) == 0
     gone["ct"].unlink()
     capsys.readouterr()
-    assert prepare_segmentation(segmentation(tmp_path, spacing_mm=2.0)) == 0
+    assert prepare_segmentation(segmentation(tmp_path, margin_mm=3.0)) == 0
     assert "prepared with other settings" in capsys.readouterr().out
-    root = tmp_path / "work" / "segmentation"
+    root = tmp_path / "work" / "segmentation" / "1mm"
     assert not [name for name in names(root) if "sub-a02" in name]
     found = open_memory_map(root / "training" / "sub-a01_ct.nii")
-    np.testing.assert_allclose(found.spacing_mm, 2.0)
-    assert found.shape == oriented(two_vertebrae()[0]).shape
+    assert found.shape == (14, 14, 45)
     assert {row["case"] for row in table(root / "training" / "vertebrae.csv")} == {"sub-a01"}
 
 
-def test_a_run_stopped_after_a_change_of_spacing_leaves_no_table_of_the_old_one(tmp_path, monkeypatch):
+def test_a_run_stopped_after_a_change_of_margin_leaves_no_table_of_the_old_one(tmp_path, monkeypatch):
     write_case(tmp_path / "data", "sub-a01")
     assert prepare_segmentation(segmentation(tmp_path)) == 0
 
@@ -523,8 +552,8 @@ def test_a_run_stopped_after_a_change_of_spacing_leaves_no_table_of_the_old_one(
 
     monkeypatch.setattr(prepare, "_run_jobs", stopped)
     with pytest.raises(KeyboardInterrupt):
-        prepare_segmentation(segmentation(tmp_path, spacing_mm=2.0))
-    assert names(tmp_path / "work" / "segmentation") == ["settings.json"]
+        prepare_segmentation(segmentation(tmp_path, margin_mm=3.0))
+    assert names(tmp_path / "work" / "segmentation" / "1mm") == ["settings.json"]
 
 
 def test_outdated_files_are_gone_before_new_ones_are_made(tmp_path):
@@ -543,7 +572,7 @@ def test_a_second_data_set_joins_the_first(tmp_path):
     write_case(tmp_path / "two", "sub-b01")
     for data_dir in ("one", "two"):
         assert prepare_segmentation(segmentation(tmp_path, data_dir=tmp_path / data_dir)) == 0
-    rows = table(tmp_path / "work" / "segmentation" / "training" / "vertebrae.csv")
+    rows = table(tmp_path / "work" / "segmentation" / "1mm" / "training" / "vertebrae.csv")
     assert {row["case"] for row in rows} == {"sub-a01", "sub-b01"}
 
 
@@ -556,7 +585,7 @@ def test_a_case_that_changes_its_split_leaves_the_old_one(tmp_path, split):
         path.unlink()
     write_case(tmp_path / "data", "sub-a02", split=split)
     assert prepare_segmentation(segmentation(tmp_path)) == 0
-    root = tmp_path / "work" / "segmentation"
+    root = tmp_path / "work" / "segmentation" / "1mm"
     assert not [name for name in names(root) if name.startswith("training/sub-a02")]
     assert {row["case"] for row in table(root / "training" / "vertebrae.csv")} == {"sub-a01"}
     assert (root / "validation" / "sub-a02_ct.nii").is_file() == (split == "validation")
@@ -583,7 +612,7 @@ def test_scripts_prepare_the_real_case_and_name_the_incomplete_ones(tmp_path, st
         sys.executable,
         f"pre_processing_{stage}.py",
         "--data-dir",
-        str(DATA),
+        str(real_tree(tmp_path / "data")),
         "--work-dir",
         str(tmp_path),
     ]
@@ -593,7 +622,7 @@ def test_scripts_prepare_the_real_case_and_name_the_incomplete_ones(tmp_path, st
     for key in ("sub-verse004", "sub-gl003_dir-ax"):
         assert f"warning: {key} (training) is left out, it has no CT" in ran.stderr
     assert "Traceback" not in ran.stderr
-    found = read_ct(tmp_path / stage / "training" / "sub-verse014_ct.nii")
+    found = read_ct(tmp_path / stage / "2mm" / "training" / "sub-verse014_ct.nii")
     assert found.shape == ((64, 64, 128) if stage == "heatmap" else (93, 40, 93))
 
 
@@ -679,7 +708,7 @@ def test_a_shard_prepares_its_share_alone(tmp_path, capsys):
     for key in ("sub-a01", "sub-a02", "sub-a03"):
         write_case(tmp_path / "data", key)
     assert prepared_now(prepare_segmentation, segmentation(tmp_path, shard="2/2"), capsys) == 1
-    folder = tmp_path / "work" / "segmentation" / "training"
+    folder = tmp_path / "work" / "segmentation" / "1mm" / "training"
     assert [path.name for path in folder.glob("*_ct.nii")] == ["sub-a02_ct.nii"]
     assert prepared_now(prepare_segmentation, segmentation(tmp_path, shard="1/2"), capsys) == 2
     assert {row["case"] for row in table(folder / "vertebrae.csv")} == {"sub-a01", "sub-a02", "sub-a03"}
@@ -688,7 +717,7 @@ def test_a_shard_prepares_its_share_alone(tmp_path, capsys):
 def test_a_shard_leaves_alone_what_another_may_be_writing(tmp_path, capsys):
     for key in ("sub-a01", "sub-a02"):
         write_case(tmp_path / "data", key)
-    folder = tmp_path / "work" / "segmentation" / "training"
+    folder = tmp_path / "work" / "segmentation" / "1mm" / "training"
     folder.mkdir(parents=True)
     (folder / "sub-a02_ct.nii").write_text("half of a case")
     assert prepared_now(prepare_segmentation, segmentation(tmp_path, shard="1/2"), capsys) == 1
@@ -734,15 +763,15 @@ def test_masks_alone_are_prepared_for_images_drawn_from_them(tmp_path, capsys):
     assert "sub-c03 (validation) is left out, it has no CT" in capsys.readouterr().err
     work = tmp_path / "work"
     whole = ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")
-    assert names(work / "segmentation" / "training") == sorted(
+    assert names(work / "segmentation" / "1mm" / "training") == sorted(
         [*(f"sub-a01_{end}" for end in whole), *(f"sub-b02_{end}" for end in whole[1:]), "vertebrae.csv"]
     )
     whole = ("ct.nii", "ctd.json", "msk.nii", "prepared.json")
-    assert names(work / "heatmap" / "training") == [
+    assert names(work / "heatmap" / "1mm" / "training") == [
         *(f"sub-a01_{end}" for end in whole),
         *(f"sub-b02_{end}" for end in whole[1:]),
     ]
-    cases = [row["case"] for row in table(work / "segmentation" / "training" / "vertebrae.csv")]
+    cases = [row["case"] for row in table(work / "segmentation" / "1mm" / "training" / "vertebrae.csv")]
     assert cases == ["sub-a01", "sub-a01", "sub-b02", "sub-b02"]
 
 
@@ -750,7 +779,7 @@ def test_a_mask_lies_on_the_grid_of_its_ct(tmp_path):
     write_case(tmp_path / "data", "sub-a01")
     write_case(tmp_path / "data", "sub-b02", parts=("mask",))
     prepare_heatmap(heatmap(tmp_path, label_maps=True))
-    folder = tmp_path / "work" / "heatmap" / "training"
+    folder = tmp_path / "work" / "heatmap" / "1mm" / "training"
     ct, mask, alone = (
         open_memory_map(folder / name) for name in ("sub-a01_ct.nii", "sub-a01_msk.nii", "sub-b02_msk.nii")
     )
@@ -767,7 +796,7 @@ def test_a_mask_lies_on_the_grid_of_its_ct(tmp_path):
 def test_preparing_again_with_label_maps_adds_what_is_missing(tmp_path, capsys):
     write_case(tmp_path / "data", "sub-a01")
     prepare_heatmap(heatmap(tmp_path))
-    folder = tmp_path / "work" / "heatmap" / "training"
+    folder = tmp_path / "work" / "heatmap" / "1mm" / "training"
     assert names(folder) == [f"sub-a01_{end}" for end in ("ct.nii", "ctd.json", "prepared.json")]
     for _ in range(2):
         prepare_heatmap(heatmap(tmp_path, label_maps=True))
@@ -781,7 +810,36 @@ def test_cases_below_a_record_of_phantoms_are_known_as_such(tmp_path, label_maps
     write_case(tmp_path / "data" / "real", "sub-b02")
     (tmp_path / "data" / "phantoms" / PHANTOM_RECORD).write_text('{"seed": 0}')
     prepare_segmentation(segmentation(tmp_path, label_maps=label_maps))
-    folder = tmp_path / "work" / "segmentation" / "training"
+    folder = tmp_path / "work" / "segmentation" / "1mm" / "training"
     sidecars = [folder / f"sub-{key}_prepared.json" for key in ("a01", "b02")]
     assert [origin_of(path) for path in sidecars] == ["phantom", "scan"]
     assert not any(is_mask_alone(path) for path in sidecars)
+
+
+def test_own_cases_beside_phantoms_are_no_phantoms(tmp_path):
+    write_case(tmp_path / "data", "sub-a01")
+    paths = write_case(tmp_path / "elsewhere", "sub-b02", parts=("ct", "mask"))
+    (tmp_path / "data" / PHANTOM_RECORD).write_text('{"seed": 0}')
+    own = {"source": "pairs", "ct": paths["ct"], "mask": paths["mask"], "data_dir": tmp_path / "data"}
+    assert add_own_case(DataSettings(**own)) == []
+    prepare_segmentation(segmentation(tmp_path))
+    folder = tmp_path / "work" / "segmentation" / "1mm" / "training"
+    assert origin_of(folder / "sub-a01_prepared.json") == "phantom"
+    assert origin_of(folder / "sub-b02_prepared.json") == "scan"
+
+
+@pytest.mark.parametrize("run, settings", [(prepare_heatmap, heatmap), (prepare_segmentation, segmentation)])
+def test_label_maps_stay_when_cases_are_prepared_without(tmp_path, capsys, run, settings):
+    write_case(tmp_path / "data", "sub-a01")
+    write_case(tmp_path / "data", "sub-b02", parts=("mask",))
+    assert run(settings(tmp_path, label_maps=True)) == 0
+    (stage,) = (tmp_path / "work").iterdir()
+    before = contents(stage)
+    capsys.readouterr()
+    assert prepared_now(run, settings(tmp_path), capsys) == 0
+    assert contents(stage) == before
+    assert json.loads((stage / "1mm" / "settings.json").read_text())["label_maps"] is True
+    # What joins later is prepared like the others.
+    write_case(tmp_path / "data", "sub-c03", parts=("mask",))
+    assert prepared_now(run, settings(tmp_path), capsys) == 1
+    assert (stage / "1mm" / "training" / "sub-c03_msk.nii").is_file()

@@ -1,6 +1,7 @@
 """The phantoms on disk: VerSe's tree, names, orientations; reruns."""
 
 import json
+import os
 import re
 from collections import defaultdict
 
@@ -8,7 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from utils.synthetic.phantom import plan_data_set, write_phantom_data_set
+from utils.synthetic.phantom import make_phantom, plan_data_set, plan_variants, write, write_phantom_data_set
+from utils.synthetic.phantom.record import enter_phantoms
+from utils.synthetic.phantom.variants import VARIANTS, choose_spines, variant_of
+from utils.verse.cases import index_cases, subject_of
 
 COUNTS = (4, 1, 1)
 CT_NAMES = re.compile(
@@ -138,6 +142,27 @@ def test_processes_write_what_one_process_writes(data_set, tmp_path):
     assert all(expected[name] == content for name, content in found.items())
 
 
+def die_at_the_second(series, *, data_dir, seed, step_mm):
+    if series.subject == 1:
+        os._exit(1)
+    (data_dir / series.key).write_text(" ".join(os.environ[name] for name in write._THREAD_SETTINGS))
+
+
+def test_a_killed_process_costs_its_own_series_alone(tmp_path, monkeypatch):
+    """What the other processes write is what they may use: one thread a library."""
+    monkeypatch.setattr(write, "_write_series", die_at_the_second)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    first, second, third = plan_data_set((3, 0, 0))
+    ct = re.escape(str(second.paths(tmp_path, 0)["ct"]))
+    with pytest.raises(
+        write.UnwrittenPhantoms, match=f"^{ct}: expected to be written, found a process that was"
+    ):
+        write_phantom_data_set(tmp_path, (3, 0, 0), seed=0, workers=2)
+    assert not (tmp_path / second.key).exists()
+    assert [(tmp_path / series.key).read_text() for series in (first, third)] == ["1 1 1 1"] * 2
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
 def test_a_folder_of_another_seed_is_refused(data_set):
     with pytest.raises(ValueError, match="expected phantoms of seed 1, found those of seed 0"):
         write_phantom_data_set(data_set[0], COUNTS, seed=1)
@@ -156,3 +181,100 @@ def test_a_damaged_record_of_the_seed_is_named(tmp_path, text):
 def test_a_negative_count_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"three counts of 0 or more.*\(1, -1, 0\)"):
         write_phantom_data_set(tmp_path, (1, -1, 0), seed=0)
+
+
+# Spines looked for their levels
+
+
+@pytest.mark.parametrize(
+    "variants, seed, expected",
+    [
+        ("half", 3001, [(9, "2019", (21, 25)), (0, "2019", (16, 22)), (6, "2020-ax", (21, 24))]),
+        ("rare", 3003, [(22, "2019", (20, 25)), (94, "2019", (16, 20)), (7, "2020-ax", (21, 25))]),
+        ("half", 5005, [(4, "2019", (21, 25)), (0, "2019", (16, 20)), (51, "2020-ax", (20, 25))]),
+        ("natural", 978, [(0, "2019", (1, 7)), (2, "2019", (7, 10)), (1, "2020-ax", (18, 25))]),
+    ],
+)
+def test_the_spines_of_a_seed_are_those_of_the_shipped_networks(variants, seed, expected):
+    chosen = choose_spines(3, seed=seed, variants=variants)
+    assert [(spine.subject, spine.style, spine.whole) for spine in chosen] == expected
+
+
+@pytest.mark.parametrize(
+    "codes, expected",
+    [
+        ((18, 19, 20), "none"),
+        ((18, 19, 28, 20), "T13"),
+        ((18, 20), "no T12"),
+        ((19, 20, 25), "L6"),
+        ((19, 28, 20, 25), "T13"),
+    ],
+)
+def test_the_variant_of_a_spine(codes, expected):
+    assert variant_of(codes) == expected
+
+
+def test_how_often_levels_are_rare():
+    shares = {name: sum(word != "none" for word in order) / len(order) for name, order in VARIANTS.items()}
+    assert shares == {"natural": 0.2, "half": 0.5, "rare": 1.0}
+
+
+def test_names_tell_seeds_and_variants_apart_and_are_those_of_cases():
+    plan = plan_variants((2, 1, 1), seed=3001, variants="half")
+    assert [series.key for series in plan] == [f"sub-half3001x00{number}" for number in range(4)]
+    assert all(subject_of(series.key) == series.subject_key == series.key for series in plan)
+    folders = [series.folder for series in plan]
+    assert folders == [
+        f"VerSe20/dataset-{end}" for end in ("01training", "01training", "02validation", "03test")
+    ]
+    assert len({series.subject for series in plan}) == 4
+
+
+def test_sets_of_several_seeds_lie_beside_natural_ones(tmp_path):
+    quick = {"workers": 1, "step_mm": 3.0}
+    write_phantom_data_set(tmp_path, (1, 0, 0), seed=0, **quick)
+    natural = contents(tmp_path)
+    (path,) = write_phantom_data_set(tmp_path, (1, 0, 0), seed=3001, variants="half", **quick)
+    write_phantom_data_set(tmp_path, (0, 1, 0), seed=5005, variants="half", **quick)
+    found = contents(tmp_path)
+    record = next(name for name in natural if name.name == "phantom.json")
+    assert all(found[name] == content for name, content in natural.items() if name != record)
+    assert json.loads(found[record]) == {
+        "seed": 0,
+        "variants": {"half": {"3001": [1, 0, 0], "5005": [0, 1, 0]}},
+    }
+    cases = index_cases(tmp_path)
+    splits = {case.key: case.split for case in cases if case.complete}
+    assert splits == {
+        "sub-half3001x000": "training",
+        "sub-half5005x000": "validation",
+        "sub-verse004": "training",
+    }
+    # The scan is that of the subject that was chosen, in the field of view that was drawn.
+    expected = make_phantom(3001, subject=9, style="2019", whole=(21, 25), step_mm=3.0)
+    image = nib.load(path)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), expected.ct)
+    np.testing.assert_allclose(image.affine, expected.affine, atol=1e-5)
+    mask = np.rint(nib.load(companions(path)[0]).get_fdata())
+    np.testing.assert_array_equal(mask, expected.mask)
+
+
+def test_spines_looked_for_stay_in_their_splits(tmp_path):
+    how = {"seed": 7, "variants": "half", "workers": 1}
+    # Counts alone are entered where all that is missing is nothing.
+    (tmp_path / "phantom.json").write_text(json.dumps({"variants": {"half": {"7": [3, 0, 0]}}}))
+    with pytest.raises(ValueError, match="stay in their splits") as caught:
+        write_phantom_data_set(tmp_path, (2, 1, 0), **how)
+    assert str(tmp_path) in str(caught.value) and "(3, 0, 0)" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["phantom.json"]
+
+
+@pytest.mark.parametrize(
+    "known, counts, expected",
+    [((2, 0, 0), (4, 0, 0), [4, 0, 0]), ((2, 0, 0), (2, 3, 0), [2, 3, 0]), ((2, 1, 0), (2, 0, 0), [2, 1, 0])],
+)
+def test_the_last_split_may_grow(tmp_path, known, counts, expected):
+    record = tmp_path / "phantom.json"
+    record.write_text(json.dumps({"seed": 0, "variants": {"rare": {"7": known}}}))
+    enter_phantoms(tmp_path, counts, seed=7, variants="rare")
+    assert json.loads(record.read_text()) == {"seed": 0, "variants": {"rare": {"7": expected}}}

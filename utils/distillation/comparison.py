@@ -22,6 +22,7 @@ from utils.evaluation.report import markdown_table
 from utils.files import written_whole
 from utils.learning import datasets, models, prepared_data, training
 from utils.learning.losses import vertebra_dice
+from utils.learning.model_files import model_file
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import DistillationSettings, SegmentationTrainingSettings
@@ -35,7 +36,7 @@ _EXPLANATION = """\
 Dice and 95 % surface distance are means over {vertebrae} validation vertebrae, each in a patch centred on it,
 with the vertebrae above it in the memory, thresholded at .5. An empty prediction has Dice 0 and no surface
 distance; the column *empty* counts them. Seconds are the median of {runs} single patches of {edge}³ voxels
-on the {device}, in {precision}. MB is the size of `best.keras`.
+on the {device}, in {precision}. MB is the size of the network's file.
 """
 
 
@@ -45,30 +46,28 @@ def compare_students(settings: DistillationSettings) -> int:
     Parameters
     ----------
     settings : DistillationSettings
-        All of the stage. Reads `work_dir/segmentation` and the teacher; writes `work_dir/models/student_runs`
-        and `work_dir/models/student`, with students.csv, students.md and students.png.
+        All of the stage. Reads prepared data and the teacher; writes `work_dir/models/<name>_runs` and
+        `work_dir/models/<name>`, with students.csv, students.md and students.png.
 
     Returns
     -------
     int
         Exit status: 0, or 1 after a line that says what is wrong.
     """
-    return training.reporting(_train_and_compare, settings)
+    return training.run_training(_train_and_compare, settings)
 
 
 def _train_and_compare(settings: DistillationSettings, chosen: Runtime) -> list[str]:
-    bad = distillation.train_students(settings, chosen)
-    if chosen.is_chief:
-        student, facts = distillation.read_facts(settings)
-        patches = ValidationPatches(settings.work_dir, student, facts["spacing_mm"])
-        if patches.is_empty:
-            print("No validation cases: there is nothing to compare the students on.")
-        else:
-            table = student_table(network_directories(settings), patches)
-            write_students(
-                table, distillation.student_directory(settings), explanation(table, patches, chosen)
-            )
-    return bad
+    inputs = distillation.read_inputs(settings, chosen)
+    distillation.train_students(inputs, settings, chosen)
+    if chosen.is_chief and inputs.held_out.vertebrae:
+        patches = ValidationPatches(inputs.held_out, inputs.settings)
+        table = student_table(network_directories(settings), patches)
+        folder = distillation.student_directory(settings)
+        write_students(table, folder, explanation(table, patches, chosen))
+    elif chosen.is_chief:
+        print("No validation cases: there is nothing to compare the students on.")
+    return inputs.bad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,34 +76,27 @@ class ValidationPatches:
 
     Attributes
     ----------
-    work_dir : Path
-        Folder with `segmentation/validation`.
+    data : SegmentationData
+        The validation split.
     settings : SegmentationTrainingSettings
-        Size of the patches.
-    spacing_mm : float
-        Isotropic spacing.
+        Size and spacing of the patches.
     """
 
-    work_dir: Path
+    data: prepared_data.SegmentationData
     settings: SegmentationTrainingSettings
-    spacing_mm: float
-
-    def _data(self) -> prepared_data.SegmentationData:
-        return prepared_data.read_segmentation_data(
-            self.work_dir / "segmentation" / "validation"
-        ).without_bad_cases()[0]
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is no vertebra."""
-        return not self._data().vertebrae
+    def spacing_mm(self) -> float:
+        """Isotropic spacing, in mm."""
+        return self.settings.spacing_mm
 
     def __iter__(self) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """Yield input (1, n, n, n, 2) and target (1, n, n, n, 2) of each vertebra."""
         one_by_one = dataclasses.replace(self.settings, batch_size=1, accumulate=1)
         build = segmentation_batch_builder(one_by_one, self.spacing_mm)
         how = {"spacing_mm": self.spacing_mm, "training": False}
-        for batch in datasets.segmentation_dataset(self._data(), one_by_one, **how)(0):
+        # A copy opens its scans by itself, and lets them go after the pass.
+        for batch in datasets.segmentation_dataset(dataclasses.replace(self.data), one_by_one, **how)(0):
             x, y, _ = build(batch, False)
             yield x, y
 
@@ -143,7 +135,7 @@ def student_table(
     rows = []
     for title, directory in directories.items():
         network = models.load_model(directory)[0]
-        size = (directory / models.MODEL_FILE).stat().st_size / 1e6
+        size = model_file(directory).stat().st_size / 1e6
         facts = {"network": title, "parameters": network.count_params(), "megabytes": size}
         rows.append({**facts, **measured(network, patches, spacing_mm=spacing_mm)})
     return pd.DataFrame(rows)

@@ -2,7 +2,8 @@
 
 All students have one architecture, begin with the same weights, and see the same examples in the same order
 for the same number of steps, so what tells them apart is the loss. Each has a directory of its own,
-`work/models/student_runs/<name>`; the best of those with a teacher is copied to `work/models/student`.
+`work/models/student_runs/<student>`; the best of those with a teacher is copied to `work/models/student`.
+With `--name X` these are `work/models/X_runs/<student>` and `work/models/X`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from ML_3D_Unet.utils.history import read_history
 from ML_3D_Unet.utils.kd import DistillingTrainer
 from ML_3D_Unet.utils.train import Trainer
 from utils.files import sha256_of, written_whole
-from utils.learning import losses, models, panels, training
+from utils.learning import losses, models, panels, training, training_data
+from utils.learning.model_files import MODEL_FILES, has_model, model_file
+from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime, set_seed
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import (
@@ -36,7 +39,12 @@ from utils.settings import (
 
 SCRATCH = "scratch"
 #: What of a student's settings is its own; the rest is the teacher's.
-_OWN_SETTINGS = (*(field.name for field in dataclasses.fields(RunSettings)), "work_dir", "filters", "seed")
+_OWN_SETTINGS = (
+    *(field.name for field in dataclasses.fields(RunSettings)),
+    *("work_dir", "name", "filters", "seed"),
+)
+#: What settings of earlier teachers lack: they were trained with its default.
+_LATER_SETTINGS = ("outside",)
 
 
 @dataclass(frozen=True)
@@ -80,21 +88,7 @@ class VertebraDistiller(training.VertebraLoss, DistillingTrainer):
 
 
 def variants(settings: DistillationSettings) -> list[Variant]:
-    """Give the students to train: from scratch first, then one for each temperature and method.
-
-    Raises
-    ------
-    ValueError
-        If there is no method, or a temperature or the weight is out of its range.
-    """
-    if not settings.methods or ("soft" in settings.methods and not settings.temperatures):
-        raise ValueError("Expected at least one of --methods, and of --temperatures for soft, received none.")
-    if not all(temperature > 0 for temperature in settings.temperatures):
-        raise ValueError(f"Expected positive --temperatures, received {settings.temperatures}.")
-    if not 0 < settings.distillation_weight <= 1:
-        raise ValueError(
-            f"Expected --distillation-weight above 0, up to 1, received {settings.distillation_weight}."
-        )
+    """Give the students to train: from scratch first, then one for each temperature and method."""
     students = [Variant(SCRATCH, "student")]
     if "soft" in settings.methods:
         students += [_soft_variant(temperature) for temperature in dict.fromkeys(settings.temperatures)]
@@ -114,17 +108,17 @@ def _soft_variant(temperature: float) -> Variant:
 
 def teacher_directory(settings: DistillationSettings) -> Path:
     """Give the directory of the teacher."""
-    return settings.teacher or settings.work_dir / "models" / "segmentation"
+    return settings.segmentation or settings.work_dir / "models" / "segmentation"
 
 
 def student_directory(settings: DistillationSettings) -> Path:
     """Give the directory that the best student with a teacher is copied to."""
-    return settings.work_dir / "models" / "student"
+    return training.model_directory(settings)
 
 
 def run_directory(settings: DistillationSettings, variant: Variant) -> Path:
     """Give the directory of one student's training."""
-    return settings.work_dir / "models" / "student_runs" / variant.name
+    return settings.work_dir / "models" / f"{settings.name}_runs" / variant.name
 
 
 def student_settings(found: dict[str, Any], settings: DistillationSettings) -> SegmentationTrainingSettings:
@@ -144,22 +138,28 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     Raises
     ------
     ValueError
-        If the teacher's lack a field.
+        If the teacher's lack a field, or do not go with what is the student's own.
     """
     fields = {field.name: field for field in dataclasses.fields(SegmentationTrainingSettings)}
     # What is None by default may be younger than the teacher.
     needed = {name for name, kind in fields.items() if kind.default is not None}
-    missing = sorted(needed - set(found) - set(_OWN_SETTINGS))
+    missing = sorted(needed - set(found) - set(_OWN_SETTINGS) - set(_LATER_SETTINGS))
     if missing:
         raise ValueError(
             f"{teacher_directory(settings) / SETTINGS_FILE}: expected the settings of a segmentation "
             f"network, found none of {', '.join(missing)}."
         )
     own = {name: getattr(settings, name) for name in _OWN_SETTINGS}
-    read = {name: _as_tuple(found.get(name)) for name in fields if name not in own}
-    read["augmentation"] = AugmentationSettings(**{k: _as_tuple(v) for k, v in found["augmentation"].items()})
-    changed = {} if settings.epochs is None else {"epochs": settings.epochs}
-    return SegmentationTrainingSettings(**{**read, **own, **changed})
+    later = {name for name in _LATER_SETTINGS if name not in found}
+    read = {name: _as_tuple(found.get(name)) for name in fields if name not in {*own, *later}}
+    ranges = {name: _as_tuple(value) for name, value in found["augmentation"].items()}
+    left_out = tuple(dict.fromkeys([*found.get("exclude", ()), *settings.exclude]))
+    changed = {"exclude": left_out, **({} if settings.epochs is None else {"epochs": settings.epochs})}
+    try:
+        read["augmentation"] = AugmentationSettings(**ranges)
+        return SegmentationTrainingSettings(**{**read, **own, **changed})
+    except ValueError as error:
+        raise ValueError(f"{teacher_directory(settings) / SETTINGS_FILE}: {error}") from None
 
 
 def _as_tuple(value: Any) -> Any:
@@ -167,92 +167,106 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def read_facts(settings: DistillationSettings) -> tuple[SegmentationTrainingSettings, dict[str, Any]]:
-    """Read what students are trained with, and what must be the same when their training is gone on with.
+@dataclass(frozen=True)
+class Inputs:
+    """What students are trained with.
 
-    Returns
-    -------
-    SegmentationTrainingSettings
+    Attributes
+    ----------
+    settings : SegmentationTrainingSettings
         See `student_settings`.
-    dict
-        "spacing_mm" of the data, and what is learned from which teacher: another one is another run.
+    data, held_out : SegmentationData
+        Training and validation, without the cases that teacher or students leave out.
+    bad : list of str
+        A line for every bad case.
+    facts, teacher_facts : dict
+        What must be the same when a training is gone on with: of the data, and of what is learned from which
+        teacher.
+    """
+
+    settings: SegmentationTrainingSettings
+    data: SegmentationData
+    held_out: SegmentationData
+    bad: list[str]
+    facts: dict[str, Any]
+    teacher_facts: dict[str, Any]
+
+
+def read_inputs(settings: DistillationSettings, chosen: Runtime) -> Inputs:
+    """Read the settings of the teacher, and data of its spacing.
 
     Raises
     ------
     ValueError
-        If there is no teacher, or it is one for data of another spacing.
+        If there is no teacher, or no data of its spacing.
     """
-    directory, source = teacher_directory(settings), settings.work_dir / "segmentation"
-    if not (directory / models.MODEL_FILE).is_file():
+    directory = teacher_directory(settings)
+    if not has_model(directory):
         raise ValueError(
             f"{directory}: expected a trained segmentation network, found none; run train_segmentation.py "
             "first."
         )
-    spacing_mm = training.prepared_facts(source, settings.preset, ("spacing_mm",))["spacing_mm"]
-    found = load_settings(directory)
-    if found.get("spacing_mm") != spacing_mm:
-        raise ValueError(
-            f"{directory}: expected a teacher for data of {spacing_mm} mm as in {source}, found one for "
-            f"{found.get('spacing_mm')} mm."
-        )
-    digest = sha256_of(directory / models.MODEL_FILE)
+    student = student_settings(load_settings(directory), settings)
+    folder, facts = training_data.prepared_folder(
+        "segmentation", work_dir=settings.work_dir, preset=settings.preset, spacing_mm=student.spacing_mm
+    )
+    data, held_out, bad = training_data.read_segmentation_splits(
+        folder, chosen, exclude=settings.exclude, also_without=student.exclude
+    )
+    facts |= training_data.segmentation_case_facts(data, held_out, student)
     names = ("distillation_weight", "distillation_voxels")
-    facts = {"spacing_mm": spacing_mm, "teacher_sha256": digest, **{n: getattr(settings, n) for n in names}}
-    return student_settings(found, settings), facts
+    teacher_facts = {name: getattr(settings, name) for name in names}
+    teacher_facts["teacher_sha256"] = sha256_of(model_file(directory))
+    return Inputs(student, data, held_out, bad, facts, teacher_facts)
 
 
-def train_students(settings: DistillationSettings, chosen: Runtime) -> list[str]:
-    """Train all students, and copy the best of those with a teacher to `work_dir/models/student`.
+def train_students(inputs: Inputs, settings: DistillationSettings, chosen: Runtime) -> None:
+    """Train all students, and copy the best of those with a teacher to `work_dir/models/<name>`.
 
     Parameters
     ----------
+    inputs : Inputs
+        Settings and data.
     settings : DistillationSettings
         All of the stage.
     chosen : Runtime
         What the training runs on.
 
-    Returns
-    -------
-    list of str
-        A line for every bad case.
-
     Raises
     ------
     ValueError
-        If there is no teacher, or no data for it.
+        If a student's directory holds another training.
     """
-    students, source = variants(settings), settings.work_dir / "segmentation"
-    student, facts = read_facts(settings)
-    data, held_out, bad = training.read_splits(source, chosen)
+    students = variants(settings)
+    spacing_mm = inputs.settings.spacing_mm
     for variant in students:
         print(f"{variant.title}: {run_directory(settings, variant)}", flush=True)
-        trainer = _make_trainer(variant, student, settings, facts, chosen)
+        trainer = _make_trainer(variant, inputs, settings, chosen)
         trainer.train(
-            **training.segmentation_arguments(data, held_out, student, spacing_mm=facts["spacing_mm"])
+            **training.segmentation_arguments(
+                inputs.data, inputs.held_out, inputs.settings, spacing_mm=spacing_mm
+            )
         )
     if chosen.is_chief:
         _copy_best(settings, students[1:])
-    return bad
 
 
 def _make_trainer(
-    variant: Variant,
-    student: SegmentationTrainingSettings,
-    settings: DistillationSettings,
-    facts: dict[str, Any],
-    chosen: Runtime,
+    variant: Variant, inputs: Inputs, settings: DistillationSettings, chosen: Runtime
 ) -> Trainer:
     """Give the trainer of one student in its directory; all students begin with the same weights."""
+    student = inputs.settings
     set_seed(student.seed)
     directory = run_directory(settings, variant)
-    if variant.distillation_fn is None:  # it goes on whatever the teacher
-        facts = {"spacing_mm": facts["spacing_mm"]}
+    # The student from scratch goes on whatever the teacher.
+    of_teacher = {} if variant.distillation_fn is None else inputs.teacher_facts
+    facts = {**inputs.facts, **of_teacher, "student": variant.name}
     with chosen.strategy.scope():
         network = models.build_segmentation_network(student, replicas=chosen.replicas)
-        training.claim_directory(student, directory, {**facts, "student": variant.name}, chosen)
+        training.claim_directory(student, directory, facts, chosen)
         keywords = {
             "model_dir": directory,
-            "prepare": segmentation_batch_builder(student, facts["spacing_mm"]),
+            "prepare": segmentation_batch_builder(student, student.spacing_mm),
             "schedule": student.fp_weight_schedule,
             "epochs": student.epochs,
             "panel": panels.vertebra_panel,
@@ -284,6 +298,10 @@ def _copy_best(settings: DistillationSettings, students: list[Variant]) -> None:
         return min(validated or [row["loss"] for row in rows])
 
     best = run_directory(settings, min(students, key=lowest_loss))
-    for name in (models.MODEL_FILE, SETTINGS_FILE):
+    copied = (model_file(best).name, SETTINGS_FILE)
+    for name in copied:
         with written_whole(student_directory(settings) / name) as temporary:
             shutil.copyfile(best / name, temporary)
+    # The network of an earlier run, of the other kind, must not stand for this one.
+    for name in {*MODEL_FILES} - {*copied}:
+        (student_directory(settings) / name).unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -68,9 +67,6 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenProcessPool:
-        print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
         return _INTERRUPTED
@@ -95,10 +91,8 @@ def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
         return f"--key: expected with --source pairs only, received --source {settings.source}."
     if settings.source != "phantom" and settings.phantoms != DataSettings.phantoms:
         return f"--phantoms: expected with --source phantom only, received --source {settings.source}."
-    if min(settings.phantoms) < 0 or sum(settings.phantoms) == 0:
-        return f"--phantoms: expected numbers from 0 up, not all 0, received {settings.phantoms}."
-    if settings.workers < 0:
-        return f"--workers: expected 0 or more, received {settings.workers}."
+    if settings.source != "phantom" and settings.variants:
+        return f"--variants: expected with --source phantom only, received --source {settings.source}."
     return _wrong_download(settings)
 
 
@@ -117,8 +111,6 @@ def _wrong_download(settings: DataSettings) -> str:
     barred = [name for name in settings.subjects if name.casefold().startswith(NONCOMMERCIAL_PREFIX)]
     if barred and settings.exclude_noncommercial:
         return f"--subjects: expected none that --exclude-noncommercial leaves out, received {barred[0]}."
-    if settings.connections < 1:
-        return f"--connections: expected 1 or more, received {settings.connections}."
     return _wrong_address(settings)
 
 

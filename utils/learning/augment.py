@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import ndtri
 
+from utils.augmentation_settings import AugmentationRanges
 from utils.imaging.intensities import HIGHEST_HU, HU_GAIN, LOWEST, LOWEST_HU
-from utils.settings import AugmentationSettings
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Augmentation:
         Normalised intensities become gain * intensity + offset.
     noise_sigma : float
         Standard deviation of the noise in normalised intensities; 0 for none.
-    blur_sigma_mm : float
-        Standard deviation of the blur in mm; 0 for none.
+    blur_sigma : float
+        Standard deviation of the blur in the unit of the settings (mm, or voxels of the heatmap grid); 0 for
+        none.
     noise_seed : np.ndarray of int32, (2,)
         Seed of the noise field, which is drawn on the device.
     """
@@ -47,7 +48,7 @@ class Augmentation:
     gain: float
     offset: float
     noise_sigma: float
-    blur_sigma_mm: float
+    blur_sigma: float
     noise_seed: np.ndarray
 
     @cached_property
@@ -66,19 +67,19 @@ NO_AUGMENTATION = Augmentation(
     gain=1.0,
     offset=0.0,
     noise_sigma=0.0,
-    blur_sigma_mm=0.0,
+    blur_sigma=0.0,
     noise_seed=np.zeros(2, np.int32),
 )
 
 
-def draw_augmentation(generator: np.random.Generator, settings: AugmentationSettings) -> Augmentation:
+def draw_augmentation(generator: np.random.Generator, settings: AugmentationRanges) -> Augmentation:
     """Draw the random numbers of one example (Serrador et al. 2024, section on augmentation).
 
     Parameters
     ----------
     generator : np.random.Generator
         Source of randomness, made from (seed, epoch, position).
-    settings : AugmentationSettings
+    settings : AugmentationRanges
         Ranges and probabilities.
 
     Returns
@@ -92,9 +93,9 @@ def draw_augmentation(generator: np.random.Generator, settings: AugmentationSett
     zoom = np.array([generator.uniform(*limits) for limits in ranges])
     degrees = generator.uniform(-settings.rotation_degrees, settings.rotation_degrees, 3)
     noise = generator.uniform(*settings.noise_sigma) * (generator.random() < settings.noise_probability)
-    blur_mm = generator.uniform(*settings.blur_sigma_mm) * (generator.random() < settings.blur_probability)
+    blur_sigma = generator.uniform(*settings.blur_sigma) * (generator.random() < settings.blur_probability)
     seed = generator.integers(0, 2**31 - 1, 2).astype(np.int32)
-    return Augmentation(flip, zoom, degrees, gain, offset, noise, blur_mm, seed)
+    return Augmentation(flip, zoom, degrees, gain, offset, noise, blur_sigma, seed)
 
 
 def output_to_source(flip: bool, zoom: np.ndarray, degrees: np.ndarray) -> np.ndarray:
@@ -349,9 +350,12 @@ def shifted_pairs(volume: tf.Tensor, axis: int, radius: int) -> list:
     return [part(0), *((part(-shift), part(shift)) for shift in range(1, radius + 1))]
 
 
-def blur_radius(settings: AugmentationSettings, spacing_mm: float) -> int:
-    """Give the kernel's half width in voxels that holds three standard deviations of the widest blur."""
-    return max(1, int(np.ceil(3.0 * settings.blur_sigma_mm[1] / spacing_mm)))
+def blur_radius(settings: AugmentationRanges, spacing: float) -> int:
+    """Give the kernel's half width in voxels: three standard deviations of the widest blur.
+
+    The spacing of the voxels is in the unit of the blur.
+    """
+    return max(1, int(np.ceil(3.0 * settings.blur_sigma[1] / spacing)))
 
 
 def stacked_examples(

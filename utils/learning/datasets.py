@@ -215,7 +215,7 @@ def segmentation_example(
         "gain": np.float32(drawn.gain),
         "offset": np.float32(drawn.offset),
         "noise_sigma": np.float32(drawn.noise_sigma),
-        "blur_sigma": np.float32(drawn.blur_sigma_mm / spacing_mm),
+        "blur_sigma": np.float32(drawn.blur_sigma / spacing_mm),
         "noise_seed": drawn.noise_seed,
     }
 

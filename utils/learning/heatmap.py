@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from utils.imaging.intensities import LOWEST
 from utils.learning import augment
-from utils.settings import AugmentationSettings, HeatmapTrainingSettings
+from utils.settings import HeatmapTrainingSettings
 from utils.verse.labels import MAX_RANK
 
 #: Where in a crop the vertebra that it is drawn around may lie, as parts of it along P, R and I: last, first.
@@ -95,7 +95,7 @@ def draw_heatmap_example(
         "gain": np.float32(drawn.gain),
         "offset": np.float32(drawn.offset),
         "noise_sigma": np.float32(drawn.noise_sigma),
-        "blur_sigma": np.float32(drawn.blur_sigma_mm),
+        "blur_sigma": np.float32(drawn.blur_sigma),
         "noise_seed": drawn.noise_seed,
     }
 
@@ -246,9 +246,8 @@ def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
     `utils.learning.datasets.heatmap_dataset`, whose length is static; an example of weight 0 counts for
     nothing.
     """
-    augmentation: AugmentationSettings = settings.augmentation
-    # The heatmap grid is its own unit of length, hence a spacing of 1.
-    radius = augment.blur_radius(augmentation, 1.0)
+    # The blur is in voxels, hence a spacing of 1.
+    radius = augment.blur_radius(settings.augmentation, 1.0)
 
     fixed = {"sigma_voxels": settings.sigma_voxels, "radius": radius, "outside": settings.outside}
 

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy import ndimage
+from scipy.special import expit, log_softmax
 
 from utils.imaging.crops import block_of_patch, box_between
 from utils.imaging.grids import transform_points, working_grid
@@ -189,9 +190,8 @@ def vertebra_votes(
         if number not in present:
             continue
         logits = np.asarray(predict(labelling_patch(ct.data, labels.data, number, shape)), np.float64)
-        shifted = logits[:CLASSES] - logits[:CLASSES].max()
-        log_probabilities[place] = shifted - np.log(np.exp(shifted).sum())
-        complete[place] = 1.0 / (1.0 + np.exp(-logits[CLASSES]))
+        log_probabilities[place] = log_softmax(logits[:CLASSES])
+        complete[place] = expit(logits[CLASSES])
         centre = _centre_of(labels.data, number)
         centres[place] = transform_points(centre[None], labels.affine, np.eye(4))[0]
     return Votes(log_probabilities, complete, centres)
@@ -282,8 +282,8 @@ def _augmented_patch(
     # Standard normal numbers in single precision: this is most of the host's work otherwise.
     noise = generator.standard_normal(patch.shape, np.float32)
     ct = drawn.gain * x[..., 0] + drawn.offset
-    if drawn.blur_sigma_mm > 0:
-        ct = ndimage.gaussian_filter(ct, drawn.blur_sigma_mm / SPACING_MM, truncate=3.0)
+    if drawn.blur_sigma > 0:
+        ct = ndimage.gaussian_filter(ct, drawn.blur_sigma / SPACING_MM, truncate=3.0)
     ct = np.clip(ct + np.float32(drawn.noise_sigma) * noise, -1.0, 1.0)
     x[..., 0] = np.where(patch > AIR, ct, -1.0)
     return x

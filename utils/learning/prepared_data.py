@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,8 @@ MAPPED_CASES = 128
 KEPT_BYTES = 2 * 2**30
 #: A vertebra's voxels are thinned out to about this many, enough to tell whether a third lies in a patch.
 MOST_TARGET_VOXELS = 2000
+#: Ends of the names of a case's CT and mask.
+_VOLUMES = ("_ct.nii", "_msk.nii")
 
 
 @dataclass(frozen=True)
@@ -222,13 +225,21 @@ class SegmentationData:
         return replace(self, vertebrae=good), list(bad.values())
 
 
-def read_heatmap_cases(folder: Path) -> tuple[list[HeatmapCase], list[str]]:
+def heatmap_keys(folder: Path) -> list[str]:
+    """Give the keys of the cases in a folder of the heatmap stage, sorted; none if it is not there."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted({name.removesuffix(end) for name in names for end in _VOLUMES if name.endswith(end)})
+
+
+def read_heatmap_cases(folder: Path, *, exclude: Collection[str] = ()) -> tuple[list[HeatmapCase], list[str]]:
     """Read a whole split of the heatmap stage into memory (about 1 MB a case).
 
     Parameters
     ----------
     folder : Path
         Folder of the split; one that is not there has no case.
+    exclude : collection of str
+        Keys of cases that are not read.
 
     Returns
     -------
@@ -237,16 +248,13 @@ def read_heatmap_cases(folder: Path) -> tuple[list[HeatmapCase], list[str]]:
     bad : list of str
         A line for each case that cannot be read or has another shape than the first; it names the file.
     """
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ends = ("_ct.nii", "_msk.nii")
-    keys = sorted({name.removesuffix(end) for name in names for end in ends if name.endswith(end)})
     cases, bad = [], []
-    for key in keys:
+    for key in [key for key in heatmap_keys(folder) if key not in exclude]:
         try:
-            case = _read_heatmap_case(folder, key, names)
+            case = _read_heatmap_case(folder, key)
             expected = cases[0].shape if cases else case.shape
             if case.shape != expected:
-                first = next(end for end in ends if key + end in names)
+                first = next(end for end in _VOLUMES if (folder / f"{key}{end}").is_file())
                 raise ValueError(f"{folder / (key + first)}: expected shape {expected}, found {case.shape}.")
             cases.append(case)
         except ValueError as error:
@@ -254,11 +262,9 @@ def read_heatmap_cases(folder: Path) -> tuple[list[HeatmapCase], list[str]]:
     return cases, bad
 
 
-def _read_heatmap_case(folder: Path, key: str, names: set[str]) -> HeatmapCase:
-    ct, mask = (
-        open_memory_map(folder / f"{key}_{kind}.nii") if f"{key}_{kind}.nii" in names else None
-        for kind in ("ct", "msk")
-    )
+def _read_heatmap_case(folder: Path, key: str) -> HeatmapCase:
+    paths = [folder / f"{key}{end}" for end in _VOLUMES]
+    ct, mask = (open_memory_map(path) if path.exists() else None for path in paths)
     grid: Grid = (ct or mask).grid
     centroids = read_centroids(folder / f"{key}_ctd.json", grid)
     return HeatmapCase(

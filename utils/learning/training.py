@@ -17,7 +17,17 @@ from typing import Any
 import tensorflow as tf
 
 from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
-from utils.learning import datasets, epochs, labelling, losses, models, panels, prepared_data, runtime
+from utils.learning import (
+    datasets,
+    epochs,
+    labelling,
+    losses,
+    models,
+    panels,
+    prepared_data,
+    runtime,
+    training_data,
+)
 from utils.learning.heatmap import heatmap_batch_builder
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
@@ -36,6 +46,15 @@ _FREE_SETTINGS = (
     *("epochs", "device", "work_dir", "skip_bad", "save_minutes", "tensorboard", "stop_after", "keep_last"),
     # What "auto" comes to is compared instead, as "computed_in" and "replica_count".
     *("precision", "replicas"),
+    # Of what is left out the cases that take part are compared, and the name is that of the folder.
+    *("name", "exclude"),
+    # The networks that a fit of the confidence uses change nothing of the training before it.
+    *("segmentation", "heatmap"),
+)
+#: What a training notes down in its model's `settings.json` beside its settings.
+RUN_FACTS = (
+    *("spacing_mm", "data_spacing_mm", "training_cases", "validation_cases"),
+    *("computed_in", "replica_count"),
 )
 
 
@@ -73,7 +92,7 @@ class VertebraTrainer(VertebraLoss, Trainer):
 
 
 def train_heatmap(settings: HeatmapTrainingSettings) -> int:
-    """Train the heatmap network on `work_dir/heatmap` and leave it in `work_dir/models/heatmap`.
+    """Train the heatmap network on the prepared data, and leave it in `work_dir/models/<name>`.
 
     Parameters
     ----------
@@ -85,15 +104,15 @@ def train_heatmap(settings: HeatmapTrainingSettings) -> int:
     int
         Exit status: 0, or 1 after a line that says what is wrong.
     """
-    return reporting(_train_heatmap, settings)
+    return run_training(_train_heatmap, settings)
 
 
 def train_segmentation(settings: SegmentationTrainingSettings) -> int:
-    """Train the segmentation network on `work_dir/segmentation`, into `work_dir/models/segmentation`.
+    """Train the segmentation network on the prepared data, into `work_dir/models/<name>`.
 
     Parameters and result are those of `train_heatmap`.
     """
-    return reporting(_train_segmentation, settings)
+    return run_training(_train_segmentation, settings)
 
 
 def cosine_schedule(first: float, last: float, epochs: int) -> Callable[[int], float]:
@@ -119,7 +138,7 @@ def cosine_schedule(first: float, last: float, epochs: int) -> Callable[[int], f
     return rate
 
 
-def reporting(train: Callable[[Any, Runtime], list[str]], settings: Any) -> int:
+def run_training(train: Callable[[Any, Runtime], list[str]], settings: Any) -> int:
     """Run a training on what its settings ask for; what goes wrong is one line.
 
     Parameters
@@ -172,12 +191,11 @@ def trainer_keywords(settings: RunSettings, chosen: Runtime) -> dict[str, Any]:
 
 
 def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
-    source, directory = settings.work_dir / "heatmap", settings.work_dir / "models" / "heatmap"
-    facts = prepared_facts(source, settings.preset, ("spacing_mm", "heatmap_shape"))
-    cases, bad = prepared_data.read_heatmap_cases(source / "training")
-    held_out, bad_held_out = prepared_data.read_heatmap_cases(source / "validation")
-    bad = named([*bad, *bad_held_out], chosen)
-    expect_cases(cases, source / "training")
+    directory = model_directory(settings)
+    draws = settings.mixture is not None and any(settings.mixture[2:])
+    folder, facts = training_data.prepared_folder("heatmap", **_place_of_data(settings), label_maps=draws)
+    cases, held_out, bad = training_data.read_heatmap_splits(folder, chosen, exclude=settings.exclude)
+    facts |= training_data.heatmap_case_facts(cases, held_out, settings)
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_heatmap_network(settings, cases[0].shape, replicas=chosen.replicas)
@@ -204,9 +222,10 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
 
 
 def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
-    source, directory = settings.work_dir / "segmentation", settings.work_dir / "models" / "segmentation"
-    facts = prepared_facts(source, settings.preset, ("spacing_mm",))
-    data, held_out, bad = read_splits(source, chosen)
+    directory = model_directory(settings)
+    folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
+    data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
+    facts |= training_data.segmentation_case_facts(data, held_out, settings)
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_segmentation_network(settings, replicas=chosen.replicas)
@@ -267,7 +286,7 @@ def segmentation_arguments(
 def fit_labelling_network(
     settings: LabellingTrainingSettings, chosen: Runtime
 ) -> tuple[list[str], prepared_data.SegmentationData]:
-    """Train the labelling network on `work_dir/segmentation`, into `work_dir/models/labelling`.
+    """Train the labelling network on the data of the segmentation stage, into `work_dir/models/<name>`.
 
     Parameters
     ----------
@@ -283,12 +302,15 @@ def fit_labelling_network(
     held_out : SegmentationData
         The validation split, which the temperature of the votes is fitted on.
     """
-    source, directory = settings.work_dir / "segmentation", settings.work_dir / "models" / "labelling"
-    prepared_facts(source, settings.preset, ("spacing_mm",))
-    data, held_out, bad = read_splits(source, chosen)
+    directory = model_directory(settings)
+    folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
+    data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
+    # Patches have a spacing of their own, whatever that of the data.
+    facts = {"spacing_mm": labelling.SPACING_MM, "data_spacing_mm": facts["spacing_mm"]}
+    facts |= training_data.segmentation_case_facts(data, held_out, settings)
     with chosen.strategy.scope():
         network = labelling.build_labelling_network(settings, replicas=chosen.replicas)
-        claim_directory(settings, directory, {"spacing_mm": labelling.SPACING_MM}, chosen)
+        claim_directory(settings, directory, facts, chosen)
         trainer = Trainer(
             network,
             model_dir=directory,
@@ -309,63 +331,13 @@ def fit_labelling_network(
     return bad, held_out
 
 
-def read_splits(
-    source: Path, chosen: Runtime
-) -> tuple[prepared_data.SegmentationData, prepared_data.SegmentationData, list[str]]:
-    """Read both splits of the segmentation stage without their bad cases, which are named.
-
-    Parameters
-    ----------
-    source : Path
-        `work_dir/segmentation`.
-    chosen : Runtime
-        Its chief says what is bad.
-
-    Returns
-    -------
-    data, held_out : SegmentationData
-        Training and validation.
-    bad : list of str
-        A line for every bad case.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to train on.
-    """
-    data, bad = prepared_data.read_segmentation_data(source / "training").without_bad_cases()
-    held_out, bad_held_out = prepared_data.read_segmentation_data(source / "validation").without_bad_cases()
-    bad = named([*bad, *bad_held_out], chosen)
-    expect_cases(data.vertebrae, source / "training")
-    return data, held_out, bad
+def model_directory(settings: RunSettings) -> Path:
+    """Give the directory of a training's model, `work_dir/models/<name>`."""
+    return settings.work_dir / "models" / settings.name
 
 
-def named(bad: list[str], chosen: Runtime) -> list[str]:
-    """Print a line for every bad case, once for all workers, and give them back."""
-    for line in bad if chosen.is_chief else ():
-        print(f"bad case: {line}", file=sys.stderr)
-    return bad
-
-
-def prepared_facts(source: Path, preset: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """Read what pre-processing noted down, and refuse data that were prepared under another preset."""
-    found = load_settings(source)
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise ValueError(f"{source / 'settings.json'}: expected {missing}, found {sorted(found)}.")
-    if found.get("preset") != preset:
-        raise ValueError(
-            f"{source}: expected data prepared with --preset {preset}, found preset {found.get('preset')!r}."
-        )
-    return {name: found[name] for name in names}
-
-
-def expect_cases(cases: Any, folder: Path) -> None:
-    """Raise a `ValueError` that names the folder if there is no case to train on."""
-    if not cases:
-        raise ValueError(
-            f"{folder}: expected prepared cases, found none; run the pre-processing script first."
-        )
+def _place_of_data(settings: RunSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("work_dir", "preset", "spacing_mm")}
 
 
 def claim_directory(settings: Any, directory: Path, facts: dict[str, Any], chosen: Runtime) -> None:
@@ -388,7 +360,7 @@ def claim_directory(settings: Any, directory: Path, facts: dict[str, Any], chose
         if differing:
             raise ValueError(
                 f"{directory}: expected a run with the same settings to go on with, found other values of "
-                f"{', '.join(differing)}; delete the directory or choose another --work-dir."
+                f"{', '.join(differing)}; delete the directory or choose another --name."
             )
         if found.get("epochs") != wanted["epochs"]:
             print(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -22,7 +21,8 @@ from utils.imaging.resampling import resample_labels
 from utils.imaging.volume import Volume
 from utils.learning import training
 from utils.learning.labelling import PredictLevel, Votes, level_function, lies_on, perturb, vertebra_votes
-from utils.learning.models import MODEL_FILE, load_model
+from utils.learning.model_files import has_model
+from utils.learning.models import load_model
 from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime
 from utils.localisation.identify import sequence_log_probability, transitions_of
@@ -53,7 +53,7 @@ class LabelledColumn:
 
 
 def train_labelling(settings: LabellingTrainingSettings) -> int:
-    """Train the labelling network, fit its temperature, and leave both in `work_dir/models/labelling`.
+    """Train the labelling network, fit its temperature, and leave both in `work_dir/models/<name>`.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def train_labelling(settings: LabellingTrainingSettings) -> int:
     int
         Exit status: 0, or 1 after a line that says what is wrong.
     """
-    return training.reporting(_train_and_calibrate, settings)
+    return training.run_training(_train_and_calibrate, settings)
 
 
 def _train_and_calibrate(settings: LabellingTrainingSettings, chosen: Runtime) -> list[str]:
@@ -90,13 +90,13 @@ def calibrate(settings: LabellingTrainingSettings, held_out: SegmentationData) -
     float
         The temperature.
     """
-    directory = settings.work_dir / "models" / "labelling"
+    directory = training.model_directory(settings)
     network, found = load_model(directory)
     columns, masks = [], "none"
     if held_out.vertebrae:
         columns, masks = _columns_to_fit(held_out, settings, level_function(network))
     temperature = fitted_temperature(columns) if columns else UNFITTED_TEMPERATURE
-    facts = {name: found[name] for name in ("spacing_mm", "computed_in", "replica_count") if name in found}
+    facts = {name: found[name] for name in training.RUN_FACTS if name in found}
     fitted = {"temperature": temperature, "calibration_columns": len(columns), "calibration_masks": masks}
     save_settings(settings, directory, **facts, **fitted)
     print(f"{directory}: temperature {temperature:.2f}, from {len(columns)} columns ({masks}).", flush=True)
@@ -107,21 +107,28 @@ def _columns_to_fit(
     held_out: SegmentationData, settings: LabellingTrainingSettings, predict: PredictLevel
 ) -> tuple[list[LabelledColumn], str]:
     """Give the columns, and a word for their masks."""
-    find = trained_networks(settings.work_dir)
+    find = trained_networks(settings)
     columns = [] if find is None else predicted_columns(held_out, settings, predict, find)
     if columns:
         return columns, "predicted"
     return validation_columns(held_out, settings, predict), "reference"
 
 
-def trained_networks(work_dir: Path) -> FindVertebrae | None:
-    """Give the networks of a work folder as one function, or None where one of them is not there yet."""
-    models = work_dir / "models"
-    if not all((models / name / MODEL_FILE).is_file() for name in ("segmentation", "heatmap")):
+def trained_networks(settings: LabellingTrainingSettings) -> FindVertebrae | None:
+    """Give the networks that segment as one function: those named, or both of the work folder, or None.
+
+    Raises
+    ------
+    ValueError
+        If a network that is named is not there.
+    """
+    named = {"segmentation": settings.segmentation, "heatmap": settings.heatmap}
+    models = settings.work_dir / "models"
+    if not any(named.values()) and not all(has_model(models / name) for name in named):
         return None
-    settings = InferenceSettings(work_dir=work_dir)
-    networks = load_networks(settings)
-    how = walk_settings(settings, **networks.walk)
+    inference = InferenceSettings(work_dir=settings.work_dir, **named)
+    networks = load_networks(inference)
+    how = walk_settings(inference, **networks.walk)
     return lambda ct: segment(ct, networks, how).labels
 
 

@@ -5,6 +5,9 @@ TensorFlow is imported only when a network is loaded, so a wrong command line is
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from utils.settings import InferenceSettings
+from utils.files import sha256_of
+from utils.learning.model_files import MODEL_FILES, has_model, model_file
+from utils.settings import InferenceSettings, RunSettings, load_settings
 from utils.walk.locate import PredictHeat
 from utils.walk.traverse import PredictPatch
 
@@ -44,7 +49,7 @@ class Networks:
     outside : str
         What the segmentation network was shown beyond the scan, "air" or "edge".
     origin : dict
-        Which files the networks come from; a case that was made with others is made again.
+        What tells the networks from others; a case that was made with others is made again.
     """
 
     heat: PredictHeat
@@ -71,7 +76,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
     Parameters
     ----------
     settings : InferenceSettings
-        `model` and `heatmap_model` name their directories. By default the segmentation network is that
+        `segmentation` and `heatmap` name their directories. By default the segmentation network is that
         of the work folder, else the one shipped with the code; the heatmap network is the one beside
         it, else that of the work folder.
 
@@ -120,15 +125,15 @@ def load_networks(settings: InferenceSettings) -> Networks:
 def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
     """Give the directories of the segmentation and of the heatmap network (see `load_networks`)."""
     models = settings.work_dir / "models"
-    segmentation = settings.model or _expected_model(
+    segmentation = settings.segmentation or _expected_model(
         (models / "segmentation", STARTER_DIR / "segmentation"),
         f"python train_segmentation.py --work-dir {settings.work_dir}",
-        "--model",
+        "--segmentation",
     )
-    heatmap = settings.heatmap_model or _expected_model(
+    heatmap = settings.heatmap or _expected_model(
         (segmentation.parent / "heatmap", models / "heatmap"),
         f"python train_heatmap.py --work-dir {settings.work_dir}",
-        "--heatmap-model",
+        "--heatmap",
     )
     return segmentation, heatmap
 
@@ -141,7 +146,8 @@ def labelling_directory(settings: InferenceSettings) -> Path | None:
     """
     if settings.labelling_model is not None:
         return settings.labelling_model
-    beside = [] if settings.model is None else [settings.model.absolute().parent / "labelling"]
+    named = settings.segmentation
+    beside = [] if named is None else [named.absolute().parent / "labelling"]
     shipped = [STARTER_DIR / "labelling"] if uses_starter(settings) else []
     return _first_with_model((*beside, settings.work_dir / "models" / "labelling", *shipped))
 
@@ -149,23 +155,19 @@ def labelling_directory(settings: InferenceSettings) -> Path | None:
 def uses_starter(settings: InferenceSettings) -> bool:
     """Whether the segmentation network is the one shipped with the code, as the user has none."""
     places = (settings.work_dir / "models" / "segmentation", STARTER_DIR / "segmentation")
-    return settings.model is None and _first_with_model(places) == places[1]
+    return settings.segmentation is None and _first_with_model(places) == places[1]
 
 
 def _first_with_model(places: Sequence[Path]) -> Path | None:
-    from utils.learning.models import MODEL_FILE
-
-    return next((place for place in places if (place / MODEL_FILE).is_file()), None)
+    return next(filter(has_model, places), None)
 
 
 def _expected_model(places: Sequence[Path], command: str, option: str) -> Path:
-    from utils.learning.models import MODEL_FILE
-
     found = _first_with_model(places)
     if found is not None:
         return found
     raise ValueError(
-        f"{places[0]}: expected a trained network, found no {MODEL_FILE}. "
+        f"{places[0]}: expected a trained network, found no {MODEL_FILES[0]}. "
         f"Train one with `{command}`, or name its directory with {option}."
     )
 
@@ -222,10 +224,35 @@ def _compiled(model: keras.Model):
     return lambda batch: forward(tf.constant(batch, tf.float32)).numpy()
 
 
-def identity_of_model(directory: Path) -> dict[str, Any]:
-    """Give what tells the network of a directory from another one: directory, size and time."""
-    from utils.learning.models import MODEL_FILE
+#: Settings that say where and how a network was made, and nothing of what it does.
+_OF_THE_RUN = (
+    *(field.name for field in dataclasses.fields(RunSettings)),
+    *("work_dir", "start_from", "name", "average_of"),
+)
 
-    path = directory / MODEL_FILE
-    stat = path.stat()
-    return {"directory": str(directory.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+
+def identity_of_model(directory: Path) -> dict[str, Any]:
+    """Give what tells the network of a directory from another one, wherever the directory lies.
+
+    Parameters
+    ----------
+    directory : Path
+        A model directory.
+
+    Returns
+    -------
+    dict
+        SHA-256 of the file with the weights, and of the settings but those that say where and how the
+        training ran.
+
+    Raises
+    ------
+    ValueError
+        If there is no network, or no settings; the text names the file.
+    """
+    settings = {name: value for name, value in load_settings(directory).items() if name not in _OF_THE_RUN}
+    text = json.dumps(settings, sort_keys=True)
+    return {
+        "weights_sha256": sha256_of(model_file(directory)),
+        "settings_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }

@@ -1,8 +1,9 @@
 """Preparation of a data set for training: every case is resampled once, in processes or on a cluster.
 
 Both stages work alike. They index the data set, leave out what is incomplete, prepare the cases that are
-not prepared yet (see `utils.preparation.prepared`), and report the bad ones. Several runs may share a work
-folder: each keeps to its shard of the cases, and the tables and settings they have in common come out the
+not prepared yet (see `utils.preparation.prepared`), and report the bad ones. What is done to a case stands in
+`utils.preparation.working_case`. Prepared data of every spacing have a folder of their own. Several runs may
+share it: each keeps to its shard of the cases, and the tables and settings they have in common come out the
 same whoever writes them last.
 """
 
@@ -17,45 +18,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import ndimage
 from tqdm import tqdm
 
 from utils import execution
-from utils.files import written_whole
-from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
-from utils.imaging.grids import cropped_grid, resized_grid, transform_points, working_grid
-from utils.imaging.nifti import native_bytes, read_ct, read_mask, read_pair, write_volume
-from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
-from utils.imaging.volume import Grid, Volume, touches_border
+from utils.imaging.nifti import native_bytes
 from utils.preparation.prepared import (
     PHANTOM,
+    PREPARED_SPLITS,
     SCAN,
     SIDECAR,
     identity,
     is_current,
     read_sidecar,
+    spacing_folder,
     write_sidecar,
 )
+from utils.preparation.working_case import (
+    CENTROIDS,
+    CT,
+    MASK,
+    VERTEBRAE_FILE,
+    write_heatmap_case,
+    write_segmentation_case,
+    write_table,
+)
 from utils.settings import (
+    SETTINGS_FILE,
     HeatmapPreparationSettings,
     SegmentationPreparationSettings,
+    load_settings,
     save_settings,
     settings_as_json,
 )
-from utils.synthetic.phantom.write import PHANTOM_RECORD
-from utils.verse.cases import Case, index_cases
-from utils.verse.labels import rank_of_code
-
-PREPARED_SPLITS = ("training", "validation")
-VERTEBRAE_FILE = "vertebrae.csv"
-VERTEBRA_COLUMNS = (
-    *("case", "label", "rank"),
-    *("centre_p", "centre_r", "centre_i"),
-    *("begin_p", "begin_r", "begin_i"),
-    *("end_p", "end_r", "end_i"),
-    *("voxels", "touches_border"),
-)
+from utils.synthetic.phantom.record import PHANTOM_RECORD
+from utils.verse.cases import OWN_SPLIT_FOLDER, Case, index_cases
 
 #: Counted up when prepared files change their meaning, so that older ones are made again.
 _PREPARATION = 3
@@ -74,7 +70,7 @@ class _Stage:
     decisive: tuple[str, ...]
     missing: Callable[[Case], list[str]]
     sources: Callable[[Case, PreparationSettings], dict[str, Path | None]]
-    work: Callable[[_Job], str]
+    write_case: Callable[[Case, PreparationSettings, Path], str]
 
     def made_with(self, settings: PreparationSettings) -> dict[str, Any]:
         """Give what decides about the content of the prepared files beside their sources."""
@@ -123,9 +119,12 @@ class _Job:
 
     @property
     def origin(self) -> str:
-        """Whether the case lies in a folder of phantoms."""
+        """Whether the case lies in a folder of phantoms, and not among the user's own cases there."""
         top = self.settings.data_dir
         folders = [folder for folder in self.main_source.parents if folder.is_relative_to(top)]
+        own = OWN_SPLIT_FOLDER.format(split=self.case.split)
+        if any(folder.name == own for folder in folders):
+            return SCAN
         return PHANTOM if any((folder / PHANTOM_RECORD).is_file() for folder in folders) else SCAN
 
     @property
@@ -158,10 +157,10 @@ class _Outcome:
 def prepare_heatmap(settings: HeatmapPreparationSettings) -> int:
     """Bring every CT of training and validation, and its centroids, to the heatmap network's grid.
 
-    Writes `work_dir/heatmap/<split>/<key>_ct.nii` (int16 HU), `<key>_ctd.json` (VerSe form, on that
-    grid) and `work_dir/heatmap/settings.json`. A case without a centroid file gets its points from its
-    mask; its file says so. With `label_maps` the mask is brought to that grid too, as `<key>_msk.nii`, also
-    for training cases that have no CT.
+    Writes `work_dir/heatmap/<spacing>/<split>/<key>_ct.nii` (int16 HU), `<key>_ctd.json` (VerSe form, on
+    that grid) and `settings.json` in the folder of the spacing. A case without a centroid file gets its
+    points from its mask; its file says so. With `label_maps` the mask is brought to that grid too, as
+    `<key>_msk.nii`, also for training cases that have no CT.
 
     Parameters
     ----------
@@ -179,10 +178,10 @@ def prepare_heatmap(settings: HeatmapPreparationSettings) -> int:
 def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
     """Resample every CT and mask of training and validation to the working grid, cropped to the spine.
 
-    Writes `work_dir/segmentation/<split>/<key>_ct.nii` (int16 HU, uncompressed, for memory maps),
+    Writes `work_dir/segmentation/<spacing>/<split>/<key>_ct.nii` (int16 HU, uncompressed, for memory maps),
     `<key>_msk.nii` (uint8 VerSe codes), `<key>_vertebrae.csv`, the table `vertebrae.csv` of the whole
-    split, and `work_dir/segmentation/settings.json`. With `label_maps`, training cases that have no CT get
-    all but the first.
+    split, and `settings.json` in the folder of the spacing. With `label_maps`, training cases that have no
+    CT get all but the first.
 
     Parameters
     ----------
@@ -197,145 +196,9 @@ def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
     return _prepare(settings)
 
 
-def prepared_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dict[str, object]]:
-    """Describe every vertebra of a working mask, from the top of the spine down.
-
-    Parameters
-    ----------
-    key : str
-        The case.
-    labels : Volume of uint8
-        VerSe codes on the working grid.
-    at_border : set of int
-        Labels that touch the border of the scan (`labels_at_border` of the native mask).
-
-    Returns
-    -------
-    list of dict
-        `VERTEBRA_COLUMNS`: centre of mass and bounding box in voxels of the working grid, end
-        exclusive; `touches_border` is 0 or 1.
-    """
-    boxes = labels.label_boxes
-    return [
-        _vertebra_row(key, code, labels.data[boxes[code]] == code, boxes[code], touches=code in at_border)
-        for code in sorted(boxes, key=rank_of_code)
-    ]
-
-
-def labels_at_border(mask: Volume) -> set[int]:
-    """Give the labels that have a voxel on one of the six faces of a volume."""
-    return {code for code, box in mask.label_boxes.items() if touches_border(box, mask.shape)}
-
-
-# One case ------------------------------------------------------------------------------------------
-
-
-def _heatmap_case(job: _Job) -> str:
-    """Prepare one case for the heatmap network; gives a note for the log."""
-    case, settings = job.case, job.settings
-    needs_mask = case.mask is not None and (settings.label_maps or case.centroids is None)
-    ct, mask = _read_case(case, needs_mask=needs_mask)
-    native = (ct or mask).grid
-    centroids, source = _centroids_of(case, mask, native)
-    small = resized_grid(working_grid(native, settings.spacing_mm), settings.heatmap_shape)
-    if ct is not None:
-        resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
-        write_volume(job.output("_ct.nii"), _as_int16(resized))
-    if settings.label_maps and mask is not None:
-        write_volume(job.output("_msk.nii"), resample_labels(mask, small))
-    write_centroids(job.output("_ctd.json"), centroids, small, source=source)
-    derived = ", centroids derived from the mask" if source else ""
-    return f"{len(centroids.codes)} vertebrae{derived}{'' if ct else ', no CT'}"
-
-
-def _read_case(case: Case, *, needs_mask: bool) -> tuple[Volume | None, Volume | None]:
-    """Read CT and mask; None for what is not there or not needed."""
-    if case.ct is None:
-        return None, read_mask(case.mask)
-    return read_pair(case.ct, case.mask) if needs_mask else (read_ct(case.ct), None)
-
-
-def _centroids_of(case: Case, mask: Volume | None, grid: Grid) -> tuple[Centroids, str | None]:
-    """Give the points of a case, and their source if it is not their own file."""
-    if case.centroids is None:
-        centroids, source = centroids_of_mask(mask), "mask"
-    else:
-        centroids, source = read_centroids(case.centroids, grid), None
-    if len(centroids.codes) == 0:
-        raise ValueError(f"{case.centroids or case.mask}: expected at least one vertebra, found none.")
-    return centroids, source
-
-
-def _segmentation_case(job: _Job) -> str:
-    """Prepare one case for the segmentation network; gives a note for the log."""
-    ct, mask = _read_case(job.case, needs_mask=True)
-    if not mask.data.any():
-        raise ValueError(f"{job.case.mask}: expected at least one vertebra, found none.")
-    grid = spine_grid(mask, job.settings.spacing_mm, margin_mm=job.settings.margin_mm)
-    labels = resample_labels(mask, grid)
-    table = prepared_table(job.case.key, labels, at_border=labels_at_border(mask))
-    if ct is not None:
-        working = _as_int16(working_ct(ct, job.settings.spacing_mm, grid=grid))
-        write_volume(job.output("_ct.nii"), working)
-    write_volume(job.output("_msk.nii"), labels)
-    _write_table(job.output("_" + VERTEBRAE_FILE), table)
-    size = " x ".join(map(str, labels.shape))
-    return f"{len(table)} vertebrae, {size} voxels{'' if ct else ', no CT'}"
-
-
-def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
-    """Give the part of the working grid that holds the spine and what patches around it may show.
-
-    Parameters
-    ----------
-    mask : Volume of uint8
-        VerSe codes on the native grid of the scan, at least one.
-    spacing_mm : float
-        Spacing of the working grid, in mm.
-    margin_mm : float
-        Distance, in mm, from the outermost centres of mass to the faces of the part. All labelled voxels
-        are inside in any case.
-
-    Returns
-    -------
-    Grid
-        Its voxels are voxels of `working_grid`.
-    """
-    whole = working_grid(mask.grid, spacing_mm)
-    centres, faces = [], []
-    for code, box in mask.label_boxes.items():
-        corner = np.array([side.start for side in box])
-        centres.append(corner + ndimage.center_of_mass(mask.data[box] == code))
-        faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]
-    reach = np.full((len(centres), 3), margin_mm / spacing_mm)
-    centres, faces = (transform_points(np.array(p), mask.affine, whole.affine) for p in (centres, faces))
-    points = np.concatenate([centres - reach, centres + reach, faces])
-    begin = np.clip(np.floor(points.min(axis=0)), 0, whole.shape).astype(int)
-    end = np.clip(np.ceil(points.max(axis=0)) + 1, 0, whole.shape).astype(int)
-    return cropped_grid(whole, begin, end)
-
-
-def _as_int16(ct: Volume) -> Volume:
-    return Volume(np.rint(ct.data).astype(np.int16), ct.affine)
-
-
-def _vertebra_row(
-    key: str, code: int, vertebra: np.ndarray, box: tuple[slice, ...], *, touches: bool
-) -> dict[str, object]:
-    centre = np.add(ndimage.center_of_mass(vertebra), [side.start for side in box])
-    values = (
-        *(key, code, rank_of_code(code)),
-        *(f"{position:.3f}" for position in centre),
-        *(side.start for side in box),
-        *(side.stop for side in box),
-        *(int(np.count_nonzero(vertebra)), int(touches)),
-    )
-    return dict(zip(VERTEBRA_COLUMNS, values, strict=True))
-
-
 _HEATMAP = _Stage(
     name="heatmap",
-    suffixes=("_ct.nii", "_msk.nii", "_ctd.json"),
+    suffixes=(CT, MASK, CENTROIDS),
     decisive=("spacing_mm", "heatmap_shape"),
     # Points are enough; a mask is only a way to get them.
     missing=lambda case: [
@@ -347,18 +210,18 @@ _HEATMAP = _Stage(
         "centroids": case.centroids,
         "mask": case.mask if settings.label_maps or case.centroids is None else None,
     },
-    work=_heatmap_case,
+    write_case=write_heatmap_case,
 )
 _SEGMENTATION = _Stage(
     name="segmentation",
-    suffixes=("_ct.nii", "_msk.nii", "_" + VERTEBRAE_FILE),
+    suffixes=(CT, MASK, "_" + VERTEBRAE_FILE),
     decisive=("spacing_mm", "margin_mm"),
     missing=lambda case: [
         *(["CT"] if case.ct is None else []),
         *(["mask"] if case.mask is None else []),
     ],
     sources=lambda case, _: {"ct": case.ct, "mask": case.mask},
-    work=_segmentation_case,
+    write_case=write_segmentation_case,
 )
 _STAGES = {HeatmapPreparationSettings: _HEATMAP, SegmentationPreparationSettings: _SEGMENTATION}
 
@@ -371,7 +234,7 @@ def _prepare(settings: PreparationSettings) -> int:
     try:
         return _run_stage(settings, _STAGES[type(settings)])
     except (ValueError, OSError) as error:
-        _complain(f"error: {error}")
+        _print_error(f"error: {error}")
         return 1
 
 
@@ -380,7 +243,8 @@ def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
         # The cluster's workers may stand in other folders.
         places = {name: getattr(settings, name).absolute() for name in ("data_dir", "work_dir")}
         settings = dataclasses.replace(settings, **places)
-    root = settings.work_dir / stage.name
+    root = spacing_folder(settings.work_dir, stage.name, settings.spacing_mm)
+    settings = _with_label_maps_there(settings, root)
     cases = index_cases(settings.data_dir)
     usable = _complete_cases(cases, settings, stage)
     _discard_outdated(root, settings, stage)
@@ -398,6 +262,13 @@ def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
     return _conclude(jobs, waiting, bad, root)
 
 
+def _with_label_maps_there(settings: PreparationSettings, root: Path) -> PreparationSettings:
+    """Go on with label maps where a folder has them: they serve a training that needs none as well."""
+    if settings.label_maps or not (root / SETTINGS_FILE).is_file():
+        return settings
+    return dataclasses.replace(settings, label_maps=bool(load_settings(root).get("label_maps")))
+
+
 def _complete_cases(cases: Sequence[Case], settings: PreparationSettings, stage: _Stage) -> list[Case]:
     """Give the cases of both splits that have what the stage needs; name what the others lack.
 
@@ -411,7 +282,9 @@ def _complete_cases(cases: Sequence[Case], settings: PreparationSettings, stage:
         if settings.label_maps and case.split == "training" and case.mask is not None:
             usable.append(case)
         elif absent:
-            _complain(f"warning: {case.key} ({case.split}) is left out, it has no {' and no '.join(absent)}")
+            _print_error(
+                f"warning: {case.key} ({case.split}) is left out, it has no {' and no '.join(absent)}"
+            )
         else:
             usable.append(case)
     if not any(case.split == "training" for case in usable):
@@ -504,7 +377,7 @@ def _attempt(job: _Job) -> _Outcome:
     job.discard()
     try:
         sources = {role: identity(path) for role, path in job.sources.items()}
-        note = job.stage.work(job)
+        note = job.stage.write_case(job.case, job.settings, job.folder)
         made = [path for path in job.outputs if path.is_file()]
         write_sidecar(job.sidecar, job.stage.made_with(job.settings), sources, made, origin=job.origin)
     except ValueError as problem:
@@ -521,26 +394,19 @@ def _conclude(jobs: Sequence[_Job], waiting: Sequence[_Job], bad: Sequence[_Outc
     counts = [f"{sum(job.case.split == split for job in ready)} {split}" for split in PREPARED_SPLITS]
     print(f"{root}: {' and '.join(counts)} cases ready, {len(waiting) - len(bad)} of them prepared now.")
     if bad:
-        _complain(f"error: {len(bad)} bad cases left out: {', '.join(outcome.key for outcome in bad)}")
+        _print_error(f"error: {len(bad)} bad cases left out: {', '.join(outcome.key for outcome in bad)}")
     alone = jobs[0].settings.shard is None  # else another run may prepare the training cases
     if alone and not any(job.case.split == "training" for job in ready):
-        _complain("error: expected a case to train on, found none that could be prepared.")
+        _print_error("error: expected a case to train on, found none that could be prepared.")
         return 1
     return 1 if bad and not jobs[0].settings.skip_bad else 0
 
 
-def _complain(line: str) -> None:
+def _print_error(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 # Tables --------------------------------------------------------------------------------------------
-
-
-def _write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    with written_whole(path) as temporary, temporary.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, VERTEBRA_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _join_tables(folder: Path) -> None:
@@ -558,7 +424,7 @@ def _join_tables(folder: Path) -> None:
         for path in paths:
             with path.open(newline="") as stream:
                 rows.extend(csv.DictReader(stream))
-        _write_table(folder / VERTEBRAE_FILE, rows)
+        write_table(folder / VERTEBRAE_FILE, rows)
 
 
 def _tables_of(folder: Path) -> list[Path]:

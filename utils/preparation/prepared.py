@@ -1,5 +1,6 @@
-"""The sidecar of a prepared case: what its files were made from, and how.
+"""Where prepared data lie, and the sidecar of a prepared case: what its files were made from, and how.
 
+Data of one stage and spacing have a folder of their own, whatever preset they were prepared with.
 `<key>_prepared.json` is written last, so a case that has one is whole. A case is current where settings,
 files and the content of its sources are those that its sidecar holds. Sources of the same size and time
 count as the same without being read; where the time differs (a copied data set) their content decides.
@@ -14,9 +15,30 @@ from typing import Any
 
 from utils.files import sha256_of, written_whole
 
+PREPARED_SPLITS = ("training", "validation")
 SIDECAR = "_prepared.json"
 #: Where a case comes from: generated, or anything else.
 PHANTOM, SCAN = "phantom", "scan"
+
+
+def spacing_folder(work_dir: Path, stage: str, spacing_mm: float) -> Path:
+    """Give the folder of a stage's prepared data of one spacing, such as `work/heatmap/1.5mm`.
+
+    Parameters
+    ----------
+    work_dir : Path
+        The work folder.
+    stage : str
+        "heatmap" or "segmentation".
+    spacing_mm : float
+        Spacing of the working grid, in mm.
+
+    Returns
+    -------
+    Path
+        It holds `settings.json` and a folder a split.
+    """
+    return work_dir / stage / f"{spacing_mm:g}mm"
 
 
 def write_sidecar(
@@ -49,7 +71,9 @@ def write_sidecar(
 
 
 def identity(path: Path) -> dict[str, Any]:
-    """Give name, size in bytes, time of change in ns and SHA-256 of a file.
+    """Give name, size in bytes, two times of change in ns and SHA-256 of a file.
+
+    The first time can be set back after a change of the content; the second is the system's own.
 
     Raises
     ------
@@ -63,6 +87,7 @@ def identity(path: Path) -> dict[str, Any]:
         "name": path.name,
         "bytes": stat.st_size,
         "modified_ns": stat.st_mtime_ns,
+        "changed_ns": stat.st_ctime_ns,
         "sha256": sha256_of(path),
     }
 
@@ -123,4 +148,6 @@ def _is_same(source: Path, known: Mapping[str, Any]) -> bool:
     stat = source.stat()
     if stat.st_size != known.get("bytes"):
         return False
-    return stat.st_mtime_ns == known.get("modified_ns") or sha256_of(source) == known.get("sha256")
+    # Older sidecars hold the first time alone.
+    times = (known.get("modified_ns"), known.get("changed_ns", stat.st_ctime_ns))
+    return (stat.st_mtime_ns, stat.st_ctime_ns) == times or sha256_of(source) == known.get("sha256")

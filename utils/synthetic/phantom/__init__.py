@@ -16,6 +16,7 @@ from utils.synthetic.phantom.values import draw_tissue
 from utils.synthetic.phantom.write import (
     centroid_records,
     plan_data_set,
+    plan_variants,
     write_phantom_data_set,
     write_phantoms,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "make_phantom",
     "make_tissue",
     "plan_data_set",
+    "plan_variants",
     "render_tissue",
     "whole_codes",
     "write_phantom_data_set",

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from utils.execution import outcomes
 from utils.files import written_whole
 from utils.settings import DataSettings, worker_count
 from utils.synthetic.phantom.make import STEP_MM, Phantom, make_phantom
+from utils.synthetic.phantom.record import enter_phantoms
+from utils.synthetic.phantom.variants import choose_spines
 
 FOLDERS = {
     "2019": (
@@ -28,8 +30,6 @@ FOLDERS = {
     ),
     "2020": ("VerSe20/dataset-01training", "VerSe20/dataset-02validation", "VerSe20/dataset-03test"),
 }
-#: Stands in a folder of phantoms, whose names are those of VerSe, and holds their seed.
-PHANTOM_RECORD = "phantom.json"
 # Numbers of one split start where the last one's end: no subject is in two splits.
 _NUMBERS_A_SPLIT = 10_000
 _THREAD_SETTINGS = (
@@ -55,6 +55,8 @@ class PhantomSeries:
         See `draw_acquisition`.
     subject, series : int
         Numbers that, with the seed, fix the phantom.
+    whole : tuple of int, optional
+        Codes of the first and the last vertebra to be seen whole; drawn if left out.
     """
 
     folder: str
@@ -63,6 +65,7 @@ class PhantomSeries:
     style: str
     subject: int
     series: int
+    whole: tuple[int, int] | None = None
 
     def paths(self, data_dir: Path, seed: int) -> dict[str, Path]:
         """Where CT, mask and centroids go."""
@@ -93,6 +96,32 @@ def plan_data_set(counts: tuple[int, int, int]) -> list[PhantomSeries]:
     return [_plan_series(split, k) for split, count in enumerate(counts) for k in range(count)]
 
 
+def plan_variants(counts: tuple[int, int, int], *, seed: int, variants: str) -> list[PhantomSeries]:
+    """Decide which series there are where spines are looked for their levels (see `choose_spines`).
+
+    Parameters
+    ----------
+    counts : tuple of int
+        Series for training, validation and test, which take the chosen spines in this order.
+    seed : int
+        Seed of the data set.
+    variants : str
+        "natural", "half" or "rare".
+
+    Returns
+    -------
+    list of PhantomSeries
+        Their names hold variants, seed and number, so that sets of several seeds may lie in one folder.
+    """
+    folders = [folder for folder, count in zip(FOLDERS["2020"], counts) for _ in range(count)]
+    keys = [f"sub-{variants}{seed}x{number:03d}" for number in range(len(folders))]
+    spines = choose_spines(len(folders), seed=seed, variants=variants)
+    return [
+        PhantomSeries(folder, key, key, spine.style, spine.subject, 0, spine.whole)
+        for folder, key, spine in zip(folders, keys, spines)
+    ]
+
+
 def _plan_series(split: int, position: int) -> PhantomSeries:
     number = split * _NUMBERS_A_SPLIT + position
     if position % 2 == 0:
@@ -116,10 +145,24 @@ def _serial(first: int, split: int, position: int) -> str:
 
 
 def write_phantoms(settings: DataSettings) -> list[str]:
-    """Write generated series: source "phantom" of `get_verse_data.py`. Nothing of it can be bad."""
+    """Write generated series: source "phantom" of `get_verse_data.py`.
+
+    Returns
+    -------
+    list of str
+        A line for every series whose process was killed.
+    """
     workers = worker_count(settings.workers)
-    write_phantom_data_set(settings.data_dir, settings.phantoms, seed=settings.seed, workers=workers)
+    how = {"seed": settings.seed, "variants": settings.variants, "workers": workers}
+    try:
+        write_phantom_data_set(settings.data_dir, settings.phantoms, **how)
+    except UnwrittenPhantoms as error:
+        return str(error).splitlines()
     return []
+
+
+class UnwrittenPhantoms(ValueError):
+    """Series whose process was killed, a line for each; all others are written."""
 
 
 def write_phantom_data_set(
@@ -127,6 +170,7 @@ def write_phantom_data_set(
     counts: tuple[int, int, int],
     *,
     seed: int,
+    variants: str | None = None,
     workers: int | None = None,
     step_mm: float = STEP_MM,
 ) -> list[Path]:
@@ -140,6 +184,8 @@ def write_phantom_data_set(
         PhantomSeries for training, validation and test.
     seed : int
         Seed of the data set: the same seed gives the same arrays.
+    variants : str, optional
+        Look for spines with rare levels: "natural", "half" or "rare" (see `plan_variants`).
     workers : int, optional
         Processes; as many as there are cores, up to 8, if left out. With one, all runs in this process.
     step_mm : float
@@ -153,47 +199,30 @@ def write_phantom_data_set(
     Raises
     ------
     ValueError
-        If a count is negative, or the folder holds phantoms of another seed.
+        If a count is negative, or the folder holds phantoms of another seed (see `enter_phantoms`);
+        `UnwrittenPhantoms` if a process was killed.
     """
     data_dir = Path(data_dir)
     if len(counts) != 3 or min(counts) < 0:
         raise ValueError(
             f"Expected three counts of 0 or more (training, validation, test), received {counts}."
         )
-    _check_seed(data_dir, seed)
-    plan = plan_data_set(counts)
+    enter_phantoms(data_dir, counts, seed=seed, variants=variants)
+    plan = plan_data_set(counts) if variants is None else plan_variants(counts, seed=seed, variants=variants)
     missing = [s for s in plan if not all(p.exists() for p in s.paths(data_dir, seed).values())]
-    workers = min(workers or min(os.cpu_count() or 1, MAX_WORKERS), max(len(missing), 1))
-    jobs = [(data_dir, series, seed, step_mm) for series in missing]
-    with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="phantoms", unit="scan") as bar:
-        for key in _run(jobs, workers):
-            bar.set_postfix_str(key)
+    write = partial(_write_series, data_dir=data_dir, seed=seed, step_mm=step_mm)
+    workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    bad = []
+    bar = tqdm(total=len(plan), initial=len(plan) - len(missing), desc="phantoms", unit="scan")
+    with bar, _one_thread_each():
+        for series, killed in outcomes(write, missing, workers=workers):
+            if killed:
+                bad.append(f"{series.paths(data_dir, seed)['ct']}: expected to be written, found {killed}.")
+            bar.set_postfix_str(series.key)
             bar.update()
+    if bad:
+        raise UnwrittenPhantoms("\n".join(bad))
     return [series.paths(data_dir, seed)["ct"] for series in plan]
-
-
-def _check_seed(data_dir: Path, seed: int) -> None:
-    record = data_dir / PHANTOM_RECORD
-    if record.exists():
-        try:
-            found = json.loads(record.read_text())["seed"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{record}: expected the seed of the phantoms here, found {error!r}.") from None
-        if found != seed:
-            raise ValueError(f"{data_dir}: expected phantoms of seed {seed}, found those of seed {found}.")
-        return
-    data_dir.mkdir(parents=True, exist_ok=True)
-    _write(record, json.dumps({"seed": seed}).encode())
-
-
-def _run(jobs: list[tuple[Path, PhantomSeries, int, float]], workers: int) -> Iterator[str]:
-    if workers == 1:
-        yield from (_write_series(*job) for job in jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for future in as_completed([pool.submit(_write_series, *job) for job in jobs]):
-            yield future.result()
 
 
 @contextmanager
@@ -211,9 +240,14 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _write_series(data_dir: Path, series: PhantomSeries, seed: int, step_mm: float) -> str:
+def _write_series(series: PhantomSeries, *, data_dir: Path, seed: int, step_mm: float) -> None:
     phantom = make_phantom(
-        seed, subject=series.subject, series=series.series, style=series.style, step_mm=step_mm
+        seed,
+        subject=series.subject,
+        series=series.series,
+        style=series.style,
+        whole=series.whole,
+        step_mm=step_mm,
     )
     rng = np.random.default_rng([seed, series.subject, series.series, 8])
     paths = series.paths(data_dir, seed)
@@ -225,7 +259,6 @@ def _write_series(data_dir: Path, series: PhantomSeries, seed: int, step_mm: flo
     _write(paths["mask"], _nifti(mask, phantom.affine, codes))
     _write(paths["centroids"], json.dumps(centroid_records(phantom, declared)).encode())
     _write(paths["ct"], _nifti(phantom.ct, phantom.affine, codes))
-    return series.key
 
 
 def _as_float(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:

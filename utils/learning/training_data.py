@@ -1,0 +1,238 @@
+"""The prepared data of a training: their folder and facts, the cases left out, and those that take part."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.learning import epochs, prepared_data
+from utils.learning.runtime import Runtime
+from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
+from utils.presets import preset_settings
+from utils.settings import (
+    SETTINGS_FILE,
+    HeatmapPreparationSettings,
+    HeatmapTrainingSettings,
+    LabellingTrainingSettings,
+    SegmentationPreparationSettings,
+    SegmentationTrainingSettings,
+    load_settings,
+)
+
+#: What later stages must know of prepared data, by stage.
+_FACTS = {"heatmap": ("spacing_mm", "heatmap_shape"), "segmentation": ("spacing_mm",)}
+_PREPARATIONS = {"heatmap": HeatmapPreparationSettings, "segmentation": SegmentationPreparationSettings}
+#: Keys that a message about an unknown one shows.
+_SHOWN_KEYS = 4
+
+
+def prepared_folder(
+    stage: str, *, work_dir: Path, preset: str, spacing_mm: float, label_maps: bool = False
+) -> tuple[Path, dict[str, Any]]:
+    """Give the folder of a stage's prepared data, and what of them goes into the settings of a model.
+
+    Parameters
+    ----------
+    stage : str
+        "heatmap" or "segmentation".
+    work_dir : Path
+        The work folder.
+    preset : str
+        The training's preset, for the command that a message names.
+    spacing_mm : float
+        Spacing of the working grid, in mm.
+    label_maps : bool
+        Whether the training draws images from masks that the stage prepares only with `label_maps`.
+
+    Returns
+    -------
+    folder : Path
+        It holds `training` and `validation`.
+    facts : dict
+        "spacing_mm", and of the heatmap stage "heatmap_shape".
+
+    Raises
+    ------
+    ValueError
+        If there are no such data; the text names the folder and the command that prepares them.
+    """
+    folder = spacing_folder(work_dir, stage, spacing_mm)
+    command = f"python pre_processing_{stage}.py --work-dir {work_dir} --preset {preset}"
+    if preset_settings(_PREPARATIONS[stage], preset).spacing_mm != spacing_mm:
+        command += f" --spacing-mm {spacing_mm:g}"
+    if not (folder / SETTINGS_FILE).is_file():
+        raise ValueError(f"{folder}: expected prepared data, found none; run `{command}`.")
+    found = load_settings(folder)
+    missing = [name for name in _FACTS[stage] if name not in found]
+    if missing:
+        raise ValueError(f"{folder / SETTINGS_FILE}: expected {missing}, found {sorted(found)}.")
+    if found["spacing_mm"] != spacing_mm:
+        raise ValueError(
+            f"{folder}: expected data of {spacing_mm:g} mm, found data of {found['spacing_mm']} mm; "
+            f"run `{command}`."
+        )
+    if label_maps and not found.get("label_maps"):
+        raise ValueError(
+            f"{folder}: expected data with label maps, which --mixture draws images from, found none; "
+            f"run `{command} --label-maps`."
+        )
+    return folder, {name: found[name] for name in _FACTS[stage]}
+
+
+def read_heatmap_splits(
+    folder: Path, chosen: Runtime, *, exclude: Sequence[str] = ()
+) -> tuple[list[prepared_data.HeatmapCase], list[prepared_data.HeatmapCase], list[str]]:
+    """Read both splits of the heatmap stage without their bad cases, which are printed.
+
+    Parameters
+    ----------
+    folder : Path
+        From `prepared_folder`.
+    chosen : Runtime
+        Its chief prints what is bad.
+    exclude : sequence of str
+        Cases to leave out: keys or patterns.
+
+    Returns
+    -------
+    cases, held_out : list of HeatmapCase
+        Training and validation.
+    bad : list of str
+        A line for every bad case.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left to train on, or a key or pattern belongs to no case.
+    """
+    keys = {key for split in PREPARED_SPLITS for key in prepared_data.heatmap_keys(folder / split)}
+    left_out = excluded_cases(keys, exclude, folder)
+    (cases, bad), (held_out, bad_held_out) = (
+        prepared_data.read_heatmap_cases(folder / split, exclude=left_out) for split in PREPARED_SPLITS
+    )
+    bad = print_bad_cases([*bad, *bad_held_out], chosen)
+    _expect_cases(cases, folder / "training", left_out)
+    return cases, held_out, bad
+
+
+def read_segmentation_splits(
+    folder: Path, chosen: Runtime, *, exclude: Sequence[str] = (), also_without: Iterable[str] = ()
+) -> tuple[prepared_data.SegmentationData, prepared_data.SegmentationData, list[str]]:
+    """Read both splits of the segmentation stage without their bad cases, which are printed.
+
+    Parameters, result and errors are those of `read_heatmap_splits`. Patterns in `also_without`, such as
+    those of another training, may belong to no case here.
+    """
+    splits = [prepared_data.read_segmentation_data(folder / split) for split in PREPARED_SPLITS]
+    keys = {vertebra.case for data in splits for vertebra in data.vertebrae}
+    left_out = excluded_cases(keys, exclude, folder) | _matching(keys, also_without)
+    (data, bad), (held_out, bad_held_out) = (
+        _without_cases(data, left_out).without_bad_cases() for data in splits
+    )
+    bad = print_bad_cases([*bad, *bad_held_out], chosen)
+    _expect_cases(data.vertebrae, folder / "training", left_out)
+    return data, held_out, bad
+
+
+def excluded_cases(keys: Collection[str], patterns: Sequence[str], folder: Path) -> set[str]:
+    """Give the cases that keys or patterns name.
+
+    Parameters
+    ----------
+    keys : collection of str
+        All cases.
+    patterns : sequence of str
+        Keys, or patterns as a shell has them, such as "sub-real-*".
+    folder : Path
+        Where the cases lie, for the message.
+
+    Returns
+    -------
+    set of str
+
+    Raises
+    ------
+    ValueError
+        If a pattern belongs to no case; the text names some that are there.
+    """
+    for pattern in patterns:
+        if not _matching(keys, [pattern]):
+            some = ", ".join(sorted(keys)[:_SHOWN_KEYS]) or "none"
+            more = ", ..." if len(keys) > _SHOWN_KEYS else ""
+            raise ValueError(
+                f"--exclude: expected keys or patterns of cases in {folder}, received {pattern!r}; found "
+                f"{some}{more}."
+            )
+    return _matching(keys, patterns)
+
+
+def heatmap_case_facts(
+    cases: list[prepared_data.HeatmapCase],
+    held_out: list[prepared_data.HeatmapCase],
+    settings: HeatmapTrainingSettings,
+) -> dict[str, list[str]]:
+    """Give the keys of the cases that examples are made of: "training_cases" and "validation_cases"."""
+    groups = epochs.heatmap_groups(cases, settings)
+    return {
+        "training_cases": _taking_part([case.key for case in cases], groups, settings.mixture),
+        "validation_cases": _taking_part(
+            [case.key for case in held_out], epochs.heatmap_groups(held_out, None)
+        ),
+    }
+
+
+def segmentation_case_facts(
+    data: prepared_data.SegmentationData,
+    held_out: prepared_data.SegmentationData,
+    settings: SegmentationTrainingSettings | LabellingTrainingSettings,
+) -> dict[str, list[str]]:
+    """Give the same for a training on the data of the segmentation stage."""
+    is_labelling = isinstance(settings, LabellingTrainingSettings)
+    groups_of = epochs.labelling_groups if is_labelling else epochs.segmentation_groups
+    keys, held_out_keys = ([v.case for v in split.vertebrae] for split in (data, held_out))
+    mixture = None if is_labelling else settings.mixture
+    return {
+        "training_cases": _taking_part(keys, groups_of(data, settings), mixture),
+        "validation_cases": _taking_part(held_out_keys, groups_of(held_out, None)),
+    }
+
+
+def print_bad_cases(bad: list[str], chosen: Runtime) -> list[str]:
+    """Print a line for every bad case, once for all workers, and give them back."""
+    for line in bad if chosen.is_chief else ():
+        print(f"bad case: {line}", file=sys.stderr)
+    return bad
+
+
+def _taking_part(
+    keys: list[str], groups: list[np.ndarray], mixture: Sequence[float] | None = None
+) -> list[str]:
+    """Give the keys of the items of all groups that have a share; items beyond the keys are drawn ones."""
+    shares = [1.0] * len(groups) if mixture is None else mixture
+    used = [items for items, share in zip(groups, shares) if share]
+    return sorted({keys[item % len(keys)] for items in used for item in items})
+
+
+def _matching(keys: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    return {key for pattern in patterns for key in keys if fnmatch.fnmatchcase(key, pattern)}
+
+
+def _without_cases(
+    data: prepared_data.SegmentationData, left_out: Collection[str]
+) -> prepared_data.SegmentationData:
+    kept = tuple(vertebra for vertebra in data.vertebrae if vertebra.case not in left_out)
+    return dataclasses.replace(data, vertebrae=kept)
+
+
+def _expect_cases(cases: Any, folder: Path, left_out: Collection[str]) -> None:
+    """Raise a `ValueError` that names the folder if there is no case to train on."""
+    if cases:
+        return
+    why = f"{len(left_out)} are left out by --exclude" if left_out else "run the pre-processing script first"
+    raise ValueError(f"{folder}: expected prepared cases, found none; {why}.")
