@@ -113,7 +113,7 @@ def one_ahead(
     """
     ahead: Future[Outcome] | None = None
     for place, item in enumerate(items):
-        result = ahead or _prepared(prepare, item, Future())
+        result = ahead or _prepare_into(prepare, item, Future())
         result.exception()  # waits: two at once would only hold each other up
         following = items[place + 1 : place + 2]
         ahead = _in_thread(prepare, following[0]) if following and may_begin(item, following[0]) else None
@@ -123,11 +123,13 @@ def one_ahead(
 def _in_thread(prepare: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
     future: Future[Outcome] = Future()
     # A daemon, unlike the threads of an executor: a run that is interrupted does not wait for it.
-    threading.Thread(target=_prepared, args=(prepare, item, future), name="one-ahead", daemon=True).start()
+    threading.Thread(
+        target=_prepare_into, args=(prepare, item, future), name="one-ahead", daemon=True
+    ).start()
     return future
 
 
-def _prepared(prepare: Callable[[Item], Outcome], item: Item, future: Future[Outcome]) -> Future[Outcome]:
+def _prepare_into(prepare: Callable[[Item], Outcome], item: Item, future: Future[Outcome]) -> Future[Outcome]:
     try:
         future.set_result(prepare(item))
     except Exception as error:  # raised again where the result is asked for
@@ -171,7 +173,7 @@ def _in_processes(
             sizes = [size for _, size in running.values()]
             for place in reversed(_startable([size for _, size in waiting], sizes, count, budget)):
                 pair = waiting.pop(place)  # from behind, so that the places before it stay right
-                running[_submitted(pool, work, pair[0])] = pair
+                running[_submit(pool, work, pair[0])] = pair
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             if any(map(_is_lost, done)):
                 # A process was killed and took all others with it: what they left is tried again, one by one.
@@ -184,7 +186,7 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _submitted(pool: Executor, work: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
+def _submit(pool: Executor, work: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
     try:
         return pool.submit(work, item)
     except BrokenProcessPool as error:  # a process was killed while the caller was busy with an outcome

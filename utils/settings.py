@@ -198,8 +198,8 @@ class RunSettings(CheckedSettings):
     moving_average: float = bounded(0.0, BELOW_1)
     """Decay of a moving average of the weights, such as .999; it is validated and saved then. 0 is none."""
     keep_last: bool = False
-    """Keep the last network as best.keras, not that of the lowest validation loss: for where the validation
-    shows other scans than the network is meant for."""
+    """Keep the last network as best.weights.h5, not that of the lowest validation loss: for where the
+    validation shows other scans than the network is meant for."""
     stop_after: int = bounded(0, FROM_0)
     """Stop after so many validations without a lower loss; 0 never stops early."""
     plateau_after: int = bounded(0, FROM_0)

@@ -187,7 +187,7 @@ class Client:
                 raise _Again("no JSON object")
             return found
 
-        return self._retried(attempt, name="listing", url=url)
+        return self._retry(attempt, name="listing", url=url)
 
     def probe(self, remote: RemoteFile) -> RemoteFile:
         """Ask a server for the size and the version of a file.
@@ -214,7 +214,7 @@ class Client:
                     raise
                 return remote
 
-        return self._retried(attempt, name=remote.name, url=remote.url)
+        return self._retry(attempt, name=remote.name, url=remote.url)
 
     def fetch(self, remote: RemoteFile, part: Path, *, report_bytes: Callable[[int], None]) -> str:
         """Get a file, or what is missing of it, and check it.
@@ -244,7 +244,7 @@ class Client:
         """
         part.parent.mkdir(parents=True, exist_ok=True)
         attempt = partial(self._fetch_once, remote, part, report_bytes)
-        return self._retried(attempt, name=remote.name, url=remote.url)
+        return self._retry(attempt, name=remote.name, url=remote.url)
 
     def _fetch_once(self, remote: RemoteFile, part: Path, report_bytes: Callable[[int], None]) -> str:
         have = resumable_bytes(remote, part)
@@ -309,7 +309,7 @@ class Client:
             self._of_thread.session.headers.update(_HEADERS)
         return self._of_thread.session
 
-    def _retried(self, attempt: Callable[[], Result], *, name: str, url: str) -> Result:
+    def _retry(self, attempt: Callable[[], Result], *, name: str, url: str) -> Result:
         # urllib3's `Retry` ends where a body begins, and most of what fails here is a body that breaks off.
         # Its waits cannot be ended by `stop`, are not announced, and do not vary once they are the longest.
         failed = mismatches = 0

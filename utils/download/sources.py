@@ -69,7 +69,7 @@ def _run(settings: DataSettings, plan: Callable[[Run], list[Job]], patience: Pat
         jobs = plan(run)
         check_room(settings.data_dir, jobs, connections=settings.connections)
         work(run, jobs)
-        run.bad += _unmet(run)
+        run.bad += _name_unmet(run)
         tidy(run)
         return sorted(run.bad)
 
@@ -227,7 +227,7 @@ def _settle_file(run: Run, remote: RemoteFile, place: Path, sha256: str) -> None
     note_of(part).unlink(missing_ok=True)
 
 
-def _unmet(run: Run) -> list[str]:
+def _name_unmet(run: Run) -> list[str]:
     """Name what was asked for and is nowhere; not after failures, which explain it better."""
     if run.only is not None:
         left = {path: found for path in run.only if (found := fault_of(run.manifest, path))}

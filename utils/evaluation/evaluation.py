@@ -68,7 +68,7 @@ def score_cases(settings: EvaluationSettings) -> list[CaseResult]:
     pairs = pair_with_predictions(reference_cases(settings), settings.predictions)
     score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
     results = []
-    for result in _scored(score, pairs, workers=settings.workers):
+    for result in _score_all(score, pairs, workers=settings.workers):
         tqdm.write(case_line(result))
         results.append(result)
     return results
@@ -229,7 +229,7 @@ def _all_missed(case: Case, reference: Volume, status: Status, message: str) -> 
     return CaseResult(case.key, case.split, status, scores=scores, message=message)
 
 
-def _scored(
+def _score_all(
     score: partial[CaseResult], pairs: Sequence[tuple[Case, Path | None]], *, workers: int
 ) -> Iterator[CaseResult]:
     """Score in several processes, and give the results in the order of the pairs."""
@@ -237,11 +237,11 @@ def _scored(
     waiting = deque(pairs)
     ended = outcomes(score, pairs, workers=workers)
     for pair, outcome in tqdm(ended, total=len(pairs), desc="evaluate", unit="case"):
-        found[pair] = _killed(pair[0], outcome) if isinstance(outcome, str) else outcome
+        found[pair] = _killed_result(pair[0], outcome) if isinstance(outcome, str) else outcome
         while waiting and waiting[0] in found:
             yield found.pop(waiting.popleft())
 
 
-def _killed(case: Case, found: str) -> CaseResult:
+def _killed_result(case: Case, found: str) -> CaseResult:
     message = f"{case.key}: expected to be scored, found {found}."
     return CaseResult(case.key, case.split, "killed", message=message)

@@ -392,12 +392,12 @@ def two_best(column: Column) -> list[tuple[np.ndarray | None, float]]:
     ends = [*zip(finished, range(len(finished))), (column.none_between(0, count), -1)]
     ends.sort(key=lambda pair: -pair[0])
     return [
-        (_traced(came_from, last), float(weight)) if weight > -np.inf else (None, -np.inf)
+        (_trace_back(came_from, last), float(weight)) if weight > -np.inf else (None, -np.inf)
         for weight, last in ends[:2]
     ]
 
 
-def _traced(came_from: np.ndarray, last: int) -> np.ndarray:
+def _trace_back(came_from: np.ndarray, last: int) -> np.ndarray:
     """Follow a sequence back from its last vertebra."""
     ranks = np.zeros(len(came_from), int)
     while last >= 0:
