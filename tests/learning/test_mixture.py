@@ -15,7 +15,7 @@ from utils.imaging.nifti import open_memory_map, write_volume
 from utils.imaging.volume import Volume
 from utils.learning import datasets, epochs, prepared_data, training
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
-from utils.preparation.prepared import SIDECAR
+from utils.preparation.prepared import SIDECAR, spacing_folder
 from utils.presets import preset_settings
 from utils.settings import (
     HeatmapTrainingSettings,
@@ -23,7 +23,8 @@ from utils.settings import (
     SegmentationTrainingSettings,
     load_settings,
 )
-from utils.synthetic.label_images import draw_appearance, label_scan
+from utils.synthetic.appearance import draw_appearance
+from utils.synthetic.label_images import label_scan
 
 SHARES = (0.3, 0.25, 0.1, 0.35)
 AFFINE = examples.AFFINE
@@ -55,7 +56,8 @@ def work(tmp_path):
 
 @pytest.fixture
 def data(work):
-    return prepared_data.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
+    folder = spacing_folder(work, "segmentation", examples.SPACING_MM) / "training"
+    return prepared_data.read_segmentation_data(folder).without_bad_cases()[0]
 
 
 def settings(**changes):

@@ -31,7 +31,8 @@ from utils.learning.labelling import labelling_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData, kept_label_maps
 from utils.learning.vertebrae import block_length, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
-from utils.synthetic.label_images import Appearance, draw_appearance, field_of_view, label_image
+from utils.synthetic.appearance import Appearance, draw_appearance
+from utils.synthetic.label_images import field_of_view, label_image
 from utils.synthetic.label_maps import LabelMap
 
 #: A function (epoch, part) -> tf.data.Dataset; without a part it gives all of the epoch to one device.

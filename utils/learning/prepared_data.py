@@ -19,7 +19,8 @@ from utils.learning.labelling import on_labelling_grid
 from utils.learning.recent import RecentlyUsed
 from utils.learning.vertebrae import Target
 from utils.preparation.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
-from utils.synthetic.label_images import draw_appearance, label_scan
+from utils.synthetic.appearance import draw_appearance
+from utils.synthetic.label_images import label_scan
 from utils.synthetic.label_maps import LabelMap, label_map_of, with_narrow_discs
 from utils.verse.labels import rank_of_code, ranks_of_mask
 
