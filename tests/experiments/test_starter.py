@@ -1,4 +1,4 @@
-"""The steps of the starter recipe: which cases enter, what a fold leaves out, the trainings and their options."""
+"""The steps of the starter recipe: which cases enter, what a fold leaves out, the trainings."""
 
 import shlex
 import subprocess

@@ -12,7 +12,7 @@ from experiments.steps import PROJECT, CopyModel, run_steps, script
 
 @pytest.fixture
 def scripts(tmp_path, monkeypatch):
-    """A project of one script, which notes its command line down and ends with the status that it is given."""
+    """A project of one script, which notes a word down and ends with the status that it is given."""
     text = "import sys; open(sys.argv[1], 'a').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
     (tmp_path / "note.py").write_text(text)
     monkeypatch.setattr(steps, "PROJECT", tmp_path)

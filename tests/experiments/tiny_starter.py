@@ -1,4 +1,4 @@
-"""The recipe of the starter weights with few spines and networks of seconds. Started by test_killed_recipe.py.
+"""The recipe of the starter weights, with few spines and networks of seconds, for test_killed_recipe.py.
 
 python -m tests.experiments.tiny_starter DATA FOLDER
 """
