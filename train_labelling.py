@@ -1,8 +1,8 @@
 """Train the network that tells the level of one segmented vertebra, and fit how far its votes are trusted.
 
-Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
-Writes  work/models/labelling       best.keras, last.keras, history.csv, curves.png, settings.json, which also
-        holds the temperature fitted on the validation scans
+Reads   work/segmentation/<spacing>/{training,validation} (from pre_processing_segmentation.py)
+Writes  work/models/labelling, or with --name X work/models/X: best.keras, last.keras, history.csv,
+        curves.png, settings.json (which also holds the temperature fitted on the validation scans)
 
     python train_labelling.py --work-dir work --preset small
 

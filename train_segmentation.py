@@ -1,7 +1,8 @@
 """Train the iterative 3D U-Net that segments the first vertebra which its memory does not hold yet.
 
-Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
-Writes  work/models/segmentation    best.keras, last.keras, history.csv, curves.png, settings.json
+Reads   work/segmentation/<spacing>/{training,validation} (from pre_processing_segmentation.py)
+Writes  work/models/segmentation, or with --name X work/models/X: best.keras, last.keras, history.csv,
+        curves.png, settings.json
 
     python train_segmentation.py --work-dir work --preset small
 

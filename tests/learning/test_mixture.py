@@ -53,7 +53,8 @@ def work(tmp_path):
 
 @pytest.fixture
 def data(work):
-    return prepared_data.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
+    folder = work / "segmentation" / "2mm" / "training"
+    return prepared_data.read_segmentation_data(folder).without_bad_cases()[0]
 
 
 def settings(**changes):
