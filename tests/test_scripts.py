@@ -88,13 +88,10 @@ def test_preparation_covers_training_and_validation_only(pipeline):
         for split in ("training", "validation")
     }
     for stage in ("heatmap", "segmentation"):
+        prepared = folder / "work" / stage / "2mm"
         for split, expected in keys.items():
-            written = {
-                p.name.removesuffix("_ct.nii")
-                for p in (folder / "work" / stage / "2mm" / split).glob("*_ct.nii")
-            }
-            assert written == expected
-        assert not (folder / "work" / stage / "2mm" / "test").exists()
+            assert {p.name.removesuffix("_ct.nii") for p in (prepared / split).glob("*_ct.nii")} == expected
+        assert not (prepared / "test").exists()
 
 
 def test_vertebrae_table_agrees_with_the_masks(pipeline):
