@@ -5,6 +5,7 @@
 #   make starter      the recipe of the starter weights: about four hours (experiments/starter.py says how), with
 #                     options such as ARGUMENTS="--data ../shared/data --without chest"
 #   make test         the tests        make lint       style
+#   make docs-check   the examples of the documentation: about three minutes
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
 
@@ -22,7 +23,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small starter test lint benchmark clean distclean
+.PHONY: demo train-small starter test lint docs-check benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -47,6 +48,10 @@ test: .venv/installed-dev
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+# Examples of the documentation, each in a copy of the project.
+docs-check: .venv/installed-dev
+	$(RUN) -m tests.run_docs
 
 .venv/installed-bench: .venv/installed-dev requirements-bench.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt

@@ -1,8 +1,8 @@
 """Train the network that finds the spine in a whole scan.
 
 Reads   work/heatmap/<spacing>/{training,validation}    (from pre_processing_heatmap.py)
-Writes  work/models/heatmap, or with --name X work/models/X: best.keras, last.keras, history.csv,
-        curves.png, settings.json
+Writes  work/models/heatmap, or with --name X work/models/X: best.weights.h5, last.weights.h5,
+        settings.json, history.csv, curves.png
 
     python train_heatmap.py --work-dir work --preset small
 

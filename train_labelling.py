@@ -1,8 +1,8 @@
 """Train the network that tells the level of one segmented vertebra, and fit how far its votes are trusted.
 
 Reads   work/segmentation/<spacing>/{training,validation} (from pre_processing_segmentation.py)
-Writes  work/models/labelling, or with --name X work/models/X: best.keras, last.keras, history.csv,
-        curves.png, settings.json (which also holds the temperature fitted on the validation scans)
+Writes  work/models/labelling, or with --name X work/models/X: best.weights.h5, last.weights.h5,
+        settings.json (with the temperature fitted on the validation scans), history.csv, curves.png
 
     python train_labelling.py --work-dir work --preset small
 
@@ -17,9 +17,8 @@ from utils.settings import LabellingTrainingSettings
 
 def main(settings: LabellingTrainingSettings) -> int:
     """Train the labelling network and give the exit status."""
-    from utils.prediction.calibration import (
-        train_labelling,  # after the command line: TensorFlow loads slowly
-    )
+    # After the command line: TensorFlow loads slowly.
+    from utils.prediction.calibration import train_labelling
 
     return train_labelling(settings)
 

@@ -35,9 +35,10 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
+from utils.imaging.intensities import LOWEST, normalise_hu  # noqa: E402
 from utils.learning import augment, datasets, heatmap, prepared_data  # noqa: E402
 from utils.presets import preset_settings  # noqa: E402
-from utils.settings import HU_RANGE, HeatmapTrainingSettings  # noqa: E402
+from utils.settings import HeatmapTrainingSettings  # noqa: E402
 
 SEEDS = range(7)
 SHAPE = (64, 64, 128)
@@ -101,16 +102,15 @@ def time_scipy(case: prepared_data.HeatmapCase, seed: int) -> Timings:
     generator = np.random.default_rng(seed)
     drawn = augment.draw_augmentation(generator, SETTINGS.augmentation)
     shift = generator.uniform(-SETTINGS.shift_voxels, SETTINGS.shift_voxels, 3)
-    low, high = HU_RANGE
     clock = [time.perf_counter()]
     heat = heat_by_loop(case.centroids_voxels)
     clock.append(time.perf_counter())
-    image = (np.clip(case.ct_hu, low, high).astype(np.float32) - low) * (2 / (high - low)) - 1
-    image = turned(drawn.gain * image + np.float32(drawn.offset), drawn, heatmap.OUTSIDE)
+    image = normalise_hu(case.ct_hu)
+    image = turned(drawn.gain * image + np.float32(drawn.offset), drawn, LOWEST)
     clock.append(time.perf_counter())
     heat = fitted(turned(heat, drawn, 0.0), shift, 0.0)
     clock.append(time.perf_counter())
-    x = fitted(noisy_and_blurred(image, drawn), shift, heatmap.OUTSIDE)[..., None]
+    x = fitted(noisy_and_blurred(image, drawn), shift, LOWEST)[..., None]
     y = np.stack([heat, 1 - heat], axis=-1)
     assert x.shape == (*SHAPE, 1) and y.shape == (*SHAPE, 2)
     clock.append(time.perf_counter())
@@ -135,10 +135,10 @@ def time_pieces(case: prepared_data.HeatmapCase, seed: int) -> Timings:
     ct_hu = drawn.pop("ct_hu")
     radius = augment.blur_radius(SETTINGS.augmentation, 1.0)
     how = {"shape": SHAPE, "sigma_voxels": SETTINGS.sigma_voxels}
-    sampling, image = best_seconds(lambda: heatmap.moved_volume(ct_hu, drawn))
+    sampling, image = best_seconds(lambda: heatmap.moved_volume(ct_hu, drawn, "air"))
     noise = drawn["noise_sigma"], drawn["noise_seed"]
     noising, image = best_seconds(lambda: augment.add_noise(image, *noise))
-    blurring, _ = best_seconds(lambda: heatmap.blurred_and_shifted(image, drawn, radius))
+    blurring, _ = best_seconds(lambda: heatmap.blurred_and_shifted(image, drawn, radius, "air"))
     heating, _ = best_seconds(lambda: heatmap.heat_target(drawn["points"], drawn["present"], **how))
     names = ("draw and collate", "sample CT", "noise", "blur, shift", "heat")
     return dict(zip(names, (drawing, sampling, noising, blurring, heating)))

@@ -78,7 +78,7 @@ def blocks_of(data: prepared_data.SegmentationData) -> list[tuple[str, np.ndarra
     """Give the blocks of the vertebrae's patches, neither turned nor zoomed: case, begin, end."""
     half = SETTINGS.patch_voxels // 2
     return [
-        (v.case, np.maximum(at - half, 0), np.minimum(at + half, data.scans[v.case][1].shape))
+        (v.case, np.maximum(at - half, 0), np.minimum(at + half, data.scan(v.case)[1].shape))
         for v in data.vertebrae
         for at in [np.rint(v.centre).astype(int)]
     ]
@@ -98,7 +98,7 @@ def image_ms(data: prepared_data.SegmentationData) -> tuple[float, float]:
 
     def plainly(seed: int) -> None:
         case, begin, end = blocks[seed % len(blocks)]
-        labels = label_map_of(data.scans[case][1], SPACING_MM)
+        labels = label_map_of(data.scan(case)[1].data, SPACING_MM)
         whole = label_image(labels, draw_appearance(np.random.default_rng(seed)))
         whole[tuple(slice(b, e) for b, e in zip(begin, end))].copy()
 
@@ -141,7 +141,8 @@ def heatmap_image_ms(work: Path) -> float:
     """Time an image on the heatmap network's grid."""
     cases, _ = prepared_data.read_heatmap_cases(work / "heatmap" / "2mm" / "training")
     looks = [draw_appearance(np.random.default_rng(seed)) for seed in range(DRAWS + 1)]
-    return median_ms(lambda seed: label_scan(cases[0].label_map, looks[seed]))
+    labels = cases[0].label_map()
+    return median_ms(lambda seed: label_scan(labels, looks[seed]))
 
 
 def main() -> int:

@@ -40,12 +40,13 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
+from utils.imaging.intensities import normalise_hu  # noqa: E402
 from utils.imaging.nifti import write_volume  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
 from utils.learning import augment, datasets, prepared_data, vertebrae  # noqa: E402
 from utils.preparation.working_case import VERTEBRA_COLUMNS, VERTEBRAE_FILE, prepared_table  # noqa: E402
 from utils.presets import preset_settings  # noqa: E402
-from utils.settings import HU_RANGE, SegmentationTrainingSettings  # noqa: E402
+from utils.settings import SegmentationTrainingSettings  # noqa: E402
 
 SEEDS = range(5)
 SCAN_SHAPE, HOST_SHAPE, HOST_SCANS = (256, 256, 256), (300, 300, 400), 3
@@ -130,10 +131,9 @@ def weight_with_scipy(target: np.ndarray) -> np.ndarray:
 
 def time_scipy(data: prepared_data.SegmentationData, item: int, drawn: Draw) -> Timings:
     """Make one example by separate passes; give the seconds of each."""
-    low, high = HU_RANGE
-    ct, codes = (np.array(volume) for volume in data.scans["sub-0"])
+    ct, codes = (np.array(volume.data) for volume in data.scan("sub-0"))
     clock = [time.perf_counter()]
-    image = turned((np.clip(ct, low, high).astype(np.float32) - low) * (2 / (high - low)) - 1, drawn, 3)
+    image = turned(normalise_hu(ct), drawn, 3)
     clock.append(time.perf_counter())
     label = data.vertebrae[item].label
     target, memory = (turned(part, drawn, 0) for part in (codes == label, (codes > 0) & (codes < label)))

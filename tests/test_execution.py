@@ -1,8 +1,12 @@
 """One function over many items: the same outcomes in this process, in several, and on a Dask cluster."""
 
+import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import ClassVar
 
 import pytest
 
@@ -52,6 +56,52 @@ def test_a_killed_process_costs_its_own_item_alone():
     found = dict(outcomes(die_at_three, range(6), workers=2))
     assert found.pop(3).startswith("a process that was killed")
     assert found == {n: n for n in range(6) if n != 3}
+
+
+def test_processes_killed_while_the_caller_is_busy_cost_no_item():
+    """Nothing runs then, so that the next item is given to processes that are gone."""
+    others = set(multiprocessing.active_children())
+    found = outcomes(square, range(6), workers=2)
+    first = next(found)
+    processes = set(multiprocessing.active_children()) - others
+    assert processes
+    for process in processes:
+        process.kill()
+        process.join(WAIT_SECONDS)
+    assert sorted([first, *found]) == [(n, n * n) for n in range(6)]
+
+
+class PoolOfThisProcess:
+    """Runs what it is given at once; the first of its kind breaks at item 1."""
+
+    made: ClassVar[list["PoolOfThisProcess"]] = []
+
+    def __init__(self, count):
+        self.made.append(self)
+
+    def submit(self, work, item):
+        future = Future()
+        if item == 1 and self is self.made[0]:
+            future.set_exception(BrokenProcessPool())
+        else:
+            future.set_result(work(item))
+        return future
+
+    def shutdown(self, **options):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_an_item_that_was_done_when_another_was_killed_is_not_done_again(monkeypatch):
+    monkeypatch.setattr(execution, "_pool", PoolOfThisProcess)
+    done = []
+    assert sorted(outcomes(done.append, [0, 1], workers=2)) == [(0, None), (1, None)]
+    assert sorted(done) == [0, 1]
 
 
 def test_what_starts_fits_into_the_memory():

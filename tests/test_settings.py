@@ -30,6 +30,7 @@ from utils.settings import (
     worker_count,
 )
 
+PROJECT = Path(__file__).resolve().parents[1]
 OF_NO_STAGE = ("AugmentationSettings", "HeatmapAugmentationSettings", "CheckedSettings", "RunSettings")
 STAGES = [
     value
@@ -151,14 +152,14 @@ OUT_OF_BOUNDS = [
 ]
 WRONG_AUGMENTATIONS = [
     ("flip_probability", -0.1, "a number of 0 or more, up to 1"),
-    ("gain", (-1.0, 1.0), "2 values, not falling, each a number of 0 or more"),
-    ("offset", (0.5, -0.5), "2 values, not falling, each a number that is finite"),
-    ("zoom_p", (2.0, 1.0), "2 values, not falling, each a number over 0"),
-    ("zoom_r", (0.0, 1.0), "2 values, not falling, each a number over 0"),
-    ("zoom_i", (1.0, math.inf), "2 values, not falling, each a number over 0"),
+    ("gain", (-1.0, 1.0), "2 values from low to high, each a number of 0 or more"),
+    ("offset", (0.5, -0.5), "2 values from low to high, each a number that is finite"),
+    ("zoom_p", (2.0, 1.0), "2 values from low to high, each a number over 0"),
+    ("zoom_r", (0.0, 1.0), "2 values from low to high, each a number over 0"),
+    ("zoom_i", (1.0, math.inf), "2 values from low to high, each a number over 0"),
     ("rotation_degrees", 181.0, "a number of 0 or more, up to 180"),
     ("noise_probability", 1.1, "a number of 0 or more, up to 1"),
-    ("noise_sigma", (-0.1, 0.1), "2 values, not falling, each a number of 0 or more"),
+    ("noise_sigma", (-0.1, 0.1), "2 values from low to high, each a number of 0 or more"),
     ("blur_probability", math.nan, "a number of 0 or more, up to 1"),
 ]
 
@@ -194,7 +195,7 @@ def test_a_value_out_of_bounds_is_refused_and_named(stage, name, value, expected
     ],
 )
 def test_a_range_of_the_augmentation_is_refused_and_named(stage, kind, sigma, capsys):
-    wrong_blur = (sigma, (-0.5, 1.0), "2 values, not falling, each a number of 0 or more")
+    wrong_blur = (sigma, (-0.5, 1.0), "2 values from low to high, each a number of 0 or more")
     for name, value, expected in (*WRONG_AUGMENTATIONS, wrong_blur):
         with pytest.raises(ValueError) as caught:
             kind(**{name: value})
@@ -235,10 +236,21 @@ def test_the_ends_of_the_bounds_are_allowed():
     EvaluationSettings(found_dice=1.0, resamples=1)
 
 
+@pytest.mark.parametrize("stage", ["heatmap", "segmentation", "labelling"])
+def test_settings_of_the_networks_shipped_are_within_bounds(stage):
+    found = load_settings(PROJECT / "models" / "starter" / stage)
+    made = getattr(module, found["stage"])
+    own = {field.name: found[field.name] for field in dataclasses.fields(made) if field.name in found}
+    augmentation = type(made().augmentation)(**own["augmentation"])
+    assert made(**{**own, "augmentation": augmentation}).epochs == found["epochs"]
+
+
 def test_values_of_another_type_are_refused():
     for name, value in (("epochs", 2.5), ("epochs", "2"), ("shift_mm", None), ("filters", 8)):
         with pytest.raises(ValueError, match=f"^{name}: expected "):
             SegmentationTrainingSettings(**{name: value})
+    with pytest.raises(ValueError, match=r"^shard: expected i/n"):
+        InferenceSettings(shard=2)
 
 
 def test_command_line_of_the_contract():

@@ -128,7 +128,8 @@ def several(
     Rule
     """
     length = f"{count} values" if count is not None else f"{least} or more values" if least else "values"
-    words = [length, *["not falling"] * rising, *["not all 0"] * not_all_0, f"each {rule.words}"]
+    order = " from low to high" if rising else ""
+    words = [f"{length}{order}", *["not all 0"] * not_all_0, f"each {rule.words}"]
 
     def holds(values: Any) -> bool:
         return (
@@ -192,7 +193,7 @@ def _broken(rules: dict[str, Rule], settings: Any) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def checks_put_off() -> Iterator[None]:
-    """Let settings be made unchecked inside a `with` block, whose end they are to be checked after."""
+    """Let settings be made unchecked inside a `with` block, and check them later, with `wrong_values`."""
     token = _checks_now.set(False)
     try:
         yield

@@ -113,7 +113,7 @@ def one_ahead(
     """
     ahead: Future[Outcome] | None = None
     for place, item in enumerate(items):
-        result = ahead or _prepared(prepare, item, Future())
+        result = ahead or _prepare_into(prepare, item, Future())
         result.exception()  # waits: two at once would only hold each other up
         following = items[place + 1 : place + 2]
         ahead = _in_thread(prepare, following[0]) if following and may_begin(item, following[0]) else None
@@ -123,11 +123,13 @@ def one_ahead(
 def _in_thread(prepare: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
     future: Future[Outcome] = Future()
     # A daemon, unlike the threads of an executor: a run that is interrupted does not wait for it.
-    threading.Thread(target=_prepared, args=(prepare, item, future), name="one-ahead", daemon=True).start()
+    threading.Thread(
+        target=_prepare_into, args=(prepare, item, future), name="one-ahead", daemon=True
+    ).start()
     return future
 
 
-def _prepared(prepare: Callable[[Item], Outcome], item: Item, future: Future[Outcome]) -> Future[Outcome]:
+def _prepare_into(prepare: Callable[[Item], Outcome], item: Item, future: Future[Outcome]) -> Future[Outcome]:
     try:
         future.set_result(prepare(item))
     except Exception as error:  # raised again where the result is asked for
@@ -171,18 +173,30 @@ def _in_processes(
             sizes = [size for _, size in running.values()]
             for place in reversed(_startable([size for _, size in waiting], sizes, count, budget)):
                 pair = waiting.pop(place)  # from behind, so that the places before it stay right
-                running[pool.submit(work, pair[0])] = pair
+                running[_submit(pool, work, pair[0])] = pair
             done, _ = wait(running, return_when=FIRST_COMPLETED)
-            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-                # One of them was killed, and took all others with it: each is tried again by itself.
-                suspects, running = [item for item, _ in running.values()], {}
+            if any(map(_is_lost, done)):
+                # A process was killed and took all others with it: what they left is tried again, one by one.
                 pool.shutdown()
-                yield from ((item, _alone(work, item)) for item in suspects)
-                pool = _pool(count)
-            else:
-                yield from ((running.pop(future)[0], future.result()) for future in done)
+                done, pool = set(running), _pool(count)
+            for future in done:
+                item, _ = running.pop(future)
+                yield item, _alone(work, item) if _is_lost(future) else future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: Executor, work: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
+    try:
+        return pool.submit(work, item)
+    except BrokenProcessPool as error:  # a process was killed while the caller was busy with an outcome
+        lost: Future[Outcome] = Future()
+        lost.set_exception(error)
+        return lost
+
+
+def _is_lost(future: Future[Any]) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 def _startable(waiting: Sequence[int], running: Sequence[int], count: int, budget: int) -> list[int]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+#: What stands at the name already, a link too, is neither followed nor emptied.
+_NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.part(?:\..+)?")
+
 
 @contextmanager
-def written_whole(path: Path, *, suffix: str = "") -> Iterator[Path]:
+def written_whole(path: Path, *, suffix: str = "", durably: bool = False) -> Iterator[Path]:
     """Give a temporary name beside a file, and rename it to the file if the block ends without an error.
 
     Parameters
@@ -20,35 +26,64 @@ def written_whole(path: Path, *, suffix: str = "") -> Iterator[Path]:
         The file to write; its folder is made if it is not there.
     suffix : str
         End of the temporary name, for writers that take the format from it.
+    durably : bool
+        Whether the content is on disk before the old file is gone. Without, a power cut may leave it empty.
 
     Yields
     ------
     Path
-        Hidden name with ".part" and the suffix at its end, in the same folder. A block that fails leaves
-        neither file behind; a file that was there stays as it was.
+        Hidden name with random letters, ".part" and the suffix at its end, in the same folder, where an empty
+        file stands already. A block that fails leaves neither file behind; a file that was there stays as it
+        was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
+    temporary = _new_file(path, suffix)
     try:
         yield temporary
+        if durably:
+            flush_to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def hash_file(path: Path, hashes: Mapping[str, Any], *, told: Callable[[int], None] | None = None) -> None:
-    """Feed a file to hash objects, and tell how many bytes were read each time."""
+def _new_file(path: Path, suffix: str) -> Path:
+    """Make an empty file beside another; what stands at its name already is left alone."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part{suffix}")
+        try:
+            os.close(os.open(temporary, _NEW_FILE, 0o666))  # The umask takes its part, as for any file.
+        except FileExistsError:
+            continue
+        return temporary
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file's name is a temporary one of `written_whole`: if nobody writes, a killed run left it."""
+    return _LEFT_OVER.fullmatch(name) is not None
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have everything written to a file on disk, before its final name says that it is whole."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def hash_file(
+    path: Path, hashes: Mapping[str, Any], *, report_bytes: Callable[[int], None] | None = None
+) -> None:
+    """Feed a file to hash objects, and report the number of bytes read each time."""
     with path.open("rb") as file:
         while chunk := file.read(2**20):
             for one in hashes.values():
                 one.update(chunk)
-            if told:
-                told(len(chunk))
+            if report_bytes:
+                report_bytes(len(chunk))
 
 
-def sha256_of(path: Path, *, told: Callable[[int], None] | None = None) -> str:
+def sha256_of(path: Path, *, report_bytes: Callable[[int], None] | None = None) -> str:
     """Give a file's SHA-256 in hexadecimal digits."""
     hashes = {"sha256": hashlib.sha256()}
-    hash_file(path, hashes, told=told)
+    hash_file(path, hashes, report_bytes=report_bytes)
     return hashes["sha256"].hexdigest()

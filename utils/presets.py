@@ -120,7 +120,7 @@ _STARTER: dict[type, dict[str, Any]] = {
 #: What the presets change in the defaults above. `full` changes nothing.
 PRESETS: dict[str, dict[type, dict[str, Any]]] = {
     "paper": {
-        SegmentationTrainingSettings: {"patch_kinds": "paper"},
+        SegmentationTrainingSettings: {"patch_kinds": "paper", "outside": "air"},
         DistillationSettings: {"distillation_voxels": "even"},
     },
     "full": {},

@@ -39,6 +39,7 @@ from utils.bounds import (
     several,
     whole,
 )
+from utils.files import written_whole
 
 Preset = Literal["paper", "full", "small", "starter"]
 Device = Literal["auto", "gpu", "cpu"]
@@ -197,8 +198,8 @@ class RunSettings(CheckedSettings):
     moving_average: float = bounded(0.0, BELOW_1)
     """Decay of a moving average of the weights, such as .999; it is validated and saved then. 0 is none."""
     keep_last: bool = False
-    """Keep the last network as best.keras, not that of the lowest validation loss: for where the validation
-    shows other scans than the network is meant for."""
+    """Keep the last network as best.weights.h5, not that of the lowest validation loss: for where the
+    validation shows other scans than the network is meant for."""
     stop_after: int = bounded(0, FROM_0)
     """Stop after so many validations without a lower loss; 0 never stops early."""
     plateau_after: int = bounded(0, FROM_0)
@@ -239,6 +240,9 @@ class HeatmapTrainingSettings(RunSettings):
     """Standard deviation of the target's Gaussians, in voxels of the heatmap grid."""
     shift_voxels: float = bounded(20.0, NOT_NEGATIVE)
     """Largest random shift along each axis, in voxels of the heatmap grid."""
+    outside: Literal["air", "edge"] = "air"
+    """What an example shows where turns and shifts reach beyond the scan: air (as published), or its edge
+    repeated. The network is only ever shown whole scans."""
     crop_least_mm: tuple[float, float, float] | None = bounded(None, several(POSITIVE, count=3))
     """Smallest part of a volume along P, R and I, in mm, that an example shows, as of a scan with a smaller
     field of view; without it all is shown."""
@@ -297,6 +301,9 @@ class SegmentationTrainingSettings(RunSettings):
     spine, and with nothing left to find."""
     shift_mm: float = bounded(32.0, NOT_NEGATIVE)
     """Largest shift of a patch around its target along each axis, in mm."""
+    outside: Literal["air", "edge"] = "edge"
+    """What a patch shows beyond the scan, in training and when the network is used: air (as published), or
+    the edge of the scan repeated. A model saved without it means "edge"."""
     augmentation: AugmentationSettings = AugmentationSettings()
     """Random transformations of the training patches."""
     mixture: Mixture | None = bounded(None, _SHARES)
@@ -518,11 +525,9 @@ def save_settings(settings: Any, directory: Path, **facts: Any) -> Path:
     Path
         The file written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / SETTINGS_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps({**settings_as_json(settings), **_plain(facts)}, indent=2) + "\n")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps({**settings_as_json(settings), **_plain(facts)}, indent=2) + "\n")
     return path
 
 
@@ -571,8 +576,8 @@ def shard_numbers(shard: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _shard_match(shard: str) -> re.Match[str] | None:
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+def _shard_match(shard: Any) -> re.Match[str] | None:
+    match = re.fullmatch(r"(\d+)/(\d+)", shard) if isinstance(shard, str) else None
     return match if match and 1 <= int(match[1]) <= int(match[2]) else None
 
 

@@ -7,10 +7,13 @@ Either way a block's layers, their order and their names are decided in this fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import keras
+import numpy as np
 
 DEFAULT_DEPTH = 4
 DEFAULT_FIRST_FILTERS = 8
@@ -19,6 +22,7 @@ POOLINGS = {"max": keras.layers.MaxPooling3D, "avg": keras.layers.AveragePooling
 
 Triple = tuple[int, int, int]
 Activation = str | Callable | None
+Norm = str | bool | None
 
 
 def _is_count(value: object) -> bool:
@@ -27,6 +31,11 @@ def _is_count(value: object) -> bool:
 
 def _is_sequence(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _plain(value: Any) -> Any:
+    """Give an array as lists, which sizes and rates may come as; anything else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _as_triple(value: object) -> Triple | None:
@@ -68,7 +77,7 @@ def kernel_triple(ksize: int | Sequence[int]) -> Triple:
     ValueError
         If `ksize` is neither.
     """
-    triple = _as_triple(ksize)
+    triple = _as_triple(_plain(ksize))
     if triple is None:
         raise ValueError(f"Expected ksize to be a positive integer or three of them, received {ksize!r}.")
     return triple
@@ -95,6 +104,7 @@ def filters_per_level(n_filters: Sequence[int] | None, depth: int | None) -> tup
         If the numbers are not positive integers, are fewer than two, or are not `depth` many.
     """
     depth = None if depth is None else check_count("depth", depth)
+    n_filters = _plain(n_filters)
     if n_filters is None:
         n_filters = [DEFAULT_FIRST_FILTERS * 2**level for level in range(depth or DEFAULT_DEPTH)]
     if not _is_sequence(n_filters) or len(n_filters) < 2 or not all(_is_count(n) for n in n_filters):
@@ -129,6 +139,7 @@ def ksize_per_level(ksize: int | Sequence | None, depth: int) -> tuple[Triple, .
     ValueError
         If `ksize` is none of these.
     """
+    ksize = _plain(ksize)
     one = _as_triple(3 if ksize is None else ksize)
     if one is not None:
         return (one,) * depth
@@ -163,7 +174,7 @@ def dropout_per_level(dropout: float | Sequence[float] | None, depth: int) -> tu
         If there are more rates than levels, or a rate is not in [0, 1).
     """
     n_rates = depth - 1
-    rates = [] if dropout is None else dropout
+    rates = [] if dropout is None else _plain(dropout)
     if isinstance(rates, Real):
         rates = [rates] * n_rates
     good = _is_sequence(rates) and all(isinstance(rate, Real) and 0 <= rate < 1 for rate in rates)
@@ -209,8 +220,32 @@ def part_name(name: str | None, part: str) -> str | None:
     return None if name is None else f"{name}_{part}"
 
 
+def norm_kind(norm: Norm) -> str | None:
+    """Give the kind of normalisation: True is that of batches, False is none.
+
+    Raises
+    ------
+    ValueError
+        If `norm` is no kind that there is.
+    """
+    kind = {True: "batch_norm", False: None}[norm] if isinstance(norm, bool) else norm
+    check_choice("norm", kind, NORMS)
+    return kind
+
+
+def known_arguments(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Give those of some keywords that a block of convolutions takes; others are left out without a word.
+
+    Code written for other U-Nets of this interface hands over keywords of its own.
+    """
+    own = ("filters", "kernel_size", "padding", "activation")
+    known = {name for name in inspect.signature(keras.layers.Conv3D.__init__).parameters if name not in own}
+    known |= {"norm_momentum", "norm_synchronized", "name", "dtype", "trainable"}
+    return {name: value for name, value in keywords.items() if name in known}
+
+
 def norm_and_activation(
-    norm: str | None,
+    norm: Norm,
     activation: Activation,
     *,
     norm_momentum: float = 0.99,
@@ -221,9 +256,10 @@ def norm_and_activation(
 
     Parameters
     ----------
-    norm : {None, 'batch_norm', 'instance_norm'}
-        Kind of normalisation. That of an instance has the statistics of each example alone, when it is
-        trained and when it is run: for batches of one, for which a moving average would stand badly.
+    norm : {None, 'batch_norm', 'instance_norm'} or bool
+        Kind of normalisation, see `norm_kind`. That of an instance has the statistics of each example alone,
+        when it is trained and when it is run: for batches of one, for which a moving average would stand
+        badly.
     activation : str or callable, optional
         What `keras.layers.Activation` takes.
     norm_momentum : float
@@ -238,15 +274,14 @@ def norm_and_activation(
     ValueError
         If `norm` is something else.
     """
-    check_choice("norm", norm, NORMS)
-    layers = []
-    if norm == "batch_norm":
+    kind, layers = norm_kind(norm), []
+    if kind == "batch_norm":
         layers.append(
             keras.layers.BatchNormalization(
                 momentum=norm_momentum, synchronized=norm_synchronized, name=part_name(name, "norm")
             )
         )
-    if norm == "instance_norm":
+    if kind == "instance_norm":
         layers.append(keras.layers.GroupNormalization(groups=-1, name=part_name(name, "norm")))
     if activation is not None:
         layers.append(keras.layers.Activation(activation, name=part_name(name, "activation")))
@@ -258,7 +293,7 @@ def conv_block_layers(
     n_filters: int,
     ksize: int | Sequence[int],
     padding: str,
-    norm: str | None,
+    norm: Norm,
     activation: Activation,
     *,
     norm_momentum: float = 0.99,
@@ -327,7 +362,7 @@ def pooling_layers(pooling: str, dropout: float = 0, *, name: str | None = None)
 def upsampling_layers(
     upsampling: bool,
     n_filters: int,
-    norm: str | None,
+    norm: Norm,
     activation: Activation,
     *,
     norm_momentum: float = 0.99,
@@ -351,6 +386,13 @@ def upsampling_layers(
     transposed = keras.layers.Conv3DTranspose(n_filters, 2, strides=2, name=part, **conv_arguments)
     norms = {"norm_momentum": norm_momentum, "norm_synchronized": norm_synchronized}
     return [transposed, *norm_and_activation(norm, activation, **norms, name=part)]
+
+
+def doublings(shape: Sequence[int | None], wanted: Sequence[int | None]) -> int:
+    """Count how often (batch, a, b, c, channels) must be doubled to be as large as another; 0 if unknown."""
+    if shape[1] is None or wanted[1] is None:
+        return 0
+    return max(0, (wanted[1] // shape[1]).bit_length() - 1)
 
 
 def output_layers(n_outputs: int, final_activation: Activation) -> list[keras.layers.Layer]:

@@ -8,7 +8,7 @@ goes without.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -134,3 +134,83 @@ def on_replicas(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> A
 def prefetched_on(dataset: tf.data.Dataset, device: str) -> tf.data.Dataset:
     """Copy batches to a device while it still works on the one before."""
     return dataset.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=2))
+
+
+def batches_of_epoch(
+    data: Data,
+    epoch: int,
+    first_step: int,
+    strategy: tf.distribute.Strategy,
+    *,
+    batch_size: int,
+    rank: int | None,
+) -> Any:
+    """Give what is iterated over in an epoch, on the replicas.
+
+    Parameters
+    ----------
+    data, epoch, first_step, strategy
+        See `dataset_of_epoch`.
+    batch_size : int
+        Examples in a batch, for a dataset that gives single examples.
+    rank : int, optional
+        Axes of a batch of the model's input: elements of one less are single examples. None if it is not the
+        model that receives them.
+
+    Returns
+    -------
+    iterable
+        Batches of all replicas together.
+
+    Raises
+    ------
+    ValueError
+        If a function gives no dataset, or the dataset gives no pairs or triples where batches are to be made.
+    """
+    dataset = dataset_of_epoch(data, epoch, first_step, strategy)
+    if takes_parts(data) and strategy.num_replicas_in_sync > 1:
+        return dataset
+    if not isinstance(dataset, tf.data.Dataset):
+        return _without_steps(dataset, first_step)
+    if rank is not None and _is_unbatched(dataset, rank):
+        dataset = dataset.batch(batch_size)
+    return on_replicas(dataset, strategy)
+
+
+def _without_steps(distributed: tf.distribute.DistributedDataset, steps: int) -> Iterator[Any]:
+    """Pass over the steps done before a resume: a distributed dataset cannot leave them out itself."""
+    iterator = iter(distributed)
+    for _ in range(steps):
+        next(iterator, None)
+    return iterator
+
+
+def _is_unbatched(dataset: tf.data.Dataset, rank: int) -> bool:
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise ValueError(
+            "Expected a dataset of pairs (x, y), triples (x, y, weight), or prepare, received elements "
+            f"{spec}."
+        )
+    return tf.nest.flatten(spec[0])[0].shape.rank == rank - 1
+
+
+def counted(
+    batches: Iterator[Any], size: int | None, seen: int, strategy: tf.distribute.Strategy
+) -> Iterator[tuple[Any, int]]:
+    """Yield batches with their number of examples until `size` are reached, of which some were seen."""
+    if size is not None and seen >= size:
+        return
+    for batch in batches:
+        count = _examples_in(batch, strategy)
+        yield batch, count
+        seen += count
+        if size is not None and seen >= size:
+            return
+
+
+def _examples_in(batch: Any, strategy: tf.distribute.Strategy) -> int:
+    """Count a global batch's examples from shapes alone, so that nothing waits for the device."""
+    parts = strategy.experimental_local_results(tf.nest.flatten(batch)[0])
+    workers = strategy.num_replicas_in_sync // len(parts)
+    return sum(int(part.shape[0]) for part in parts) * workers

@@ -14,7 +14,8 @@ import itertools
 import keras
 import numpy as np
 
-from .layers import _Block
+from .blocks import norm_kind
+from .layer_blocks import Block
 
 _Convolution = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
 
@@ -55,7 +56,7 @@ def _norms_by_convolution(model: keras.Model) -> dict[int, keras.layers.BatchNor
     """Pair the convolutions (by `id`) that a normalisation of their channels directly follows with it."""
     pairs = []
     for layer in model._flatten_layers():
-        parts = list(getattr(layer, "parts", ())) if isinstance(layer, _Block) else []
+        parts = list(getattr(layer, "parts", ())) if isinstance(layer, Block) else []
         pairs += itertools.pairwise(parts)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization) and len(layer._inbound_nodes) == 1:
@@ -80,7 +81,7 @@ def _copied(
     config = layer.get_config()
     if id(layer) in norms:
         config["use_bias"] = True
-    if isinstance(layer, _Block) and config.get("norm") == "batch_norm":
+    if isinstance(layer, Block) and norm_kind(config.get("norm")) == "batch_norm":
         config["norm"] = None
         if "use_bias" in config:
             config["use_bias"] = True

@@ -9,6 +9,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from .files import written_whole
 
 HISTORY_FIELDS = (
     "epoch",
@@ -23,6 +26,31 @@ HISTORY_FIELDS = (
 )
 
 Row = dict[str, int | float | None]
+
+
+class EpochResult(NamedTuple):
+    """Means over the examples of one pass, how long it took, and the share of it spent waiting for data."""
+
+    loss: float | None = None
+    accuracy: float | None = None
+    examples: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
+def row_of_epoch(epoch: int, trained: EpochResult, validated: EpochResult, learning_rate: float) -> Row:
+    """Put together the row of an epoch, counted from 1."""
+    return {
+        "epoch": epoch,
+        "loss": trained.loss,
+        "accuracy": trained.accuracy,
+        "val_loss": validated.loss,
+        "val_accuracy": validated.accuracy,
+        "learning_rate": learning_rate,
+        "seconds": trained.seconds,
+        "examples_per_second": trained.examples / max(trained.seconds, 1e-9),
+        "data_wait_share": trained.waited / max(trained.seconds, 1e-9),
+    }
 
 
 def read_history(path: Path, *, last_epoch: int) -> list[Row]:
@@ -40,13 +68,11 @@ def read_history(path: Path, *, last_epoch: int) -> list[Row]:
 
 
 def write_history(path: Path, history: Sequence[Row]) -> None:
-    """Write the history as CSV, whole, under a temporary name that is then renamed."""
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", newline="") as file:
+    """Write the history as CSV, whole."""
+    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, HISTORY_FIELDS)
         writer.writeheader()
         writer.writerows(history)
-    temporary.replace(path)
 
 
 def draw_curves(path: Path, history: Sequence[Row]) -> None:
@@ -62,9 +88,8 @@ def draw_curves(path: Path, history: Sequence[Row]) -> None:
         axes.set(xlabel="epoch", title=name)
         if axes.lines:
             axes.legend()
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def describe_row(row: Row, epochs: int) -> str:

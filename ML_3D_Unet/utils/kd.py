@@ -19,6 +19,7 @@ import tensorflow as tf
 from .feeding import Data
 from .history import Row
 from .layers import fresh_copy, logits_model
+from .optimizers import Optimizer, own_optimizer
 from .steps import per_example
 from .train import Trainer
 
@@ -44,6 +45,24 @@ def softened(logits: tf.Tensor, temperature: float) -> tf.Tensor:
     return tf.sigmoid(scaled) if logits.shape[-1] == 1 else tf.nn.softmax(scaled)
 
 
+def divergence(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
+    """Give the Kullback-Leibler divergence of the student's probabilities from the teacher's.
+
+    Parameters
+    ----------
+    teacher, student : tensor, (batch, ..., channels)
+        One channel is the probability of the one of two classes, several are those of as many.
+
+    Returns
+    -------
+    tensor of float32, (batch, ...)
+        In nats, from 0.
+    """
+    if teacher.shape[-1] == 1:
+        teacher, student = (tf.concat([p, 1.0 - p], axis=-1) for p in (teacher, student))
+    return keras.losses.kl_divergence(teacher, student)
+
+
 class DistillingTrainer(Trainer):
     """The training loop with a loss of two parts; the labels alone count in validation.
 
@@ -63,7 +82,8 @@ class DistillingTrainer(Trainer):
     Attributes
     ----------
     distillation_fn : callable (teacher, student) -> tensor
-        Values of shape [batch], or a scalar; to be set before `train`.
+        Values of shape (batch,) or (batch, ...), of which the mean is taken, or a scalar; `divergence` unless
+        it is set before `train`.
     """
 
     def __init__(
@@ -87,7 +107,7 @@ class DistillingTrainer(Trainer):
         super().__init__(student, *arguments, **keywords)
         self.temperature, self.distillation_weight = float(temperature), float(distillation_weight)
         self.distill_on = distill_on
-        self.distillation_fn: Callable | None = None
+        self.distillation_fn: Callable = divergence
         self._student, self._teacher = logits_model(student), logits_model(teacher)
 
     def compute_losses(self, x: Any, y: Any, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
@@ -120,10 +140,11 @@ class Trainer_KD:
         ``last_logits``.
     temperature : float
         What logits are divided by before they become the probabilities that `distillation_fn` compares.
-    optimizer : keras.optimizers.Optimizer or str, optional
-        Each of the three trainings has one of its own, made from an instance's configuration.
+    optimizer : keras.optimizers.Optimizer, type, str, or None
+        Each of the three trainings has one of its own: of a class or a name, None being Adam, or made from an
+        instance's configuration.
     learning_rate : float
-        For an optimizer given by its name, or None, which is Adam.
+        For an optimizer that is no instance.
     model_dir : str or Path
         Directory of the distilled student. Those of the others have the same name with ``_teacher_scratch``
         and ``_student_scratch`` behind it.
@@ -148,7 +169,7 @@ class Trainer_KD:
         student_model: keras.Model,
         teacher_model: keras.Model,
         temperature: float = 1.0,
-        optimizer: keras.optimizers.Optimizer | str | None = None,
+        optimizer: Optimizer = None,
         learning_rate: float = 1e-3,
         model_dir: str | Path = "tf_ckpt",
         *,
@@ -168,7 +189,7 @@ class Trainer_KD:
         self._trainer = DistillingTrainer(
             student_model,
             teacher_model,
-            _own(optimizer),
+            own_optimizer(optimizer),
             learning_rate,
             self.model_dir,
             temperature=temperature,
@@ -182,7 +203,7 @@ class Trainer_KD:
         if model is None or (name == "teacher" and self._teacher_trained):
             return None
         folder = self.model_dir.with_name(f"{self.model_dir.name}_{name}_scratch")
-        return Trainer(model, _own(how["optimizer"]), how["learning_rate"], folder, **keywords)
+        return Trainer(model, own_optimizer(how["optimizer"]), how["learning_rate"], folder, **keywords)
 
     def train(
         self,
@@ -192,25 +213,26 @@ class Trainer_KD:
         validation_size: int | None = None,
         loss_fn: Callable | None = None,
         accuracy_fn: Callable | None = None,
-        distillation_fn: Callable | None = None,
         BATCH_SIZE: int = 1,
         EPOCHS: int = 1,
         save_step: int = 1,
+        *,
+        distillation_fn: Callable | None = None,
     ) -> dict[str, list[Row]]:
         """Train the teacher and the student from scratch, unless they are trained, then distil.
 
         All three see the same data for as many epochs. The student learns from the teacher with the lowest
-        validation loss (its ``best.keras``). Losses and accuracies of validation are against the labels, for
+        validation loss, its ``best``. Losses and accuracies of validation are against the labels, for
         all three alike.
 
         Parameters
         ----------
         train_ds, valid_ds, train_size, validation_size, loss_fn, accuracy_fn, BATCH_SIZE, EPOCHS, save_step
             See `Trainer.train`.
-        distillation_fn : callable (teacher, student) -> tensor
-            Distance of softened probabilities, or of logits: values of shape [batch], or a scalar. Where
-            gradients of both parts are to have one scale at any temperature, it multiplies by the square of
-            the temperature.
+        distillation_fn : callable (teacher, student) -> tensor, optional
+            Distance of softened probabilities, or of logits: values of shape (batch,), or a scalar; those of
+            more axes are averaged. Where gradients of both parts are to have one scale at any temperature, it
+            multiplies by the square of the temperature. None is `divergence`, for probabilities.
 
         Returns
         -------
@@ -222,6 +244,8 @@ class Trainer_KD:
         ValueError
             If an argument is not what was expected.
         """
+        if distillation_fn is None and self._trainer.distill_on == "probabilities":
+            distillation_fn = divergence
         if not callable(distillation_fn):
             raise ValueError(f"Expected distillation_fn(teacher, student), received {distillation_fn!r}.")
         shared = {
@@ -232,16 +256,8 @@ class Trainer_KD:
         histories = {"teacher": [], "student_scratch": []}
         if self._teacher_trainer is not None:
             histories["teacher"] = self._teacher_trainer.train(**shared)
-            best = keras.models.load_model(self._teacher_trainer.model_dir / "best.keras", compile=False)
-            self.teacher_model.set_weights(best.get_weights())
+            self._teacher_trainer.directory.load_weights(self.teacher_model, "best")
         if self._scratch_trainer is not None:
             histories["student_scratch"] = self._scratch_trainer.train(**shared)
         self._trainer.distillation_fn = distillation_fn
         return {**histories, "student": self._trainer.train(**shared)}
-
-
-def _own(optimizer: keras.optimizers.Optimizer | str | None) -> keras.optimizers.Optimizer | str | None:
-    """Give an optimizer for one training alone: an instance holds the state of the model that it trains."""
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        return optimizer
-    return type(optimizer).from_config(optimizer.get_config())

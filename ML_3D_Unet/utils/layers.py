@@ -9,25 +9,38 @@ model loads without custom objects wherever this file can be imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from keras import Input, Model
 
 from .blocks import (
     Activation,
+    Norm,
     check_choice,
     check_input_shape,
-    conv_block_layers,
-    dropout_layers,
     dropout_per_level,
     filters_per_level,
     ksize_per_level,
     output_layers,
-    pooling_layers,
-    upsampling_layers,
+)
+from .layer_blocks import (
+    Block,
+    ConvBlock,
+    DecoderBlock,
+    DeconvBlock,
+    DownsampleBlock,
+    EncoderBlock,
+    Shape,
+    Tensor,
+    UpsampleBlock,
+    arguments_of,
+    policy_of,
+    registered,
+    set_plainly,
+    without,
 )
 
 __all__ = [
@@ -36,6 +49,9 @@ __all__ = [
     "DeconvBlock",
     "DownsampleBlock",
     "EncoderBlock",
+    # Code written for the published module takes these from it too, by `import *`.
+    "Input",
+    "Model",
     "Unet3D",
     "Unet3D_layer",
     "UpsampleBlock",
@@ -45,408 +61,12 @@ __all__ = [
     "fresh_copy",
     "ksize_per_level",
     "logits_model",
+    "np",
 ]
 
-#: One name under which the layers are known, by whatever path this file was imported.
-registered = keras.saving.register_keras_serializable(package="ML_3D_Unet")
-#: Keywords of a block that are not those of its convolutions.
-_LAYER_KEYWORDS = ("name", "dtype", "trainable", "autocast")
-_ACTIVATIONS = ("activation", "final_activation")
-
-Tensor = keras.KerasTensor
-Shape = tuple[int | None, ...]
-
-
-@contextmanager
-def _policy(policy: keras.DTypePolicy) -> Iterator[None]:
-    """Let layers that are made in the block compute as the layer that makes them."""
-    before = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.mixed_precision.set_dtype_policy(before)
-
-
-def _built(layers: Sequence[keras.layers.Layer], shape: Shape) -> Shape:
-    """Make the weights of layers that follow each other; give the shape of what comes out."""
-    for layer in layers:
-        layer.build(shape)
-        shape = layer.compute_output_shape(shape)
-    return tuple(shape)
-
-
-def _shape_after(layers: Sequence[keras.layers.Layer], shape: Shape) -> Shape:
-    for layer in layers:
-        shape = layer.compute_output_shape(shape)
-    return tuple(shape)
-
-
-def _applied(layers: Sequence[keras.layers.Layer], x: Tensor) -> Tensor:
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
-class _Block(keras.layers.Layer):
-    """What all blocks share: they remember their arguments and give them as their configuration.
-
-    Parameters
-    ----------
-    arguments : dict
-        Arguments of the block by name.
-    keywords : dict
-        Its further keywords: those of a Keras layer, and those that its parts take.
-    """
-
-    def __init__(self, arguments: dict[str, Any], keywords: dict[str, Any]) -> None:
-        super().__init__(**{name: keywords[name] for name in _LAYER_KEYWORDS if name in keywords})
-        more = {name: value for name, value in keywords.items() if name not in _LAYER_KEYWORDS}
-        for name in _ACTIVATIONS:
-            if isinstance(arguments.get(name), Mapping):  # as it stands in a saved configuration
-                arguments = {**arguments, name: keras.activations.get(arguments[name])}
-        # Read-only, or Keras would turn the lists in it into ones of its own.
-        self._arguments = MappingProxyType({**arguments, **more})
-
-    def get_config(self) -> dict[str, Any]:
-        """Give all arguments, so that `from_config` makes the same block, with new weights."""
-        config = {**super().get_config(), **self._arguments}
-        for name in _ACTIVATIONS:
-            if callable(config.get(name)):
-                config[name] = keras.activations.serialize(config[name])
-        return config
-
-
-def _arguments(scope: dict[str, Any]) -> dict[str, Any]:
-    """Give the arguments among the local variables at the beginning of an `__init__`."""
-    return {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
-
 
 @registered
-class ConvBlock(_Block):
-    """`n_convs` times a convolution, its normalisation and its activation.
-
-    Parameters
-    ----------
-    n_convs, n_filters, ksize, padding, norm, activation
-        See `blocks.conv_block_layers`.
-    **kwargs
-        ``norm_momentum``, ``norm_synchronized``, those of a Keras layer (``name``, ``dtype``), and anything
-        else that `keras.layers.Conv3D` takes.
-
-    Raises
-    ------
-    ValueError
-        If an argument is not what was expected.
-    """
-
-    def __init__(
-        self,
-        n_convs: int = 2,
-        n_filters: int = 8,
-        ksize: int | Sequence[int] = 3,
-        padding: str = "same",
-        norm: str | None = None,
-        activation: Activation = "relu",
-        **kwargs,
-    ) -> None:
-        super().__init__(_arguments(locals()), kwargs)
-        with _policy(self.dtype_policy):
-            self.parts = conv_block_layers(**{**self._arguments, "name": self.name})
-
-    def build(self, input_shape: Shape) -> None:
-        """Make the weights for inputs of this shape."""
-        _built(self.parts, input_shape)
-        self.built = True
-
-    def call(self, x: Tensor) -> Tensor:
-        """Give (batch, a, b, c, n_filters) for (batch, a, b, c, channels)."""
-        return _applied(self.parts, x)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Give the shape of the output for one of the input."""
-        return _shape_after(self.parts, input_shape)
-
-
-@registered
-class DownsampleBlock(_Block):
-    """One level of the encoder: a convolution block, then pooling by 2 and dropout.
-
-    Parameters
-    ----------
-    n_convs, n_filters, ksize, padding, activation, norm, **kwargs
-        See `ConvBlock`.
-    pooling : {'max', 'avg'}
-        What each group of 2×2×2 voxels becomes.
-    dropout : float
-        Rate, applied to what goes down a level.
-    """
-
-    def __init__(
-        self,
-        n_convs: int = 2,
-        n_filters: int = 8,
-        ksize: int | Sequence[int] = 3,
-        padding: str = "same",
-        activation: Activation = "relu",
-        pooling: str = "max",
-        norm: str | None = None,
-        dropout: float = 0,
-        **kwargs,
-    ) -> None:
-        super().__init__(_arguments(locals()), kwargs)
-        conv = {k: v for k, v in self._arguments.items() if k not in ("pooling", "dropout")}
-        with _policy(self.dtype_policy):
-            self.block = ConvBlock(**conv, name=f"{self.name}_convs")
-            self.parts = pooling_layers(pooling, dropout, name=self.name)
-
-    def build(self, input_shape: Shape) -> None:
-        """Make the weights for inputs of this shape."""
-        self.block.build(input_shape)
-        _built(self.parts, self.block.compute_output_shape(input_shape))
-        self.built = True
-
-    def call(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give what the decoder takes up again, and what goes down a level, half as large an axis."""
-        conv_out = self.block(x)
-        return conv_out, _applied(self.parts, conv_out)
-
-
-@registered
-class EncoderBlock(_Block):
-    """The encoder: a `DownsampleBlock` for every level but the last, and the bottleneck.
-
-    Parameters
-    ----------
-    n_filters, ksize, dropout, depth
-        See `blocks.filters_per_level`, `blocks.ksize_per_level`, `blocks.dropout_per_level`.
-    n_convs, padding, activation, pooling, norm, **kwargs
-        See `DownsampleBlock`.
-    """
-
-    def __init__(
-        self,
-        n_convs: int = 2,
-        n_filters: Sequence[int] | None = None,
-        ksize: int | Sequence | None = None,
-        padding: str = "same",
-        activation: Activation = "relu",
-        pooling: str = "max",
-        norm: str | None = None,
-        dropout: float | Sequence[float] | None = None,
-        depth: int | None = None,
-        **kwargs,
-    ) -> None:
-        super().__init__(_arguments(locals()), kwargs)
-        filters = filters_per_level(n_filters, depth)
-        kernels, rates = ksize_per_level(ksize, len(filters)), dropout_per_level(dropout, len(filters))
-        own = ("n_filters", "ksize", "dropout", "depth", "pooling")
-        conv = {k: v for k, v in self._arguments.items() if k not in own}
-        with _policy(self.dtype_policy):
-            self.levels = [
-                DownsampleBlock(
-                    n_filters=filters[level],
-                    ksize=kernels[level],
-                    pooling=pooling,
-                    dropout=rate,
-                    name=f"{self.name}_{level}",
-                    **conv,
-                )
-                for level, rate in enumerate(rates)
-            ]
-            self.bottleneck = ConvBlock(
-                n_filters=filters[-1], ksize=kernels[-1], name=f"{self.name}_{len(rates)}", **conv
-            )
-
-    def build(self, input_shape: Shape) -> None:
-        """Make the weights for inputs of this shape."""
-        shape = input_shape
-        for level in self.levels:
-            level.build(shape)
-            shape = _shape_after(level.parts, level.block.compute_output_shape(shape))
-        self.bottleneck.build(shape)
-        self.built = True
-
-    def call(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Give the output of every level above the bottleneck, by level "0", "1", ..., and its own."""
-        layers_to_concat = {}
-        for number, level in enumerate(self.levels):
-            layers_to_concat[str(number)], x = level(x)
-        return layers_to_concat, self.bottleneck(x)
-
-    def shapes(self, input_shape: Shape) -> tuple[dict[str, Shape], Shape]:
-        """Give the shapes of what `call` gives."""
-        skips, shape = {}, input_shape
-        for number, level in enumerate(self.levels):
-            skips[str(number)] = level.block.compute_output_shape(shape)
-            shape = _shape_after(level.parts, skips[str(number)])
-        return skips, self.bottleneck.compute_output_shape(shape)
-
-
-@registered
-class DeconvBlock(_Block):
-    """The way up to the next level: doubling each axis.
-
-    Parameters
-    ----------
-    upsampling : bool
-        True repeats every voxel and has no weights; False is a transposed convolution (kernel and stride 2)
-        with `n_filters` channels, followed by normalisation and activation.
-    n_filters, norm, activation, **kwargs
-        See `ConvBlock`; used for the transposed convolution only.
-    """
-
-    def __init__(
-        self,
-        upsampling: bool = True,
-        n_filters: int = 8,
-        norm: str | None = None,
-        activation: Activation = "relu",
-        **kwargs,
-    ) -> None:
-        super().__init__(_arguments(locals()), kwargs)
-        with _policy(self.dtype_policy):
-            self.parts = upsampling_layers(**{**self._arguments, "name": self.name})
-
-    def build(self, input_shape: Shape) -> None:
-        """Make the weights for inputs of this shape."""
-        _built(self.parts, input_shape)
-        self.built = True
-
-    def call(self, x: Tensor) -> Tensor:
-        """Give (batch, 2a, 2b, 2c, channels)."""
-        return _applied(self.parts, x)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Give the shape of the output for one of the input."""
-        return _shape_after(self.parts, input_shape)
-
-
-@registered
-class UpsampleBlock(_Block):
-    """One level of the decoder: double the size, join the encoder's output, dropout, convolutions.
-
-    Parameters
-    ----------
-    n_convs, n_filters, ksize, padding, activation, norm, **kwargs
-        See `ConvBlock`.
-    dropout : float
-        Rate, applied to the joined channels.
-    depth : int
-        Level whose entry of `layers_to_concat` is joined.
-    upsampling : bool
-        See `DeconvBlock`.
-    """
-
-    def __init__(
-        self,
-        n_convs: int = 2,
-        n_filters: int = 8,
-        ksize: int | Sequence[int] = 3,
-        padding: str = "same",
-        activation: Activation = "relu",
-        norm: str | None = None,
-        dropout: float = 0,
-        depth: int = 0,
-        upsampling: bool = True,
-        **kwargs,
-    ) -> None:
-        super().__init__(_arguments(locals()), kwargs)
-        conv = {k: v for k, v in self._arguments.items() if k not in ("dropout", "depth", "upsampling")}
-        up = {k: v for k, v in conv.items() if k not in ("n_convs", "ksize", "padding")}
-        with _policy(self.dtype_policy):
-            self.up = DeconvBlock(upsampling, name=f"{self.name}_up", **up)
-            self.concat = keras.layers.Concatenate(name=f"{self.name}_concat")
-            self.dropouts = dropout_layers(dropout, name=self.name)
-            self.block = ConvBlock(**conv, name=f"{self.name}_convs")
-
-    def build(self, layers_to_concat_shape: Mapping[str, Shape], x_shape: Shape) -> None:
-        """Make the weights for inputs of these shapes."""
-        self._check_level(layers_to_concat_shape)
-        skip_shape = layers_to_concat_shape[str(self._arguments["depth"])]
-        self.up.build(x_shape)
-        joined = [self.up.compute_output_shape(x_shape), tuple(skip_shape)]
-        self.concat.build(joined)
-        shape = self.concat.compute_output_shape(joined)
-        _built(self.dropouts, shape)
-        self.block.build(tuple(shape))
-        self.built = True
-
-    def _check_level(self, layers_to_concat: Mapping[str, Any]) -> None:
-        depth = self._arguments["depth"]
-        if str(depth) not in layers_to_concat:
-            raise ValueError(
-                f"Expected depth to be one of the levels {sorted(layers_to_concat)} of layers_to_concat, "
-                f"received {depth!r}."
-            )
-
-    def call(self, layers_to_concat: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Give (batch, 2a, 2b, 2c, n_filters) from the encoder's outputs and the level below."""
-        joined = self.concat([self.up(x), layers_to_concat[str(self._arguments["depth"])]])
-        return self.block(_applied(self.dropouts, joined))
-
-
-@registered
-class DecoderBlock(_Block):
-    """The decoder: an `UpsampleBlock` for every level above the bottleneck, from below.
-
-    Parameters
-    ----------
-    n_filters, ksize, dropout, depth
-        As for `EncoderBlock`: level 0 first, the bottleneck's entries included but not used.
-    n_convs, padding, activation, norm, upsampling, **kwargs
-        See `UpsampleBlock`.
-    """
-
-    def __init__(
-        self,
-        n_convs: int = 2,
-        n_filters: Sequence[int] | None = None,
-        ksize: int | Sequence | None = None,
-        padding: str = "same",
-        activation: Activation = "relu",
-        upsampling: bool = True,
-        norm: str | None = None,
-        dropout: float | Sequence[float] | None = None,
-        depth: int | None = None,
-        **kwargs,
-    ) -> None:
-        super().__init__(_arguments(locals()), kwargs)
-        filters = filters_per_level(n_filters, depth)
-        kernels, rates = ksize_per_level(ksize, len(filters)), dropout_per_level(dropout, len(filters))
-        shared = {
-            k: v for k, v in self._arguments.items() if k not in ("n_filters", "ksize", "dropout", "depth")
-        }
-        with _policy(self.dtype_policy):
-            self.levels = [
-                UpsampleBlock(
-                    n_filters=filters[level],
-                    ksize=kernels[level],
-                    dropout=rates[level],
-                    depth=level,
-                    name=f"{self.name}_{level}",
-                    **shared,
-                )
-                for level in reversed(range(len(rates)))
-            ]
-
-    def build(self, layers_to_concat_shape: Mapping[str, Shape], x_shape: Shape) -> None:
-        """Make the weights for inputs of these shapes."""
-        for level in self.levels:
-            level.build(layers_to_concat_shape, x_shape)
-            skip_shape = layers_to_concat_shape[str(level._arguments["depth"])]
-            x_shape = (*tuple(skip_shape)[:-1], level._arguments["n_filters"])
-        self.built = True
-
-    def call(self, layers_to_concat: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Give (batch, a, b, c, n_filters[0]) from what the encoder gave."""
-        for level in self.levels:
-            x = level(layers_to_concat, x)
-        return x
-
-
-@registered
-class UnetLogits(_Block):
+class UnetLogits(Block):
     """The whole network up to its logits, in float32: stem, encoder, decoder, and a convolution of one voxel.
 
     Parameters
@@ -460,14 +80,13 @@ class UnetLogits(_Block):
     """
 
     def __init__(self, n_outputs: int = 1, stem: bool = True, **kwargs) -> None:
-        super().__init__(_arguments(locals()), kwargs)
-        shared = {k: v for k, v in self._arguments.items() if k not in ("n_outputs", "stem")}
-        both = {k: v for k, v in shared.items() if k not in ("pooling", "upsampling")}
-        per_level = ("n_filters", "ksize", "dropout", "depth")
+        super().__init__(arguments_of(locals()), kwargs)
+        shared = without(self._arguments, "n_outputs", "stem")
+        both = without(shared, "pooling", "upsampling")
         filters = filters_per_level(both.get("n_filters"), both.get("depth"))
         kernels = ksize_per_level(both.get("ksize"), len(filters))
-        conv = {k: v for k, v in both.items() if k not in per_level}
-        with _policy(self.dtype_policy):
+        conv = without(both, "n_filters", "ksize", "dropout", "depth")
+        with policy_of(self):
             self.stem = (
                 ConvBlock(n_filters=filters[0], ksize=kernels[0], name="stem", **conv) if stem else None
             )
@@ -482,9 +101,9 @@ class UnetLogits(_Block):
             self.stem.build(shape)
             shape = self.stem.compute_output_shape(shape)
         self.encoder.build(shape)
-        skips, below = self.encoder.shapes(shape)
-        self.decoder.build(skips, below)
-        self.last_logits.build((*shape[:-1], skips["0"][-1]))
+        below, skips = self.encoder.shapes(shape)
+        self.decoder.build(below, skips)
+        self.last_logits.build((*shape[:-1], skips["1"][-1]))
         self.built = True
 
     def call(self, x: Tensor) -> Tensor:
@@ -495,12 +114,12 @@ class UnetLogits(_Block):
 
 
 @registered
-class Unet3D_layer(_Block):
+class Unet3D_layer(Block):
     """The whole network as one layer: `logits`, then `output_activation`.
 
     Parameters
     ----------
-    n_convs, n_filters, ksize, padding, activation, pooling, norm, dropout, depth, upsampling, n_outputs, \
+    n_convs, n_filters, ksize, padding, pooling, norm, dropout, upsampling, activation, depth, n_outputs, \
 final_activation, stem, **kwargs
         See `layers_func.create_unet3d`.
 
@@ -518,24 +137,23 @@ final_activation, stem, **kwargs
         n_filters: Sequence[int] | None = None,
         ksize: int | Sequence | None = None,
         padding: str = "same",
-        activation: Activation = "relu",
         pooling: str = "max",
-        norm: str | None = None,
+        norm: Norm = None,
         dropout: float | Sequence[float] | None = None,
-        depth: int | None = None,
         upsampling: bool = True,
+        activation: Activation = "relu",
+        depth: int | None = None,
         *,
         n_outputs: int = 1,
         final_activation: Activation = "sigmoid",
         stem: bool = True,
         **kwargs,
     ) -> None:
-        super().__init__(_arguments(locals()), kwargs)
+        super().__init__(arguments_of(locals()), kwargs)
         check_choice("padding", padding, ("same",))
-        inner = {k: v for k, v in self._arguments.items() if k != "final_activation"}
-        with _policy(self.dtype_policy):
-            self.logits = UnetLogits(**inner, name="logits")
-            self.output_activation = output_layers(n_outputs, self._arguments["final_activation"])[1]
+        with policy_of(self):
+            self.logits = UnetLogits(**without(self._arguments, "final_activation"), name="logits")
+            self.output_activation = output_layers(n_outputs, self.final_activation)[1]
 
     def build(self, input_shape: Shape) -> None:
         """Make the weights for inputs of this shape."""
@@ -554,20 +172,21 @@ class Unet3D(keras.Model):
     Parameters
     ----------
     *args, **kwargs
-        Those of `Unet3D_layer`; ``name`` and ``dtype`` are the model's.
+        Those of `Unet3D_layer`; ``name`` and ``dtype`` are the model's. Each is an attribute here too.
     """
 
     def __init__(self, *args, name: str | None = None, dtype: Any = None, **kwargs) -> None:
         super().__init__(name=name, dtype=dtype)
         self.network = Unet3D_layer(*args, name="network", dtype=self.dtype_policy, **kwargs)
+        set_plainly(self, self.network._arguments)
 
     def build(self, input_shape: Shape) -> None:
         """Make the weights for inputs (batch, a, b, c, channels)."""
         self.network.build(input_shape)
         self.built = True
 
-    def call(self, x: Tensor) -> Tensor:
-        """Give the output, as `Unet3D_layer` does."""
+    def call(self, x: Tensor, **ignored: Any) -> Tensor:
+        """Give the output, as `Unet3D_layer` does, whatever else is said (``trainable=True``)."""
         return self.network(x)
 
     def get_config(self) -> dict[str, Any]:
@@ -594,12 +213,12 @@ def create_unet3d_class(
     n_filters: Sequence[int] | None = None,
     ksize: int | Sequence | None = None,
     padding: str = "same",
-    activation: Activation = "relu",
     pooling: str = "max",
-    norm: str | None = None,
+    norm: Norm = None,
     dropout: float | Sequence[float] | None = None,
-    depth: int | None = None,
     upsampling: bool = True,
+    activation: Activation = "relu",
+    depth: int | None = None,
     *,
     n_outputs: int = 1,
     final_activation: Activation = "sigmoid",
@@ -609,13 +228,13 @@ def create_unet3d_class(
 ) -> keras.Model:
     """Build a 3D U-Net as a model of one layer, `Unet3D_layer`.
 
-    Parameters, result and errors are those of `layers_func.create_unet3d`, which builds the same network as a
-    flat model: the same weights in the same order, the same output.
+    Parameters, though in another order, result and errors are those of `layers_func.create_unet3d`, which
+    builds the same network as a flat model: the same weights in the same order, the same output.
     """
-    arguments = {k: v for k, v in _arguments(locals()).items() if k not in ("input_shape", "name")}
+    arguments = without(arguments_of(locals()), "input_shape", "name")
     shape = check_input_shape(input_shape, len(filters_per_level(n_filters, depth)))
-    inputs = keras.Input(shape, name="input")
-    return keras.Model(inputs, Unet3D_layer(name="network", **arguments, **kwargs)(inputs), name=name)
+    inputs = Input(shape, name="input")
+    return Model(inputs, Unet3D_layer(name="network", **arguments, **kwargs)(inputs), name=name)
 
 
 def logits_model(model: keras.Model) -> Callable[..., tuple[Tensor, Tensor]]:

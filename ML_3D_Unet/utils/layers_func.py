@@ -1,7 +1,7 @@
 """A 3D U-Net as a flat Keras model, and the blocks it is built of as functions on tensors.
 
-Tensors are (batch, axis 0, axis 1, axis 2, channels). Levels are counted from 0, full resolution, to
-``depth - 1``, the bottleneck.
+Tensors are (batch, axis 0, axis 1, axis 2, channels). Levels are counted from 1, full resolution, to
+``depth``, the bottleneck. Keywords that none of these functions knows are left out without a word.
 
     model = create_unet3d((64, 64, 64, 2), n_filters=[8, 16, 32], norm="batch_norm")
 """
@@ -14,12 +14,15 @@ import keras
 
 from .blocks import (
     Activation,
+    Norm,
     check_choice,
     check_input_shape,
     conv_block_layers,
+    doublings,
     dropout_layers,
     dropout_per_level,
     filters_per_level,
+    known_arguments,
     ksize_per_level,
     output_layers,
     part_name,
@@ -46,7 +49,7 @@ def n_conv_block(
     n_filters: int = 8,
     ksize: int | Sequence[int] = 3,
     padding: str = "same",
-    norm: str | None = None,
+    norm: Norm = None,
     activation: Activation = "relu",
     depth: int | None = None,
     name: str | None = None,
@@ -59,13 +62,14 @@ def n_conv_block(
     x : tensor (batch, a, b, c, channels)
         Input.
     n_convs, n_filters, ksize, padding, norm, activation
-        See `layers.conv_block_layers`.
+        See `blocks.conv_block_layers`.
     depth : int, optional
         Level, only for the layers' names.
     name : str, optional
         Beginning of the layers' names; without it Keras chooses them.
     **kwargs
-        ``norm_momentum``, ``norm_synchronized``, and anything else that `keras.layers.Conv3D` takes.
+        ``norm_momentum``, ``norm_synchronized``, and anything else that `keras.layers.Conv3D` takes; others
+        are left out.
 
     Returns
     -------
@@ -77,10 +81,8 @@ def n_conv_block(
     ValueError
         If an argument is not what was expected.
     """
-    block = _block_name(name, depth)
-    return _apply(
-        conv_block_layers(n_convs, n_filters, ksize, padding, norm, activation, name=block, **kwargs), x
-    )
+    more = {**known_arguments(kwargs), "name": _block_name(name, depth)}
+    return _apply(conv_block_layers(n_convs, n_filters, ksize, padding, norm, activation, **more), x)
 
 
 def downsample_block(
@@ -91,9 +93,10 @@ def downsample_block(
     padding: str = "same",
     activation: Activation = "relu",
     pooling: str = "max",
-    norm: str | None = None,
-    dropout: float = 0,
+    norm: Norm = None,
+    dropout: float | None = 0,
     depth: int | None = None,
+    name: str | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """Apply one level of the encoder: a convolution block, then pooling by 2 and dropout.
@@ -102,7 +105,7 @@ def downsample_block(
     ----------
     x : tensor (batch, a, b, c, channels)
         Input.
-    n_convs, n_filters, ksize, padding, activation, norm, depth, **kwargs
+    n_convs, n_filters, ksize, padding, activation, norm, depth, name, **kwargs
         See `n_conv_block`.
     pooling : {'max', 'avg'}
         What each group of 2×2×2 voxels becomes.
@@ -121,9 +124,8 @@ def downsample_block(
     ValueError
         If an argument is not what was expected.
     """
-    block = _block_name(kwargs.get("name"), depth)
-    conv_out = n_conv_block(x, n_convs, n_filters, ksize, padding, norm, activation, depth, **kwargs)
-    return conv_out, _apply(pooling_layers(pooling, dropout, name=block), conv_out)
+    conv_out = n_conv_block(x, n_convs, n_filters, ksize, padding, norm, activation, depth, name, **kwargs)
+    return conv_out, _apply(pooling_layers(pooling, dropout, name=_block_name(name, depth)), conv_out)
 
 
 def _skip_of_level(layers_to_concat: Mapping[str, Tensor], depth: int | None) -> Tensor:
@@ -143,10 +145,11 @@ def upsample_block(
     ksize: int | Sequence[int] = 3,
     padding: str = "same",
     activation: Activation = "relu",
-    norm: str | None = None,
-    dropout: float = 0,
+    norm: Norm = None,
+    dropout: float | None = 0,
     depth: int | None = None,
     upsampling: bool = True,
+    name: str | None = None,
     **kwargs,
 ) -> Tensor:
     """Apply one level of the decoder: double the size, join the encoder's output, dropout, convolutions.
@@ -157,14 +160,15 @@ def upsample_block(
         The encoder's outputs, by level.
     x : tensor (batch, a, b, c, channels)
         Input, from the level below.
-    n_convs, n_filters, ksize, padding, activation, norm, **kwargs
+    n_convs, n_filters, ksize, padding, activation, norm, name, **kwargs
         See `n_conv_block`.
     dropout : float
         Rate, applied to the joined channels.
     depth : int
-        Level whose entry of `layers_to_concat` is joined.
+        Level whose entry of `layers_to_concat` is joined. Where that is more than twice as large, `x` is
+        doubled as often as it takes.
     upsampling : bool
-        See `layers.upsampling_layers`.
+        See `blocks.upsampling_layers`.
 
     Returns
     -------
@@ -175,12 +179,13 @@ def upsample_block(
     ValueError
         If `depth` is no level of `layers_to_concat`, or another argument is not what was expected.
     """
-    skip, block = _skip_of_level(layers_to_concat, depth), _block_name(kwargs.get("name"), depth)
-    up_arguments = {**kwargs, "name": block}
-    x = _apply(upsampling_layers(upsampling, n_filters, norm, activation, **up_arguments), x)
+    skip, block = _skip_of_level(layers_to_concat, depth), _block_name(name, depth)
+    more = {**known_arguments(kwargs), "name": block}
+    x = _apply(upsampling_layers(upsampling, n_filters, norm, activation, **more), x)
+    x = _apply([keras.layers.UpSampling3D(2) for _ in range(doublings(x.shape, skip.shape))], x)
     x = keras.layers.Concatenate(name=part_name(block, "concat"))([x, skip])
     x = _apply(dropout_layers(dropout, name=block), x)
-    return n_conv_block(x, n_convs, n_filters, ksize, padding, norm, activation, depth, **kwargs)
+    return n_conv_block(x, n_convs, n_filters, ksize, padding, norm, activation, depth, name, **kwargs)
 
 
 def encoder_unet3d(
@@ -191,7 +196,7 @@ def encoder_unet3d(
     padding: str = "same",
     activation: Activation = "relu",
     pooling: str = "max",
-    norm: str | None = None,
+    norm: Norm = None,
     dropout: float | Sequence[float] | None = None,
     depth: int | None = None,
     **kwargs,
@@ -203,14 +208,14 @@ def encoder_unet3d(
     x : tensor (batch, a, b, c, channels)
         Input.
     n_filters, ksize, dropout, depth
-        See `layers.filters_per_level`, `layers.ksize_per_level`, `layers.dropout_per_level`.
+        See `blocks.filters_per_level`, `blocks.ksize_per_level`, `blocks.dropout_per_level`.
     n_convs, padding, activation, pooling, norm, **kwargs
         See `downsample_block`.
 
     Returns
     -------
     layers_to_concat : dict of str to tensor
-        Output of every level above the bottleneck before its pooling, by level: "0", "1", ...
+        Output of every level above the bottleneck before its pooling, by level: "1", "2", ...
     x : tensor
         Output of the bottleneck, ``2 ** (depth - 1)`` times smaller an axis.
 
@@ -221,22 +226,12 @@ def encoder_unet3d(
     """
     filters = filters_per_level(n_filters, depth)
     kernels, rates = ksize_per_level(ksize, len(filters)), dropout_per_level(dropout, len(filters))
-    layers_to_concat, bottleneck = {}, len(filters) - 1
-    for level, rate in enumerate(rates):
-        layers_to_concat[str(level)], x = downsample_block(
-            x,
-            n_convs,
-            filters[level],
-            kernels[level],
-            padding,
-            activation,
-            pooling,
-            norm,
-            rate,
-            level,
-            **kwargs,
-        )
-    x = n_conv_block(x, n_convs, filters[-1], kernels[-1], padding, norm, activation, bottleneck, **kwargs)
+    layers_to_concat = {}
+    for number, rate in enumerate(rates, start=1):
+        block = (n_convs, filters[number - 1], kernels[number - 1], padding, activation, pooling, norm, rate)
+        layers_to_concat[str(number)], x = downsample_block(x, *block, number, **kwargs)
+    bottleneck = (n_convs, filters[-1], kernels[-1], padding, norm, activation, len(filters))
+    x = n_conv_block(x, *bottleneck, **kwargs)
     return layers_to_concat, x
 
 
@@ -249,7 +244,7 @@ def decoder_unet3d(
     padding: str = "same",
     activation: Activation = "relu",
     upsampling: bool = True,
-    norm: str | None = None,
+    norm: Norm = None,
     dropout: float | Sequence[float] | None = None,
     depth: int | None = None,
     **kwargs,
@@ -261,7 +256,7 @@ def decoder_unet3d(
     layers_to_concat, x
         What `encoder_unet3d` returned.
     n_filters, ksize, dropout, depth
-        As for the encoder: level 0 first, the bottleneck's entries included but not used.
+        As for the encoder: level 1 first, the bottleneck's entries included but not used.
     n_convs, padding, activation, upsampling, norm, **kwargs
         See `upsample_block`.
 
@@ -276,9 +271,9 @@ def decoder_unet3d(
     """
     filters = filters_per_level(n_filters, depth)
     kernels, rates = ksize_per_level(ksize, len(filters)), dropout_per_level(dropout, len(filters))
-    for level in reversed(range(len(rates))):
-        block = (n_convs, filters[level], kernels[level], padding, activation, norm, rates[level])
-        x = upsample_block(layers_to_concat, x, *block, level, upsampling, **kwargs)
+    for number in reversed(range(1, len(filters))):
+        block = (filters[number - 1], kernels[number - 1], padding, activation, norm, rates[number - 1])
+        x = upsample_block(layers_to_concat, x, n_convs, *block, number, upsampling, **kwargs)
     return x
 
 
@@ -290,7 +285,7 @@ def create_unet3d(
     padding: str = "same",
     activation: Activation = "relu",
     pooling: str = "max",
-    norm: str | None = None,
+    norm: Norm = None,
     dropout: float | Sequence[float] | None = None,
     depth: int | None = None,
     upsampling: bool = True,
@@ -319,8 +314,8 @@ def create_unet3d(
         What `keras.layers.Activation` takes.
     pooling : {'max', 'avg'}
         What each group of 2×2×2 voxels becomes on the way down.
-    norm : {None, 'batch_norm', 'instance_norm'}
-        Between a convolution and its activation.
+    norm : {None, 'batch_norm', 'instance_norm'} or bool
+        Between a convolution and its activation; True is that of batches, False none.
     dropout : float or sequence of at most ``depth - 1`` floats, optional
         Rate of each level, on its way down and where the decoder joins it.
     depth : int, optional
@@ -337,7 +332,7 @@ def create_unet3d(
         Of the model.
     **kwargs
         Of batch normalisation: ``norm_momentum`` (0.99) and ``norm_synchronized`` (False: whether replicas
-        share their statistics). What else `keras.layers.Conv3D` takes.
+        share their statistics). What else `keras.layers.Conv3D` takes. Others are left out.
 
     Returns
     -------

@@ -1,16 +1,22 @@
-"""The arithmetic of a training step: sums instead of means, chunks instead of large batches.
+"""The training step: what each replica does, compiled, and the arithmetic of it.
 
-Means over a global batch are taken once, at the end, from sums and numbers of examples. Means of the means of
-replicas or chunks would give the examples of a smaller share more weight.
+It adds up sums instead of means, and goes through a large batch in chunks. Means over a global batch are
+taken once, at the end, from sums and numbers of examples: means of the means of replicas or chunks would give
+the examples of a smaller share more weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
+
+from .averages import MovingAverage
+from .feeding import Filled
 
 
 class EpochState(NamedTuple):
@@ -33,13 +39,46 @@ def advanced(state: EpochState, sums: tf.Tensor) -> EpochState:
     return EpochState(state.sums + sums, step, tf.where(is_first, step, state.bad_step))
 
 
-def weighted_sum(values: tf.Tensor, weight: tf.Tensor, name: str) -> tf.Tensor:
-    """Sum per-example values by their weights; a scalar counts as the mean of the examples.
+def per_example(values: Any, count: tf.Tensor, name: str = "a loss") -> tf.Tensor:
+    """Give one value an example of what a loss or an accuracy function gave.
 
     Parameters
     ----------
-    values : tensor, (batch,) or scalar
-        What a loss or an accuracy function gave.
+    values : tensor, (), (batch,) or (batch, ...)
+        A scalar is the mean of the examples, so each gets it. Several values an example, as losses of Keras
+        give for volumes, are averaged.
+    count : tensor, scalar
+        Number of examples.
+    name : str
+        Name of the function, for the error.
+
+    Returns
+    -------
+    tensor of float32, (batch,)
+
+    Raises
+    ------
+    ValueError
+        If it is not known how many axes `values` has.
+    """
+    values = tf.cast(tf.convert_to_tensor(values), tf.float32)
+    if values.shape.rank is None:
+        raise ValueError(
+            f"Expected {name} to give a scalar or a tensor whose first axis counts the examples, received "
+            "one of an unknown number of axes."
+        )
+    if values.shape.rank == 0:
+        return tf.fill([count], values)
+    return tf.reduce_mean(values, axis=range(1, values.shape.rank)) if values.shape.rank > 1 else values
+
+
+def weighted_sum(values: Any, weight: tf.Tensor, name: str) -> tf.Tensor:
+    """Sum what a loss or an accuracy function gave by the weights of the examples.
+
+    Parameters
+    ----------
+    values : tensor, (), (batch,) or (batch, ...)
+        See `per_example`.
     weight : tensor of float32, (batch,)
         Weight of each example.
     name : str
@@ -52,17 +91,12 @@ def weighted_sum(values: tf.Tensor, weight: tf.Tensor, name: str) -> tf.Tensor:
     Raises
     ------
     ValueError
-        If `values` has any other shape.
+        If it is not known how many axes `values` has.
     """
     values = tf.cast(tf.convert_to_tensor(values), tf.float32)
     if values.shape.rank == 0:
         return values * tf.reduce_sum(weight)
-    if values.shape.rank == 1:
-        return tf.reduce_sum(values * weight)
-    raise ValueError(
-        f"Expected {name} to give one value an example (shape [batch]) or one a batch (a scalar), "
-        f"received shape {values.shape}."
-    )
+    return tf.reduce_sum(per_example(values, tf.shape(weight)[0], name) * weight)
 
 
 def chunks(examples: Any, number: int) -> Iterator[Any]:
@@ -124,7 +158,105 @@ def _sum_of_two(first: tf.Tensor | None, second: tf.Tensor | None) -> tf.Tensor 
     return None if first is None else first + second
 
 
-def per_example(values: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Give one float32 value an example; a scalar is the mean of the `count` examples, so each gets it."""
-    values = tf.cast(tf.convert_to_tensor(values), tf.float32)
-    return tf.fill([count], values) if values.shape.rank == 0 else values
+@dataclass(frozen=True, eq=False)
+class StepMaker:
+    """Makes the compiled steps of a training, see `make`.
+
+    Attributes
+    ----------
+    strategy : tf.distribute.Strategy
+        What the steps run on.
+    model : keras.Model
+        Whose weights are trained.
+    optimizer : keras.optimizers.Optimizer
+        Built for the model.
+    compute_losses : callable (x, y, training) -> (loss, accuracy)
+        See `Trainer.compute_losses`.
+    prepare : callable (batch, training) -> (x, y) or (x, y, weight), optional
+        See `Trainer`.
+    average : MovingAverage, optional
+        Moved after every training step.
+    accumulate : int
+        Parts that a replica's batch is cut into.
+    jit_compile : bool
+        Whether forward and backward pass are compiled with XLA.
+    """
+
+    strategy: tf.distribute.Strategy
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    compute_losses: Callable
+    prepare: Callable | None = None
+    average: MovingAverage | None = None
+    accumulate: int = 1
+    jit_compile: bool = False
+
+    def make(self, training: bool) -> Callable[[Any, EpochState], tuple[Any, EpochState]]:
+        """Compile a step, (batch, state) -> (examples, state).
+
+        Training and validation differ by the flag alone.
+
+        The examples are made by a function of its own, since what they are made of may vary in size: each
+        size costs a compilation, and that of the network is the long one.
+        """
+        run = self._gradients if training else self._summed_losses
+        run = tf.function(run, jit_compile=True) if self.jit_compile else run
+
+        @tf.function
+        def make_examples(batch):
+            return self.strategy.run(self._replica_examples, args=(batch, training))
+
+        @tf.function
+        def advance(examples, state):
+            sums = self.strategy.run(self._replica_step, args=(examples, run, training))
+            if training and self.average is not None:
+                self.average.update()
+            return advanced(state, self.strategy.reduce("SUM", sums, axis=None))
+
+        def step(batch, state):
+            examples = make_examples(batch)
+            return examples, advance(examples, state)
+
+        return step
+
+    def _replica_examples(self, batch: Any, training: bool) -> tuple[Any, Any, tf.Tensor]:
+        """Make one replica's examples: x, y, and the weight of each."""
+        batch, fill = batch if isinstance(batch, Filled) else (batch, None)
+        x, y, *weights = self.prepare(batch, training) if self.prepare else batch
+        weight = tf.ones(tf.shape(tf.nest.flatten(x)[0])[:1])
+        for factor in (*weights, *([] if fill is None else [fill])):
+            weight *= tf.cast(factor, tf.float32)
+        return x, y, weight
+
+    def _summed_losses(self, x: Any, y: Any, weight: tf.Tensor, training: bool) -> tuple:
+        loss, accuracy = self.compute_losses(x, y, training)
+        return weighted_sum(loss, weight, "loss_fn"), weighted_sum(accuracy, weight, "accuracy_fn")
+
+    def _gradients(self, x: Any, y: Any, weight: tf.Tensor, total: tf.Tensor) -> tuple:
+        """Give some examples' sums, and their share of the gradient of the mean over the global batch."""
+        with tf.GradientTape() as tape:
+            loss, accuracy = self._summed_losses(x, y, weight, True)
+            objective = self.optimizer.scale_loss(tf.math.divide_no_nan(loss, total))
+        return loss, accuracy, tape.gradient(objective, self.model.trainable_variables)
+
+    def _replica_step(self, examples: tuple, run: Callable, training: bool) -> tf.Tensor:
+        """Run one replica's share of a step: with `run` its losses, in training also gradients and an update.
+
+        A dataset that came distributed may leave a replica without examples, which layers cannot take: in
+        validation it is passed over.
+        """
+        if tf.nest.flatten(examples)[0].shape[0] == 0:
+            if training:
+                raise ValueError(
+                    "Expected every replica to receive examples in training, received none on one; hand over "
+                    "the dataset itself, which Trainer fills up, or drop the remainder."
+                )
+            return tf.zeros(3, tf.float64)
+        count = tf.reduce_sum(examples[2])
+        if training:
+            total = tf.distribute.get_replica_context().all_reduce("SUM", count)
+            loss, accuracy, gradients = added_up(run, examples, self.accumulate, total)
+            self.optimizer.apply(gradients, self.model.trainable_variables)
+        else:
+            loss, accuracy = run(*examples, False)
+        return tf.cast(tf.stack([loss, accuracy, count]), tf.float64)

@@ -150,6 +150,8 @@ def test_students_have_the_teachers_settings_but_their_own_size(tmp_path):
     )
     assert student == expected
     assert distillation.student_settings(found, settings_of(tmp_path, epochs=4)).epochs == 4
+    with pytest.raises(ValueError, match=r"settings.json: patch_voxels: expected a positive multiple of 32"):
+        distillation.student_settings(found, settings_of(tmp_path, filters=(2,) * 6))
     # What the teacher left out its students leave out too.
     found["exclude"] = ["sub-a", "sub-v*"]
     left_out = distillation.student_settings(found, settings_of(tmp_path, exclude=("sub-b", "sub-a"))).exclude
@@ -280,10 +282,10 @@ def test_a_run_broken_off_goes_on_with_the_student_it_was_at(work_dir, tmp_path,
 
 def test_another_teacher_does_not_go_on_in_the_same_directory(work_dir, tmp_path, capsys):
     copy = shutil.copytree(work_dir, tmp_path / "work")
-    model_file = copy / "models" / "segmentation" / "best.keras"
-    model = keras.models.load_model(model_file)
+    teacher = copy / "models" / "segmentation"
+    model, _ = models.load_model(teacher)
     model.set_weights([w + 1 for w in model.get_weights()])
-    model.save(model_file)
+    model.save_weights(teacher / "best.weights.h5")
     assert comparison.compare_students(settings_of(copy)) == 1
     said = capsys.readouterr()
     assert "soft-t2: expected a run with the same settings" in said.err and "teacher_sha256" in said.err

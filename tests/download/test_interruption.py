@@ -232,11 +232,11 @@ def test_ctrl_c_ends_soon_with_one_line_and_status_130(server, tmp_path, fault):
     time.sleep(0.3)
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=20)
+    _, printed = process.communicate(timeout=20)
     assert time.monotonic() - begin < 5.0
     assert process.returncode == 130
-    assert "Traceback" not in told
-    assert told.splitlines()[-1] == "Interrupted: the same command goes on from here."
+    assert "Traceback" not in printed
+    assert printed.splitlines()[-1] == "Interrupted: the same command goes on from here."
     server.bytes_per_second = None
     server.faults[name].clear()
     done = subprocess.run(script(settings), cwd=PROJECT, capture_output=True, text=True, check=False)

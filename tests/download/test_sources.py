@@ -92,8 +92,8 @@ def fetched(server):
 def test_everything_is_downloaded_into_the_layout_of_verse(server, tmp_path, capsys):
     assert get(server, tmp_path / "data") == 0
     assert tree(tmp_path / "data") == EXPECTED
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
         "training: 3 series, 3 with CT and mask",
         "validation: 1 series, 1 with CT and mask",
         "test: 1 series, 1 with CT and mask",
@@ -221,22 +221,22 @@ def test_retry_after_is_obeyed(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("header", "seconds"),
     [("7", 7.0), ("in 90 s", 90.0), ("90 s ago", 0.0), ("soon", 0.0), ("", 0.0), ("-5", 0.0)],
 )
-def test_retry_after_is_a_number_or_a_date(told, seconds, monkeypatch):
-    monkeypatch.setattr(remote.time, "time", lambda: 1_700_000_000.0)
-    shift = {"in 90 s": 90, "90 s ago": -90}.get(told)
-    date = told if shift is None else email.utils.formatdate(1_700_000_000 + shift, usegmt=True)
+def test_retry_after_is_a_number_or_a_date(header, seconds, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    shift = {"in 90 s": 90, "90 s ago": -90}.get(header)
+    date = header if shift is None else email.utils.formatdate(1_700_000_000 + shift, usegmt=True)
     assert remote._retry_after(SimpleNamespace(headers={"Retry-After": date})) == seconds
 
 
 def test_a_retry_after_of_a_day_is_not_waited_for(server, tmp_path, capsys):
     server.faults["listing"].append("429 86400")
     assert get(server, tmp_path / "data") == 1
-    told = capsys.readouterr().err
-    assert f"listing: expected an answer from {server.api_url}/nodes/jtfa5" in told
-    assert "found HTTP 429 (1 attempts)." in told and "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert f"listing: expected an answer from {server.api_url}/nodes/jtfa5" in printed
+    assert "found HTTP 429 (1 attempts)." in printed and "Traceback" not in printed
 
 
 def test_delays_double_and_vary_and_end_at_the_longest():
@@ -247,7 +247,7 @@ def test_delays_double_and_vary_and_end_at_the_longest():
 
 
 @pytest.mark.parametrize(
-    ("fault", "told", "attempts"),
+    ("fault", "message", "attempts"),
     [
         ("500", "found HTTP 500 (7 attempts).", 7),
         ("404", "expected a file or a page, found HTTP 404.", 1),
@@ -255,11 +255,11 @@ def test_delays_double_and_vary_and_end_at_the_longest():
     ],
 )
 def test_a_file_that_cannot_be_got_is_named_and_the_others_are_got(
-    server, tmp_path, capsys, fault, told, attempts
+    server, tmp_path, capsys, fault, message, attempts
 ):
     server.faults[CT].extend([fault] * 99)
     assert get(server, tmp_path / "data", subset="19") == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if told in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if message in line]
     assert len(lines) == 1 and CT in lines[0] and server.url in lines[0]
     assert len(server.requests("storage", CT)) == attempts
     expected = {path for path in EXPECTED if "verse19" in path and path != CT_PATH}
@@ -319,6 +319,17 @@ def test_a_file_of_the_right_size_that_nobody_vouches_for_is_fetched(server, tmp
     assert place.read_bytes() == EXPECTED[CT_PATH]
 
 
+def test_what_a_killed_run_was_writing_is_removed_and_parts_of_others_stay(server, tmp_path):
+    top = tmp_path / "data" / "dataset-verse19training"
+    half = [tmp_path / "data" / ".manifest.json.0badcafe.part", top / f".{CT}.0badcafe.part"]
+    part, note = top / ".sub-x_ct.nii.gz.part", top / ".sub-x_ct.nii.gz.part.json"
+    top.mkdir(parents=True)
+    for path in (*half, part, note):
+        path.write_bytes(b"half")
+    assert get(server, tmp_path / "data", subset="19") == 0
+    assert [path.exists() for path in (*half, part, note)] == [False, False, True, True]
+
+
 def test_identical_files_for_one_place_are_fetched_once(server, tmp_path):
     server.nodes["jtfa5"][f"/copy/{CT_PATH}"] = EXPECTED[CT_PATH]
     assert get(server, tmp_path / "data", subset="19") == 0
@@ -336,7 +347,7 @@ def test_different_files_for_one_place_are_an_error(server, tmp_path, capsys):
     assert len(fetched(server)) == 5
 
 
-def test_files_outside_every_split_are_told_of(server, tmp_path, capsys):
+def test_files_outside_every_split_are_bad(server, tmp_path, capsys):
     server.nodes["jtfa5"]["/loose/sub-verse009_ct.nii.gz"] = b"ct"
     assert get(server, tmp_path / "data", subset="19") == 1
     assert "found 1 files outside of them, such as /loose/sub-verse009_ct.nii.gz." in capsys.readouterr().err
@@ -407,8 +418,8 @@ def test_too_little_room_ends_the_run_before_the_first_byte(server, tmp_path, ca
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert get(server, tmp_path / "data", subset="19") == 1
     needed = sum(len(content) for path, content in EXPECTED.items() if "verse19" in path)
-    assert f"expected room for {needed:,} bytes" in (told := capsys.readouterr().err)
-    assert "found 1,000 free. Nothing was downloaded." in told
+    assert f"expected room for {needed:,} bytes" in (printed := capsys.readouterr().err)
+    assert "found 1,000 free. Nothing was downloaded." in printed
     assert server.requests("storage") == []
 
 
@@ -423,8 +434,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_parts(server, tmp_path, capsys, m
 
     monkeypatch.setattr(remote, "_add", add_until_full)
     assert get(server, tmp_path / "data", subset="19", connections=2) == 1
-    told = capsys.readouterr().err
-    assert "found the disk full" in told and "Traceback" not in told and "bytes free" in told
+    printed = capsys.readouterr().err
+    assert "found the disk full" in printed and "Traceback" not in printed and "bytes free" in printed
     parts = [name for name in tree(tmp_path / "data") if name.endswith(".part")]
     assert parts
     monkeypatch.undo()
@@ -446,14 +457,13 @@ def test_verify_repairs_only_what_is_wrong(server, tmp_path, capsys):
     gone.unlink()
     server.log.clear()
     assert get(server, tmp_path / "data", verify=True) == 0
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert fetched(server) == sorted([changed.name, gone.name])
     assert tree(tmp_path / "data") == EXPECTED
-    assert "verified: 15 files, 2 wrong or missing" in told.out
-    assert (
-        f"{CT_PATH}: expected the sha256 {hashlib.sha256(EXPECTED[CT_PATH]).hexdigest()}, found" in told.err
-    )
-    assert f"{sorted(EXPECTED)[-1]}: expected" in told.err and "found no file" in told.err
+    assert "verified: 15 files, 2 wrong or missing" in printed.out
+    sha256 = hashlib.sha256(EXPECTED[CT_PATH]).hexdigest()
+    assert f"{CT_PATH}: expected the sha256 {sha256}, found" in printed.err
+    assert f"{sorted(EXPECTED)[-1]}: expected" in printed.err and "found no file" in printed.err
 
 
 def test_verify_of_a_whole_data_set_asks_no_server(server, tmp_path, capsys):
@@ -577,8 +587,8 @@ def test_wrong_bytes_in_an_archive_are_found_by_its_checksums(zips, tmp_path, ca
     right = zips.nodes["zips"][f"/{NAME_20}"]
     zips.nodes["zips"][f"/{NAME_20}"] = bytes(packed)
     assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 1
-    told = capsys.readouterr().err
-    assert f"{NAME_20}: expected a whole dataset-03test/rawdata/sub-verse501/sub-verse501_ct.nii.gz" in told
+    member = "dataset-03test/rawdata/sub-verse501/sub-verse501_ct.nii.gz"
+    assert f"{NAME_20}: expected a whole {member}" in capsys.readouterr().err
     assert [entry[0] for entry in zips.requests("storage", NAME_20)].count("GET") == 2
     assert len(tree(tmp_path / "data")) == 2 and manifest(tmp_path / "data")["archives"] == []
     zips.nodes["zips"][f"/{NAME_20}"] = right
@@ -607,16 +617,16 @@ def test_an_archive_that_is_replaced_while_it_is_got_is_not_mixed(zips, tmp_path
     zips.faults[NAME_20].extend(["", "drop", "404"])
     known = client.probe(asked)
     with pytest.raises(remote.Unreachable):
-        client.fetch(known, part, told=lambda count: None)
+        client.fetch(known, part, report_bytes=lambda count: None)
     other = archive({path: content[::-1] for path, content in TEST_20.items()})
     zips.nodes["zips"][f"/{NAME_20}"] = other
-    told = [part.stat().st_size]
-    assert told[0] > 0
+    counts = [part.stat().st_size]
+    assert counts[0] > 0
     zips.log.clear()
     zips.faults[NAME_20].append(fault)
-    assert client.fetch(known, part, told=told.append) == hashlib.sha256(other).hexdigest()
+    assert client.fetch(known, part, report_bytes=counts.append) == hashlib.sha256(other).hexdigest()
     assert zips.log[0][3].startswith("bytes=") and [entry[4] for entry in zips.log] == statuses
-    assert part.read_bytes() == other and sum(told) == len(other)
+    assert part.read_bytes() == other and sum(counts) == len(other)
 
 
 @pytest.mark.parametrize("name", ["../sub-x_ct.nii.gz", "/sub-x_ct.nii.gz"])
@@ -671,7 +681,7 @@ def test_verify_repairs_a_file_of_an_archive_from_another_address(zips, tmp_path
     assert [entry[2] for entry in zips.requests("storage")] == [NAME_20, NAME_20]
 
 
-def test_two_members_that_differ_for_one_place_are_told_of_every_time(zips, tmp_path, capsys):
+def test_two_members_that_differ_for_one_place_are_bad_every_time(zips, tmp_path, capsys):
     first = sorted(TEST_20)[0]
     zips.nodes["zips"][f"/{NAME_20}"] = archive({**TEST_20, f"copy/{first}": b"another"})
     for _ in range(2):

@@ -1,7 +1,6 @@
 """The evaluation from files to files: what it counts, what it writes, and what it says of bad input."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.imaging.examples import DATA, NO_DATA, VERSE_FILES, real_tree
 from utils.evaluation import evaluation
 from utils.evaluation.evaluation import check_same_grid, evaluate, pair_with_predictions, read_numbering
 from utils.evaluation.metrics import VertebraScore
@@ -219,18 +219,32 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert (tmp_path / "output").read_text() == "a file"
 
 
-def dying(pair, **options):
-    os._exit(1)
+def killed_at_b(score, pairs, *, workers):
+    """Give the outcomes of processes that end from behind, one of them killed in the first folder."""
+    for pair in reversed(pairs):
+        lost = pair[0].key == "sub-b" and pair[1].parents[2].name == "predictions"
+        yield pair, "a process that was killed" if lost else score(pair)
 
 
-def test_a_killed_process_is_one_line(tmp_path, monkeypatch, capsys):
-    for key in ("sub-a", "sub-b"):
+def test_a_killed_process_costs_its_own_case_alone(tmp_path, monkeypatch, capsys):
+    """The comparison leaves the case out too, though the other folder has its scores."""
+    for key in ("sub-a", "sub-b", "sub-c"):
         put_reference(tmp_path / "data", key, mask((20, 8)))
-        put_prediction(tmp_path / "predictions", key, mask((20, 8)))
-    monkeypatch.setattr(evaluation, "score_case", dying)
-    assert evaluate(settings(tmp_path, workers=2)) == 1
-    error = capsys.readouterr().err
-    assert "killed" in error and not (tmp_path / "output").exists()
+        put_prediction(tmp_path / "predictions", key, mask((20, 9)))
+        put_prediction(tmp_path / "others", key, mask((20, 8)))
+    monkeypatch.setattr(evaluation, "outcomes", killed_at_b)
+    assert evaluate(settings(tmp_path, compare=tmp_path / "others")) == 1
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("sub-")]
+    assert line == "sub-b: expected to be scored, found a process that was killed."
+    cases = [line.split(",")[0] for line in printed.out.splitlines() if line.startswith("sub-")]
+    assert cases == ["sub-a: scored", "sub-b: killed", "sub-c: scored", *(f"sub-{x}: scored" for x in "abc")]
+    summary = read_summary(tmp_path)
+    assert (summary["scans"], summary["vertebrae"], summary["bad_cases"]) == (2, 2, ["sub-b"])
+    assert summary["mean_dice"] == pytest.approx(0.75)
+    rows = pd.read_csv(tmp_path / "output" / "comparison.csv")
+    assert sorted(rows.loc[rows["unit"] == "vertebra", "case"]) == ["sub-a", "sub-c"]
+    assert evaluate(settings(tmp_path, skip_bad=True)) == 0
 
 
 def test_only_incomplete_references_are_an_error(tmp_path, capsys):
@@ -470,9 +484,10 @@ def test_the_script_says_one_line_and_ends_with_status_1(tmp_path):
 
 
 def test_real_masks_scored_against_themselves_are_perfect(tmp_path):
-    real = ROOT / ".." / "shared" / "data" / "VerSe19"
-    if not real.is_dir():
-        pytest.skip("shared/data is not here")
+    if not DATA.is_dir():
+        pytest.skip(NO_DATA)
+    files = [file for file in VERSE_FILES if file.startswith("VerSe19/")]
+    real = real_tree(tmp_path / "real", files)
     assert evaluate(settings(tmp_path, data_dir=real, predictions=real, split="training")) == 0
     found = read_summary(tmp_path)
     assert (found["vertebrae"], found["found"], found["extra"]) == (14, 14, 0)

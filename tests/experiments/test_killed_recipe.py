@@ -70,7 +70,7 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     for average, three, one in zip(shipped["segmentation"], turned, real, strict=True):
         np.testing.assert_allclose(average, (3 * three + one) / 4, rtol=1e-5, atol=1e-7)
     cases = {path.name: load_settings(path)["training_cases"] for path in models.iterdir()}
-    natural = ["sub-verse004", "sub-verse400_split-verse200"]
+    natural = ["sub-verse004", "sub-verse400_split-verse201"]
     rare = ["sub-half3001x000", "sub-rare3003x000"]
     assert cases["heatmap-phantoms"] == cases["segmentation-phantoms"] == natural
     assert cases["labelling"] == sorted([*natural, *rare])

@@ -1,22 +1,48 @@
 """Small volumes, files and data sets that the tests of this folder share."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 NO_DATA = "the real data (../shared/data) is not here"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
 
 
-def real(pattern: str) -> Path:
-    """The one real file that a pattern names."""
-    (path,) = DATA.glob(pattern)
-    return path
+#: The real files that tests use, and no others: what else lies beside them does not count.
+VERSE_FILES = (
+    "VerSe19/dataset-verse19training/rawdata/sub-verse014/sub-verse014_ct.nii.gz",
+    "VerSe19/dataset-verse19training/derivatives/sub-verse014/sub-verse014_seg-vert_msk.nii.gz",
+    "VerSe19/dataset-verse19training/derivatives/sub-verse014/sub-verse014_seg-vb_ctd.json",
+    "VerSe19/dataset-verse19training/derivatives/sub-verse004/sub-verse004_seg-vert_msk.nii.gz",
+    "VerSe19/dataset-verse19training/derivatives/sub-verse004/sub-verse004_seg-subreg_ctd.json",
+    "VerSe20/dataset-01training/derivatives/sub-gl003/sub-gl003_dir-ax_seg-vert_msk.nii.gz",
+    "VerSe20/dataset-01training/derivatives/sub-gl003/sub-gl003_dir-ax_seg-subreg_ctd.json",
+)
+OTHER_FILES = tuple(
+    f"other-ct/{name}_{end}.nii.gz" for name in ("abdomen", "chest") for end in ("ct", "seg-vert_msk")
+)
+
+
+def real(name: str) -> Path:
+    """The real file of a name."""
+    (path,) = [path for path in (*VERSE_FILES, *OTHER_FILES) if path.rpartition("/")[2] == name]
+    return DATA / path
+
+
+def real_tree(folder: Path, files: Sequence[str] = (*VERSE_FILES, *OTHER_FILES)) -> Path:
+    """A data set of real files alone, linked in; gives its folder."""
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).symlink_to((DATA / file).resolve())
+    return folder
 
 
 def oblique_affine(spacing_mm=(0.7, 0.8, 1.25)) -> np.ndarray:
@@ -27,6 +53,11 @@ def oblique_affine(spacing_mm=(0.7, 0.8, 1.25)) -> np.ndarray:
     affine[:3, :3] = turn @ np.diag([-1, 1, 1]) @ np.diag(spacing_mm)
     affine[:3, 3] = [10, -20, 30]
     return affine
+
+
+def numbered(shape=(3, 4, 5), affine=None) -> Volume:
+    affine = oblique_affine() if affine is None else affine
+    return Volume(np.arange(np.prod(shape), dtype=np.int16).reshape(shape), affine)
 
 
 def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:

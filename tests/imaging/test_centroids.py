@@ -16,7 +16,11 @@ ORIENTATIONS = [
 ]
 GRID = Grid((10, 20, 30), np.eye(4))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
-REAL_CASES = ["sub-verse014", "sub-verse004", "sub-gl003"]
+REAL_CASES = {
+    "sub-verse014": ("sub-verse014_seg-vert_msk.nii.gz", "sub-verse014_seg-vb_ctd.json"),
+    "sub-verse004": ("sub-verse004_seg-vert_msk.nii.gz", "sub-verse004_seg-subreg_ctd.json"),
+    "sub-gl003": ("sub-gl003_dir-ax_seg-vert_msk.nii.gz", "sub-gl003_dir-ax_seg-subreg_ctd.json"),
+}
 
 
 def written(path, *entries):
@@ -254,8 +258,9 @@ def test_an_empty_mask_has_no_points():
 
 
 def real_mask_and_centroids(name):
-    mask = read_mask(real(f"**/{name}*_msk.nii.gz"))
-    return mask, read_centroids(real(f"**/{name}*_ctd.json"), mask.grid)
+    mask_name, centroids_name = REAL_CASES[name]
+    mask = read_mask(real(mask_name))
+    return mask, read_centroids(real(centroids_name), mask.grid)
 
 
 @needs_data

@@ -8,6 +8,7 @@ import tensorflow as tf
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from utils.imaging.intensities import normalise_hu
 from utils.learning import augment
 from utils.settings import AugmentationSettings
 
@@ -295,3 +296,8 @@ def test_ranges_without_width_change_nothing():
     drawn = augment.draw_augmentation(np.random.default_rng(1), settings)
     np.testing.assert_array_equal(drawn.matrix, np.eye(3))
     assert (drawn.gain, drawn.offset, drawn.noise_sigma, drawn.blur_sigma) == (1, 0, 0, 0)
+
+
+def test_device_and_host_map_hounsfield_units_alike():
+    hu = np.arange(-2000, 4000, dtype=np.int16)
+    np.testing.assert_array_equal(augment.normalised(tf.constant(hu)).numpy(), normalise_hu(hu))

@@ -15,7 +15,7 @@ TINY = SegmentationTrainingSettings(filters=(2, 3, 4, 5), patch_voxels=8, norm="
 def trained(folder, seed, settings=TINY):
     folder.mkdir()
     keras.utils.set_random_seed(seed)
-    models.build_segmentation_network(settings).save(folder / "best.keras")
+    models.save_weights(models.build_segmentation_network(settings), folder)
     save_settings(settings, folder, spacing_mm=2.0)
     return folder
 
@@ -32,6 +32,7 @@ def test_the_average_has_the_mean_of_the_weights(tmp_path, options, shares):
         np.testing.assert_allclose(found, expected, atol=1e-6)
     assert settings["average_of"] == [str(folder) for folder in folders]
     assert settings["shares"] == shares
+    assert sorted(path.name for path in output.iterdir()) == ["best.weights.h5", "settings.json"]
     own = json.loads((folders[0] / "settings.json").read_text())
     assert {name: settings[name] for name in own} == own
 

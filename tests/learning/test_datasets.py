@@ -1,8 +1,6 @@
-"""Balance, order, and that an example is a function of (seed, epoch, position) however it is met."""
+"""The pipelines: that an example is a function of (seed, epoch, position) however it is met."""
 
 import dataclasses
-import re
-import shutil
 
 import numpy as np
 import pytest
@@ -10,72 +8,11 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.train import EpochPart
 from tests.learning import examples
-from utils.imaging.nifti import write_volume
-from utils.imaging.volume import Volume
-from utils.learning import datasets, epochs, heatmap, prepared_data, vertebrae
+from utils.learning import datasets, epochs, heatmap, vertebrae
 from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
 
 SETTINGS = SegmentationTrainingSettings(patch_voxels=8, batch_size=2, examples_per_epoch=5, seed=3)
 HEATMAP_SETTINGS = HeatmapTrainingSettings(batch_size=2, examples_per_epoch=5, seed=3)
-
-
-@pytest.fixture(scope="module")
-def segmentation(tmp_path_factory):
-    return examples.write_segmentation_stage(tmp_path_factory.mktemp("work"))
-
-
-@pytest.fixture(scope="module")
-def data(segmentation):
-    return prepared_data.read_segmentation_data(segmentation / "training")
-
-
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory):
-    folder = examples.write_heatmap_stage(tmp_path_factory.mktemp("work"))
-    read, bad = prepared_data.read_heatmap_cases(folder / "training")
-    assert bad == []
-    return read
-
-
-# ---------------------------------------------------------------- balance and order
-
-
-def test_whole_ratios_are_exact():
-    # Level 20 thrice, 21 once, 3 thrice: every level ends with three.
-    ranks = [20, 20, 21, 3, 3, 20, 3]
-    assert epochs.balanced_positions(ranks, 0).tolist() == [0, 1, 2, 2, 2, 3, 4, 5, 6]
-
-
-def test_fractions_are_decided_by_chance_once_a_seed():
-    ranks = [5] * 3 + [6] * 2  # 1.5 times each
-    draws = [np.bincount(epochs.balanced_positions(ranks, seed)) for seed in range(400)]
-    assert all((counts[:3] == 1).all() and set(counts[3:]) <= {1, 2} for counts in draws)
-    np.testing.assert_allclose(np.mean(draws, axis=0)[3:], 1.5, atol=0.08)
-    again = np.bincount(epochs.balanced_positions(ranks, 7))
-    np.testing.assert_array_equal(again, draws[7])
-
-
-@pytest.mark.parametrize("count", [3, 5, 12])
-def test_passes_go_on_from_epoch_to_epoch(count):
-    items = np.array([4, 8, 8, 15, 16])
-    orders = [epochs.epoch_order(items, count, seed=1, epoch=epoch) for epoch in range(10)]
-    assert [len(epoch) for epoch in orders] == [count] * 10
-    passes = np.concatenate(orders).reshape(-1, 5)
-    assert all(sorted(one) == [4, 8, 8, 15, 16] for one in passes.tolist())
-    assert len({tuple(one) for one in passes.tolist()}) > 1
-
-
-def test_an_epoch_of_0_is_one_pass():
-    found = epochs.epoch_order(np.arange(6), 0, seed=1, epoch=4)
-    assert sorted(found) == list(range(6))
-    assert found.tolist() != epochs.epoch_order(np.arange(6), 0, seed=2, epoch=4).tolist()
-
-
-def test_examples_in_an_epoch(data):
-    # Levels T12, T13, L1, L1, L2: 2 + 2 + 1 + 1 + 2.
-    whole = SegmentationTrainingSettings(patch_voxels=8)
-    assert epochs.examples_in_epoch(data, whole) == 8
-    assert epochs.examples_in_epoch(data, SETTINGS) == 5
 
 
 # ---------------------------------------------------------------- pipelines
@@ -191,50 +128,9 @@ def test_filling_is_the_beginning_of_the_epoch(data):
 # ---------------------------------------------------------------- several devices
 
 
-def test_positions_by_hand():
-    # 7 examples, batches of 2 on 2 replicas: 4 a step, so that one position fills the second step up.
-    positions, weights = epochs.batch_positions(7, 2, EpochPart(replicas=2))
-    assert positions.tolist() == [[0, 1], [2, 3], [4, 5], [6, 0]]
-    assert weights.tolist() == [[1, 1], [1, 1], [1, 1], [1, 0]] and weights.dtype == np.float32
-    # The second of two pipelines feeds replica 1; the first step is left out.
-    positions, weights = epochs.batch_positions(7, 2, EpochPart(1, pipeline=1, pipelines=2, replicas=2))
-    assert positions.tolist() == [[6, 0]] and weights.tolist() == [[1, 0]]
-
-
-@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 1), (1, 3), (2, 2), (2, 6), (3, 3)])
-@pytest.mark.parametrize("count", [1, 5, 12, 13])
-def test_replicas_share_an_epoch(count, pipelines, replicas):
-    parts = [
-        epochs.batch_positions(count, 2, EpochPart(0, pipeline, pipelines, replicas))
-        for pipeline in range(pipelines)
-    ]
-    steps = -(-count // (2 * replicas))
-    shown = []
-    for positions, weights in parts:
-        assert positions.shape == weights.shape == (steps * replicas // pipelines, 2)
-        shown += positions[weights == 1].tolist()
-        assert set(positions.ravel().tolist()) <= set(range(count))
-    assert sorted(shown) == list(range(count))
-
-
-@pytest.mark.parametrize("first_step", range(4))
-def test_first_step_is_skipping(first_step):
-    part = EpochPart(0, 1, 2, 4)
-    whole = epochs.batch_positions(23, 2, part)
-    found = epochs.batch_positions(23, 2, part._replace(first_step=first_step))
-    for one, rest in zip(whole, found):
-        np.testing.assert_array_equal(one[2 * first_step :], rest)
-
-
 def test_an_epoch_done_has_no_batches(cases):
     batches = datasets.heatmap_dataset(cases, HEATMAP_SETTINGS, training=True)(0, EpochPart(first_step=3))
     assert list(batches) == []
-
-
-@pytest.mark.parametrize("part", [EpochPart(pipelines=2, replicas=3), EpochPart(0, 2, 2, 2)])
-def test_parts_that_do_not_fit_are_refused(part):
-    with pytest.raises(ValueError, match="divides the replicas, received EpochPart"):
-        epochs.batch_positions(5, 2, part)
 
 
 @pytest.mark.parametrize("stage", ["segmentation", "heatmap"])
@@ -313,16 +209,6 @@ def test_t13_is_above_l1_and_below_t12(data):
     assert ranks == [19, 20, 21]
 
 
-def test_target_is_looked_up_once(data):
-    vertebra = data.vertebrae[1]
-    target = data.target(vertebra)
-    assert data.target(vertebra) is target and not target.is_top and data.target(data.vertebrae[0]).is_top
-    np.testing.assert_array_equal(target.voxels.min(axis=0), vertebra.begin)
-    np.testing.assert_array_equal(target.voxels.max(axis=0), vertebra.end - 1)
-    # 6 x 6 x 5 voxels, none thinned out, and the top one once more.
-    assert len(target.voxels) == 181
-
-
 def test_natural_top_shows_the_first_vertebra_of_the_scan(data):
     for item, rank in ((2, 19), (4, 21)):
         drawn, x, y = of_kind(data, item, (0, 0, 1, 0))
@@ -347,61 +233,3 @@ def test_emptied_keeps_the_target(data):
 def test_blur_is_handed_over_in_voxels(data):
     sigma = [of_kind(data, 0, (1, 0, 0, 0), seed)[0]["blur_sigma"] for seed in range(30)]
     assert max(sigma) <= 0.75 and min(s for s in sigma if s) >= 0.25  # .5 to 1.5 mm at 2 mm
-
-
-# ---------------------------------------------------------------- files
-
-
-def test_heatmap_cases_hold_their_centroids_in_voxels(cases):
-    assert [case.key for case in cases] == ["sub-a", "sub-b"]
-    assert cases[0].ct_hu.shape == examples.HEATMAP_SHAPE and cases[0].ct_hu.dtype == np.int16
-    np.testing.assert_allclose(cases[1].centroids_voxels, [[3.5, 4, 2], [3.5, 4, 6]], atol=1e-6)
-
-
-def test_nothing_prepared_is_no_case(tmp_path):
-    assert prepared_data.read_heatmap_cases(tmp_path / "none") == ([], [])
-    assert prepared_data.read_segmentation_data(tmp_path / "none").vertebrae == ()
-
-
-def copy_of(folder, tmp_path):
-    return shutil.copytree(folder / "training", tmp_path / "training")
-
-
-def test_missing_column_is_named(segmentation, tmp_path):
-    folder = copy_of(segmentation, tmp_path)
-    table = folder / "vertebrae.csv"
-    table.write_text(table.read_text().replace("centre_p", "centre_x"))
-    with pytest.raises(ValueError, match=r"vertebrae\.csv: expected the columns.*centre_p"):
-        prepared_data.read_segmentation_data(folder)
-
-
-def test_mask_of_another_shape_is_named(segmentation, tmp_path):
-    folder = copy_of(segmentation, tmp_path)
-    write_volume(folder / "sub-b_msk.nii", Volume(np.zeros((4, 5, 6), np.uint8), examples.AFFINE))
-    with pytest.raises(ValueError, match=r"sub-b_msk\.nii: expected the shape of the CT.*\(4, 5, 6\)"):
-        _ = prepared_data.read_segmentation_data(folder).scans
-
-
-def test_missing_scan_is_named(segmentation, tmp_path):
-    folder = copy_of(segmentation, tmp_path)
-    (folder / "sub-a_ct.nii").unlink()
-    with pytest.raises(ValueError, match=r"sub-a_ct\.nii"):
-        _ = prepared_data.read_segmentation_data(folder).scans
-
-
-def test_vertebra_absent_from_its_mask_is_named(segmentation, tmp_path):
-    folder = copy_of(segmentation, tmp_path)
-    empty = np.zeros(examples.SCAN_SHAPE, np.uint8)
-    write_volume(folder / "sub-a_msk.nii", Volume(empty, examples.AFFINE))
-    changed = prepared_data.read_segmentation_data(folder)
-    with pytest.raises(ValueError, match=r"sub-a_msk\.nii: expected label 19 as in vertebrae\.csv"):
-        datasets.segmentation_example(changed, 0, None, spacing_mm=2.0, settings=SETTINGS)
-
-
-def test_heatmap_case_of_another_shape_is_named(tmp_path):
-    folder = examples.write_heatmap_stage(tmp_path) / "training"
-    write_volume(folder / "sub-b_ct.nii", Volume(np.zeros((8, 8, 17), np.int16), examples.AFFINE))
-    cases, bad = prepared_data.read_heatmap_cases(folder)
-    assert [case.key for case in cases] == ["sub-a"]
-    assert len(bad) == 1
-    assert re.search(r"sub-b_ct\.nii: expected shape \(8, 8, 16\), found \(8, 8, 17\)", bad[0])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_groups_go_on_from_epoch_to_epoch():
 
 def test_origins_and_masks_alone_are_read(data):
     assert (data.phantoms, data.masks_alone) == ({"sub-a"}, {"sub-m"})
-    assert data.scans["sub-m"][0] is None and data.scans["sub-m"][1].shape == examples.SCAN_SHAPE
+    assert data.scan("sub-m")[0] is None and data.scan("sub-m")[1].shape == examples.SCAN_SHAPE
 
 
 def test_an_epoch_has_the_shares_that_were_asked_for(data):
@@ -159,18 +160,20 @@ def test_the_labels_beside_a_drawn_ct_are_those_of_the_mask(data):
 
 def test_discs_of_two_thirds_of_the_phantoms_are_drawn_thinner(data):
     # In the order of their names; vertebrae of the masks are 4 voxels long, 2 apart.
-    all_phantoms = dataclasses.replace(data, phantoms=frozenset(data.columns), _label_maps={})
+    all_phantoms = dataclasses.replace(data, phantoms=frozenset(data.columns), _found=prepared_data.Found())
     discs = []
     for case in sorted(all_phantoms.phantoms):
         codes = np.asarray(all_phantoms.label_map(case, examples.SPACING_MM).codes)
-        discs.append(np.count_nonzero(codes) - np.count_nonzero(all_phantoms.scans[case][1]))
+        discs.append(np.count_nonzero(codes) - np.count_nonzero(all_phantoms.scan(case)[1].data))
     assert discs[0] == 0 and discs[1] > 0 and discs[2] > 0
-    np.testing.assert_array_equal(data.label_map("sub-b", 2.0).codes, data.scans["sub-b"][1])
+    np.testing.assert_array_equal(data.label_map("sub-b", 2.0).codes, data.scan("sub-b")[1].data)
 
 
 def test_a_drawn_phantom_has_the_labels_that_it_was_drawn_from(data):
-    narrow = dataclasses.replace(data, phantoms=frozenset({"sub-", *data.phantoms}), _label_maps={})
-    assert not np.array_equal(narrow.label_map("sub-a", 2.0).codes, narrow.scans["sub-a"][1])
+    narrow = dataclasses.replace(
+        data, phantoms=frozenset({"sub-", *data.phantoms}), _found=prepared_data.Found()
+    )
+    assert not np.array_equal(narrow.label_map("sub-a", 2.0).codes, narrow.scan("sub-a")[1].data)
     made = datasets.segmentation_example(
         narrow, 1 + 7, np.random.default_rng(4), spacing_mm=2.0, settings=settings(mixture=(0, 0, 1, 0))
     )
@@ -185,6 +188,28 @@ def test_masks_alone_stay_out_where_nothing_is_mixed(data):
     plain = settings(mixture=None, examples_per_epoch=0)
     assert set(epochs.segmentation_groups(data, plain)[0]) == {0, 1, 2, 3, 4}
     assert set(epochs.segmentation_groups(data, None)[0]) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stage", ["heatmap", "segmentation", "labelling"])
+def test_masks_alone_give_no_epoch_where_nothing_is_mixed(data, heatmap_cases, stage, training):
+    folder = data.folder
+    if stage == "heatmap":
+        alone = [
+            dataclasses.replace(case, ct_hu=None, codes=np.ones(case.shape, np.uint8))
+            for case in heatmap_cases
+        ]
+        folder = heatmap_cases[0].folder
+        make, plain = datasets.heatmap_dataset, heatmap_settings(mixture=None)
+    else:
+        alone = dataclasses.replace(data, masks_alone=frozenset(data.columns))
+        make, plain = datasets.labelling_dataset, preset_settings(LabellingTrainingSettings, "starter")
+    if stage == "segmentation":
+        make, plain = partial(datasets.segmentation_dataset, spacing_mm=2.0), settings(mixture=None)
+    with pytest.raises(ValueError) as caught:
+        make(alone, plain, training=training)
+    draws = ", or a --mixture that draws images from masks" * (training and stage != "labelling")
+    assert str(caught.value) == f"{folder}: expected cases with a CT{draws}, found 3 masks alone."
 
 
 # ---------------------------------------------------------------- heatmap
@@ -266,10 +291,10 @@ def test_heatmap_examples_are_drawn_from_masks(heatmap_cases):
 def test_a_drawn_scan_keeps_its_centroids_in_place(heatmap_cases):
     case = heatmap_cases[-1]
     own_mm = (case.centroids_voxels + 0.5) * case.spacing_mm
-    widths = set()
+    labels, widths = case.label_map(), set()
     for seed in range(6):
-        drawn = case.drawn(np.random.default_rng(seed))
-        image, first_mm, size_mm = label_scan(case.label_map, draw_appearance(np.random.default_rng(seed)))
+        drawn = case.drawn(np.random.default_rng(seed), labels)
+        image, first_mm, size_mm = label_scan(labels, draw_appearance(np.random.default_rng(seed)))
         np.testing.assert_array_equal(drawn.ct_hu, image)
         np.testing.assert_allclose(drawn.spacing_mm * drawn.shape, size_mm)
         np.testing.assert_allclose((drawn.centroids_voxels + 0.5) * drawn.spacing_mm + first_mm, own_mm)

@@ -1,14 +1,26 @@
 """The networks' sizes as published, and what comes back from a model directory."""
 
+import json
+import warnings
+
+import h5py
 import keras
 import numpy as np
 import pytest
 
 from utils.learning import models
+from utils.learning.labelling import build_labelling_network
+from utils.learning.model_files import find_model_file, has_model
 from utils.presets import preset_settings
-from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings, save_settings
+from utils.settings import (
+    HeatmapTrainingSettings,
+    LabellingTrainingSettings,
+    SegmentationTrainingSettings,
+    save_settings,
+)
 
-TINY = SegmentationTrainingSettings(filters=(2, 3, 4, 5), patch_voxels=8)
+TINY = SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8)
+INSTANCE = SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8, norm="instance")
 
 
 @pytest.mark.parametrize(
@@ -61,35 +73,125 @@ def test_momentum_reaches_every_normalisation():
 def directory(tmp_path):
     """A model directory as a training leaves it."""
     keras.utils.set_random_seed(1)
-    models.build_segmentation_network(TINY).save(tmp_path / "best.keras")
+    models.save_weights(models.build_segmentation_network(TINY), tmp_path)
     save_settings(TINY, tmp_path, spacing_mm=1.5)
     return tmp_path
 
 
-def test_model_and_settings_come_back(directory):
+@pytest.fixture
+def earlier(tmp_path):
+    """A model directory as trainings left it when architecture and weights were one file."""
+    keras.utils.set_random_seed(1)
+    models.build_segmentation_network(TINY).save(tmp_path / "best.keras")
+    (tmp_path / "settings.json").write_text(json.dumps({"spacing_mm": 1.5, "patch_voxels": 8}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["directory", "earlier"])
+def test_model_and_settings_come_back(request, kind):
+    folder = request.getfixturevalue(kind)
     keras.utils.set_random_seed(1)
     original = models.build_segmentation_network(TINY)
-    loaded, settings = models.load_model(directory)
+    loaded, settings = models.load_model(folder)
     patch = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 2)).astype(np.float32)
     np.testing.assert_array_equal(loaded(patch), original(patch))
     assert settings["spacing_mm"] == 1.5 and settings["patch_voxels"] == 8
-    assert settings["stage"] == "SegmentationTrainingSettings"
+    assert settings.get("stage", "SegmentationTrainingSettings") == "SegmentationTrainingSettings"
 
 
-def test_missing_model_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing.best\.keras: expected a trained network, found no such"):
-        models.load_model(tmp_path / "nothing")
+HEATMAP = HeatmapTrainingSettings(filters=(2, 3), norm="instance", norm_momentum=0.8)
+LABELLING = LabellingTrainingSettings(filters=(2, 3), patch_voxels=(8, 9, 10), dropout=0.2)
 
 
-def test_missing_settings_are_named(directory):
-    (directory / "settings.json").unlink()
-    with pytest.raises(ValueError, match=r"settings\.json: expected"):
+@pytest.mark.parametrize(
+    "settings, network, facts",
+    [
+        (HEATMAP, lambda: models.build_heatmap_network(HEATMAP, (4, 6, 8)), {"heatmap_shape": (4, 6, 8)}),
+        (INSTANCE, lambda: models.build_segmentation_network(INSTANCE), {"student": "logits"}),
+        (LABELLING, lambda: build_labelling_network(LABELLING), {"temperature": 1.5}),
+    ],
+)
+def test_every_network_is_built_from_its_settings(tmp_path, settings, network, facts):
+    original = network()
+    rng = np.random.default_rng(0)
+    for weight in original.weights:
+        weight.assign(rng.uniform(0.2, 1, weight.shape))
+    models.save_weights(original, tmp_path)
+    save_settings(settings, tmp_path, younger_than_this=[1, 2], **facts)
+    loaded, found = models.load_model(tmp_path)
+    assert found["younger_than_this"] == [1, 2]
+    assert loaded.input_shape == original.input_shape and loaded.output_shape == original.output_shape
+    image = rng.normal(size=(2, *original.input_shape[1:])).astype(np.float32)
+    np.testing.assert_array_equal(loaded(image, training=False), original(image, training=False))
+
+
+def without_setting(directory, name):
+    path = directory / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings[name]
+    path.write_text(json.dumps(settings))
+
+
+def test_settings_older_than_the_norm_are_those_of_batches(directory):
+    before = models.load_model(directory)[0].get_weights()
+    without_setting(directory, "norm")
+    after = models.load_model(directory)[0].get_weights()
+    assert len(after) == len(before) and all(np.array_equal(a, b) for a, b in zip(after, before))
+
+
+@pytest.mark.parametrize("name", ["filters", "patch_voxels"])
+def test_a_missing_setting_of_the_network_is_named(directory, name):
+    without_setting(directory, name)
+    with pytest.raises(ValueError, match=rf"settings\.json: expected the setting '{name}' of the network"):
         models.load_model(directory)
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("stage", "EvaluationSettings", "expected one of the stages .*, found 'EvaluationSettings'"),
+        ("filters", "many", "expected settings that make a network, found ."),
+        ("patch_voxels", 7, "expected settings that make a network, found ."),
+        ("norm", "layer", "expected settings that make a network, found ."),
+    ],
+)
+def test_settings_that_make_no_network_are_named(directory, name, value, message):
+    path = directory / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ValueError, match=rf"settings\.json: {message}") as error:
+        models.load_model(directory)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_model_is_named(tmp_path):
+    assert not has_model(tmp_path / "nothing")
+    with pytest.raises(
+        ValueError, match=r"nothing.best\.weights\.h5: expected a trained network, found no such"
+    ):
+        models.load_model(tmp_path / "nothing")
+
+
+def test_weights_count_before_the_file_of_an_earlier_training(earlier):
+    assert find_model_file(earlier) == earlier / "best.keras"
+    other = models.build_segmentation_network(TINY)
+    models.save_weights(other, earlier)
+    save_settings(TINY, earlier)
+    assert find_model_file(earlier) == earlier / "best.weights.h5"
+    loaded, _ = models.load_model(earlier)
+    assert all(np.array_equal(a, b) for a, b in zip(loaded.get_weights(), other.get_weights()))
+
+
+@pytest.mark.parametrize("kind", ["directory", "earlier"])
+def test_missing_settings_are_named(request, kind):
+    folder = request.getfixturevalue(kind)
+    (folder / "settings.json").unlink()
+    with pytest.raises(ValueError, match=r"settings\.json: expected"):
+        models.load_model(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"no model at all", "cut", "flipped"])
-def test_damaged_model_is_named(directory, content):
-    path = directory / "best.keras"
+def test_damaged_model_is_named(earlier, content):
+    path = earlier / "best.keras"
     whole = path.read_bytes()
     if content == "cut":
         content = whole[: len(whole) // 2]
@@ -100,6 +202,48 @@ def test_damaged_model_is_named(directory, content):
         )
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"best\.keras: expected a Keras model, found ."):
+        models.load_model(earlier)
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_weights_that_are_cut_off_are_named(directory, share):
+    path = directory / "best.weights.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    expected = r"best\.weights\.h5: expected the weights of the network of settings\.json, found ."
+    with pytest.raises(ValueError, match=expected) as error:
+        models.load_model(directory)
+    assert "\n" not in str(error.value)
+
+
+DEEPER = SegmentationTrainingSettings(filters=(2, 3, 4), patch_voxels=8)
+WIDER = SegmentationTrainingSettings(filters=(2, 4), patch_voxels=8)
+
+
+@pytest.mark.parametrize(
+    "of_weights, of_settings, found",
+    [
+        # A convolution has 2 arrays, batch normalisation 4, that of instances 2. A block has two of each;
+        # there are 4 blocks, 6 in the deeper network, and a last convolution. In the wider one the two layers
+        # of the bottom differ, and the kernel of the decoder that takes it up.
+        (WIDER, TINY, "50 arrays in place of 50: 13 of their shapes are missing, 13 are too many"),
+        (INSTANCE, TINY, "34 arrays in place of 50: 16 of their shapes are missing, 0 are too many"),
+        (TINY, DEEPER, "50 arrays in place of 74: 24 of their shapes are missing, 0 are too many"),
+        (DEEPER, TINY, "74 arrays in place of 50: 0 of their shapes are missing, 24 are too many"),
+    ],
+)
+def test_weights_of_other_shapes_are_counted_without_a_warning(tmp_path, of_weights, of_settings, found):
+    models.save_weights(models.build_segmentation_network(of_weights), tmp_path)
+    save_settings(of_settings, tmp_path)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=rf"best\.weights\.h5: .* found {found}"):
+        warnings.simplefilter("error")
+        models.load_model(tmp_path)
+
+
+def test_an_array_beside_the_weights_is_one_too_many(directory):
+    with h5py.File(directory / "best.weights.h5", "a") as file:
+        file["layers/further/vars/0"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match=r"found 51 arrays in place of 50: 0 of .* missing, 1 are too many"):
         models.load_model(directory)
 
 
@@ -112,9 +256,6 @@ def test_a_new_network_takes_over_trained_weights(directory):
     models.take_over_weights(network, directory)
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), trained.get_weights()))
     assert not all(np.array_equal(a, b) for a, b in zip(network.get_weights(), before))
-
-
-INSTANCE = SegmentationTrainingSettings(filters=(2, 3, 4, 5), patch_voxels=8, norm="instance")
 
 
 def test_instance_normalisation_has_no_moving_statistics():
@@ -139,15 +280,13 @@ def test_instance_normalisation_may_begin_with_that_of_batches(directory):
 
 
 def test_batches_do_not_begin_with_instance_normalisation(tmp_path):
-    models.build_segmentation_network(INSTANCE).save(tmp_path / "best.keras")
+    models.save_weights(models.build_segmentation_network(INSTANCE), tmp_path)
     save_settings(INSTANCE, tmp_path)
     with pytest.raises(ValueError, match="its preset, filters and norm must be"):
         models.take_over_weights(models.build_segmentation_network(TINY), tmp_path)
 
 
 def test_weights_of_another_network_are_refused(directory):
-    other = models.build_segmentation_network(
-        SegmentationTrainingSettings(filters=(2, 3, 4, 6), patch_voxels=8)
-    )
+    other = models.build_segmentation_network(SegmentationTrainingSettings(filters=(2, 4), patch_voxels=8))
     with pytest.raises(ValueError, match=f"{directory}: expected a network of {other.count_params()} param"):
         models.take_over_weights(other, directory)

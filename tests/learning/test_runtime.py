@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from utils.learning import runtime
+from utils.settings import RunSettings
 
 
 @pytest.fixture
@@ -175,10 +176,93 @@ def test_tf_config_goes_before_slurm(slurm, monkeypatch):
     assert resolver.cluster_spec().as_dict() == {"worker": ["a:1", "b:2"]} and resolver.task_id == 1
 
 
+TWO = {"worker": ["a:1", "b:2"]}
+CHIEF = {"chief": ["c:1"], **TWO}
+WHOLE, ADDRESSES = "an object with 'cluster' and 'task'", "lists of addresses by task type in 'cluster'"
+TYPES, INDEX = "workers and at most one chief in 'cluster'", "an index from 0 to 1 in 'task'"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "found"),
+    [
+        ("{worker", "JSON", "{worker"),
+        ("[1]", WHOLE, "[1]"),
+        ('"a:1"', WHOLE, '"a:1"'),
+        ({"task": {"type": "worker", "index": 0}}, WHOLE, '{"task": {'),
+        ({"cluster": TWO}, WHOLE, '{"cluster": {'),
+        ({"cluster": ["a:1", "b:2"], "task": {}}, ADDRESSES, '["a:1", "b:2"]'),
+        ({"cluster": {}, "task": {}}, ADDRESSES, "{}"),
+        ({"cluster": {"worker": "a:1"}, "task": {}}, ADDRESSES, '{"worker": "a:1"}'),
+        ({"cluster": {"worker": []}, "task": {}}, ADDRESSES, '{"worker": []}'),
+        ({"cluster": {"worker": ["a:1", 2]}, "task": {}}, ADDRESSES, '{"worker": ["a:1", 2]}'),
+        ({"cluster": {"ps": ["a:1"], **TWO}, "task": {}}, TYPES, '{"ps": ["a:1"], "worker": ['),
+        ({"cluster": {"chief": ["a:1", "b:2"]}, "task": {}}, TYPES, '{"chief": ["a:1", "b:2"]}'),
+        ({"cluster": TWO, "task": ["worker", 0]}, "the type worker in 'task'", '["worker", 0]'),
+        ({"cluster": TWO, "task": {"index": 0}}, "the type worker in 'task'", '{"index": 0}'),
+        ({"cluster": TWO, "task": {"type": [], "index": 0}}, "the type worker in 'task'", '{"type": []'),
+        ({"cluster": TWO, "task": {"type": "ps", "index": 0}}, "the type worker in 'task'", '{"type": "ps"'),
+        ({"cluster": CHIEF, "task": {"type": "ps"}}, "the type chief or worker in 'task'", '{"type": "ps"}'),
+        ({"cluster": TWO, "task": {"type": "worker"}}, INDEX, '{"type": "worker"}'),
+        ({"cluster": TWO, "task": {"type": "worker", "index": 2}}, INDEX, '{"type": "worker", "index": 2}'),
+        ({"cluster": TWO, "task": {"type": "worker", "index": -1}}, INDEX, '{"type": "worker", "index": -1}'),
+        (
+            {"cluster": TWO, "task": {"type": "worker", "index": True}},
+            INDEX,
+            '{"type": "worker", "index": true}',
+        ),
+    ],
+)
+@pytest.mark.parametrize("replicas", ["auto", "workers"])
+def test_a_malformed_tf_config_is_one_line_with_status_2(
+    monkeypatch, capsys, replicas, text, expected, found
+):
+    text = text if isinstance(text, str) else json.dumps(text)
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(SystemExit) as end:
+        runtime.start_runtime(RunSettings(device="cpu", replicas=replicas), "small")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert line.startswith(f"TF_CONFIG: expected {expected}, found {found}")
+
+
+def test_a_malformed_tf_config_does_not_matter_where_no_cluster_is_looked_for():
+    assert runtime.cluster_resolver({"TF_CONFIG": "["}, "one") is None
+
+
+@pytest.mark.parametrize("index", [1, "1"])  # the text is what a shell script easily makes of it
+def test_an_index_may_be_text(monkeypatch, index):
+    config = {"cluster": TWO, "task": {"type": "worker", "index": index}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert runtime.cluster_resolver({"TF_CONFIG": json.dumps(config)}, "auto").task_id == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "is_chief"), [(("chief", 0), True), (("worker", 0), False), (("worker", 1), False)]
+)
+def test_where_there_is_a_chief_the_first_worker_is_none(task, is_chief):
+    cluster = tf.train.ClusterSpec(CHIEF)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        cluster, task_type=task[0], task_id=task[1]
+    )
+    strategy = SimpleNamespace(cluster_resolver=resolver)
+    assert runtime.Runtime("cpu", strategy, "float32").is_chief == is_chief
+
+
+def test_the_first_worker_is_the_chief_where_no_other_is_and_a_process_alone_always():
+    for number, is_chief in ((0, True), (1, False)):
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec(TWO), task_type="worker", task_id=number
+        )
+        strategy = SimpleNamespace(cluster_resolver=resolver)
+        assert runtime.Runtime("cpu", strategy, "float32").is_chief == is_chief
+    assert runtime.Runtime("cpu", tf.distribute.get_strategy(), "float32").is_chief
+
+
 @pytest.mark.parametrize(
     "environment",
     [
         {},
+        {"TF_CONFIG": "{}"},
         {"TF_CONFIG": ""},
         {"TF_CONFIG": json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})},
         {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # in a batch script, outside of srun

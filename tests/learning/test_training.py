@@ -203,7 +203,7 @@ def test_a_training_in_half_precision_leaves_a_network_that_computes_in_float32(
     saved = keras.models.load_model(directory / "best.keras", compile=False)
     model = models.load_model(directory)[0]
     x = np.random.default_rng(0).normal(size=(1, 16, 16, 16, 2)).astype("float32")
-    half, whole = (network.get_layer("encoder_0_0_conv").compute_dtype for network in (saved, model))
+    half, whole = (network.get_layer("encoder_1_0_conv").compute_dtype for network in (saved, model))
     assert (half, whole) == ("bfloat16", "float32")
     assert all(weight.dtype == "float32" for weight in model.weights)
     # The same weights; rounded to 8 bits on the way in one of them.
@@ -320,7 +320,7 @@ def test_a_network_to_start_from_that_is_not_there_claims_no_directory(tmp_path,
     write(tmp_path)
     assert train(settings(tmp_path, start_from=tmp_path / "none")) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'none' / 'best.keras'}: expected a trained network")
+    assert said.startswith(f"error: {tmp_path / 'none' / 'best.weights.h5'}: expected a trained network")
     assert not (tmp_path / "models").exists()
 
 

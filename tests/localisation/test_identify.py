@@ -213,7 +213,7 @@ def test_fixed_levels_serve_without_any_network():
 
 
 @pytest.mark.parametrize(
-    ("fix", "said"),
+    ("fix", "message"),
     [
         (["T12"], "Expected place=level"),
         (["0=T12"], "Expected place=level"),
@@ -222,8 +222,8 @@ def test_fixed_levels_serve_without_any_network():
         (["1=T1", "1=T2"], "Expected one level for vertebra 1"),
     ],
 )
-def test_wrong_fixes_are_named(fix, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_fixes_are_named(fix, message):
+    with pytest.raises(ValueError, match=message):
         parse_fixed(fix)
 
 

@@ -5,42 +5,23 @@ Run by test_interface.py from the folder ML_3D_Unet, or with --project from the 
     python interface_code.py FOLDER [--project]
 """
 
+# ruff: noqa: F403, F405
+
 import sys
 
-import numpy as np
 import tensorflow as tf
 
 if "--project" in sys.argv:
     sys.path.insert(0, ".")
     from ML_3D_Unet.utils.kd import Trainer_KD
-    from ML_3D_Unet.utils.layers import (
-        ConvBlock,
-        DecoderBlock,
-        DeconvBlock,
-        DownsampleBlock,
-        EncoderBlock,
-        Unet3D,
-        Unet3D_layer,
-        UpsampleBlock,
-        create_unet3d_class,
-    )
-    from ML_3D_Unet.utils.layers_func import create_unet3d
+    from ML_3D_Unet.utils.layers import *
+    from ML_3D_Unet.utils.layers_func import *
     from ML_3D_Unet.utils.train import Trainer
 else:
     sys.path.insert(0, "")
     from utils.kd import Trainer_KD
-    from utils.layers import (
-        ConvBlock,
-        DecoderBlock,
-        DeconvBlock,
-        DownsampleBlock,
-        EncoderBlock,
-        Unet3D,
-        Unet3D_layer,
-        UpsampleBlock,
-        create_unet3d_class,
-    )
-    from utils.layers_func import create_unet3d
+    from utils.layers import *
+    from utils.layers_func import *
     from utils.train import Trainer
 
 FOLDER = sys.argv[1]
@@ -64,19 +45,14 @@ print("layers:", all(issubclass(layer, tf.keras.layers.Layer) for layer in (
 
 teacher = create_unet3d(n_filters=[4, 4, 8, 8], **ARGUMENTS)
 student = create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS)
+inputs = Input(shape=ARGUMENTS["input_shape"])
+unet = Unet3D_layer(2, [2, 2, 4, 4], [3, 3, 3], "same", "max", "batch_norm", [0], True, "relu", 4)
+print("as layer:", Model(inputs=inputs, outputs=unet(inputs)).count_params() == student.count_params())
 print("outputs:", teacher.output_shape, student.output_shape)
 
 
-def loss_fn(y_true, y_pred):
-    return tf.reduce_mean(tf.keras.losses.binary_crossentropy(y_true, y_pred), axis=[1, 2, 3])
-
-
-def accuracy_fn(y_true, y_pred):
-    return tf.reduce_mean(tf.cast(tf.equal(y_true > 0.5, y_pred > 0.5), tf.float32), axis=[1, 2, 3, 4])
-
-
-def distillation_fn(teacher_soft, student_soft):
-    return tf.reduce_mean(tf.square(teacher_soft - student_soft), axis=[1, 2, 3, 4])
+loss_fn = tf.keras.losses.binary_crossentropy
+accuracy_fn = tf.keras.metrics.binary_accuracy
 
 
 def dataset(count, seed):
@@ -85,13 +61,13 @@ def dataset(count, seed):
 
 
 strategy = tf.distribute.get_strategy()
-train_ds = strategy.experimental_distribute_dataset(dataset(4, 0))
-valid_ds = strategy.experimental_distribute_dataset(dataset(2, 1))
+train_ds = strategy.experimental_distribute_dataset(dataset(4, 0).repeat())
+valid_ds = strategy.experimental_distribute_dataset(dataset(2, 1).repeat())
 sizes = {"train_size": 4, "validation_size": 2}
 
+model = create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS)
+trainer = Trainer(model, tf.keras.optimizers.Adam, 1e-3, f"{FOLDER}/alone")
 for epochs in (2, 4, 4):
-    model = create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS)
-    trainer = Trainer(model=model, optimizer=None, learning_rate=1e-3, model_dir=f"{FOLDER}/alone")
     trainer.train(
         train_ds=train_ds,
         valid_ds=valid_ds,
@@ -103,26 +79,24 @@ for epochs in (2, 4, 4):
         save_step=1,
     )
 
-for epochs in (1, 2):
-    trainer = Trainer_KD(
-        student_model=create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS),
-        teacher_model=create_unet3d(n_filters=[4, 4, 8, 8], **ARGUMENTS),
-        temperature=2,
-        optimizer=tf.keras.optimizers.Adam(1e-3),
-        learning_rate=1e-3,
-        model_dir=f"{FOLDER}/distilled",
-    )
-    trainer.train(
-        train_ds=train_ds,
-        valid_ds=valid_ds,
-        **sizes,
-        loss_fn=loss_fn,
-        accuracy_fn=accuracy_fn,
-        distillation_fn=distillation_fn,
-        BATCH_SIZE=BATCH_SIZE,
-        EPOCHS=epochs,
-        save_step=1,
-    )
+trainer = Trainer_KD(
+    create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS),
+    create_unet3d(n_filters=[4, 4, 8, 8], **ARGUMENTS),
+    10,
+    tf.keras.optimizers.Adam,
+    1e-3,
+    f"{FOLDER}/distilled",
+)
+trainer.train(
+    train_ds=train_ds,
+    valid_ds=valid_ds,
+    **sizes,
+    loss_fn=loss_fn,
+    accuracy_fn=accuracy_fn,
+    BATCH_SIZE=BATCH_SIZE,
+    EPOCHS=3,
+    save_step=1,
+)
 
 saved = tf.keras.models.load_model(f"{FOLDER}/distilled/best.keras")
 print("saved:", saved.output_shape, saved.count_params() == student.count_params())

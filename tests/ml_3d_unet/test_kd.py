@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ML_3D_Unet.utils.kd import DistillingTrainer, Trainer_KD, softened
+from ML_3D_Unet.utils.kd import DistillingTrainer, Trainer_KD, divergence, softened
 from ML_3D_Unet.utils.layers import create_unet3d_class
 from ML_3D_Unet.utils.layers_func import create_unet3d
 from tests.ml_3d_unet.test_run_options import Broken
@@ -80,6 +80,31 @@ def test_teacher_comes_first_and_a_scalar_counts_for_every_example(tmp_path):
 
     _, (row,) = distil(tmp_path, distillation_fn=signed_mean, distill_on="logits", distillation_weight=1.0)
     assert row["loss"] == pytest.approx(1.5)
+
+
+def test_divergence_by_hand():
+    teacher, student = np.array([[0.25], [0.5]]), np.array([[0.5], [0.5]])
+    expected = [0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5), 0.0]
+    np.testing.assert_allclose(divergence(tf.constant(teacher), tf.constant(student)), expected, atol=1e-6)
+    both = (np.concatenate([p, 1 - p], axis=-1) for p in (teacher, student))
+    np.testing.assert_allclose(divergence(*map(tf.constant, both)), expected, atol=1e-6)
+
+
+def test_without_a_function_probabilities_are_compared_by_their_divergence(tmp_path):
+    trainer = DistillingTrainer(
+        make_model(0.5), make_model(2.0), "sgd", 0.0, tmp_path, temperature=2.0, distillation_weight=1.0
+    )
+    (row,) = trainer.train(pairs(count=1), loss_fn=hard_loss)
+    t, s = sigmoid(1.0), sigmoid(0.25)
+    assert row["loss"] == pytest.approx(t * np.log(t / s) + (1 - t) * np.log((1 - t) / (1 - s)), rel=1e-4)
+
+
+def test_values_of_more_axes_are_averaged_over_the_example(tmp_path):
+    def twice(teacher, student):
+        return tf.stack([teacher - student, 3.0 * (teacher - student)], axis=-1)
+
+    _, (row,) = distil(tmp_path, distillation_fn=twice, distill_on="logits", distillation_weight=1.0)
+    assert row["loss"] == pytest.approx(2 * 1.5)
 
 
 def test_validation_is_against_the_labels_alone(tmp_path):
@@ -162,6 +187,18 @@ def test_the_student_learns_from_the_best_teacher(tmp_path):
     assert weight_of(trainer.teacher_model) == best < last
 
 
+def test_the_student_learns_from_the_best_teacher_saved_as_weights(tmp_path):
+    # Rate −1 makes the teacher worse with every epoch, so its best is that of the first.
+    trainer = three(tmp_path, learning_rate=-1.0, model_suffix=".weights.h5")
+    train(trainer, epochs=2)
+    folder, model = tmp_path / "run_teacher_scratch", make_model(0.0)
+    model.load_weights(folder / "best.weights.h5")
+    best = weight_of(model)
+    model.load_weights(folder / "last.weights.h5")
+    assert weight_of(trainer.teacher_model) == best < weight_of(model)
+    assert not list(tmp_path.glob("*/*.keras"))
+
+
 def test_an_optimizer_is_made_anew_for_each(tmp_path):
     mine = keras.optimizers.SGD(0.1, momentum=0.5)
     trainer = three(tmp_path, optimizer=mine)
@@ -240,7 +277,14 @@ def test_wrong_arguments_say_what_was_expected(tmp_path, arguments, message):
         three(tmp_path, **arguments)
 
 
-def test_a_distillation_function_is_needed(tmp_path):
+@pytest.mark.parametrize("wrong", [3, "kl_divergence"])
+def test_a_distillation_function_must_be_one(tmp_path, wrong):
+    with pytest.raises(ValueError, match=rf"Expected distillation_fn\(.*\), received {wrong!r}"):
+        three(tmp_path).train(pairs, loss_fn=hard_loss, distillation_fn=wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_need_a_distillation_function(tmp_path):
     with pytest.raises(ValueError, match=r"Expected distillation_fn\(teacher, student\), received None"):
-        three(tmp_path).train(pairs, loss_fn=hard_loss)
+        three(tmp_path, distill_on="logits").train(pairs, loss_fn=hard_loss)
     assert not list(tmp_path.iterdir())

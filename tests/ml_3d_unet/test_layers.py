@@ -120,36 +120,37 @@ def test_downsample_block_by_hand(pooling, expected):
 
 def test_deconv_block_by_hand():
     one = np.full((1, 1, 1, 1, 1), 3.0, "float32")
-    np.testing.assert_array_equal(layers.DeconvBlock()(one), np.full((1, 2, 2, 2, 1), 3.0))
-    transposed = layers.DeconvBlock(upsampling=False, n_filters=2, activation=None)
+    transposed = layers.DeconvBlock(n_filters=2, activation=None)
     transposed.build(one.shape)
     set_kernels(transposed, 2.0)
     np.testing.assert_array_equal(transposed(one), np.full((1, 2, 2, 2, 2), 6.0))
 
 
-def test_upsample_block_joins_the_level_named_by_depth():
-    block = layers.UpsampleBlock(n_convs=1, n_filters=1, ksize=1, depth=1)
+def test_upsample_block_by_hand():
+    block = layers.UpsampleBlock(n_convs=1, n_filters=1, ksize=1)
     below = np.full((1, 1, 1, 1, 1), 10.0, "float32")
-    skips = {"0": below, "1": CUBE}
-    block.build({name: skip.shape for name, skip in skips.items()}, below.shape)
+    block.build(below.shape, CUBE.shape)
     set_kernels(block)
-    np.testing.assert_array_equal(block(skips, below), CUBE + 10)
+    np.testing.assert_array_equal(block(below, CUBE), CUBE + 10)
+
+
+@pytest.mark.parametrize("upsampling", [True, False])
+def test_upsample_block_doubles_as_often_as_its_skip_asks_for(upsampling):
+    block = layers.UpsampleBlock(n_convs=1, n_filters=1, ksize=1, upsampling=upsampling)
+    below, skip = np.full((1, 1, 1, 1, 1), 10.0, "float32"), np.ones((1, 4, 4, 4, 1), "float32")
+    block.build(below.shape, skip.shape)
+    set_kernels(block)
+    np.testing.assert_array_equal(block(below, skip), np.full((1, 4, 4, 4, 1), 11.0))
 
 
 def test_encoder_and_decoder_can_be_put_together_by_hand():
     x = np.zeros((1, 8, 8, 8, 1), "float32")
     encoder = layers.EncoderBlock(n_convs=1, n_filters=[2, 4, 8])
-    skips, below = encoder(x)
-    assert {level: skip.shape[1:] for level, skip in skips.items()} == {"0": (8, 8, 8, 2), "1": (4, 4, 4, 4)}
+    below, skips = encoder(x)
+    assert {level: skip.shape[1:] for level, skip in skips.items()} == {"1": (8, 8, 8, 2), "2": (4, 4, 4, 4)}
     assert below.shape == (1, 2, 2, 2, 8)
-    assert encoder.shapes(x.shape) == ({"0": (1, 8, 8, 8, 2), "1": (1, 4, 4, 4, 4)}, (1, 2, 2, 2, 8))
-    assert layers.DecoderBlock(n_convs=1, n_filters=[2, 4, 8])(skips, below).shape == (1, 8, 8, 8, 2)
-
-
-def test_upsample_block_names_the_levels_there_are():
-    x = np.zeros((1, 2, 2, 2, 1), "float32")
-    with pytest.raises(ValueError, match=r"levels \['0', '1'\] .* received 2"):
-        layers.UpsampleBlock(depth=2)({"0": x, "1": x}, x)
+    assert encoder.shapes(x.shape) == ((1, 2, 2, 2, 8), {"1": (1, 8, 8, 8, 2), "2": (1, 4, 4, 4, 4)})
+    assert layers.DecoderBlock(n_convs=1, n_filters=[2, 4, 8])(below, skips).shape == (1, 8, 8, 8, 2)
 
 
 # ---------------------------------------------------------------- configurations and files
@@ -161,7 +162,7 @@ def test_upsample_block_names_the_levels_there_are():
         layers.ConvBlock(3, 5, (3, 1, 3), norm="batch_norm", activation="elu", norm_momentum=0.9, name="a"),
         layers.DownsampleBlock(1, 4, pooling="avg", dropout=0.2, name="b"),
         layers.EncoderBlock(1, [2, 4], ksize=[[3, 3, 1], [1, 1, 3]], dropout=[0.1], depth=2),
-        layers.DeconvBlock(False, 4, "batch_norm", keras.activations.gelu),
+        layers.DeconvBlock(4, "same", "batch_norm", keras.activations.gelu, depth=1, id=3),
         layers.UpsampleBlock(2, 4, dropout=0.1, depth=1, upsampling=False, norm_synchronized=True),
         layers.DecoderBlock(1, (2, 4), use_bias=False),
         layers.UnetLogits(2, False, n_filters=[2, 4], pooling="avg"),

@@ -57,7 +57,7 @@ def test_transposed_convolutions_have_weights_and_are_normalised():
     transposed = create_unet3d((4, 4, 4, 1), upsampling=False, **shared)
     # 8 taps from 4 to 2 filters with bias and normalisation; the next convolution has 2 channels fewer.
     assert transposed.count_params() - repeated.count_params() == (8 * 4 * 2 + 2 + 4 * 2) - 27 * 2 * 2
-    assert kinds(transposed, "decoder_0_up") == ["Conv3DTranspose", "BatchNormalization", "Activation"]
+    assert kinds(transposed, "decoder_1_up") == ["Conv3DTranspose", "BatchNormalization", "Activation"]
     assert transposed.output_shape == (None, 4, 4, 4, 1)
 
 
@@ -65,9 +65,9 @@ def test_order_of_layers_and_place_of_dropout():
     model = create_unet3d((4, 4, 4, 1), n_convs=1, n_filters=[2, 4], norm="batch_norm", dropout=0.5)
     block = ["Conv3D", "BatchNormalization", "Activation"]
     assert kinds(model, "stem") == block
-    assert kinds(model, "encoder_0") == [*block, "MaxPooling3D", "Dropout"]
-    assert kinds(model, "encoder_1") == block
-    assert kinds(model, "decoder_0") == ["UpSampling3D", "Concatenate", "Dropout", *block]
+    assert kinds(model, "encoder_1") == [*block, "MaxPooling3D", "Dropout"]
+    assert kinds(model, "encoder_2") == block
+    assert kinds(model, "decoder_1") == ["UpSampling3D", "Concatenate", "Dropout", *block]
     assert [layer.name for layer in model.layers[-2:]] == ["last_logits", "output"]
 
 
@@ -109,7 +109,7 @@ def test_last_layers_stay_in_float32_under_mixed_precision():
     finally:
         keras.mixed_precision.set_dtype_policy("float32")
     dtypes = {layer.name: layer.compute_dtype for layer in model.layers}
-    assert dtypes["decoder_0_0_conv"] == "bfloat16"
+    assert dtypes["decoder_1_0_conv"] == "bfloat16"
     assert dtypes["last_logits"] == dtypes["output"] == "float32"
     assert model(np.zeros((1, 4, 4, 4, 1))).dtype == "float32"
 
@@ -135,7 +135,7 @@ def test_downsample_block_gives_what_is_joined_and_what_goes_down(pooling, expec
 
 def test_upsample_block_joins_the_level_named_by_depth():
     skip, below = keras.Input((2, 2, 2, 1)), keras.Input((1, 1, 1, 1))
-    out = upsample_block({"0": below, "1": skip}, below, n_convs=1, n_filters=1, ksize=1, depth=1)
+    out = upsample_block({"1": skip, "2": below}, below, n_convs=1, n_filters=1, ksize=1, depth=1)
     model = keras.Model([skip, below], out)
     set_kernels(model)
     np.testing.assert_array_equal(model([CUBE, np.full((1, 1, 1, 1, 1), 10.0)]), CUBE + 10)
@@ -151,7 +151,7 @@ def test_n_conv_block_repeats_the_convolution():
 def test_encoder_and_decoder_can_be_put_together_by_hand():
     inputs = keras.Input((8, 8, 8, 1))
     skips, below = encoder_unet3d(inputs, n_convs=1, n_filters=[2, 4, 8])
-    assert {level: skip.shape[1:] for level, skip in skips.items()} == {"0": (8, 8, 8, 2), "1": (4, 4, 4, 4)}
+    assert {level: skip.shape[1:] for level, skip in skips.items()} == {"1": (8, 8, 8, 2), "2": (4, 4, 4, 4)}
     assert below.shape == (None, 2, 2, 2, 8)
     assert decoder_unet3d(skips, below, n_convs=1, n_filters=[2, 4, 8]).shape == (None, 8, 8, 8, 2)
 
@@ -184,9 +184,9 @@ def test_kernels_a_level_reach_their_levels():
     }
     assert found == {
         "stem_0_conv": (3, 3, 1),
-        "encoder_0_0_conv": (3, 3, 1),
-        "encoder_1_0_conv": (1, 1, 3),
-        "decoder_0_0_conv": (3, 3, 1),
+        "encoder_1_0_conv": (3, 3, 1),
+        "encoder_2_0_conv": (1, 1, 3),
+        "decoder_1_0_conv": (3, 3, 1),
         "last_logits": (1, 1, 1),
     }
 
@@ -238,8 +238,8 @@ def test_wrong_arguments_say_what_was_expected(arguments, message):
 
 def test_upsample_block_names_the_levels_there_are():
     x = keras.Input((2, 2, 2, 1))
-    with pytest.raises(ValueError, match=r"levels \['0', '1'\] .* received 2"):
-        upsample_block({"0": x, "1": x}, x, depth=2)
+    with pytest.raises(ValueError, match=r"levels \['1', '2'\] .* received 3"):
+        upsample_block({"1": x, "2": x}, x, depth=3)
 
 
 def test_imports_from_its_own_folder_and_needs_nothing_of_the_project():

@@ -1,6 +1,7 @@
 """Anatomical labels in a run of the inference, labels changed later, and the fitted temperature."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
@@ -68,7 +69,8 @@ def no_starter_weights(monkeypatch, tmp_path):
 def labelled(fake, monkeypatch, tmp_path):  # noqa: F811
     """The fake networks with a labelling network that gives `RANKS`."""
     (tmp_path / "labelling").mkdir()
-    (tmp_path / "labelling" / "best.keras").write_text("scripted")
+    (tmp_path / "labelling" / "best.weights.h5").write_text("scripted")
+    (tmp_path / "labelling" / "settings.json").write_text("{}")
     predict._networks_of_process.cache_clear()
     monkeypatch.setattr(predict, "load_levels", lambda directory: levels_that_give(RANKS))
     yield {"labelling_model": tmp_path / "labelling"}
@@ -97,7 +99,8 @@ def test_with_a_labelling_network_vertebrae_get_their_levels(tmp_path, labelled,
     assert all(0.9 < float(row["label_probability"]) <= 1 for row in rows)
     assert {float(row["complete_probability"]) for row in rows} == {round(1 / (1 + np.exp(-2.0)), 4)}
     record = json.loads(mask_path(out, "sub-a").with_name("sub-a_settings.json").read_text())
-    assert record["networks"]["labelling"]["bytes"] == len("scripted")
+    digest = hashlib.sha256(b"scripted").hexdigest()
+    assert record["networks"]["labelling"]["weights_sha256"] == digest
     assert infer(settings_for(scan, output=out, **labelled)) == 0
     assert "sub-a: already predicted" in capsys.readouterr().out
 
@@ -308,7 +311,7 @@ def test_networks_of_a_work_folder_are_used_when_both_are_there(tmp_path, monkey
     for name in ("segmentation", "heatmap"):
         directory = tmp_path / "models" / name
         directory.mkdir(parents=True)
-        (directory / "best.keras").touch()
+        (directory / "best.weights.h5").touch()
         if name == "segmentation":
             assert trained_networks(settings) is None
     monkeypatch.setattr(calibration, "load_networks", lambda settings: FakeNetworks().networks())

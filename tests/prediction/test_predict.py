@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -237,6 +238,109 @@ def test_a_rerun_does_only_what_is_not_done(tmp_path, fake, capsys):
     write_column(scan, "PIR")  # another scan of the same name
     assert infer(settings_for(scan, output=out, first_label="L1")) == 0
     assert fake.patches == 4 * calls
+
+
+# What a prediction is known by
+
+
+def changed_under_its_time(scan: Path) -> None:
+    """Change voxels of an uncompressed scan; path, size and time of change stay."""
+    before = scan.stat()
+    with scan.open("r+b") as stream:
+        stream.seek(-2000, 2)
+        stream.write(bytes(2000))
+    os.utime(scan, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = scan.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_a_touched_copied_or_moved_scan_is_not_predicted_again(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    calls = fake.patches
+    os.utime(scan, ns=(1, 1))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "moved").mkdir()
+    copy = Path(shutil.copy(scan, tmp_path / "copy"))
+    for place in (scan, copy, tmp_path / "moved" / scan.name):
+        if not place.exists():
+            scan.rename(place)
+        assert infer(settings_for(place, output=out)) == 0
+        assert fake.patches == calls and "sub-a: already predicted" in capsys.readouterr().out
+
+
+def test_a_scan_of_another_content_is_predicted_again_whatever_its_size_and_time_say(tmp_path, fake):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    calls = fake.patches
+    changed_under_its_time(scan)
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 2 * calls
+
+
+def test_a_scan_that_changes_while_it_is_read_is_predicted_again(tmp_path, fake, monkeypatch):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii"), tmp_path / "out"
+    read = predict.read_scan
+
+    def read_and_change(path, series=()):
+        ct = read(path, series)
+        changed_under_its_time(scan)
+        return ct
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "read_scan", read_and_change)
+        assert infer(settings_for(scan, output=out)) == 0
+    calls = fake.patches
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 2 * calls
+
+
+def test_a_prediction_that_holds_no_hash_of_its_scan_is_made_again(tmp_path, fake, capsys):
+    """Earlier versions kept path, size and time alone, which do not say what was read."""
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    calls, path = fake.patches, mask_path(out, "sub-a").with_name("sub-a_settings.json")
+    stat = scan.stat()
+    older = {"path": str(scan), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "scan": older}))
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="L1")) == 1
+    assert f"{scan}: expected the scan that the prediction in {out} is of" in capsys.readouterr().err
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 2 * calls
+    path.write_text("[]")
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 3 * calls
+
+
+def test_files_of_an_older_prediction_do_not_stay_beside_a_new_one(tmp_path, fake):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    every = {"trace": True, "formats": ("seg.nrrd", "itksnap")}
+    assert infer(settings_for(scan, output=out, **every)) == 0
+    usual = {"_seg-vb_ctd.json", "_seg-vert_msk.nii.gz", "_seg-vert_snp.png"}
+    usual |= {"_settings.json", "_vertebrae.csv", "_quality.json"}
+    optional = {"_trace.jsonl", "_seg-vert_msk.seg.nrrd", "_labels.txt"}
+
+    def ends() -> set[str]:
+        return {path.name.removeprefix("sub-a") for path in mask_path(out, "sub-a").parent.iterdir()}
+
+    assert ends() == usual | optional
+    assert infer(settings_for(scan, output=out)) == 0
+    assert ends() == usual
+
+
+def test_the_steps_of_the_walk_stay_where_only_labels_change(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out, trace=True)) == 0
+    trace = mask_path(out, "sub-a").with_name("sub-a_trace.jsonl")
+    before = trace.read_text()
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="L1")) == 0
+    assert trace.read_text() == before
+    capsys.readouterr()
+    assert infer(settings_for(scan, output=out, trace=True, first_label="L1")) == 0
+    assert "sub-a: already predicted" in capsys.readouterr().out
+
+
+# Remarks
 
 
 def test_more_vertebrae_than_labels_is_a_warning(tmp_path, fake, capsys):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from tests.imaging.dicom_series import write_series
 from utils.imaging.volume import Volume
-from utils.prediction.scans import find_scans, scan_identity
+from utils.prediction.scans import find_scans
 
 # Files
 
@@ -126,25 +125,3 @@ def test_broken_dicom_files_are_bad(tmp_path):
     found = find_scans([tmp_path])
     assert len(found.scans) == 1 and len(found.scans[0].series) == len(files)
     assert [line.partition(":")[0] for line in found.bad] == [str(tmp_path / "text.dcm")]
-
-
-# Identity
-
-
-def test_a_series_is_another_one_when_any_file_changes(tmp_path):
-    files = write_series(tmp_path, ct())
-    (scan,) = find_scans([tmp_path]).scans
-    before = scan_identity(scan)
-    assert before == scan_identity(scan) and before["files"] == 10
-    assert before["bytes"] == sum(file.stat().st_size for file in files)
-    os.utime(files[4], ns=(1, 1))
-    assert scan_identity(scan) != before
-
-
-def test_the_voxels_beside_a_header_count(tmp_path):
-    (tmp_path / "a.raw").write_bytes(bytes(8))
-    (tmp_path / "a.mhd").write_text("ObjectType = Image\nElementDataFile = a.raw\n")
-    (scan,) = find_scans([tmp_path]).scans
-    before = scan_identity(scan)
-    (tmp_path / "a.raw").write_bytes(bytes(9))
-    assert before["files"] == 2 and scan_identity(scan) != before

@@ -58,9 +58,11 @@ def test_what_is_shipped_is_small_whole_and_speaks_of_no_machine():
     files = [path for path in STARTER_DIR.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8 * 10**6
     for name in NETWORKS:
-        settings = json.loads((STARTER_DIR / name / "settings.json").read_text())
-        assert (STARTER_DIR / name / "best.keras").is_file()
+        text = (STARTER_DIR / name / "settings.json").read_text()
+        settings = json.loads(text)
+        assert (STARTER_DIR / name / "best.weights.h5").is_file()
         assert not any(isinstance(value, str) and value.startswith("/") for value in settings.values())
+        assert '"/' not in text and "\\\\" not in text  # nor within a list
     card = (STARTER_DIR / "README.md").read_text()
     for needed in ("CC BY-SA 4.0", "CC BY 3.0", "Apache-2.0", "sub-verse014", "clinical", "make starter"):
         assert needed in card, needed

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK
 from matplotlib.image import imread
 
-from tests.imaging.examples import DATA, NO_DATA, two_vertebrae, write_case
+from tests.imaging.examples import DATA, NO_DATA, real_tree, two_vertebrae, write_case
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 from utils.preparation.case_check import check_case
@@ -63,10 +63,10 @@ def report_of(data_dir):
 def test_report_writes_all_and_ends_with_status_1_for_bad_cases(data_dir, capsys):
     before = set(data_dir.rglob("*"))
     assert report_data(DataSettings(data_dir=data_dir, workers=1)) == 1
-    told = capsys.readouterr()
-    assert told.err.splitlines()[-1] == "error: 1 bad cases: sub-b"
-    assert "sub-a_dir-ax: 2 vertebrae (T13 to L1), 0 findings" in told.err
-    assert "expected VerSe labels (0-25 or 28), found 26" in told.out
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == "error: 1 bad cases: sub-b"
+    assert "sub-a_dir-ax: 2 vertebrae (T13 to L1), 0 findings" in printed.err
+    assert "expected VerSe labels (0-25 or 28), found 26" in printed.out
     assert {path.name for path in set(data_dir.rglob("*")) - before} == {"report", *FILES}
     assert report_data(DataSettings(data_dir=data_dir, workers=1, skip_bad=True)) == 0
     # The report itself is no part of the data set.
@@ -113,9 +113,9 @@ def test_a_killed_process_is_a_bad_case(data_dir, monkeypatch):
 
 def test_no_data_set_is_one_line(tmp_path, capsys):
     assert report_data(DataSettings(data_dir=tmp_path / "nowhere")) == 1
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ") and "nowhere" in told.err and told.err.count("\n") == 1
-    assert not told.out and not list(tmp_path.iterdir())
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ") and "nowhere" in printed.err and printed.err.count("\n") == 1
+    assert not printed.out and not list(tmp_path.iterdir())
 
 
 def test_rows_of_cases(data_dir):
@@ -330,8 +330,9 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
 
 
 @pytest.fixture(scope="module")
-def real_report():
-    return data_report(DATA, check_cases(index_cases(DATA), workers=1))
+def real_report(tmp_path_factory):
+    tree = real_tree(tmp_path_factory.mktemp("real"))
+    return data_report(tree, check_cases(index_cases(tree), workers=1))
 
 
 def measured_by_simpleitk(mask_path):

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.imaging.examples import DATA, NO_DATA, save, two_vertebrae, write_case
+from tests.imaging.examples import DATA, NO_DATA, real_tree, save, two_vertebrae, write_case
 from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import transform_points, working_grid
 from utils.imaging.nifti import open_memory_map, read_ct, write_volume
@@ -443,6 +443,18 @@ def test_a_changed_source_is_prepared_again(tmp_path, capsys, kind):
     assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 0
 
 
+def test_a_source_that_changed_under_its_size_and_time_is_prepared_again(tmp_path, capsys):
+    points = write_case(tmp_path / "data", "sub-a01")["centroids"]
+    age(points)
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 1
+    before = points.stat()
+    points.write_bytes(points.read_bytes().replace(b"8.5", b"9.5"))
+    os.utime(points, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert points.stat().st_size == before.st_size
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 1
+    assert prepared_now(prepare_heatmap, heatmap(tmp_path), capsys) == 0
+
+
 def test_a_source_that_was_copied_or_has_nothing_to_do_with_it_is_not_prepared_again(tmp_path, capsys):
     paths = write_case(tmp_path / "data", "sub-a01")
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
@@ -600,7 +612,7 @@ def test_scripts_prepare_the_real_case_and_name_the_incomplete_ones(tmp_path, st
         sys.executable,
         f"pre_processing_{stage}.py",
         "--data-dir",
-        str(DATA),
+        str(real_tree(tmp_path / "data")),
         "--work-dir",
         str(tmp_path),
     ]

@@ -285,7 +285,7 @@ def test_labels_are_always_in_the_field_of_view(seed):
 @pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
 @pytest.mark.parametrize("name", ["sub-verse014", "sub-verse004", "chest", "abdomen"])
 def test_real_masks_give_images_that_show_their_vertebrae(name):
-    mask = read_mask(real(f"**/{name}_seg-vert_msk.nii.gz"))
+    mask = read_mask(real(f"{name}_seg-vert_msk.nii.gz"))
     labels = label_map_of(resample_labels(mask, working_grid(mask.grid, 4.0)).data, 4.0)
     image = drawn_at(labels, 0)
     bone, around = labels.codes > 0, labels.depth == 0

@@ -1,6 +1,7 @@
 """The phantoms on disk: VerSe's tree, names, orientations; reruns."""
 
 import json
+import os
 import re
 from collections import defaultdict
 
@@ -8,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from utils.synthetic.phantom import make_phantom, plan_data_set, plan_variants, write_phantom_data_set
+from utils.synthetic.phantom import make_phantom, plan_data_set, plan_variants, write, write_phantom_data_set
 from utils.synthetic.phantom.record import enter_phantoms
 from utils.synthetic.phantom.variants import VARIANTS, choose_spines, variant_of
 from utils.verse.cases import index_cases, subject_of
@@ -139,6 +140,27 @@ def test_processes_write_what_one_process_writes(data_set, tmp_path):
     found = contents(tmp_path)
     assert len(found) == 7
     assert all(expected[name] == content for name, content in found.items())
+
+
+def die_at_the_second(series, *, data_dir, seed, step_mm):
+    if series.subject == 1:
+        os._exit(1)
+    (data_dir / series.key).write_text(" ".join(os.environ[name] for name in write._THREAD_SETTINGS))
+
+
+def test_a_killed_process_costs_its_own_series_alone(tmp_path, monkeypatch):
+    """What the other processes write is what they may use: one thread a library."""
+    monkeypatch.setattr(write, "_write_series", die_at_the_second)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    first, second, third = plan_data_set((3, 0, 0))
+    ct = re.escape(str(second.paths(tmp_path, 0)["ct"]))
+    with pytest.raises(
+        write.UnwrittenPhantoms, match=f"^{ct}: expected to be written, found a process that was"
+    ):
+        write_phantom_data_set(tmp_path, (3, 0, 0), seed=0, workers=2)
+    assert not (tmp_path / second.key).exists()
+    assert [(tmp_path / series.key).read_text() for series in (first, third)] == ["1 1 1 1"] * 2
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_a_folder_of_another_seed_is_refused(data_set):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.imaging.examples import DATA, NO_DATA, real_tree
 from utils.download.data_set import get_data
 from utils.settings import DataSettings
 from utils.verse.cases import (
@@ -20,7 +21,6 @@ from utils.verse.cases import (
     subjects_in_several_splits,
 )
 
-REAL_DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 TRAINING = "dataset-verse19training"
 
 
@@ -274,9 +274,9 @@ def test_nothing_found_names_the_folder_and_the_split(tmp_path):
         index_cases(tmp_path, split="test")
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="shared/data is not here")
-def test_real_tree():
-    cases = index_cases(REAL_DATA)
+@pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
+def test_real_tree(tmp_path):
+    cases = index_cases(real_tree(tmp_path))
     assert [(case.key, case.split, case.complete, case.missing()) for case in cases] == [
         ("sub-gl003_dir-ax", "training", False, ["CT"]),
         ("sub-verse004", "training", False, ["CT"]),
@@ -408,9 +408,9 @@ def test_nothing_is_missing_of_a_whole_release_nor_where_it_is_not(tmp_path):
     assert series_of_release(own) == {} and missing_of_release(own) == []
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real data (../shared/data) is not here")
-def test_real_tree_is_a_part_of_the_release():
-    cases = index_cases(REAL_DATA)
+@pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
+def test_real_tree_is_a_part_of_the_release(tmp_path):
+    cases = index_cases(real_tree(tmp_path))
     assert [case.year for case in cases] == [2020, 2019, 2019]
     assert [line for line in missing_of_release(cases) if "training" in line] == [
         "training 2019: 2 of 80 series",

@@ -22,6 +22,7 @@ from utils.evaluation.report import markdown_table
 from utils.files import written_whole
 from utils.learning import datasets, models, prepared_data, training
 from utils.learning.losses import vertebra_dice
+from utils.learning.model_files import model_file
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import DistillationSettings, SegmentationTrainingSettings
@@ -35,7 +36,7 @@ _EXPLANATION = """\
 Dice and 95 % surface distance are means over {vertebrae} validation vertebrae, each in a patch centred on it,
 with the vertebrae above it in the memory, thresholded at .5. An empty prediction has Dice 0 and no surface
 distance; the column *empty* counts them. Seconds are the median of {runs} single patches of {edge}³ voxels
-on the {device}, in {precision}. MB is the size of `best.keras`.
+on the {device}, in {precision}. MB is the size of the network's file.
 """
 
 
@@ -134,7 +135,7 @@ def student_table(
     rows = []
     for title, directory in directories.items():
         network = models.load_model(directory)[0]
-        size = (directory / models.MODEL_FILE).stat().st_size / 1e6
+        size = model_file(directory).stat().st_size / 1e6
         facts = {"network": title, "parameters": network.count_params(), "megabytes": size}
         rows.append({**facts, **measured(network, patches, spacing_mm=spacing_mm)})
     return pd.DataFrame(rows)

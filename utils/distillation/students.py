@@ -24,6 +24,7 @@ from ML_3D_Unet.utils.kd import DistillingTrainer
 from ML_3D_Unet.utils.train import Trainer
 from utils.files import sha256_of, written_whole
 from utils.learning import losses, models, panels, training, training_data
+from utils.learning.model_files import MODEL_FILES, has_model, model_file
 from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime, set_seed
 from utils.learning.vertebrae import segmentation_batch_builder
@@ -137,7 +138,7 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     Raises
     ------
     ValueError
-        If the teacher's lack a field.
+        If the teacher's lack a field, or do not go with what is the student's own.
     """
     fields = {field.name: field for field in dataclasses.fields(SegmentationTrainingSettings)}
     # What is None by default may be younger than the teacher.
@@ -151,10 +152,14 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     own = {name: getattr(settings, name) for name in _OWN_SETTINGS}
     later = {name for name in _LATER_SETTINGS if name not in found}
     read = {name: _as_tuple(found.get(name)) for name in fields if name not in {*own, *later}}
-    read["augmentation"] = AugmentationSettings(**{k: _as_tuple(v) for k, v in found["augmentation"].items()})
+    ranges = {name: _as_tuple(value) for name, value in found["augmentation"].items()}
     left_out = tuple(dict.fromkeys([*found.get("exclude", ()), *settings.exclude]))
     changed = {"exclude": left_out, **({} if settings.epochs is None else {"epochs": settings.epochs})}
-    return SegmentationTrainingSettings(**{**read, **own, **changed})
+    try:
+        read["augmentation"] = AugmentationSettings(**ranges)
+        return SegmentationTrainingSettings(**{**read, **own, **changed})
+    except ValueError as error:
+        raise ValueError(f"{teacher_directory(settings) / SETTINGS_FILE}: {error}") from None
 
 
 def _as_tuple(value: Any) -> Any:
@@ -196,7 +201,7 @@ def read_inputs(settings: DistillationSettings, chosen: Runtime) -> Inputs:
         If there is no teacher, or no data of its spacing.
     """
     directory = teacher_directory(settings)
-    if not (directory / models.MODEL_FILE).is_file():
+    if not has_model(directory):
         raise ValueError(
             f"{directory}: expected a trained segmentation network, found none; run train_segmentation.py "
             "first."
@@ -211,7 +216,7 @@ def read_inputs(settings: DistillationSettings, chosen: Runtime) -> Inputs:
     facts |= training_data.segmentation_case_facts(data, held_out, student)
     names = ("distillation_weight", "distillation_voxels")
     teacher_facts = {name: getattr(settings, name) for name in names}
-    teacher_facts["teacher_sha256"] = sha256_of(directory / models.MODEL_FILE)
+    teacher_facts["teacher_sha256"] = sha256_of(model_file(directory))
     return Inputs(student, data, held_out, bad, facts, teacher_facts)
 
 
@@ -293,6 +298,10 @@ def _copy_best(settings: DistillationSettings, students: list[Variant]) -> None:
         return min(validated or [row["loss"] for row in rows])
 
     best = run_directory(settings, min(students, key=lowest_loss))
-    for name in (models.MODEL_FILE, SETTINGS_FILE):
+    copied = (model_file(best).name, SETTINGS_FILE)
+    for name in copied:
         with written_whole(student_directory(settings) / name) as temporary:
             shutil.copyfile(best / name, temporary)
+    # The network of an earlier run, of the other kind, must not stand for this one.
+    for name in {*MODEL_FILES} - {*copied}:
+        (student_directory(settings) / name).unlink(missing_ok=True)

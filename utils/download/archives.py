@@ -92,7 +92,7 @@ def case_members(
 def extract_members(
     members: Sequence[Member], put: Callable[[zipfile.ZipInfo, CaseFile], None], *, name: str
 ) -> list[str]:
-    """Put members to their places; one that is broken, or differs from one already put, is told of."""
+    """Put members to their places; give a line for one that is broken, or differs from one already put."""
     bad: list[str] = []
     checksums: dict[Path, int] = {}
     for member, file in members:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -67,9 +66,6 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
         cases = index_cases(settings.data_dir)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
-        return 1
-    except BrokenProcessPool:
-        print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)

@@ -12,12 +12,12 @@ run knows without a download whether it needs it again.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+
+from utils.files import written_whole
 
 MANIFEST = "manifest.json"
 #: Bytes read or written at once: small beside a file, so that progress moves and Ctrl-C is heard.
@@ -86,26 +86,8 @@ class Manifest:
             "files": [self.files[path] for path in sorted(self.files)],
             "archives": [self.archives[source] for source in sorted(self.archives)],
         }
-        write_whole(self._path, (json.dumps(content, indent=1) + "\n").encode(), durably=True)
-
-
-def write_whole(path: Path, content: bytes, *, durably: bool = False) -> None:
-    """Replace a small file whole; the temporary name is always the same, so that none is left behind.
-
-    `durably` has it on disk before the old one is gone. Without, a power cut may leave it empty.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        if durably:
-            flush_to_disk(file)
-    temporary.replace(path)
-
-
-def flush_to_disk(file: Any) -> None:
-    """Have everything written to an open file on disk, before its final name says that it is whole."""
-    file.flush()
-    os.fsync(file.fileno())
+        with written_whole(self._path, durably=True) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def size_on_disk(path: Path) -> int:

@@ -7,13 +7,11 @@ a part of the very same file; whatever does not add up in the end is thrown away
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
 import json
 import random
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +20,11 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import requests
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
-from utils.download.manifest import CHUNK, size_on_disk, write_whole
-from utils.files import hash_file
+from utils.download.manifest import CHUNK, size_on_disk
+from utils.files import hash_file, written_whole
 
 Result = TypeVar("Result")
 
@@ -82,7 +82,7 @@ class RemoteFile:
     url : str
         Address.
     size : int or None
-        Bytes, None if not told.
+        Bytes, None if not known.
     md5, sha256 : str
         Listed hashes in hexadecimal digits, "" where there is none.
     validator : str
@@ -99,8 +99,8 @@ class RemoteFile:
     @property
     def hashes(self) -> dict[str, str]:
         """The strongest listed hash by the name of its kind; empty where none is listed."""
-        listed = {"sha256": self.sha256.lower(), "md5": self.md5.lower()}
-        return dict([(kind, digits) for kind, digits in listed.items() if digits][:1])
+        known = {"sha256": self.sha256.lower(), "md5": self.md5.lower()}
+        return dict([(kind, digits) for kind, digits in known.items() if digits][:1])
 
     def new_hashes(self) -> dict[str, Any]:
         """Give empty hash objects by their kind: SHA-256, and the kind that is listed."""
@@ -147,7 +147,7 @@ class Client:
         Attempts, delays and time-outs.
     token : str
         Shown with requests for pages, never with those for files; "" for none.
-    say : callable
+    print_line : callable
         Is given lines about long waits.
 
     Attributes
@@ -159,13 +159,13 @@ class Client:
     """
 
     def __init__(
-        self, patience: Patience = PATIENCE, *, token: str = "", say: Callable[[str], None] = print
+        self, patience: Patience = PATIENCE, *, token: str = "", print_line: Callable[[str], None] = print
     ) -> None:
         self.patience = patience
         self._page_headers = {"Authorization": f"Bearer {token}"} if token else None
         self.stop = threading.Event()
         self.answered = False
-        self._say = say
+        self._print_line = print_line
         self._of_thread = threading.local()
 
     def page(self, url: str) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Client:
                 raise _Again("no JSON object")
             return found
 
-        return self._retried(attempt, name="listing", url=url)
+        return self._retry(attempt, name="listing", url=url)
 
     def probe(self, remote: RemoteFile) -> RemoteFile:
         """Ask a server for the size and the version of a file.
@@ -195,7 +195,7 @@ class Client:
         Returns
         -------
         RemoteFile
-            With `size` and `validator` as told; without where the server does not answer such questions.
+            With `size` and `validator` as announced; without where the server does not answer such questions.
 
         Raises
         ------
@@ -214,9 +214,9 @@ class Client:
                     raise
                 return remote
 
-        return self._retried(attempt, name=remote.name, url=remote.url)
+        return self._retry(attempt, name=remote.name, url=remote.url)
 
-    def fetch(self, remote: RemoteFile, part: Path, *, told: Callable[[int], None]) -> str:
+    def fetch(self, remote: RemoteFile, part: Path, *, report_bytes: Callable[[int], None]) -> str:
         """Get a file, or what is missing of it, and check it.
 
         Parameters
@@ -225,7 +225,7 @@ class Client:
             The file.
         part : Path
             Where it grows; its folder is made. What lies there of the same file is used.
-        told : callable
+        report_bytes : callable
             Is given the number of bytes added, or taken back (below 0).
 
         Returns
@@ -243,10 +243,10 @@ class Client:
             If `stop` was set; the part stays.
         """
         part.parent.mkdir(parents=True, exist_ok=True)
-        attempt = partial(self._fetch_once, remote, part, told)
-        return self._retried(attempt, name=remote.name, url=remote.url)
+        attempt = partial(self._fetch_once, remote, part, report_bytes)
+        return self._retry(attempt, name=remote.name, url=remote.url)
 
-    def _fetch_once(self, remote: RemoteFile, part: Path, told: Callable[[int], None]) -> str:
+    def _fetch_once(self, remote: RemoteFile, part: Path, report_bytes: Callable[[int], None]) -> str:
         have = resumable_bytes(remote, part)
         if not have:
             _begin(remote, part)
@@ -254,23 +254,24 @@ class Client:
         hash_file(part, hashes)
         try:
             if remote.size is None or have < remote.size:
-                hashes = self._receive(remote, part, have, hashes, told)
+                hashes = self._receive(remote, part, hashes, report_bytes)
             _check(remote, part, hashes)
         except _Again as again:
             again.gained = size_on_disk(part) - have
             if again.mismatch:
-                told(-size_on_disk(part))
+                report_bytes(-size_on_disk(part))
                 discard(part)
             raise
         return hashes["sha256"].hexdigest()
 
     def _receive(
-        self, remote: RemoteFile, part: Path, have: int, hashes: dict[str, Any], told: Callable[[int], None]
+        self, remote: RemoteFile, part: Path, hashes: dict[str, Any], report_bytes: Callable[[int], None]
     ) -> dict[str, Any]:
         """Add what the server sends to a part; without `Range` it sends the whole file, from the start."""
+        have = size_on_disk(part)
         with self._answer("GET", remote.url, headers=_range_headers(remote, have)) as response:
             if not _continues(response, remote, have):
-                told(-have)
+                report_bytes(-have)
                 have, hashes = 0, remote.new_hashes()
             with part.open("r+b") as file:
                 file.truncate(have)
@@ -279,7 +280,7 @@ class Client:
                     if self.stop.is_set():
                         raise Stopped
                     _add(file, chunk, hashes)
-                    told(len(chunk))
+                    report_bytes(len(chunk))
                     if remote.size is not None and file.tell() > remote.size:
                         raise _Again(f"more than {remote.size} bytes", mismatch=True)
         return hashes
@@ -308,7 +309,9 @@ class Client:
             self._of_thread.session.headers.update(_HEADERS)
         return self._of_thread.session
 
-    def _retried(self, attempt: Callable[[], Result], *, name: str, url: str) -> Result:
+    def _retry(self, attempt: Callable[[], Result], *, name: str, url: str) -> Result:
+        # urllib3's `Retry` ends where a body begins, and most of what fails here is a body that breaks off.
+        # Its waits cannot be ended by `stop`, are not announced, and do not vary once they are the longest.
         failed = mismatches = 0
         while True:
             if self.stop.is_set():
@@ -318,12 +321,12 @@ class Client:
             except _Again as again:
                 failed = 1 if again.gained >= _GAIN else failed + 1
                 mismatches += again.mismatch
-                told = f"{name}: expected {{}} from {url}, found {again} ({failed} attempts)."
+                message = f"{name}: expected {{}} from {url}, found {again} ({failed} attempts)."
                 if mismatches >= self.patience.mismatches:
-                    raise Mismatch(told.format("what is listed")) from None
+                    raise Mismatch(message.format("what is listed")) from None
                 limit = self.patience.attempts if self.answered else self.patience.first_attempts
                 if failed >= limit or again.wait_s > self.patience.longest_retry_after_s:
-                    raise Unreachable(told.format("it whole" if again.gained else "an answer")) from None
+                    raise Unreachable(message.format("it whole" if again.gained else "an answer")) from None
                 self._wait(max(again.wait_s, self._delay(failed)), f"{name}: {again}")
 
     def _delay(self, failed: int) -> float:
@@ -333,7 +336,7 @@ class Client:
 
     def _wait(self, seconds: float, why: str) -> None:
         if seconds >= _LONG_WAIT_S:
-            self._say(f"{why}; goes on in {seconds:.0f} s.")
+            self._print_line(f"{why}; goes on in {seconds:.0f} s.")
         if self.stop.wait(seconds):
             raise Stopped
 
@@ -366,7 +369,8 @@ def _note(remote: RemoteFile) -> dict[str, Any]:
 
 def _begin(remote: RemoteFile, part: Path) -> None:
     discard(part)
-    write_whole(note_of(part), json.dumps(_note(remote)).encode())
+    with written_whole(note_of(part)) as temporary:
+        temporary.write_text(json.dumps(_note(remote)))
     part.touch()
 
 
@@ -406,10 +410,10 @@ def _check(remote: RemoteFile, part: Path, hashes: dict[str, Any]) -> None:
     size = size_on_disk(part)
     if remote.size is not None and size < remote.size:
         raise _Again(f"{size} of {remote.size} bytes")
-    for kind, listed in remote.hashes.items():
+    for kind, expected in remote.hashes.items():
         found = hashes[kind].hexdigest()
-        if found != listed:
-            raise _Again(f"the {kind} {found} instead of {listed}", mismatch=True)
+        if found != expected:
+            raise _Again(f"the {kind} {found} instead of {expected}", mismatch=True)
 
 
 def _check_status(response: requests.Response, url: str) -> None:
@@ -424,12 +428,9 @@ def _check_status(response: requests.Response, url: str) -> None:
 
 def _retry_after(response: requests.Response) -> float:
     """Read `Retry-After`, which is a number of seconds or a date; 0 without a readable one."""
-    told = response.headers.get("Retry-After", "").strip()
-    if told.isdigit():
-        return float(told)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
-    except ValueError:
+        return Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+    except (InvalidHeader, ValueError):
         return 0.0
 
 
@@ -444,5 +445,5 @@ def _reason(error: Exception, patience: Patience) -> str:
         return f"no connection within {patience.connect_s:g} s"
     if isinstance(error, requests.ReadTimeout) or "Read timed out" in text:
         return f"nothing for {patience.read_s:g} s"
-    told = re.search(r"\[Errno -?\d+\] ([^'\")>]+)", text)
-    return told[1] if told else "a broken connection"
+    reason = re.search(r"\[Errno -?\d+\] ([^'\")>]+)", text)
+    return reason[1] if reason else "a broken connection"

@@ -77,11 +77,11 @@ def split_of(folders: Sequence[str]) -> str:
 
 def part_of(folders: Sequence[str]) -> tuple[int | None, str]:
     """Give the part of VerSe, year and split, that the innermost of some folders names, or (None, "")."""
-    named = [CaseFile(Path(), "", "", "", folder) for folder in reversed(folders)]
-    return next(((file.year, file.split) for file in named if file.split), (None, ""))
+    files = [CaseFile(Path(), "", "", "", folder) for folder in reversed(folders)]
+    return next(((file.year, file.split) for file in files if file.split), (None, ""))
 
 
-def listed_file(path: str) -> CaseFile | None:
+def case_file_at(path: str) -> CaseFile | None:
     """Read what a path in the layout of VerSe, relative and with "/", says; None if it is no VerSe file."""
     *folders, name = path.split("/")
     return parse_case_file(Path(name), folders)

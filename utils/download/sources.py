@@ -11,13 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.download.archives import place_of
-from utils.download.manifest import Manifest, flush_to_disk, size_on_disk
+from utils.download.manifest import Manifest, size_on_disk
 from utils.download.osf import BAR_DELAY_S, NODES, TOKEN_VARIABLE, Pages, list_files
 from utils.download.remote import PATIENCE, Client, Patience, RemoteFile, note_of
-from utils.download.selection import Selection, listed_file, split_of, with_year
-from utils.download.transfer import PAGES_FOLDER, Job, Run, alone_in, check_room, say, tidy, work
+from utils.download.selection import Selection, case_file_at, split_of, with_year
+from utils.download.transfer import PAGES_FOLDER, Job, Run, alone_in, check_room, print_line, tidy, work
 from utils.download.unpacking import archive_jobs
-from utils.files import hash_file, sha256_of
+from utils.files import flush_to_disk, hash_file, sha256_of
 from utils.settings import DataSettings
 from utils.verse.cases import SPLITS, parse_case_file
 
@@ -57,7 +57,7 @@ def _run(settings: DataSettings, plan: Callable[[Run], list[Job]], patience: Pat
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with alone_in(settings.data_dir):
         manifest = Manifest(settings.data_dir)
-        client = Client(patience, token=os.environ.get(TOKEN_VARIABLE, ""), say=say)
+        client = Client(patience, token=os.environ.get(TOKEN_VARIABLE, ""), print_line=print_line)
         run = Run(settings, client, manifest, Selection.of(settings))
         if settings.verify:
             years = {2000 + int(year) for year in _years(settings)}
@@ -69,7 +69,7 @@ def _run(settings: DataSettings, plan: Callable[[Run], list[Job]], patience: Pat
         jobs = plan(run)
         check_room(settings.data_dir, jobs, connections=settings.connections)
         work(run, jobs)
-        run.bad += _unmet(run)
+        run.bad += _name_unmet(run)
         tidy(run)
         return sorted(run.bad)
 
@@ -89,14 +89,14 @@ def wrong_files(manifest: Manifest, selection: Selection, *, years: Collection[i
     Returns
     -------
     dict of str to str
-        What was found wrong, by path. Each is also told at once.
+        What was found wrong, by path. Each is also printed at once.
 
     Raises
     ------
     ValueError
         If the manifest has no such file.
     """
-    files = {path: file for path in sorted(manifest.files) if (file := listed_file(path))}
+    files = {path: file for path in sorted(manifest.files) if (file := case_file_at(path))}
     paths = [path for path, file in files.items() if selection.wants(file) and file.year in years]
     if not paths:
         raise ValueError(f"{manifest.data_dir}: expected a manifest.json that lists such files, found none.")
@@ -104,10 +104,10 @@ def wrong_files(manifest: Manifest, selection: Selection, *, years: Collection[i
     total = sum(manifest.files[path]["size"] for path in paths)
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True, delay=BAR_DELAY_S) as bar:
         for path in paths:
-            found = fault_of(manifest, path, told=bar.update)
+            found = fault_of(manifest, path, report_bytes=bar.update)
             if found:
                 wrong[path] = found
-                say(f"{path}: {found}.")
+                print_line(f"{path}: {found}.")
     print(f"verified: {len(paths)} files, {len(wrong)} wrong or missing")
     return wrong
 
@@ -157,7 +157,7 @@ def _folders(remote: RemoteFile, year: str, *, archive: bool = False) -> tuple[s
 def _claim_places(
     run: Run, files: Iterable[RemoteFile], year: str, claims: dict[Path, list[RemoteFile]]
 ) -> int:
-    """Note which files belong to which place, and count the VerSe files; those of no split are told of."""
+    """Note which files belong to which place, and count the VerSe files; those of no split are bad."""
     read = [
         (remote, parse_case_file(Path(Path(remote.name).name), _folders(remote, year))) for remote in files
     ]
@@ -208,7 +208,7 @@ def _is_there(run: Run, remote: RemoteFile, place: Path) -> bool:
     hashes = remote.new_hashes()
     hash_file(place, hashes)
     found = {kind: digest.hexdigest() for kind, digest in hashes.items()}
-    if any(found[kind] != listed for kind, listed in remote.hashes.items()):
+    if any(found[kind] != expected for kind, expected in remote.hashes.items()):
         return False
     run.manifest.enter(path, size=remote.size, sha256=found["sha256"], source=remote.url)
     return True
@@ -220,15 +220,14 @@ def _part_of(place: Path) -> Path:
 
 def _settle_file(run: Run, remote: RemoteFile, place: Path, sha256: str) -> None:
     part = _part_of(place)
-    with part.open("rb+") as file:
-        flush_to_disk(file)
+    flush_to_disk(part)
     part.replace(place)
     path = run.manifest.path_of(place)
     run.manifest.enter(path, size=size_on_disk(place), sha256=sha256, source=remote.url)
     note_of(part).unlink(missing_ok=True)
 
 
-def _unmet(run: Run) -> list[str]:
+def _name_unmet(run: Run) -> list[str]:
     """Name what was asked for and is nowhere; not after failures, which explain it better."""
     if run.only is not None:
         left = {path: found for path in run.only if (found := fault_of(run.manifest, path))}
@@ -245,12 +244,12 @@ def _unmet(run: Run) -> list[str]:
     )
 
 
-def fault_of(manifest: Manifest, path: str, *, told: Callable[[int], None] | None = None) -> str:
+def fault_of(manifest: Manifest, path: str, *, report_bytes: Callable[[int], None] | None = None) -> str:
     """Say what is wrong about a file on disk, "" if nothing is."""
     entry, place = manifest.files[path], manifest.data_dir / path
     size = size_on_disk(place)
     if size != entry["size"]:
         found = "no file" if size < 0 else f"{size} bytes"
         return f"expected {entry['size']} bytes, found {found}"
-    sha256 = sha256_of(place, told=told)
+    sha256 = sha256_of(place, report_bytes=report_bytes)
     return "" if sha256 == entry["sha256"] else f"expected the sha256 {entry['sha256']}, found {sha256}"

@@ -29,6 +29,7 @@ from utils.download.manifest import Manifest
 from utils.download.osf import BAR_DELAY_S, Pages
 from utils.download.remote import Client, Mismatch, RemoteFile, Stopped, Unreachable, resumable_bytes
 from utils.download.selection import Selection
+from utils.files import is_left_over
 from utils.settings import DataSettings
 from utils.verse.cases import CaseFile
 
@@ -71,7 +72,7 @@ class Job:
 
 
 class BrokenArchive(Mismatch):
-    """An archive that arrived with the size told, but cannot be read."""
+    """An archive that arrived with the announced size, but cannot be read."""
 
 
 @dataclass
@@ -228,8 +229,8 @@ class _Crew:
         try:
             try:
                 self._get(job)
-            except BrokenArchive:  # Once more, since no hash told so before it was opened.
-                self._tell(-(job.remote.size or 0))
+            except BrokenArchive:  # Once more, since no hash showed it before it was opened.
+                self._advance(-(job.remote.size or 0))
                 self._get(job)
             self._unreachable_in_a_row = 0
         except ValueError as error:
@@ -242,9 +243,9 @@ class _Crew:
             self._run.bad.append(f"{job.remote.name}: expected to write it, found {error}.")
 
     def _get(self, job: Job) -> None:
-        job.settle(self._run.client.fetch(job.remote, job.part, told=self._tell))
+        job.settle(self._run.client.fetch(job.remote, job.part, report_bytes=self._advance))
 
-    def _tell(self, count: int) -> None:
+    def _advance(self, count: int) -> None:
         with self._lock:
             self._bar.update(count)
 
@@ -268,7 +269,7 @@ def note_failure(run: Run, error: ValueError) -> None:
 
 
 def tidy(run: Run) -> None:
-    """Remove what no later run can use: pages unless it will list the same, old parts, lonely notes."""
+    """Remove what no later run can use: pages unless it lists the same, left-overs, old parts, notes."""
     if not run.unreachable:
         Pages(run.client, run.data_dir / PAGES_FOLDER).forget()
     for folder, _, names in os.walk(run.data_dir):
@@ -276,7 +277,8 @@ def tidy(run: Run) -> None:
             path = Path(folder, name)
             lonely = name.endswith(".part.json") and not path.with_suffix("").exists()
             old = _PART.fullmatch(name) and time.time() - path.stat().st_mtime > _PART_AGE_S
-            if _PART.fullmatch(name) and (lonely or old):
+            # No other download is at work here (`alone_in`), so nobody writes to a left-over.
+            if is_left_over(name) or (_PART.fullmatch(name) and (lonely or old)):
                 path.unlink(missing_ok=True)
     archives = run.data_dir / ARCHIVES_FOLDER
     if archives.is_dir() and not any(archives.iterdir()):
@@ -295,7 +297,7 @@ def _missing_bytes(job: Job) -> int:
     return max(0, (job.remote.size or 0) - _resumable(job))
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line to standard error, above any bar."""
     tqdm.write(line, file=sys.stderr)
 

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from utils.download.archives import ARCHIVE_ERRORS, Member, case_members, extract_members, place_of
-from utils.download.manifest import CHUNK, flush_to_disk, size_on_disk
+from utils.download.manifest import CHUNK, size_on_disk
 from utils.download.remote import RemoteFile, Stopped, Unreachable, discard
-from utils.download.selection import listed_file, part_of, split_of
+from utils.download.selection import case_file_at, part_of, split_of
 from utils.download.transfer import ARCHIVES_FOLDER, BrokenArchive, Job, Run, note_failure
-from utils.files import sha256_of
+from utils.files import sha256_of, written_whole
 from utils.verse.cases import CaseFile
 
 
@@ -46,7 +46,7 @@ def _is_needed(run: Run, url: str, folders: Sequence[str]) -> bool:
     if url not in run.manifest.archives:
         return run.only is None or part_of(folders) in {part_of(path.split("/")) for path in run.only}
     members = run.manifest.archives[url]["members"]
-    wanted = [path for path in members if (file := listed_file(path)) and run.wants(file)]
+    wanted = [path for path in members if (file := case_file_at(path)) and run.wants(file)]
     run.release(wanted)
     return not all(run.manifest.holds(path, size=members[path]) for path in wanted)
 
@@ -86,7 +86,7 @@ def _settle_archive(
 def _unpack_wanted(
     run: Run, opened: zipfile.ZipFile, remote: RemoteFile, members: Sequence[Member], broken: list[str]
 ) -> list[str]:
-    """Unpack members that are asked for; what is broken about them is added to `broken`, all told of."""
+    """Unpack members that are asked for, and say what is bad; what is broken is added to `broken`."""
     homeless = [member.filename for member, file in members if not file.split]
     wanted = [(member, file) for member, file in members if file.split and run.wants(file)]
     bad = extract_members(wanted, partial(_put, run, opened, remote, broken), name=remote.name)
@@ -116,29 +116,23 @@ def _put(
         sha256 = sha256_of(place)
     else:
         try:
-            sha256 = _unpack(run, opened, member, place, mark=_short(remote.url))
+            sha256 = _unpack(run, opened, member, place)
         except ARCHIVE_ERRORS:
             broken.append(path)
             raise
     run.manifest.enter(path, size=member.file_size, sha256=sha256, source=remote.url)
 
 
-def _unpack(run: Run, opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, *, mark: str) -> str:
-    """Write a member to its place and give its SHA-256; the temporary name is the archive's own."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.zip{mark}.part")
+def _unpack(run: Run, opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path) -> str:
+    """Write a member to its place and give its SHA-256."""
     sha256 = hashlib.sha256()
-    try:
-        with opened.open(member) as source, temporary.open("wb") as target:
-            while chunk := source.read(CHUNK):
-                if run.client.stop.is_set():
-                    raise Stopped
-                target.write(chunk)
-                sha256.update(chunk)
-            flush_to_disk(target)
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    whole = written_whole(place, durably=True)
+    with whole as temporary, opened.open(member) as source, temporary.open("wb") as target:
+        while chunk := source.read(CHUNK):
+            if run.client.stop.is_set():
+                raise Stopped
+            target.write(chunk)
+            sha256.update(chunk)
     return sha256.hexdigest()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +17,11 @@ from utils.evaluation.intervals import Resampling
 from utils.evaluation.metrics import NumberingKind, score_masks, score_without_prediction
 from utils.evaluation.paired import write_comparison
 from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_evaluation
+from utils.execution import outcomes
 from utils.imaging.grids import corners_of
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
-from utils.settings import EvaluationSettings, save_settings, worker_count
+from utils.settings import EvaluationSettings, save_settings
 from utils.verse.cases import Case, index_cases
 
 #: Largest distance between the corners of two grids that count as one: formats round an affine.
@@ -40,17 +39,15 @@ def evaluate(settings: EvaluationSettings) -> int:
     Returns
     -------
     int
-        Exit status: 1 if a case had no prediction or one could not be read (unless `skip_bad`), or if there
-        is nothing to score, else 0. Every bad case is one line on the standard error.
+        Exit status: 1 if a case had no prediction or one could not be read
+        or scored (unless `skip_bad`), or if there is nothing to score, else 0. Every bad case is one line on
+        the standard error.
     """
     try:
         results, *others = [score_cases(part) for part in _folders_to_score(settings)]
         tables = _write(settings, results, *others)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
-        return 1
-    except BrokenProcessPool:
-        print("A process was killed (out of memory? rerun with --workers 1).", file=sys.stderr)
         return 1
     # A reference that cannot be read has the same message in both folders.
     bad = dict.fromkeys(result.message for part in (results, *others) for result in part if result.message)
@@ -71,7 +68,7 @@ def score_cases(settings: EvaluationSettings) -> list[CaseResult]:
     pairs = pair_with_predictions(reference_cases(settings), settings.predictions)
     score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
     results = []
-    for result in _scored(score, pairs, workers=worker_count(settings.workers)):
+    for result in _score_all(score, pairs, workers=settings.workers):
         tqdm.write(case_line(result))
         results.append(result)
     return results
@@ -219,27 +216,32 @@ def _write(
     tables = [overall_table(write_evaluation(results, settings.output, **counted))]
     if others is not None:
         folders = (settings.predictions, settings.compare)
-        tables.append(
-            write_comparison(results, others, settings.output, folders=folders, resampling=resampling)
-        )
+        pairs = [pair for pair in zip(results, others) if "killed" not in {result.status for result in pair}]
+        both = ([pair[place] for pair in pairs] for place in (0, 1))
+        tables.append(write_comparison(*both, settings.output, folders=folders, resampling=resampling))
     save_settings(settings, settings.output)
     return tables
 
 
 def _all_missed(case: Case, reference: Volume, status: Status, message: str) -> CaseResult:
     scores = tuple(score_without_prediction(reference.data, reference.affine))
-    told = f"{message} Its {len(scores)} vertebrae count as missed."
-    return CaseResult(case.key, case.split, status, scores=scores, message=told)
+    message = f"{message} Its {len(scores)} vertebrae count as missed."
+    return CaseResult(case.key, case.split, status, scores=scores, message=message)
 
 
-def _scored(
+def _score_all(
     score: partial[CaseResult], pairs: Sequence[tuple[Case, Path | None]], *, workers: int
 ) -> Iterator[CaseResult]:
-    workers = min(workers, len(pairs))
-    bar = partial(tqdm, total=len(pairs), desc="evaluate", unit="case")
-    if workers == 1:
-        yield from bar(map(score, pairs))
-        return
-    # Spawned, not forked: the parent may hold threads, and every platform then behaves alike.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from bar(pool.map(score, pairs))
+    """Score in several processes, and give the results in the order of the pairs."""
+    found: dict[tuple[Case, Path | None], CaseResult] = {}
+    waiting = deque(pairs)
+    ended = outcomes(score, pairs, workers=workers)
+    for pair, outcome in tqdm(ended, total=len(pairs), desc="evaluate", unit="case"):
+        found[pair] = _killed_result(pair[0], outcome) if isinstance(outcome, str) else outcome
+        while waiting and waiting[0] in found:
+            yield found.pop(waiting.popleft())
+
+
+def _killed_result(case: Case, found: str) -> CaseResult:
+    message = f"{case.key}: expected to be scored, found {found}."
+    return CaseResult(case.key, case.split, "killed", message=message)

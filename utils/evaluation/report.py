@@ -23,7 +23,9 @@ from utils.tables import cell, markdown_table
 from utils.verse.cases import subject_of
 from utils.verse.labels import LEVEL_NAMES, name_of_code, rank_of_code, region_of_code
 
-Status = Literal["scored", "no prediction", "bad prediction", "bad reference"]
+Status = Literal["scored", "no prediction", "bad prediction", "bad reference", "killed"]
+#: Cases of which no reference vertebra is known: no score counts them.
+_WITHOUT_REFERENCE = ("bad reference", "killed")
 REGIONS = ("cervical", "thoracic", "lumbar")
 NO_ANOMALY = "none"
 #: Okabe and Ito's colours, told apart with any colour vision.
@@ -69,11 +71,12 @@ class CaseResult:
     key, split : str
         The case, as in `utils.verse.cases.Case`.
     status : str
-        "scored", or why it was not; with "no prediction" and "bad prediction" all vertebrae are missed.
+        "scored", or why it was not; with "no prediction" and "bad prediction" all vertebrae are missed, and
+        "killed" is a case whose process was.
     numbering : str
         How its prediction is numbered, "" without one.
     scores : tuple of VertebraScore
-        Empty with a bad reference.
+        Empty with a bad reference and for a killed case.
     message : str
         What is wrong, "" if nothing is.
     """
@@ -257,7 +260,7 @@ def scan_scores(results: Sequence[CaseResult], resampling: Resampling) -> dict[s
         `scans` and `subjects` (with a reference that can be read), those of `scores_with_intervals`, and
         `extra_per_scan`.
     """
-    with_reference = [result for result in results if result.status != "bad reference"]
+    with_reference = [result for result in results if result.status not in _WITHOUT_REFERENCE]
     scans = len(with_reference)
     scores = scores_with_intervals(score_table(results), resampling)
     return {
@@ -270,7 +273,7 @@ def scan_scores(results: Sequence[CaseResult], resampling: Resampling) -> dict[s
 
 def anomaly_groups(results: Sequence[CaseResult]) -> dict[str, list[CaseResult]]:
     """Sort the cases with a reference by their anomalies; a case with two is in both groups."""
-    with_reference = [result for result in results if result.status != "bad reference"]
+    with_reference = [result for result in results if result.status not in _WITHOUT_REFERENCE]
     groups = {
         name: [result for result in with_reference if name in (result.anomalies or [NO_ANOMALY])]
         for name in (*ANOMALIES, NO_ANOMALY)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from utils.imaging.file_checks import check_room
 from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world, hu_numbers
+from utils.imaging.quiet import silent
 from utils.imaging.volume import Volume
 
 #: Series of fewer images are localisers, test shots or bolus tracking.
@@ -237,11 +238,11 @@ def read_header(path: Path) -> ImageHeader:
     from pydicom.errors import InvalidDicomError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on values that break the standard
+        with silent():  # remarks on values that break the standard
             found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
             header = _header(path, found)
     except (*_READ_ERRORS, InvalidDicomError) as error:
+        check_room(path, error)
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: expected a DICOM file, found a broken one ({said}).") from None
     if not (header.modality or header.sop_class):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+#: What the system says where it has no room for one more open file, or for what is in it.
+_NOTHING_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Largest extent of a scan along an axis; more means that the header's unit is wrong.
 _MAX_EXTENT_MM = 4000.0
 #: Largest volume of a scan, twice that of a whole body; at 1 mm more would fill the memory.
@@ -17,6 +19,14 @@ _MAX_LITRES = 2000.0
 _LEAST_SPACING_MM = 0.01
 #: Largest distance of a scan from the origin: single precision still resolves a hundredth of a mm there.
 _MAX_ORIGIN_MM = 1e5
+
+
+def check_room(path: Path, error: BaseException) -> None:
+    """Raise a `ValueError` that says so if an error is that of a machine that is full, not of the file."""
+    if isinstance(error, OSError) and error.errno in _NOTHING_LEFT:
+        raise ValueError(
+            f"{path}: expected files and memory enough to open it, found none left ({error.strerror})."
+        ) from None
 
 
 def check_is_file(path: Path, expected: str) -> None:
@@ -40,6 +50,7 @@ def check_is_file(path: Path, expected: str) -> None:
             path.open("rb").close()  # nibabel would not say that it may not read the file
             return
     except OSError as error:
+        check_room(path, error)
         found = str(error.strerror)
         if error.errno in (errno.ENOENT, errno.ELOOP):
             found = "a broken link" if path.is_symlink() else "no such file"

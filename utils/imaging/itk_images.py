@@ -34,6 +34,8 @@ MAX_SLANT_DEGREES = 0.5
 _DATA_FILE = re.compile(
     rb"^(?:data ?file\s*:|ElementDataFile\s*=)\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE
 )
+#: A name with one number in it, and which numbers: the form that a header gives the names of slices.
+_NUMBERED = re.compile(r"([^%]*%0?\d?d[^%]*?)\s+(\d{1,5})\s+(\d{1,5})\s+([1-9]\d{0,4})")
 _HEADER_BYTES = 2**16
 _HEADERS = (".nhdr", ".mhd")
 _POINTER = re.compile(r"^\w+\(0x[0-9a-f]+\): ")
@@ -95,13 +97,25 @@ def itk_image_bytes(path: Path) -> int:
 
 
 def data_files(path: Path) -> list[Path]:
-    """Give the file with the voxels that a header (.nhdr, .mhd) names, if it names a single one."""
+    """Give the files with the voxels that a header (.nhdr, .mhd) names, in their order."""
     with Path(path).open("rb") as stream:
-        named = _DATA_FILE.search(stream.read(_HEADER_BYTES))
-    if named is None:
+        header = stream.read(_HEADER_BYTES)
+    field = _DATA_FILE.search(header)
+    if field is None:
         return []
-    file = Path(path).parent / named[1].decode(errors="replace")
-    return [file] if file.is_file() else []
+    names = _data_names(field[1].decode(errors="replace"), header[field.end() :].decode(errors="replace"))
+    return [file for name in names if (file := Path(path).parent / name).is_file()]
+
+
+def _data_names(text: str, below: str) -> list[str]:
+    """Read the field: a name; `LIST`, with names in the lines below; or `slice%03d.raw first last step`."""
+    if text.split()[0] == "LIST":
+        return [line.strip() for line in below.splitlines() if line.strip()]
+    numbered = _NUMBERED.match(text)
+    if numbered is None:
+        return [text]
+    first, last, step = map(int, numbered.groups()[1:])
+    return [numbered[1] % number for number in range(first, last + 1, step)]
 
 
 def hu_numbers(name: Path | str, stored: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from scipy.special import ndtri
 
 from utils.augmentation_settings import AugmentationRanges
-from utils.settings import HU_RANGE
+from utils.imaging.intensities import HIGHEST_HU, HU_GAIN, LOWEST, LOWEST_HU
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def sample_ct(block: tf.Tensor, coordinates: tuple[tf.Tensor, ...], last: tf.Ten
 
     Clipping comes before interpolation, on the small integers; the linear map may come after it.
     """
-    low, high = (tf.constant(limit, block.dtype) for limit in HU_RANGE)
+    low, high = (tf.constant(limit, block.dtype) for limit in (LOWEST_HU, HIGHEST_HU))
     return normalised(sample_linear(tf.clip_by_value(block, low, high), coordinates, last))
 
 
@@ -226,11 +226,37 @@ def is_inside(coordinates: tuple[tf.Tensor, ...], last: tf.Tensor) -> tf.Tensor:
     return checks[0] & checks[1] & checks[2]
 
 
+def moved_ct(
+    block: tf.Tensor,
+    coordinates: tuple[tf.Tensor, ...],
+    last: tf.Tensor,
+    drawn: dict[str, tf.Tensor],
+    outside: str,
+) -> tf.Tensor:
+    """Sample a CT as `sample_ct` does, and give it its gain and offset.
+
+    Parameters
+    ----------
+    block, coordinates, last
+        As for `sample_linear`.
+    drawn : dict of str to tf.Tensor
+        "gain" and "offset", scalars.
+    outside : str
+        What lies beyond the volume: "air", which has no gain or offset, or "edge", the nearest voxel.
+
+    Returns
+    -------
+    tf.Tensor of float32
+        Normalised intensities, not clipped.
+    """
+    image = drawn["gain"] * sample_ct(block, coordinates, last) + drawn["offset"]
+    return tf.where(is_inside(coordinates, last), image, LOWEST) if outside == "air" else image
+
+
 def normalised(ct_hu: tf.Tensor) -> tf.Tensor:
-    """Clip Hounsfield units to `HU_RANGE` and map them linearly to [-1, 1], in float32."""
-    low, high = HU_RANGE
-    clipped = tf.clip_by_value(tf.cast(ct_hu, tf.float32), float(low), float(high))
-    return (clipped - low) * (2.0 / (high - low)) - 1.0
+    """Clip Hounsfield units and map them linearly to [-1, 1], in float32, as `normalise_hu` does."""
+    clipped = tf.clip_by_value(tf.cast(ct_hu, tf.float32), float(LOWEST_HU), float(HIGHEST_HU))
+    return (clipped - LOWEST_HU) * HU_GAIN + LOWEST
 
 
 @tf.function(jit_compile=True)

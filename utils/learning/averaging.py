@@ -7,8 +7,8 @@ each alone, on scans of a kind that one of them has not seen most of all (Wortsm
     python -m utils.learning.averaging MODEL MODEL [...] --output MODEL [--shares 3 1 ...]
 
 Reads   directories of trained networks of the same shapes, as the training scripts leave them.
-Writes  best.keras into the output, and the first network's settings.json with the directories averaged and
-        the share of each.
+Writes  best.weights.h5 into the output, and the first network's settings.json with the directories averaged
+        and the share of each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 from utils.files import written_whole
-from utils.learning.models import MODEL_FILE, load_model
+from utils.learning.models import load_model, save_weights
 from utils.settings import SETTINGS_FILE, load_settings
 
 
@@ -79,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     averages = {"average_of": [str(directory) for directory in chosen.models], "shares": shares}
     settings = {**load_settings(chosen.models[0]), **averages}
-    with written_whole(chosen.output / MODEL_FILE, suffix=".keras") as temporary:
-        network.save(temporary)
+    save_weights(network, chosen.output)
     with written_whole(chosen.output / SETTINGS_FILE) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
     return 0

@@ -14,9 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
+from utils.imaging.volume import Volume
 from utils.learning import augment
 from utils.learning.epochs import (
     batch_positions,
+    expect_cts,
     generator_of,
     heatmap_groups,
     items_of_epoch,
@@ -25,7 +27,7 @@ from utils.learning.epochs import (
 )
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import labelling_example
-from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData
+from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData, kept_label_maps
 from utils.learning.vertebrae import block_length, block_of_patch, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
 from utils.synthetic.label_images import draw_appearance, label_image
@@ -58,12 +60,19 @@ def heatmap_dataset(
     callable (epoch, part=None) to tf.data.Dataset
         Batches, all of one length (see `batch_positions`): "ct_hu" int16 (batch, P, R, I), the vectors of
         `draw_heatmap_example`, and "weight" float32 (batch,).
+
+    Raises
+    ------
+    ValueError
+        If there are masks alone, and none is to be drawn from.
     """
-    shape = cases[0].shape
+    shape, label_maps = cases[0].shape, kept_label_maps()
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
         from_labels, place = divmod(item, len(cases))
-        case = cases[place].drawn(generator) if from_labels else cases[place]
+        case = cases[place]
+        if from_labels:
+            case = case.drawn(generator, label_maps.get(place, case.label_map))
         drawn = draw_heatmap_example(
             generator,
             case.centroids_voxels,
@@ -75,6 +84,7 @@ def heatmap_dataset(
         return {"ct_hu": case.ct_hu, **drawn}
 
     groups = heatmap_groups(cases, settings if training else None)
+    expect_cts(groups, cases[0].folder, len(cases), is_mixable=training)
     return _epoch_dataset(groups, (example, collate), settings, training=training)
 
 
@@ -99,6 +109,11 @@ def segmentation_dataset(
     callable (epoch, part=None) to tf.data.Dataset
         Batches, all of one length (see `batch_positions`), of the inputs of `vertebra_example`, and "weight"
         float32 (batch,).
+
+    Raises
+    ------
+    ValueError
+        If there are masks alone, and none is to be drawn from.
     """
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
@@ -109,6 +124,7 @@ def segmentation_dataset(
         return collate(examples, block_length(most, settings.patch_voxels))
 
     groups = segmentation_groups(data, settings if training else None)
+    expect_cts(groups, data.folder, len(data.columns), is_mixable=training)
     return _epoch_dataset(groups, (example, collate_blocks), settings, training=training)
 
 
@@ -130,6 +146,11 @@ def labelling_dataset(
     -------
     callable (epoch, part=None) to tf.data.Dataset
         Batches, all of one length, of what `labelling_example` gives, and "weight" float32 (batch,).
+
+    Raises
+    ------
+    ValueError
+        If there are masks alone.
     """
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
@@ -138,6 +159,7 @@ def labelling_dataset(
         return labelling_example((ct.data, ranks.data), vertebra.rank, generator, settings=settings)
 
     groups = labelling_groups(data, settings if training else None)
+    expect_cts(groups, data.folder, len(data.columns), is_mixable=False)
     return _epoch_dataset(groups, (example, collate), settings, training=training)
 
 
@@ -179,7 +201,7 @@ def segmentation_example(
         drawn = augment.draw_augmentation(generator, settings.augmentation)
     target = data.target(shown)
     patch = draw_patch(generator, target, kind, matrix=drawn.matrix, spacing_mm=spacing_mm, settings=settings)
-    block = _block(data.scans[shown.case], patch.affine, settings.patch_voxels)
+    block = _block(data.scan(shown.case), patch.affine, settings.patch_voxels)
     if from_labels:
         ends = (block["begin"], block["begin"] + block["last"] + 1)
         drawn_from = data.label_map(shown.case, spacing_mm)
@@ -210,15 +232,15 @@ def _vertebra_shown(
     return vertebra
 
 
-def _block(scan: tuple[np.ndarray | None, np.ndarray], affine: np.ndarray, patch_voxels: int) -> Example:
+def _block(scan: tuple[Volume | None, Volume], affine: np.ndarray, patch_voxels: int) -> Example:
     ct, mask = scan
     begin, end = block_of_patch(affine, patch_voxels, mask.shape)
     box = tuple(slice(b, e) for b, e in zip(begin, end))
     shifted = np.column_stack([affine[:, :3], affine[:, 3] - begin])
     return {
         "begin": begin,
-        "ct_hu": None if ct is None else ct[box],
-        "codes": mask[box],
+        "ct_hu": None if ct is None else ct.data[box],
+        "codes": mask.data[box],
         "last": (end - begin - 1).astype(np.int32),
         "affine": shifted.astype(np.float32),
     }

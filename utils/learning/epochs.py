@@ -5,6 +5,8 @@ All of it is a function of seed and epoch, so that a resumed training sees what 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from ML_3D_Unet.utils.feeding import EpochPart
@@ -34,6 +36,8 @@ def balanced_positions(ranks: list[int], seed: int) -> np.ndarray:
     np.ndarray of int
         Indices into `ranks`, each as often as its vertebra is shown in an epoch.
     """
+    if not len(ranks):
+        return np.zeros(0, int)
     _, inverse, counts = np.unique(ranks, return_inverse=True, return_counts=True)
     repeats = counts.max() / counts[inverse]
     chance = np.random.default_rng([seed, _BALANCE]).random(len(ranks))
@@ -98,7 +102,7 @@ def heatmap_groups(cases: list[HeatmapCase], settings: HeatmapTrainingSettings |
 def _balanced_over_levels(items: np.ndarray, cases: list[HeatmapCase], seed: int) -> np.ndarray:
     """Repeat items so that every level is met equally often: few scans show the middle of the chest."""
     shown = [(item, rank) for item in items for rank in cases[item % len(cases)].ranks]
-    positions = balanced_positions([rank for _, rank in shown], seed) if shown else []
+    positions = balanced_positions([rank for _, rank in shown], seed)
     return np.array([shown[position][0] for position in positions], int)
 
 
@@ -117,10 +121,7 @@ def segmentation_groups(
         is_phantom = [vertebra.case in data.phantoms for vertebra in data.vertebrae]
         groups = item_groups(is_phantom, has_ct, [True] * len(has_ct))
     ranks = np.array([vertebra.rank for vertebra in data.vertebrae] * 2)
-    return [
-        items[balanced_positions(ranks[items].tolist(), settings.seed)] if items.size else items
-        for items in groups
-    ]
+    return [items[balanced_positions(ranks[items].tolist(), settings.seed)] for items in groups]
 
 
 def labelling_groups(data: SegmentationData, settings: LabellingTrainingSettings | None) -> list[np.ndarray]:
@@ -132,6 +133,13 @@ def labelling_groups(data: SegmentationData, settings: LabellingTrainingSettings
     if settings is None:
         return [items]
     return [items[balanced_positions([data.vertebrae[i].rank for i in items], settings.seed)]]
+
+
+def expect_cts(groups: list[np.ndarray], folder: Path, cases: int, *, is_mixable: bool) -> None:
+    """Raise a `ValueError` that names the folder if its cases, all of them masks alone, give no example."""
+    if not any(items.size for items in groups):
+        drawn = ", or a --mixture that draws images from masks" if is_mixable else ""
+        raise ValueError(f"{folder}: expected cases with a CT{drawn}, found {cases} masks alone.")
 
 
 def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.ndarray, np.ndarray]:

@@ -8,15 +8,16 @@ from the moved centroids, so its Gaussians keep their width under zoom.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
+from utils.imaging.intensities import LOWEST
 from utils.learning import augment
 from utils.settings import HeatmapTrainingSettings
 from utils.verse.labels import MAX_RANK
 
-OUTSIDE = -1.0
 #: Where in a crop the vertebra that it is drawn around may lie, as parts of it along P, R and I: last, first.
 CROP_MIDDLE = np.array([[0.75, 0.75, 1.0], [0.25, 0.25, 0.0]])
 
@@ -167,30 +168,43 @@ def heat_target(
 
 
 @tf.function(jit_compile=True)
-def moved_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Resample the CT, and give it its gain and offset; outside the scan it is air."""
+def moved_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor], outside: str) -> tf.Tensor:
+    """Resample the CT, and give it its gain and offset."""
     shape = tuple(ct_hu.shape)
     last = tf.constant([size - 1 for size in shape], tf.int32)
     coordinates = augment.sampling_coordinates(drawn["affine"], shape)
-    image = augment.sample_ct(augment.in_file_order(ct_hu), coordinates, last)
-    image = drawn["gain"] * image + drawn["offset"]
-    return tf.where(augment.is_inside(coordinates, last), image, OUTSIDE)
+    return augment.moved_ct(augment.in_file_order(ct_hu), coordinates, last, drawn, outside)
 
 
 @tf.function(jit_compile=True)
-def blurred_and_shifted(image: tf.Tensor, drawn: dict[str, tf.Tensor], radius: int) -> tf.Tensor:
-    """Blur the volume, and empty what the shift lets in.
+def blurred_and_shifted(
+    image: tf.Tensor, drawn: dict[str, tf.Tensor], radius: int, outside: str
+) -> tf.Tensor:
+    """Blur the volume, and put there what the shift lets in: air, or the nearest voxel that was there before.
 
-    The shift comes last, so that what it lets in is without noise or blur.
+    The shift comes last, so that air that it lets in is without noise or blur.
     """
     shape = tuple(image.shape)
+    image = augment.blur(image, drawn["blur_sigma"], radius)
+    if outside == "edge":
+        for axis, size in enumerate(shape):
+            shift = drawn["shift"][axis]
+            first, last = tf.math.ceil(shift - 0.5), tf.floor(shift + size - 0.5)
+            nearest = tf.clip_by_value(tf.range(size, dtype=tf.float32), first, last)
+            image = tf.gather(image, tf.cast(nearest, tf.int32), axis=axis)
+        return image
     before_shift = augment.sampling_coordinates(_moved_back(drawn["shift"]), shape)
     stays = augment.is_inside(before_shift, tf.constant([size - 1 for size in shape], tf.int32))
-    return tf.where(stays, augment.blur(image, drawn["blur_sigma"], radius), OUTSIDE)
+    return tf.where(stays, image, LOWEST)
 
 
 def heatmap_example(
-    ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor], *, sigma_voxels: float, radius: int
+    ct_hu: tf.Tensor,
+    drawn: dict[str, tf.Tensor],
+    *,
+    sigma_voxels: float,
+    radius: int,
+    outside: Literal["air", "edge"] = "air",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Build one example on the device.
 
@@ -204,14 +218,17 @@ def heatmap_example(
         Standard deviation of the target's Gaussians, in voxels.
     radius : int
         Half width of the blur's kernel, in voxels.
+    outside : str
+        What lies beyond the scan.
 
     Returns
     -------
     tuple of tf.Tensor of float32
         Input (P, R, I, 1) in normalised intensities, and target (P, R, I, 2). Intensities are not clipped.
     """
-    image = augment.add_noise(moved_volume(ct_hu, drawn), drawn["noise_sigma"], drawn["noise_seed"])
-    image = blurred_and_shifted(image, drawn, radius)
+    image = moved_volume(ct_hu, drawn, outside)
+    image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
+    image = blurred_and_shifted(image, drawn, radius, outside)
     target = heat_target(
         drawn["points"], drawn["present"], shape=tuple(ct_hu.shape), sigma_voxels=sigma_voxels
     )
@@ -232,9 +249,11 @@ def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
     # The blur is in voxels, hence a spacing of 1.
     radius = augment.blur_radius(settings.augmentation, 1.0)
 
+    fixed = {"sigma_voxels": settings.sigma_voxels, "radius": radius, "outside": settings.outside}
+
     def one(drawn):
         numbers = {name: value for name, value in drawn.items() if name != "ct_hu"}
-        return heatmap_example(drawn["ct_hu"], numbers, sigma_voxels=settings.sigma_voxels, radius=radius)
+        return heatmap_example(drawn["ct_hu"], numbers, **fixed)
 
     def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return augment.stacked_examples(one, batch)

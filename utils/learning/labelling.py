@@ -17,12 +17,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy import ndimage
+from scipy.special import expit, log_softmax
 
 from utils.imaging.grids import transform_points, working_grid
+from utils.imaging.intensities import LOWEST_HU, normalise_hu
 from utils.imaging.resampling import resample_labels, working_ct
 from utils.imaging.volume import Grid, Volume
 from utils.learning import augment
-from utils.settings import HU_RANGE, LabellingTrainingSettings
+from utils.settings import LabellingTrainingSettings
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK
 
 SPACING_MM = 2.0
@@ -31,7 +33,7 @@ CLASSES = MAX_RANK + 1
 #: From a patch (P, R, I, 3) to `CLASSES` logits and the logit of being complete.
 PredictLevel = Callable[[np.ndarray], np.ndarray]
 #: What lies outside the field of view.
-AIR = float(HU_RANGE[0])
+AIR = float(LOWEST_HU)
 #: A vertebra of which less is seen than this share is left out of the examples.
 LEAST_SEEN, WHOLE = 0.15, 0.97
 #: Smallest mask of what is no vertebra, 0.25 ml: the walk leaves out what is smaller.
@@ -129,9 +131,7 @@ def centred_affine(centre: np.ndarray, matrix: np.ndarray, shape: Sequence[int])
 
 def network_channels(ct_hu: np.ndarray, this: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Stack CT in [-1, 1], this vertebra's mask and all others' masks to (P, R, I, 3) of float32."""
-    low, high = HU_RANGE
-    image = (np.clip(ct_hu, low, high) - low) * (2.0 / (high - low)) - 1.0
-    return np.stack([image, this, others], axis=-1).astype(np.float32)
+    return np.stack([normalise_hu(ct_hu), this, others], axis=-1).astype(np.float32)
 
 
 def labelling_patch(ct: np.ndarray, labels: np.ndarray, number: int, shape: Sequence[int]) -> np.ndarray:
@@ -193,9 +193,8 @@ def vertebra_votes(
         if number not in present:
             continue
         logits = np.asarray(predict(labelling_patch(ct.data, labels.data, number, shape)), np.float64)
-        shifted = logits[:CLASSES] - logits[:CLASSES].max()
-        log_probabilities[place] = shifted - np.log(np.exp(shifted).sum())
-        complete[place] = 1.0 / (1.0 + np.exp(-logits[CLASSES]))
+        log_probabilities[place] = log_softmax(logits[:CLASSES])
+        complete[place] = expit(logits[CLASSES])
         centre = _centre_of(labels.data, number)
         centres[place] = transform_points(centre[None], labels.affine, np.eye(4))[0]
     return Votes(log_probabilities, complete, centres)

@@ -1,17 +1,27 @@
-"""The two networks, built from their settings, and trained ones read back from their directory."""
+"""The networks, built from their settings, and trained ones read back from their directory."""
 
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 
 from ML_3D_Unet.utils.layers_func import create_unet3d
-from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings, load_settings
-
-MODEL_FILE = "best.keras"
+from utils.files import written_whole
+from utils.learning.labelling import build_labelling_network
+from utils.learning.model_files import MODEL_FILES, WEIGHTS_SUFFIX, model_file
+from utils.settings import (
+    SETTINGS_FILE,
+    HeatmapTrainingSettings,
+    LabellingTrainingSettings,
+    SegmentationTrainingSettings,
+    load_settings,
+)
 
 
 def build_heatmap_network(
@@ -82,13 +92,80 @@ _COMMON: dict[str, Any] = {
 }
 
 
+def _heatmap_network_of(found: dict[str, Any]) -> keras.Model:
+    settings = HeatmapTrainingSettings(**_architecture(found, ("filters", "norm", "norm_momentum")))
+    return build_heatmap_network(settings, tuple(found["heatmap_shape"]))
+
+
+def _segmentation_network_of(found: dict[str, Any]) -> keras.Model:
+    names = ("filters", "norm", "norm_momentum", "patch_voxels")
+    return build_segmentation_network(SegmentationTrainingSettings(**_architecture(found, names)))
+
+
+def _labelling_network_of(found: dict[str, Any]) -> keras.Model:
+    names = ("filters", "norm_momentum", "patch_voxels", "dropout")
+    return build_labelling_network(LabellingTrainingSettings(**_architecture(found, names)))
+
+
+#: From the "stage" of `settings.json` to what builds its network.
+_NETWORK_OF_STAGE: dict[str, Callable[[dict[str, Any]], keras.Model]] = {
+    "HeatmapTrainingSettings": _heatmap_network_of,
+    "SegmentationTrainingSettings": _segmentation_network_of,
+    "LabellingTrainingSettings": _labelling_network_of,
+}
+#: What settings that are younger than some trained networks were before one could choose.
+_BEFORE_THEY_WERE_SETTINGS = {"norm": "batch"}
+
+
+def _architecture(found: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Take the settings that make an architecture: what else an older or newer version wrote is no matter."""
+    found = {**_BEFORE_THEY_WERE_SETTINGS, **found}
+    values = {name: found[name] for name in names}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def build_network(found: dict[str, Any], *, source: Path) -> keras.Model:
+    """Build the network that a `settings.json` describes, with weights of its own.
+
+    Parameters
+    ----------
+    found : dict
+        Contents of the file, as a training leaves it.
+    source : Path
+        The file, which errors name.
+
+    Returns
+    -------
+    keras.Model
+        A heatmap, segmentation or labelling network.
+
+    Raises
+    ------
+    ValueError
+        If the settings are of another stage, or what makes the architecture is missing or makes none.
+    """
+    build = _NETWORK_OF_STAGE.get(found.get("stage"))
+    if build is None:
+        stages = ", ".join(_NETWORK_OF_STAGE)
+        raise ValueError(f"{source}: expected one of the stages {stages}, found {found.get('stage')!r}.")
+    try:
+        return build(found)
+    except KeyError as error:
+        raise ValueError(f"{source}: expected the setting {error} of the network, found none.") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{source}: expected settings that make a network, found {_first_line(error)}"
+        ) from error
+
+
 def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Read a trained network and the settings saved beside it.
 
     Parameters
     ----------
     directory : Path
-        A model directory, as a training script leaves it.
+        A model directory, as a training script leaves it. `best.weights.h5` is read, else the `best.keras` of
+        an earlier training.
 
     Returns
     -------
@@ -100,16 +177,79 @@ def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
     ValueError
         If the network or its settings are not there or cannot be read; the text names the file.
     """
-    path = directory / MODEL_FILE
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a trained network, found no such file.")
+    path = model_file(directory)
     settings = load_settings(directory)
+    read = _read_weights if path.name == MODEL_FILES[0] else _read_whole
+    # In float32: a CPU has no fast half precision, and outputs should not depend on the training's GPU.
+    return compute_in(read(path, settings), "float32"), settings
+
+
+def _read_weights(path: Path, settings: dict[str, Any]) -> keras.Model:
+    network = build_network(settings, source=path.with_name(SETTINGS_FILE))
     try:
-        # In float32: a CPU has no fast half precision, and outputs should not depend on the training's GPU.
-        return compute_in(keras.models.load_model(path, compile=False), "float32"), settings
+        _check_shapes(network, path)
+        network.load_weights(path)
+    except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: expected the weights of the network of {SETTINGS_FILE}, found {_first_line(error)}"
+        ) from error
+    return network
+
+
+def _check_shapes(network: keras.Model, path: Path) -> None:
+    """Compare the shapes in a file with a network's: Keras would warn and go on for as long as it can."""
+    expected, found = Counter(tuple(each.shape) for each in network.weights), _shapes_in(path)
+    if found != expected:
+        raise ValueError(
+            f"{found.total()} arrays in place of {expected.total()}: {(expected - found).total()} of their "
+            f"shapes are missing, {(found - expected).total()} are too many."
+        )
+
+
+def _shapes_in(path: Path) -> Counter[tuple[int, ...]]:
+    """Count the arrays of a file by their shapes."""
+    shapes: Counter[tuple[int, ...]] = Counter()
+
+    def count(_: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            shapes[item.shape] += 1
+
+    with h5py.File(path) as file:
+        file.visititems(count)
+    return shapes
+
+
+def _read_whole(path: Path, _: dict[str, Any]) -> keras.Model:
+    try:
+        return keras.models.load_model(path, compile=False)
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: expected a Keras model, found {first_line}") from error
+        raise ValueError(f"{path}: expected a Keras model, found {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def save_weights(network: keras.Model, directory: Path) -> Path:
+    """Write the weights of a network into a model directory, whole or not at all.
+
+    Parameters
+    ----------
+    network : keras.Model
+        The network; its settings are written by `utils.settings.save_settings`.
+    directory : Path
+        Folder, made if it is not there.
+
+    Returns
+    -------
+    Path
+        The file written.
+    """
+    path = directory / MODEL_FILES[0]
+    with written_whole(path, suffix=WEIGHTS_SUFFIX) as temporary:
+        network.save_weights(temporary)
+    return path
 
 
 def take_over_weights(network: keras.Model, directory: Path | None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from utils.settings import HU_RANGE
+from utils.imaging.intensities import HU_GAIN, LOWEST, LOWEST_HU
 
 #: Bones in soft tissue, in HU, from black to white.
 PANEL_WINDOW_HU = (-200.0, 1300.0)
@@ -67,8 +67,7 @@ def _fullest_slice(volume: np.ndarray) -> int:
 
 def _tiles(ct: np.ndarray, place: int, overlays: tuple) -> np.ndarray:
     """Put the plain slice, and the slice under each coloured overlay, side by side."""
-    low, high = HU_RANGE
-    black, white = (2.0 * (hu - low) / (high - low) - 1.0 for hu in PANEL_WINDOW_HU)
+    black, white = ((hu - LOWEST_HU) * HU_GAIN + LOWEST for hu in PANEL_WINDOW_HU)
     grey = np.clip((ct[:, place].T - black) / (white - black), 0.0, 1.0)
     plain = np.repeat(grey[..., None], 3, axis=-1)
     tiles = [plain]

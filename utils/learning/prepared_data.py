@@ -11,15 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from utils.imaging.centroids import read_centroids
-from utils.imaging.nifti import open_memory_map
+from utils.imaging.intensities import whole_hu
+from utils.imaging.nifti import StoredVolume, open_memory_map, stored_volume
 from utils.imaging.volume import Grid, Volume
 from utils.learning.labelling import on_labelling_grid
+from utils.learning.recent import RecentlyUsed
 from utils.learning.vertebrae import Target
 from utils.preparation.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
 from utils.synthetic.label_images import draw_appearance, label_scan
 from utils.synthetic.label_maps import LabelMap, label_map_of, with_narrow_discs
 from utils.verse.labels import rank_of_code, ranks_of_mask
 
+#: Cases of a split that stay mapped. Each holds two files open: training and validation together hold half of
+#: the 1,024 that a process may usually open. Mapping anew reads the pages anew: 8 ms an example at 1 mm.
+MAPPED_CASES = 128
+#: Memory for label maps, and for scans at 2 mm: 60 label maps of a trunk at 1 mm, or all of VerSe at 2 mm.
+KEPT_BYTES = 2 * 2**30
 #: A vertebra's voxels are thinned out to about this many, enough to tell whether a third lies in a patch.
 MOST_TARGET_VOXELS = 2000
 #: Ends of the names of a case's CT and mask.
@@ -39,6 +46,7 @@ class HeatmapCase:
     spacing_mm: np.ndarray | None = None
     codes: np.ndarray | None = None
     is_phantom: bool = False
+    folder: Path = Path()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -51,14 +59,13 @@ class HeatmapCase:
         codes = [] if self.codes is None else np.unique(self.codes)
         return tuple(sorted(rank_of_code(int(code)) for code in codes if code)) or (0,)
 
-    @cached_property
     def label_map(self) -> LabelMap:
-        """What images of the case are drawn from, found when it is first needed."""
+        """Find what images of the case are drawn from."""
         return label_map_of(self.codes, self.spacing_mm)
 
-    def drawn(self, generator: np.random.Generator) -> HeatmapCase:
-        """Give a scan drawn from the mask, in a field of view of its own."""
-        image, first_mm, size_mm = label_scan(self.label_map, draw_appearance(generator))
+    def drawn(self, generator: np.random.Generator, labels: LabelMap) -> HeatmapCase:
+        """Give a scan drawn from the case's label map, in a field of view of its own."""
+        image, first_mm, size_mm = label_scan(labels, draw_appearance(generator))
         spacing_mm = size_mm / image.shape
         centroids = ((self.centroids_voxels + 0.5) * self.spacing_mm - first_mm) / spacing_mm - 0.5
         return HeatmapCase(self.key, image, centroids, spacing_mm, is_phantom=self.is_phantom)
@@ -74,6 +81,30 @@ class PreparedVertebra:
     centre: np.ndarray
     begin: np.ndarray
     end: np.ndarray
+
+
+def kept_label_maps() -> RecentlyUsed[LabelMap]:
+    """Give what keeps the label maps that were used last."""
+    return RecentlyUsed(KEPT_BYTES, lambda labels: labels.codes.nbytes + labels.depth.nbytes)
+
+
+def _kept_maps() -> RecentlyUsed[tuple[Volume | None, Volume]]:
+    return RecentlyUsed(MAPPED_CASES)
+
+
+def _kept_scans() -> RecentlyUsed[tuple[Volume, Volume]]:
+    return RecentlyUsed(KEPT_BYTES, lambda scan: sum(volume.data.nbytes for volume in scan))
+
+
+@dataclass
+class Found:
+    """What is found once about the cases of a split, or again where there is no room to keep it."""
+
+    stored: dict[str, tuple[StoredVolume | None, StoredVolume]] = field(default_factory=dict)
+    mapped: RecentlyUsed[tuple[Volume | None, Volume]] = field(default_factory=_kept_maps)
+    targets: dict[tuple[str, int], Target] = field(default_factory=dict)
+    at_2_mm: RecentlyUsed[tuple[Volume, Volume]] = field(default_factory=_kept_scans)
+    label_maps: RecentlyUsed[LabelMap] = field(default_factory=kept_label_maps)
 
 
 @dataclass(frozen=True)
@@ -97,36 +128,48 @@ class SegmentationData:
     vertebrae: tuple[PreparedVertebra, ...]
     phantoms: frozenset[str] = frozenset()
     masks_alone: frozenset[str] = frozenset()
-    _targets: dict[tuple[str, int], Target] = field(default_factory=dict, repr=False, compare=False)
-    _at_2_mm: dict[str, tuple[Volume, Volume]] = field(default_factory=dict, repr=False, compare=False)
-    _label_maps: dict[str, LabelMap] = field(default_factory=dict, repr=False, compare=False)
+    _found: Found = field(default_factory=Found, repr=False, compare=False)
 
-    @cached_property
-    def scans(self) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
-        """CT (int16 HU, or None) and mask (uint8 codes) of every case, as read-only memory maps."""
-        return {case: self._open(case) for case in self.columns}
+    def scan(self, case: str) -> tuple[Volume | None, Volume]:
+        """Map CT (int16 HU, or None) and mask (uint8 codes) of a case, read-only.
+
+        The headers are checked once. The maps used last stay, as pages that were read are then at hand.
+
+        Raises
+        ------
+        ValueError
+            If a file is not there or broken, or the two differ in shape; the text names the file.
+        """
+        return self._found.mapped.get(case, lambda: self._mapped(case))
+
+    def _mapped(self, case: str) -> tuple[Volume | None, Volume]:
+        if case not in self._found.stored:
+            self._found.stored[case] = self._checked(case)
+        ct, mask = self._found.stored[case]
+        return None if ct is None else ct.mapped(), mask.mapped()
 
     def label_map(self, case: str, spacing_mm: float) -> LabelMap:
-        """Give what images of a case are drawn from, found once.
+        """Give what images of a case are drawn from; kept while there is room.
 
         The discs of phantoms are thicker than those of most patients: those of every third stay as they are,
         those of the others become thinner by 2 and by 4 mm.
         """
-        if case not in self._label_maps:
-            codes = self.scans[case][1]
-            if case in self.phantoms:
-                narrower_mm = 2.0 * (sorted(self.phantoms).index(case) % 3)
-                codes = with_narrow_discs(codes, round(narrower_mm / spacing_mm))
-            self._label_maps[case] = label_map_of(codes, spacing_mm)
-        return self._label_maps[case]
+        return self._found.label_maps.get(case, lambda: self._found_label_map(case, spacing_mm))
 
-    def _open(self, case: str) -> tuple[np.ndarray | None, np.ndarray]:
-        mask = open_memory_map(self.folder / f"{case}_msk.nii").data
+    def _found_label_map(self, case: str, spacing_mm: float) -> LabelMap:
+        codes = np.array(self.scan(case)[1].data)  # a copy: a view would hold the file open
+        if case in self.phantoms:
+            narrower_mm = 2.0 * (sorted(self.phantoms).index(case) % 3)
+            codes = with_narrow_discs(codes, round(narrower_mm / spacing_mm))
+        return label_map_of(codes, spacing_mm)
+
+    def _checked(self, case: str) -> tuple[StoredVolume | None, StoredVolume]:
+        name = self.folder / f"{case}_msk.nii"
+        mask = stored_volume(name)
         if case in self.masks_alone:
             return None, mask
-        ct = open_memory_map(self.folder / f"{case}_ct.nii").data
+        ct = stored_volume(self.folder / f"{case}_ct.nii")
         if ct.shape != mask.shape:
-            name = self.folder / f"{case}_msk.nii"
             raise ValueError(f"{name}: expected the shape of the CT, {ct.shape}, found {mask.shape}.")
         return ct, mask
 
@@ -138,26 +181,31 @@ class SegmentationData:
             columns.setdefault(vertebra.case, []).append(vertebra)
         return columns
 
+    @property
+    def cases_with_ct(self) -> list[str]:
+        """The cases that were prepared with a CT."""
+        return [case for case in self.columns if case not in self.masks_alone]
+
     def working_scan(self, case: str) -> tuple[Volume, Volume]:
-        """Give CT (HU) and ranks of a case on the working grid."""
-        ct, mask = (open_memory_map(self.folder / f"{case}_{kind}.nii") for kind in ("ct", "msk"))
-        return ct, Volume(ranks_of_mask(np.asarray(mask.data)), mask.affine)
+        """Give CT (HU) and ranks of a case that has a CT, on the working grid."""
+        ct, codes = self.scan(case)
+        return ct, Volume(ranks_of_mask(np.asarray(codes.data)), codes.affine)
 
     def labelling_scan(self, case: str) -> tuple[Volume, Volume]:
-        """Give CT (HU) and ranks of a case on the labelling grid; resampled once where its own is finer."""
-        if case not in self._at_2_mm:
-            ct, mask = (open_memory_map(self.folder / f"{case}_{kind}.nii") for kind in ("ct", "msk"))
-            ct, codes = on_labelling_grid(ct, mask)
-            ranks = Volume(ranks_of_mask(np.asarray(codes.data)), codes.affine)
-            self._at_2_mm[case] = Volume(np.asarray(np.rint(ct.data), np.int16), ct.affine), ranks
-        return self._at_2_mm[case]
+        """Give CT (HU) and ranks of a case that has a CT, on the labelling grid; kept while there is room."""
+        return self._found.at_2_mm.get(case, lambda: self._resampled(case))
+
+    def _resampled(self, case: str) -> tuple[Volume, Volume]:
+        ct, codes = on_labelling_grid(*self.scan(case))
+        ranks = Volume(ranks_of_mask(np.asarray(codes.data)), codes.affine)
+        return Volume(whole_hu(ct.data), ct.affine), ranks
 
     def target(self, vertebra: PreparedVertebra) -> Target:
         """Look a vertebra's voxels up in its mask, once; `ValueError` if it has none there."""
         key = (vertebra.case, vertebra.label)
-        if key not in self._targets:
-            self._targets[key] = _target_of(self, vertebra)
-        return self._targets[key]
+        if key not in self._found.targets:
+            self._found.targets[key] = _target_of(self, vertebra)
+        return self._found.targets[key]
 
     def without_bad_cases(self) -> tuple[SegmentationData, list[str]]:
         """Look every vertebra up; give the data without the cases where that fails, and a line for each.
@@ -225,6 +273,7 @@ def _read_heatmap_case(folder: Path, key: str) -> HeatmapCase:
         grid.spacing_mm,
         None if mask is None else np.array(mask.data),
         is_phantom=origin_of(folder / f"{key}{SIDECAR}") == PHANTOM,
+        folder=folder,
     )
 
 
@@ -263,7 +312,7 @@ def _vertebra_of_row(row: dict[str, str]) -> PreparedVertebra:
 
 def _target_of(data: SegmentationData, vertebra: PreparedVertebra) -> Target:
     box = tuple(slice(begin, end) for begin, end in zip(vertebra.begin, vertebra.end))
-    voxels = np.argwhere(data.scans[vertebra.case][1][box] == vertebra.label) + vertebra.begin
+    voxels = np.argwhere(data.scan(vertebra.case)[1].data[box] == vertebra.label) + vertebra.begin
     if not len(voxels):
         where = data.folder / f"{vertebra.case}_msk.nii"
         raise ValueError(

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import keras
 import tensorflow as tf
@@ -22,6 +23,8 @@ GPU_PRESETS = ("paper", "full")
 HALF_CAPABILITY, BFLOAT16_CAPABILITY = (7, 0), (8, 0)
 #: Ports of SLURM tasks begin here, shifted by the job's number, so that two jobs on a node do not meet.
 SLURM_FIRST_PORT, SLURM_PORTS = 12000, 20000
+#: Letters of a malformed TF_CONFIG that a message shows.
+_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,12 @@ class Runtime:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes files and reports: worker 0 of several."""
+        """Whether this process writes files and reports: of several the chief, or else worker 0."""
         resolver = self.strategy.cluster_resolver
-        return resolver is None or resolver.task_id in (None, 0)
+        if resolver is None or resolver.task_type is None:
+            return True
+        first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+        return (resolver.task_type, resolver.task_id) == (first, 0)
 
     @property
     def compiles_network(self) -> bool:
@@ -126,7 +132,7 @@ def choose_device(device: str, preset: str | None = None) -> str:
     return "gpu"
 
 
-def _end_without_gpu(device: str, preset: str | None) -> None:
+def _end_without_gpu(device: str, preset: str | None) -> NoReturn:
     asked = "--device gpu" if device == "gpu" else f"the preset {preset!r}"
     _end(
         f"Expected a GPU for {asked}, found none visible to TensorFlow. Install one's driver and "
@@ -134,7 +140,7 @@ def _end_without_gpu(device: str, preset: str | None) -> None:
     )
 
 
-def _end(text: str) -> None:
+def _end(text: str) -> NoReturn:
     print(text, file=sys.stderr)
     raise SystemExit(2)
 
@@ -160,12 +166,12 @@ def cluster_resolver(
     Raises
     ------
     SystemExit
-        With status 2 if a cluster is asked for and neither describes one.
+        With status 2 if a cluster is asked for and neither describes one, or if TF_CONFIG is malformed.
     """
     if replicas not in ("auto", "workers"):
         return None
-    tasks = json.loads(environment.get("TF_CONFIG") or "{}").get("cluster", {})
-    if sum(len(addresses) for addresses in tasks.values()) > 1:
+    cluster = _cluster_of_tf_config(environment.get("TF_CONFIG") or "{}")
+    if sum(map(len, cluster.values())) > 1:
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return _slurm_cluster(environment)
@@ -175,6 +181,38 @@ def cluster_resolver(
             "start the command with `srun --ntasks N`."
         )
     return None
+
+
+def _cluster_of_tf_config(text: str) -> dict[str, list[str]]:
+    """Give the addresses by task type; none for an empty object. Anything malformed ends the process."""
+    try:
+        config = json.loads(text)
+    except ValueError:
+        _end(f"TF_CONFIG: expected JSON, found {text[:_SHOWN]}.")
+    if config == {}:
+        return {}
+    if not isinstance(config, dict) or not {"cluster", "task"} <= config.keys():
+        _end_config("an object with 'cluster' and 'task'", config)
+    cluster, task = config["cluster"], config["task"]
+    if not (isinstance(cluster, dict) and cluster and all(map(_is_list_of_texts, cluster.values()))):
+        _end_config("lists of addresses by task type in 'cluster'", cluster)
+    if not cluster.keys() <= {"chief", "worker"} or len(cluster.get("chief", ())) > 1:
+        _end_config("workers and at most one chief in 'cluster'", cluster)
+    kind = task.get("type") if isinstance(task, dict) else None
+    if not (isinstance(kind, str) and kind in cluster):
+        _end_config(f"the type {' or '.join(cluster)} in 'task'", task)
+    index, count = str(task.get("index")), len(cluster[kind])
+    if not (index.isdecimal() and int(index) < count):
+        _end_config(f"an index from 0 to {count - 1} in 'task'", task)
+    return cluster
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(each, str) for each in value)
+
+
+def _end_config(expected: str, found: Any) -> NoReturn:
+    _end(f"TF_CONFIG: expected {expected}, found {json.dumps(found)[:_SHOWN]}.")
 
 
 def _slurm_cluster(environment: Mapping[str, str]) -> tf.distribute.cluster_resolver.ClusterResolver:

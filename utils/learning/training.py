@@ -1,8 +1,8 @@
 """The trainings: prepared data in, a model directory out.
 
 Each reads what pre-processing left, builds its network, and hands both to the project's one training
-loop (`ML_3D_Unet.utils.train.Trainer`). A model directory holds `best.keras`, `last.keras`,
-`history.csv`, `curves.png`, the checkpoints of the resume, and `settings.json`.
+loop (`ML_3D_Unet.utils.train.Trainer`). A model directory holds `best.weights.h5`,
+`last.weights.h5`, `history.csv`, `curves.png`, the checkpoints of the resume, and `settings.json`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from utils.learning import (
     training_data,
 )
 from utils.learning.heatmap import heatmap_batch_builder
+from utils.learning.model_files import WEIGHTS_SUFFIX
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import (
@@ -186,6 +187,7 @@ def trainer_keywords(settings: RunSettings, chosen: Runtime) -> dict[str, Any]:
             settings.learning_rate, settings.final_learning_rate, settings.epochs
         ),
         "jit_compile": chosen.compiles_network,
+        "model_suffix": WEIGHTS_SUFFIX,
         "options": RunOptions(**options),
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
@@ -260,10 +261,10 @@ def target_and_memory(
 
 
 @tf.function(jit_compile=True)
-def ct_patch(drawn: dict[str, tf.Tensor], patch_voxels: int) -> tf.Tensor:
-    """Resample the CT of a patch, and give it its gain and offset."""
+def ct_patch(drawn: dict[str, tf.Tensor], patch_voxels: int, outside: str) -> tf.Tensor:
+    """Resample the CT of a patch, and give it its gain and offset; where its block ends the scan does."""
     coordinates = augment.sampling_coordinates(drawn["affine"], (patch_voxels,) * 3)
-    return drawn["gain"] * augment.sample_ct(drawn["ct_hu"], coordinates, drawn["last"]) + drawn["offset"]
+    return augment.moved_ct(drawn["ct_hu"], coordinates, drawn["last"], drawn, outside)
 
 
 @tf.function(jit_compile=True)
@@ -289,7 +290,12 @@ def weighted_target(drawn: dict[str, tf.Tensor], codes: tf.Tensor, spacing_mm: f
 
 
 def vertebra_example(
-    drawn: dict[str, tf.Tensor], *, patch_voxels: int, spacing_mm: float, radius: int
+    drawn: dict[str, tf.Tensor],
+    *,
+    patch_voxels: int,
+    spacing_mm: float,
+    radius: int,
+    outside: Literal["air", "edge"] = "edge",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Build one example on the device.
 
@@ -306,13 +312,15 @@ def vertebra_example(
         Spacing of the working grid.
     radius : int
         Half width of the blur's kernel, in voxels.
+    outside : str
+        What the CT is beyond the scan.
 
     Returns
     -------
     tuple of tf.Tensor of float32
         Input (n, n, n, 2): CT in [-1, 1] and memory; target (n, n, n, 2): vertebra and boundary weight.
     """
-    image, codes = ct_patch(drawn, patch_voxels), code_patch(drawn, patch_voxels)
+    image, codes = ct_patch(drawn, patch_voxels, outside), code_patch(drawn, patch_voxels)
     # Blocks come in several lengths; what does not read them is compiled once.
     numbers = {name: value for name, value in drawn.items() if name not in ("ct_hu", "codes")}
     image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
@@ -327,7 +335,13 @@ def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_m
     nothing.
     """
     radius = augment.blur_radius(settings.augmentation, spacing_mm)
-    one = partial(vertebra_example, patch_voxels=settings.patch_voxels, spacing_mm=spacing_mm, radius=radius)
+    one = partial(
+        vertebra_example,
+        patch_voxels=settings.patch_voxels,
+        spacing_mm=spacing_mm,
+        radius=radius,
+        outside=settings.outside,
+    )
 
     def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return augment.stacked_examples(one, batch)

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import logsumexp
 
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name, code_of_rank, name_of_code, rank_of_code
 
@@ -144,8 +145,8 @@ def identify(
     column = Column(_emissions(votes, fixed or {}), transitions_of(centres_mm))
     (best, score), (second, second_score) = two_best(column)
     if best is None:
-        named = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
-        raise ValueError(f"Expected levels that follow one another downwards, received {named}.")
+        levels = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
+        raise ValueError(f"Expected levels that follow one another downwards, received {levels}.")
     marginals, total = posterior(column)
     places = np.arange(count)
     alternative = second if second is not None else best
@@ -202,14 +203,6 @@ def uniform_votes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return log_probabilities, np.ones(count), np.full((count, 3), np.nan)
 
 
-def log_of_sum(values: np.ndarray, axis: int) -> np.ndarray:
-    """Give log(sum(exp(values))) along an axis; -inf where there is nothing but -inf."""
-    highest = np.max(values, axis=axis, keepdims=True)
-    highest = np.where(np.isfinite(highest), highest, 0.0)
-    with np.errstate(divide="ignore"):
-        return np.log(np.sum(np.exp(values - highest), axis=axis)) + np.squeeze(highest, axis)
-
-
 # Weights -------------------------------------------------------------------------------------------
 
 
@@ -248,7 +241,8 @@ def transitions_of(centres_mm: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
     """Give the `transitions` of a column from its centres (n, 3) in mm."""
     ratios = gap_ratios(np.asarray(centres_mm, float))
     pairs = [(upper, lower) for lower in range(len(ratios)) for upper in range(lower)]
-    return {pair: transition(ratios[pair]) for pair in pairs}
+    # All at once: a call of `logsumexp` costs more than the sums of one pair.
+    return dict(zip(pairs, transition(np.array([ratios[pair] for pair in pairs]).reshape(-1, MAX_RANK))))
 
 
 def weighed_votes(log_probabilities: np.ndarray, complete: np.ndarray, temperature: float) -> np.ndarray:
@@ -334,24 +328,25 @@ def _paths() -> np.ndarray:
 
 
 def transition(ratio: np.ndarray) -> np.ndarray:
-    """Give the log-weights (26, 26), upper by lower rank, of two vertebrae that follow one another.
+    """Give the log-weights, upper by lower rank, of two vertebrae that follow one another.
 
     Parameters
     ----------
-    ratio : np.ndarray, (26,)
+    ratio : np.ndarray, (..., 26)
         The gap as a multiple of the step there, by the upper rank; NaN: nothing is known of it, and nothing
         was missed.
 
     Returns
     -------
-    np.ndarray, (26, 26)
+    np.ndarray, (..., 26, 26)
         Sum over the numbers of vertebrae that may have been missed; -inf where the lower is not below.
     """
-    missed = np.arange(MOST_MISSED + 1)
-    misfit = (ratio - (missed[:, None] + 1)) ** 2 / (2 * GAP_SPREAD**2)
-    fit = np.where(np.isnan(ratio), np.where(missed[:, None] == 0, 0.0, -np.inf), -misfit)
+    missed = np.arange(MOST_MISSED + 1)[:, None]
+    ratio = ratio[..., None, :]
+    misfit = (ratio - (missed + 1)) ** 2 / (2 * GAP_SPREAD**2)
+    fit = np.where(np.isnan(ratio), np.where(missed == 0, 0.0, -np.inf), -misfit)
     # The largest number stands for all above it: a gap of twenty steps is as good as one of nine.
-    return log_of_sum(_paths() + (missed[:, None] * np.log(RATE_MISSED) + fit)[:, :, None], axis=0)
+    return logsumexp(_paths() + (missed * np.log(RATE_MISSED) + fit)[..., None], axis=-3)
 
 
 def _start(column: Column) -> np.ndarray:
@@ -398,12 +393,12 @@ def two_best(column: Column) -> list[tuple[np.ndarray | None, float]]:
     ends = [*zip(finished, range(len(finished))), (column.none_between(0, count), -1)]
     ends.sort(key=lambda pair: -pair[0])
     return [
-        (_traced(came_from, last), float(weight)) if weight > -np.inf else (None, -np.inf)
+        (_trace_back(came_from, last), float(weight)) if weight > -np.inf else (None, -np.inf)
         for weight, last in ends[:2]
     ]
 
 
-def _traced(came_from: np.ndarray, last: int) -> np.ndarray:
+def _trace_back(came_from: np.ndarray, last: int) -> np.ndarray:
     """Follow a sequence back from its last vertebra."""
     ranks = np.zeros(len(came_from), int)
     while last >= 0:
@@ -433,12 +428,12 @@ def posterior(column: Column) -> tuple[np.ndarray, float]:
     forward, backward = _start(column), np.tile(_end(column)[:, None], (1, MAX_RANK))
     for place in range(count):
         above = [forward[u][:, None] + steps[u, place] for u in range(place)]
-        forward[place] = log_of_sum(np.concatenate([forward[place][None], *above]), axis=0)
+        forward[place] = logsumexp(np.concatenate([forward[place][None], *above]), axis=0)
     for place in reversed(range(count)):
         below = [steps[place, v] + backward[v] for v in range(place + 1, count)]
-        backward[place] = log_of_sum(np.concatenate([backward[place][:, None], *below], axis=1), axis=1)
+        backward[place] = logsumexp(np.concatenate([backward[place][:, None], *below], axis=1), axis=1)
     ends = (forward + _end(column)[:, None]).ravel()
-    total = float(log_of_sum(np.array([*ends, column.none_between(0, count)]), axis=0))
+    total = float(logsumexp(np.array([*ends, column.none_between(0, count)]), axis=0))
     marginals = np.zeros((count, MAX_RANK + 1))
     marginals[:, 1:] = np.exp(forward + backward - total)
     marginals[:, _NONE] = np.clip(1 - marginals[:, 1:].sum(axis=1), 0, 1)

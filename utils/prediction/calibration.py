@@ -21,7 +21,8 @@ from utils.imaging.resampling import resample_labels
 from utils.imaging.volume import Volume
 from utils.learning import training
 from utils.learning.labelling import PredictLevel, Votes, level_function, lies_on, perturb, vertebra_votes
-from utils.learning.models import MODEL_FILE, load_model
+from utils.learning.model_files import has_model
+from utils.learning.models import load_model
 from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime
 from utils.localisation.identify import sequence_log_probability, transitions_of
@@ -123,7 +124,7 @@ def trained_networks(settings: LabellingTrainingSettings) -> FindVertebrae | Non
     """
     named = {"segmentation": settings.segmentation, "heatmap": settings.heatmap}
     models = settings.work_dir / "models"
-    if not any(named.values()) and not all((models / name / MODEL_FILE).is_file() for name in named):
+    if not any(named.values()) and not all(has_model(models / name) for name in named):
         return None
     inference = InferenceSettings(work_dir=settings.work_dir, **named)
     networks = load_networks(inference)
@@ -182,7 +183,7 @@ def validation_columns(
         predictions have them: from reference masks the votes would seem surer than they are.
     """
     columns = []
-    for place, case in enumerate(held_out.columns):
+    for place, case in enumerate(held_out.cases_with_ct):
         scan = held_out.labelling_scan(case)
         for generator in _column_generators(settings, place, COLUMNS_A_SCAN):
             part, seen = cut_column(*scan, generator)
@@ -219,7 +220,7 @@ def predicted_columns(
         At most `PREDICTED_COLUMNS_A_SCAN` a scan.
     """
     columns = []
-    for place, case in enumerate(tqdm(held_out.columns, desc="calibration", unit="scan")):
+    for place, case in enumerate(tqdm(held_out.cases_with_ct, desc="calibration", unit="scan")):
         scan = held_out.working_scan(case)
         for generator in _column_generators(settings, place, PREDICTED_COLUMNS_A_SCAN):
             part, seen = cut_column(*scan, generator, least_shown=0.0)

@@ -47,6 +47,8 @@ SNAPSHOT_SUFFIX = "_seg-vert_snp.png"
 MASK_SUFFIX = "_seg-vert_msk.nii.gz"
 #: Written only if asked for (`InferenceSettings.trace`).
 TRACE_SUFFIX = "_trace.jsonl"
+#: Files that not every prediction has: those of an older one must not stay beside a new mask.
+OPTIONAL_SUFFIXES = (QUALITY_SUFFIX, TRACE_SUFFIX, *(export.suffix for export in EXPORTS.values()))
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,9 @@ def case_path(output: Path, key: str, suffix: str) -> Path:
     return output / "derivatives" / subject_of(key) / f"{key}{suffix}"
 
 
-def write_case(prediction: CasePrediction, output: Path, *, formats: Sequence[str] = ()) -> None:
+def write_case(
+    prediction: CasePrediction, output: Path, *, formats: Sequence[str] = (), keep: Sequence[str] = ()
+) -> None:
     """Write the files of one case, each whole or not at all: the mask, then its copies for other programs.
 
     Parameters
@@ -310,14 +314,17 @@ def write_case(prediction: CasePrediction, output: Path, *, formats: Sequence[st
         Folder of the predictions.
     formats : sequence of str
         Keys of `exports.EXPORTS`; any other is one that is always written.
+    keep : sequence of str
+        Of `OPTIONAL_SUFFIXES` those whose files stay: an earlier writing of the same prediction left them.
     """
 
     def path(suffix: str) -> Path:
         return case_path(output, prediction.key, suffix)
 
     # An older mask would make the case look done while the files beside it are new, or old ones its own.
-    for suffix in (MASK_SUFFIX, QUALITY_SUFFIX, *(export.suffix for export in EXPORTS.values())):
-        path(suffix).unlink(missing_ok=True)
+    for suffix in (MASK_SUFFIX, *OPTIONAL_SUFFIXES):
+        if suffix not in keep:
+            path(suffix).unlink(missing_ok=True)
     points = vertebra_points(prediction.labels, prediction.numbering)
     names = [prediction.numbering.name(code) for code in points.codes]
     with written_whole(path(SETTINGS_SUFFIX)) as temporary:
@@ -378,9 +385,10 @@ def read_case_settings(output: Path, key: str) -> dict[str, Any] | None:
     if not case_path(output, key, MASK_SUFFIX).is_file() or not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError:
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _write_table(path: Path, table: Sequence[dict[str, Any]]) -> None:

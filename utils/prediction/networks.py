@@ -5,14 +5,19 @@ TensorFlow is imported only when a network is loaded, so a wrong command line is
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from utils.settings import InferenceSettings
+from utils.files import sha256_of
+from utils.learning.model_files import MODEL_FILES, has_model, model_file
+from utils.settings import InferenceSettings, RunSettings, load_settings
 from utils.walk.locate import PredictHeat
 from utils.walk.traverse import PredictPatch
 
@@ -41,8 +46,10 @@ class Networks:
         Spacing of the working grid.
     preset : str
         Preset of the segmentation network.
+    outside : str
+        What the segmentation network was shown beyond the scan, "air" or "edge".
     origin : dict
-        Which files the networks come from; a case that was made with others is made again.
+        What tells the networks from others; a case that was made with others is made again.
     """
 
     heat: PredictHeat
@@ -52,13 +59,14 @@ class Networks:
     spacing_mm: float
     preset: str
     origin: dict[str, Any]
+    outside: Literal["air", "edge"] = "edge"
 
     @property
     def walk(self) -> dict[str, Any]:
         """What the networks fix of a walk; `paper` walks as published and ends at an absolute heat."""
         is_published = self.preset == "paper"
         end_rule = "absolute" if is_published else "relative"
-        fixed = {"patch_voxels": self.patch_voxels, "spacing_mm": self.spacing_mm}
+        fixed = {name: getattr(self, name) for name in ("patch_voxels", "spacing_mm", "outside")}
         return {**fixed, "end_rule": end_rule, "robust": not is_published}
 
 
@@ -110,6 +118,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
             "segmentation": identity_of_model(segmentation_dir),
             "heatmap": identity_of_model(heatmap_dir),
         },
+        outside=_outside(segmentation_dir, trained),
     )
 
 
@@ -150,19 +159,15 @@ def uses_starter(settings: InferenceSettings) -> bool:
 
 
 def _first_with_model(places: Sequence[Path]) -> Path | None:
-    from utils.learning.models import MODEL_FILE
-
-    return next((place for place in places if (place / MODEL_FILE).is_file()), None)
+    return next(filter(has_model, places), None)
 
 
 def _expected_model(places: Sequence[Path], command: str, option: str) -> Path:
-    from utils.learning.models import MODEL_FILE
-
     found = _first_with_model(places)
     if found is not None:
         return found
     raise ValueError(
-        f"{places[0]}: expected a trained network, found no {MODEL_FILE}. "
+        f"{places[0]}: expected a trained network, found no {MODEL_FILES[0]}. "
         f"Train one with `{command}`, or name its directory with {option}."
     )
 
@@ -188,6 +193,16 @@ def _spacing(directory: Path, trained: dict[str, Any]) -> float:
         ) from None
 
 
+def _outside(directory: Path, trained: dict[str, Any]) -> Literal["air", "edge"]:
+    """What the network was shown beyond the scan; one saved before this was a setting, the edge."""
+    found = trained.get("outside", "edge")
+    if found not in ("air", "edge"):
+        raise ValueError(
+            f'{directory / "settings.json"}: expected outside to be "air" or "edge", found {found!r}.'
+        )
+    return found
+
+
 def _heat_function(model: keras.Model) -> PredictHeat:
     run = _compiled(model)
     return lambda ct: run(ct[None, ..., None])[0, ..., 0]
@@ -209,10 +224,35 @@ def _compiled(model: keras.Model):
     return lambda batch: forward(tf.constant(batch, tf.float32)).numpy()
 
 
-def identity_of_model(directory: Path) -> dict[str, Any]:
-    """Give what tells the network of a directory from another one: directory, size and time."""
-    from utils.learning.models import MODEL_FILE
+#: Settings that say where and how a network was made, and nothing of what it does.
+_OF_THE_RUN = (
+    *(field.name for field in dataclasses.fields(RunSettings)),
+    *("work_dir", "start_from", "name", "average_of"),
+)
 
-    path = directory / MODEL_FILE
-    stat = path.stat()
-    return {"directory": str(directory.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+
+def identity_of_model(directory: Path) -> dict[str, Any]:
+    """Give what tells the network of a directory from another one, wherever the directory lies.
+
+    Parameters
+    ----------
+    directory : Path
+        A model directory.
+
+    Returns
+    -------
+    dict
+        SHA-256 of the file with the weights, and of the settings but those that say where and how the
+        training ran.
+
+    Raises
+    ------
+    ValueError
+        If there is no network, or no settings; the text names the file.
+    """
+    settings = {name: value for name, value in load_settings(directory).items() if name not in _OF_THE_RUN}
+    text = json.dumps(settings, sort_keys=True)
+    return {
+        "weights_sha256": sha256_of(model_file(directory)),
+        "settings_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }

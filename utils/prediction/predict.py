@@ -25,6 +25,7 @@ from utils.localisation.identify import Identification, parse_fixed
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.derivatives import (
     ANATOMICAL,
+    TRACE_SUFFIX,
     CasePrediction,
     Numbering,
     case_path,
@@ -47,12 +48,12 @@ from utils.prediction.levels import (
 )
 from utils.prediction.networks import (
     Networks,
-    identity_of_model,
     labelling_directory,
     load_networks,
     model_directories,
     uses_starter,
 )
+from utils.prediction.provenance import is_done, is_same_scan, record_of, relabelled_record, scan_identity
 from utils.prediction.quality import (
     HU_DOUBT,
     LOW_PROBABILITY,
@@ -64,27 +65,22 @@ from utils.prediction.quality import (
     read_quality,
 )
 from utils.prediction.report import write_scan_report
-from utils.prediction.scans import Scan, find_scans, scan_identity
-from utils.settings import InferenceSettings, settings_as_json, worker_count
+from utils.prediction.scans import Scan, find_scans
+from utils.settings import InferenceSettings, worker_count
 from utils.walk.locate import locate_spine
 from utils.walk.traverse import WalkResult, WalkSettings, walk
 
-#: Settings that change nothing in what a case's files hold.
-_INDIFFERENT = (
-    *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling_model", "relabel"),
-    *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
-)
 #: Peak memory of a scan: TensorFlow with networks of the preset `full` at work (`small` takes 1 GB less), and
 #: a multiple of the scan in float32. int16 takes 1.1, float32 1.6 (benchmarks/bench_inference.py measures
 #: the first); of float64 the numbers read and those kept are 3.
 _NETWORK_BYTES, _PEAK_OF_NATIVE = 1800 * 2**20, 3
+#: A scan in memory, and the identity that its files had before they were read.
+ReadScan = tuple[Volume, dict[str, Any]]
 #: The first line where the user has trained nothing.
 STARTER_NOTE = (
     "{models} holds no segmentation network: the starter weights are used "
     "(models/starter/README.md says how far to trust them; research only, no clinical use)."
 )
-#: Counted up when predictions change their meaning, so that older ones are made again.
-_INFERENCE = 2
 
 
 class CommandLineError(ValueError):
@@ -114,16 +110,16 @@ def infer(settings: InferenceSettings) -> int:
         found = find_scans(settings.inputs)
         _check_command_line(found.scans, settings)
         for line in (*found.skipped, *(f"bad scan: {line}" for line in found.bad)):
-            _complain(line)
+            _print_error(line)
         failed = _run(found.scans, settings) if found.scans else False
         failed = failed or bool(found.bad)
         if settings.report:
             print(f"{write_scan_report(settings.output)}: open it in a browser.", flush=True)
     except CommandLineError as error:
-        _complain(f"error: {error}")
+        _print_error(f"error: {error}")
         return 2
     except ValueError as error:
-        _complain(f"error: {error}")
+        _print_error(f"error: {error}")
         return 1
     return 1 if failed and not settings.skip_bad else 0
 
@@ -195,13 +191,19 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResul
     return dataclasses.replace(found, vertebrae=vertebrae, labels=labels_of_walk(vertebrae, working.grid))
 
 
+def read_with_identity(scan: Scan) -> ReadScan:
+    """Read a scan; its files may change meanwhile, so their identity is taken before."""
+    identity = scan_identity(scan)
+    return read_scan(scan.path, scan.series), identity
+
+
 def predict_case(
     scan: Scan,
     networks: Networks,
     settings: InferenceSettings,
     *,
     levels: Levels | None = None,
-    ct: Volume | None = None,
+    read: ReadScan | None = None,
 ) -> tuple[CasePrediction, str]:
     """Read, segment and number one scan.
 
@@ -215,8 +217,8 @@ def predict_case(
         How to segment and number.
     levels : Levels, optional
         The network that tells levels; without it and without known levels vertebrae are counted.
-    ct : Volume, optional
-        The scan, if it has been read already.
+    read : tuple of Volume and dict, optional
+        From `read_with_identity`, if the scan has been read already.
 
     Returns
     -------
@@ -231,7 +233,7 @@ def predict_case(
         If the scan cannot be used, or no sequence has the known levels; the text names its file.
     """
     started = time.perf_counter()
-    ct = read_scan(scan.path, scan.series) if ct is None else ct
+    ct, identity = read_with_identity(scan) if read is None else read
     hu_text = hu_doubt(ct)  # at once, before there is more in memory than the scan
     found = segment(ct, networks, walk_settings(settings, **networks.walk))
     identification = _identified(ct, found, levels, settings)
@@ -256,7 +258,7 @@ def predict_case(
         warnings=case_remarks(table, [*remarks, *walk_remarks(found.remarks, vertebrae, names)]),
     )
     prediction = CasePrediction(
-        *(scan.key, ct, native.labels, numbering, tuple(table), _record(scan, networks, settings)),
+        *(scan.key, ct, native.labels, numbering, tuple(table), record_of(identity, networks, settings)),
         quality=quality,
         trace=found.trace if settings.trace else (),
         identification=identification,
@@ -288,20 +290,6 @@ def _warning(found: int, labelled: int, first_label: str | None) -> str:
     return ""
 
 
-def _record(scan: Scan, networks: Networks, settings: InferenceSettings) -> dict[str, Any]:
-    plain = settings_as_json(settings)
-    for name in _INDIFFERENT:
-        del plain[name]
-    facts = {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
-    origin = {**networks.origin, **_labelling_origin(settings)}
-    return {**plain, **facts, "scan": scan_identity(scan), "networks": origin}
-
-
-def _labelling_origin(settings: InferenceSettings) -> dict[str, Any]:
-    directory = labelling_directory(settings)
-    return {} if directory is None else {"labelling": identity_of_model(directory)}
-
-
 @dataclass(frozen=True)
 class _Job:
     """One scan, and how to segment it; picklable."""
@@ -316,9 +304,9 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of a scan: what is said about it, a warning, or the error that made it a bad one."""
+    """What became of a scan: a message about it, a warning, or the error that made it a bad one."""
 
-    said: str = ""
+    message: str = ""
     warning: str = ""
     error: str = ""
 
@@ -330,15 +318,15 @@ def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
     if not _is_divided(settings):
         _networks_of_process(settings)
     elif not settings.relabel:
-        model_directories(settings)  # said once, before anything runs, if a network is not there
+        model_directories(settings)  # a network that is not there ends the run before any scan
     jobs = [_Job(scan, settings) for scan in execution.in_shard(scans, settings.shard)]
     bad = 0
     with tqdm(total=len(jobs), desc="infer", unit="scan") as bar:
         for outcome in _outcomes(jobs, settings):
-            if outcome.said:
-                tqdm.write(outcome.said)
+            if outcome.message:
+                tqdm.write(outcome.message)
             for line in filter(None, (outcome.warning, outcome.error)):
-                _complain(line)
+                _print_error(line)
             bad += bool(outcome.error)
             bar.update()
     print(f"{settings.output}: {len(jobs) - bad} of {len(jobs)} scans predicted.", flush=True)
@@ -362,12 +350,12 @@ def _outcomes(jobs: Sequence[_Job], settings: InferenceSettings) -> Iterator[_Ou
         yield _bad(job.scan, f"expected to be segmented, found {result}") if killed else result
 
 
-def _read(job: _Job) -> Volume | None:
+def _read(job: _Job) -> ReadScan | None:
     """Read a scan; None if it is done or only its labels are to change, and it is not needed yet."""
     networks, _ = _networks_of_process(job.settings)
-    if networks is None or _is_done(job.scan, networks, job.settings):
+    if networks is None or is_done(job.scan, networks, job.settings):
         return None
-    return read_scan(job.scan.path, job.scan.series)
+    return read_with_identity(job.scan)
 
 
 def _fit_together(current: _Job, following: _Job) -> bool:
@@ -376,14 +364,14 @@ def _fit_together(current: _Job, following: _Job) -> bool:
     return needed <= execution.free_memory_bytes()
 
 
-def _attempt(job: _Job, read: Callable[[], Volume | None] = lambda: None) -> _Outcome:
+def _attempt(job: _Job, read: Callable[[], ReadScan | None] = lambda: None) -> _Outcome:
     """Do one scan; whatever is wrong with it must not end the others."""
     scan = job.scan
     try:
         networks, levels = _networks_of_process(job.settings)
         if networks is None:
             return _relabel(scan, levels, job.settings)
-        return _do_case(scan, networks, levels, job.settings, ct=read())
+        return _do_case(scan, networks, levels, job.settings, read=read())
     except ValueError as error:
         return _bad(scan, str(error))
     except Exception as error:
@@ -392,8 +380,8 @@ def _attempt(job: _Job, read: Callable[[], Volume | None] = lambda: None) -> _Ou
 
 
 def _bad(scan: Scan, error: str) -> _Outcome:
-    named = str(scan.path) in error
-    return _Outcome(error=f"bad scan: {error}" if named else f"bad scan: {scan.name}: {error}")
+    names_scan = str(scan.path) in error
+    return _Outcome(error=f"bad scan: {error}" if names_scan else f"bad scan: {scan.name}: {error}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -418,9 +406,9 @@ def _do_case(
     levels: Levels | None,
     settings: InferenceSettings,
     *,
-    ct: Volume | None = None,
+    read: ReadScan | None = None,
 ) -> _Outcome:
-    if _is_done(scan, networks, settings):
+    if is_done(scan, networks, settings):
         kind = number_vertebrae(0, settings.first_label)
         if is_identified(levels, settings):
             kind = Numbering((), ANATOMICAL)
@@ -428,11 +416,11 @@ def _do_case(
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
-    prediction, warning = predict_case(scan, networks, settings, levels=levels, ct=ct)
+    prediction, warning = predict_case(scan, networks, settings, levels=levels, read=read)
     write_case(prediction, settings.output, formats=settings.formats)
     seconds = time.perf_counter() - started
-    said = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
-    return _Outcome(said, f"warning: {scan.name}: {warning}." if warning else "")
+    message = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
+    return _Outcome(message, f"warning: {scan.name}: {warning}." if warning else "")
 
 
 def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> _Outcome:
@@ -440,34 +428,27 @@ def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> 
     old = read_case_settings(settings.output, scan.key)
     if old is None:
         raise ValueError(f"{settings.output}: expected a prediction of {scan.key} to relabel, found none.")
-    if old.get("scan") != scan_identity(scan):
-        raise ValueError(f"{scan.path}: expected the scan that the prediction in {settings.output} is of.")
-    networks = {name: origin for name, origin in old["networks"].items() if name != "labelling"}
-    record = {
-        **old,
-        **{"first_label": settings.first_label, "fix": list(settings.fix)},
-        "networks": {**networks, **_labelling_origin(settings)},
-    }
+    if not is_same_scan(scan, old.get("scan")):
+        raise ValueError(
+            f"{scan.path}: expected the scan that the prediction in {settings.output} is of, found another, "
+            "or no hash of it there: predict it again."
+        )
     prediction = relabel_case(
         read_scan(scan.path, scan.series),
         settings.output,
         scan.key,
         levels=levels,
         fixed=parse_fixed(settings.fix, settings.first_label),
-        settings=record,
+        settings=relabelled_record(old, settings),
     )
     known = read_quality(case_path(settings.output, scan.key, QUALITY_SUFFIX))
     prediction = dataclasses.replace(prediction, quality=relabelled_quality(prediction, known))
-    write_case(prediction, settings.output, formats=settings.formats)
+    # The walk was that of this mask.
+    write_case(prediction, settings.output, formats=settings.formats, keep=(TRACE_SUFFIX,))
     names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
     doubt = doubt_about(prediction.identification)
     return _Outcome(f"{scan.key}: relabelled {names}", f"warning: {scan.name}: {doubt}." if doubt else "")
 
 
-def _is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:
-    found = read_case_settings(settings.output, scan.key)
-    return found is not None and found == _record(scan, networks, settings)
-
-
-def _complain(line: str) -> None:
+def _print_error(line: str) -> None:
     tqdm.write(line, file=sys.stderr)

@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.imaging.dicom import FoundSeries, Series, find_series, is_dicom
-from utils.imaging.formats import SCAN_SUFFIXES, files_of_scan
+from utils.imaging.formats import SCAN_SUFFIXES
 from utils.preparation.own_cases import own_key
 from utils.verse.cases import visible_files
 
@@ -98,28 +97,6 @@ def find_scans(inputs: Sequence[Path]) -> FoundScans:
         bad += found.bad
         skipped += found.skipped
     return FoundScans(list(scans.values()), bad, skipped)
-
-
-def scan_identity(scan: Scan) -> dict[str, Any]:
-    """Say which files a scan was read from, to know when they have changed.
-
-    Returns
-    -------
-    dict
-        Path, size and time of the last change; of several files their number, the sum, the last, and a hash
-        of names, sizes and times.
-    """
-    files = files_of_scan(scan.path, scan.series)
-    stats = [file.stat() for file in files]
-    identity = {
-        "path": str(scan.path.resolve()),
-        "bytes": sum(stat.st_size for stat in stats),
-        "modified_ns": max(stat.st_mtime_ns for stat in stats),
-    }
-    if len(files) == 1:
-        return identity
-    lines = sorted(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in zip(files, stats))
-    return {**identity, "files": len(files), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
 
 def _scans_in(path: Path) -> FoundScans:

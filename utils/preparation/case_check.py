@@ -19,7 +19,8 @@ from scipy import ndimage
 
 from utils.imaging.centroids import Centroids, read_centroids
 from utils.imaging.grids import SAME_GRID_VOXELS, corners_of, transform_points, voxels_apart
-from utils.imaging.nifti import read_ct, read_mask, silent
+from utils.imaging.nifti import read_ct, read_mask
+from utils.imaging.quiet import silent
 from utils.imaging.volume import Grid, Volume, touches_border
 from utils.verse.cases import Case
 from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, rank_of_code

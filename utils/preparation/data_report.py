@@ -361,19 +361,16 @@ def geometry_table(cases: pd.DataFrame) -> pd.DataFrame:
 
 def storage_table(cases: pd.DataFrame) -> pd.DataFrame:
     """Count axes, number types, and codes of qform and sform of the images."""
-    rows = []
-    for name, column in (("axes", "axes"), ("CT numbers", "ct_type"), ("mask numbers", "mask_type")):
-        counts = cases.loc[cases[column] != "", column].value_counts(sort=False).sort_index()
-        rows.append({"of the image": name, "series": _listed(counts)})
-    for name in ("ct", "mask"):
+    values = {"axes": cases["axes"], "CT numbers": cases["ct_type"], "mask numbers": cases["mask_type"]}
+    for name, title in (("ct", "CT"), ("mask", "mask")):
         known = cases[cases[f"{name}_type"] != ""]
         codes = known[f"{name}_qform"].astype(str) + "/" + known[f"{name}_sform"].astype(str)
-        label = f"{name.replace('ct', 'CT')} qform/sform code"
-        rows.append({"of the image": label, "series": _listed(codes.value_counts(sort=False).sort_index())})
-    return pd.DataFrame(rows)
+        values[f"{title} qform/sform code"] = codes
+    return pd.DataFrame([{"of the image": name, "series": _format_counts(of)} for name, of in values.items()])
 
 
-def _listed(counts: pd.Series) -> str | None:
+def _format_counts(values: pd.Series) -> str | None:
+    counts = values[values != ""].value_counts(sort=False).sort_index()
     return ", ".join(f"{value}: {count}" for value, count in counts.items()) or None
 
 

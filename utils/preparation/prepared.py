@@ -71,7 +71,9 @@ def write_sidecar(
 
 
 def identity(path: Path) -> dict[str, Any]:
-    """Give name, size in bytes, time of change in ns and SHA-256 of a file.
+    """Give name, size in bytes, two times of change in ns and SHA-256 of a file.
+
+    The first time can be set back after a change of the content; the second is the system's own.
 
     Raises
     ------
@@ -85,6 +87,7 @@ def identity(path: Path) -> dict[str, Any]:
         "name": path.name,
         "bytes": stat.st_size,
         "modified_ns": stat.st_mtime_ns,
+        "changed_ns": stat.st_ctime_ns,
         "sha256": sha256_of(path),
     }
 
@@ -145,4 +148,6 @@ def _is_same(source: Path, known: Mapping[str, Any]) -> bool:
     stat = source.stat()
     if stat.st_size != known.get("bytes"):
         return False
-    return stat.st_mtime_ns == known.get("modified_ns") or sha256_of(source) == known.get("sha256")
+    # Older sidecars hold the first time alone.
+    times = (known.get("modified_ns"), known.get("changed_ns", stat.st_ctime_ns))
+    return (stat.st_mtime_ns, stat.st_ctime_ns) == times or sha256_of(source) == known.get("sha256")

@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from utils.settings import HU_RANGE
+from utils.imaging.intensities import whole_hu
 from utils.synthetic.label_maps import DEPTH_UNIT_MM, LabelMap, codes_in_field, label_map_of, level_of
 from utils.synthetic.phantom.soft import AIR_HU, FAT_HU, GAS_HU, LUNG_HU, MUSCLE_HU
 from utils.synthetic.phantom.values import BoneValues, draw_bone
@@ -245,7 +245,7 @@ def label_image(
     Returns
     -------
     np.ndarray of int16, shape of the block
-        Hounsfield units within `HU_RANGE`. Two blocks of one appearance have the same bones, but fields and
+        Hounsfield units, see `whole_hu`. Two blocks of one appearance have the same bones, but fields and
         noise of their own.
     """
     end = labels.codes.shape if end is None else end
@@ -272,7 +272,7 @@ def label_scan(labels: LabelMap, appearance: Appearance) -> tuple[np.ndarray, np
     Returns
     -------
     image : np.ndarray of int16, shape of the mask
-        Hounsfield units within `HU_RANGE`.
+        Hounsfield units, see `whole_hu`.
     first_mm, size_mm : np.ndarray of float, (3,)
         Where it begins, mm from the first face of the mask, and its size, mm.
     """
@@ -392,7 +392,7 @@ def _rendered(labels: LabelMap, appearance: Appearance, begin: np.ndarray, end: 
     hu += noise
     hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=_TRUNCATE)
     _add_faults(hu, rng, appearance)
-    return np.clip(np.rint(hu, out=hu), *HU_RANGE, out=hu).astype(np.int16)
+    return whole_hu(hu)
 
 
 def _norm_of_blur(sigma: float) -> float:

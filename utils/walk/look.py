@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.spatial.distance import pdist
 
 from utils.imaging.crops import crop, overlap
+from utils.imaging.intensities import LOWEST
 from utils.imaging.volume import Volume
 from utils.walk.locate import heat_at
 from utils.walk.records import BOX_MARGIN, HELD, FoundVertebra, PredictPatch, WalkSettings, WalkStep
@@ -93,7 +94,7 @@ class Looker:
     def _sight(self, origin: np.ndarray, memory: np.ndarray) -> Sight | None:
         """Give what the network sees in a patch with a memory (not 0, working grid); None if nothing."""
         shape = (self.settings.patch_voxels,) * 3
-        # Outside the scan: as in the training, the CT continues its edge and the memory is empty.
+        # Outside the scan the memory is empty.
         in_patch = crop(Volume(memory, self.ct.affine), origin, shape, fill=0).data > 0
         key = (*map(int, origin), hashlib.blake2b(np.packbits(in_patch).tobytes()).digest())
         if key not in self._seen:
@@ -142,7 +143,9 @@ class Looker:
 
     def _predicted(self, origin: np.ndarray, memory: np.ndarray) -> Sight | None:
         shape = memory.shape
-        ct = crop(self.ct, origin, shape, fill="edge").data.astype(np.float32)
+        # As in the training.
+        fill = LOWEST if self.settings.outside == "air" else "edge"
+        ct = crop(self.ct, origin, shape, fill=fill).data.astype(np.float32)
         probability = np.asarray(self.predict(ct, memory.astype(np.float32)))
         if probability.shape != shape:
             raise ValueError(f"Expected a prediction of shape {shape}, received {probability.shape}.")

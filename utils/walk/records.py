@@ -61,6 +61,8 @@ class WalkSettings:
     """Edge of the patch in voxels of the working grid."""
     spacing_mm: float = 1.0
     """Isotropic spacing of the working grid."""
+    outside: Literal["air", "edge"] = "edge"
+    """What a patch shows of the CT beyond the scan, as in the training of the network."""
     heat_threshold: float = 0.3
     """Heat at which the spine begins, and at which it ends under the absolute rule."""
     end_rule: Literal["absolute", "relative"] = "relative"

@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from utils.settings import HU_RANGE
+from utils.imaging.intensities import whole_hu
 from utils.synthetic.phantom.anatomy import Anatomy, rotation_of
 from utils.synthetic.phantom.shapes import BodyGrid, Solid
 from utils.synthetic.phantom.tissue import Tissue
@@ -270,7 +270,7 @@ def acquire(tissue: Tissue, scan: Acquisition, whole: list[int]) -> tuple[np.nda
     bone = np.where(inside, nearest, 0).astype(np.uint8)
     mask = np.where(np.isin(bone, whole), bone, 0).astype(np.uint8)
     hu += _noise(scan)
-    ct = np.clip(np.rint(hu), *HU_RANGE).astype(np.int16)
+    ct = whole_hu(hu)
     if scan.padding_hu is not None:
         index = [
             np.arange(n, dtype=np.float32).reshape([-1 if k == j else 1 for j in range(3)])

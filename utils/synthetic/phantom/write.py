@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from utils.execution import outcomes
 from utils.files import written_whole
 from utils.settings import DataSettings, worker_count
 from utils.synthetic.phantom.make import STEP_MM, Phantom, make_phantom
@@ -145,11 +145,24 @@ def _serial(first: int, split: int, position: int) -> str:
 
 
 def write_phantoms(settings: DataSettings) -> list[str]:
-    """Write generated series: source "phantom" of `get_verse_data.py`. Nothing of it can be bad."""
+    """Write generated series: source "phantom" of `get_verse_data.py`.
+
+    Returns
+    -------
+    list of str
+        A line for every series whose process was killed.
+    """
     workers = worker_count(settings.workers)
     how = {"seed": settings.seed, "variants": settings.variants, "workers": workers}
-    write_phantom_data_set(settings.data_dir, settings.phantoms, **how)
+    try:
+        write_phantom_data_set(settings.data_dir, settings.phantoms, **how)
+    except UnwrittenPhantoms as error:
+        return str(error).splitlines()
     return []
+
+
+class UnwrittenPhantoms(ValueError):
+    """Series whose process was killed, a line for each; all others are written."""
 
 
 def write_phantom_data_set(
@@ -186,7 +199,8 @@ def write_phantom_data_set(
     Raises
     ------
     ValueError
-        If a count is negative, or the folder holds phantoms of another seed (see `enter_phantoms`).
+        If a count is negative, or the folder holds phantoms of another seed (see `enter_phantoms`);
+        `UnwrittenPhantoms` if a process was killed.
     """
     data_dir = Path(data_dir)
     if len(counts) != 3 or min(counts) < 0:
@@ -196,23 +210,19 @@ def write_phantom_data_set(
     enter_phantoms(data_dir, counts, seed=seed, variants=variants)
     plan = plan_data_set(counts) if variants is None else plan_variants(counts, seed=seed, variants=variants)
     missing = [s for s in plan if not all(p.exists() for p in s.paths(data_dir, seed).values())]
-    workers = min(workers or min(os.cpu_count() or 1, MAX_WORKERS), max(len(missing), 1))
-    jobs = [(data_dir, series, seed, step_mm) for series in missing]
-    with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="phantoms", unit="scan") as bar:
-        for key in _run(jobs, workers):
-            bar.set_postfix_str(key)
+    write = partial(_write_series, data_dir=data_dir, seed=seed, step_mm=step_mm)
+    workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    bad = []
+    bar = tqdm(total=len(plan), initial=len(plan) - len(missing), desc="phantoms", unit="scan")
+    with bar, _one_thread_each():
+        for series, killed in outcomes(write, missing, workers=workers):
+            if killed:
+                bad.append(f"{series.paths(data_dir, seed)['ct']}: expected to be written, found {killed}.")
+            bar.set_postfix_str(series.key)
             bar.update()
+    if bad:
+        raise UnwrittenPhantoms("\n".join(bad))
     return [series.paths(data_dir, seed)["ct"] for series in plan]
-
-
-def _run(jobs: list[tuple[Path, PhantomSeries, int, float]], workers: int) -> Iterator[str]:
-    if workers == 1:
-        yield from (_write_series(*job) for job in jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for future in as_completed([pool.submit(_write_series, *job) for job in jobs]):
-            yield future.result()
 
 
 @contextmanager
@@ -230,7 +240,7 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _write_series(data_dir: Path, series: PhantomSeries, seed: int, step_mm: float) -> str:
+def _write_series(series: PhantomSeries, *, data_dir: Path, seed: int, step_mm: float) -> None:
     phantom = make_phantom(
         seed,
         subject=series.subject,
@@ -249,7 +259,6 @@ def _write_series(data_dir: Path, series: PhantomSeries, seed: int, step_mm: flo
     _write(paths["mask"], _nifti(mask, phantom.affine, codes))
     _write(paths["centroids"], json.dumps(centroid_records(phantom, declared)).encode())
     _write(paths["ct"], _nifti(phantom.ct, phantom.affine, codes))
-    return series.key
 
 
 def _as_float(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:

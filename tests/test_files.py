@@ -1,0 +1,149 @@
+"""Files appear whole or not at all, whatever lies beside them; hashes are those of the standard library."""
+
+import hashlib
+import os
+import stat
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from utils import files
+from utils.files import flush_to_disk, hash_file, is_left_over, sha256_of, written_whole
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with written_whole(path) as temporary:
+        temporary.write_text("a,b\n")
+        assert temporary.parent == path.parent and names_in(path.parent) == [temporary.name]
+    assert names_in(path.parent) == ["table.csv"] and path.read_text() == "a,b\n"
+
+
+def test_the_temporary_name_is_hidden_and_ends_as_asked_for(tmp_path):
+    with written_whole(tmp_path / "ct.nii.gz", suffix=".nii.gz") as temporary:
+        assert temporary.name.startswith(".ct.nii.gz.") and temporary.name.endswith(".part.nii.gz")
+        assert is_left_over(temporary.name)
+
+
+@pytest.mark.parametrize(
+    "name", ["ct.nii", ".ct.nii.part", ".ct.nii.part.json", ".ct.nii.0badcafe", ".0badcafe.part"]
+)
+def test_other_names_are_no_left_overs(name):
+    assert not is_left_over(name)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+
+    def fail():
+        with written_whole(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert names_in(tmp_path) == ["table.csv"] and path.read_text() == "old"
+
+
+def test_what_lies_at_the_temporary_name_is_neither_followed_nor_replaced(tmp_path, monkeypatch):
+    """A link to a file, a link to nothing, and a file: the fourth name is free."""
+    other, nothing = tmp_path / "other", tmp_path / "nothing"
+    other.write_text("of somebody else")
+    drawn = ["00000000", "00000001", "00000002", "00000003"]
+    planted = [tmp_path / f".table.csv.{letters}.part" for letters in drawn[:3]]
+    planted[0].symlink_to(other)
+    planted[1].symlink_to(nothing)
+    planted[2].write_text("of a writer at work")
+    left = iter(drawn)
+    monkeypatch.setattr(files, "secrets", SimpleNamespace(token_hex=lambda count: next(left)))
+    with written_whole(tmp_path / "table.csv") as temporary:
+        assert temporary.name == ".table.csv.00000003.part"
+        temporary.write_text("new")
+    assert (tmp_path / "table.csv").read_text() == "new" and not (tmp_path / "table.csv").is_symlink()
+    assert other.read_text() == "of somebody else" and not nothing.exists()
+    assert [path.is_symlink() for path in planted] == [True, True, False]
+    assert planted[2].read_text() == "of a writer at work"
+
+
+def test_a_link_at_the_files_own_name_is_replaced_and_not_written_through(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("of somebody else")
+    (tmp_path / "table.csv").symlink_to(other)
+    with written_whole(tmp_path / "table.csv") as temporary:
+        temporary.write_text("new")
+    assert other.read_text() == "of somebody else"
+    assert (tmp_path / "table.csv").read_text() == "new" and not (tmp_path / "table.csv").is_symlink()
+
+
+def test_of_two_writers_at_once_the_last_one_to_end_wins_whole(tmp_path):
+    path = tmp_path / "table.csv"
+    with written_whole(path) as first:
+        with written_whole(path) as second:
+            assert first != second
+            first.write_text("first")
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first" and names_in(tmp_path) == ["table.csv"]
+
+
+def test_writers_in_many_threads_leave_one_whole_file(tmp_path):
+    path, contents = tmp_path / "table.csv", [letter * 10_000 for letter in "abcdefgh"]
+
+    def write(content):
+        for _ in range(20):
+            with written_whole(path) as temporary:
+                temporary.write_text(content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in contents and names_in(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_mode_that_open_gives(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with written_whole(tmp_path / "whole") as temporary:
+            temporary.write_text("")
+        (tmp_path / "plain").write_text("")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("whole", "plain")]
+    assert modes == [0o666 & ~mask] * 2
+
+
+@pytest.mark.parametrize("durably", [True, False])
+def test_what_must_last_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch, durably):
+    flushed = []
+
+    def flush(path):
+        flush_to_disk(path)
+        flushed.append((path.read_text(), names_in(tmp_path)))
+
+    monkeypatch.setattr(files, "flush_to_disk", flush)
+    with written_whole(tmp_path / "manifest.json", durably=durably) as temporary:
+        temporary.write_text("{}")
+    assert flushed == ([("{}", [temporary.name])] if durably else [])
+
+
+def test_hashes_are_those_of_the_whole_file_and_every_byte_is_reported(tmp_path):
+    content = bytes(range(256)) * 5000  # more than is read at once
+    (tmp_path / "file").write_bytes(content)
+    reported = []
+    assert sha256_of(tmp_path / "file", report_bytes=reported.append) == hashlib.sha256(content).hexdigest()
+    assert sum(reported) == len(content) and len(reported) == 2
+    hashes = {kind: hashlib.new(kind) for kind in ("md5", "sha256")}
+    hash_file(tmp_path / "file", hashes)
+    assert hashes["md5"].hexdigest() == hashlib.md5(content).hexdigest()
+    assert hashes["sha256"].hexdigest() == hashlib.sha256(content).hexdigest()

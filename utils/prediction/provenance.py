@@ -1,0 +1,145 @@
+"""What a prediction was made from, and how: the record beside it, by which a rerun knows what is done.
+
+A scan is known by its content, so a copy of it, or one that was moved, is the same scan. As for a prepared
+case (`utils.preparation.prepared`), files of the same size and times are not read again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.files import sha256_of
+from utils.imaging.file_checks import check_is_file
+from utils.imaging.formats import files_of_scan
+from utils.prediction.derivatives import read_case_settings
+from utils.prediction.networks import Networks, identity_of_model, labelling_directory
+from utils.prediction.scans import Scan
+from utils.settings import InferenceSettings, settings_as_json
+
+#: Settings that change nothing in what a case's files hold.
+_INDIFFERENT = (
+    *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling_model", "relabel"),
+    *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
+)
+#: Counted up when predictions change their meaning, so that older ones are made again.
+_INFERENCE = 2
+
+
+def scan_identity(scan: Scan) -> dict[str, Any]:
+    """Say what tells a scan from another one.
+
+    Parameters
+    ----------
+    scan : Scan
+        Its files are read.
+
+    Returns
+    -------
+    dict
+        Path; number of files, their bytes, and the last of their times of change, in ns; the SHA-256 of a
+        single file, or of the hashes of several. Where the files of a DICOM series lie, and what they are
+        called, does not count: their headers hold their order.
+
+    Raises
+    ------
+    ValueError
+        If a file is not there, is empty, or is none.
+    """
+    files = _files_of(scan)
+    stamp = _stamp(files)
+    digest = _content(files, tuple(stamp.values()), is_ordered=not scan.series)
+    return {"path": str(scan.path.resolve()), **stamp, "sha256": digest}
+
+
+def is_same_scan(scan: Scan, known: Any) -> bool:
+    """Whether a scan has the content that an identity was given for, wherever it lies now.
+
+    Parameters
+    ----------
+    scan : Scan
+        Its files are read where number, size or times are not those known.
+    known : any
+        What a record holds. Earlier versions wrote no hash of the content: theirs is another scan.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    ValueError
+        As `scan_identity`.
+    """
+    if not isinstance(known, dict) or "changed_ns" not in known:
+        return False
+    stamp = _stamp(_files_of(scan))
+    if any(known.get(name) != stamp[name] for name in ("files", "bytes")):
+        return False
+    return stamp.items() <= known.items() or scan_identity(scan)["sha256"] == known.get("sha256")
+
+
+def record_of(identity: Mapping[str, Any], networks: Networks, settings: InferenceSettings) -> dict[str, Any]:
+    """Give what a prediction is made from and with: settings that count, the scan, and the networks."""
+    return {**_made_with(networks, settings), "scan": dict(identity)}
+
+
+def relabelled_record(old: Mapping[str, Any], settings: InferenceSettings) -> dict[str, Any]:
+    """Give the record of a case whose labels were changed: as if it had been predicted with them."""
+    networks = {name: origin for name, origin in old["networks"].items() if name != "labelling"}
+    levels = {"first_label": settings.first_label, "fix": list(settings.fix)}
+    return {**old, **levels, "networks": {**networks, **_labelling_origin(settings)}}
+
+
+def is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:
+    """Whether the files of a scan's prediction are there, made from this content with all that counts."""
+    found = read_case_settings(settings.output, scan.key)
+    if found is None:
+        return False
+    made_with = {name: value for name, value in found.items() if name != "scan"}
+    return made_with == _made_with(networks, settings) and is_same_scan(scan, found.get("scan"))
+
+
+def _made_with(networks: Networks, settings: InferenceSettings) -> dict[str, Any]:
+    plain = settings_as_json(settings)
+    for name in _INDIFFERENT:
+        del plain[name]
+    facts = {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
+    return {**plain, **facts, "networks": {**networks.origin, **_labelling_origin(settings)}}
+
+
+def _labelling_origin(settings: InferenceSettings) -> dict[str, Any]:
+    directory = labelling_directory(settings)
+    return {} if directory is None else {"labelling": identity_of_model(directory)}
+
+
+def _files_of(scan: Scan) -> tuple[Path, ...]:
+    if not scan.series:
+        check_is_file(scan.path, "a scan")  # a header, which names further files, is read here
+    files = tuple(files_of_scan(scan.path, scan.series))
+    for file in files:
+        check_is_file(file, "a file of a scan")
+    return files
+
+
+def _stamp(files: Sequence[Path]) -> dict[str, int]:
+    """Give what changes with the files; the system sets the last time, which nobody can set back."""
+    stats = [file.stat() for file in files]
+    return {
+        "files": len(stats),
+        "bytes": sum(stat.st_size for stat in stats),
+        "modified_ns": max(stat.st_mtime_ns for stat in stats),
+        "changed_ns": max(stat.st_ctime_ns for stat in stats),
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def _content(files: tuple[Path, ...], stamp: tuple[int, ...], *, is_ordered: bool) -> str:
+    """Hash files, once for each stamp: a run asks several times about the few scans at hand."""
+    hashes = [sha256_of(file) for file in files]
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("\n".join(hashes if is_ordered else sorted(hashes)).encode()).hexdigest()
