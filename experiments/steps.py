@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.files import written_whole
-from utils.settings import SETTINGS_FILE
+from utils.learning.model_files import copy_model
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -56,9 +54,7 @@ class CopyModel:
 
     def run(self) -> None:
         """Copy each file whole or not at all."""
-        for path in (*self.source.glob("best.*"), self.source / SETTINGS_FILE):
-            with written_whole(self.target / path.name) as temporary:
-                shutil.copyfile(path, temporary)
+        copy_model(self.source, self.target)
 
 
 Step = Script | CopyModel

@@ -18,6 +18,7 @@ from tests.learning.test_training import chosen_device, files_of  # noqa: F401 (
 from utils.distillation import comparison
 from utils.distillation import students as distillation
 from utils.learning import losses, models, training
+from utils.learning.model_files import MODEL_FILES
 from utils.presets import preset_settings
 from utils.settings import DistillationSettings, save_settings
 
@@ -175,7 +176,7 @@ def test_students_see_what_their_teacher_saw_and_no_case_that_they_leave_out(tmp
     examples.write_segmentation_stage(tmp_path)
     teacher = tmp_path / "elsewhere"
     save_settings(examples.training_settings(tmp_path, exclude=("sub-a", "sub-of-other-data")), teacher)
-    (teacher / models.MODEL_FILE).touch()
+    (teacher / MODEL_FILES[0]).touch()
     settings = settings_of(tmp_path, segmentation=teacher, exclude=("sub-c",))
     inputs = distillation.read_inputs(settings, types.SimpleNamespace(is_chief=True))
     assert inputs.facts == {"spacing_mm": 2.0, "training_cases": ["sub-b"], "validation_cases": []}
