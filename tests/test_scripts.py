@@ -92,18 +92,16 @@ def test_preparation_covers_training_and_validation_only(pipeline):
         for split in ("training", "validation")
     }
     for stage in ("heatmap", "segmentation"):
+        prepared = folder / "work" / stage / "2mm"
         for split, expected in keys.items():
-            written = {
-                p.name.removesuffix("_ct.nii") for p in (folder / "work" / stage / split).glob("*_ct.nii")
-            }
-            assert written == expected
-        assert not (folder / "work" / stage / "test").exists()
+            assert {p.name.removesuffix("_ct.nii") for p in (prepared / split).glob("*_ct.nii")} == expected
+        assert not (prepared / "test").exists()
 
 
 def test_vertebrae_table_agrees_with_the_masks(pipeline):
     folder = pipeline["folder"]
     for case in index_cases(folder / "data", split="training"):
-        table = pd.read_csv(folder / "work/segmentation/training/vertebrae.csv")
+        table = pd.read_csv(folder / "work/segmentation/2mm/training/vertebrae.csv")
         listed = set(table.loc[table["case"] == case.key, "label"])
         assert listed == set(np.unique(read_mask(case.mask).data)) - {0}
 
@@ -157,12 +155,13 @@ def test_a_second_training_says_that_it_is_done(pipeline):
     assert "already complete" in again.stdout
 
 
-def test_a_training_on_data_of_another_preset_is_refused(pipeline):
+def test_a_training_on_data_that_are_not_prepared_names_the_command(pipeline):
     work = pipeline["folder"] / "work"
     result = run_script("train_segmentation.py", "--work-dir", work, "--preset", "full", "--device", "cpu")
     assert result.returncode == 1
-    assert "preset" in result.stderr and str(work / "segmentation") in result.stderr
-    assert "Traceback" not in result.stderr
+    command = f"python pre_processing_segmentation.py --work-dir {work} --preset full"
+    assert f"{work / 'segmentation' / '1mm'}: expected prepared data" in result.stderr
+    assert command in result.stderr and "Traceback" not in result.stderr
 
 
 def test_full_preset_without_a_gpu_ends_with_status_2(tmp_path):

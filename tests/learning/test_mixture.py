@@ -15,7 +15,7 @@ from utils.imaging.nifti import open_memory_map, write_volume
 from utils.imaging.volume import Volume
 from utils.learning import datasets, epochs, prepared_data, training
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
-from utils.preparation.prepared import SIDECAR, spacing_folder
+from utils.preparation.prepared import SIDECAR
 from utils.presets import preset_settings
 from utils.settings import (
     HeatmapTrainingSettings,
@@ -56,7 +56,7 @@ def work(tmp_path):
 
 @pytest.fixture
 def data(work):
-    folder = spacing_folder(work, "segmentation", examples.SPACING_MM) / "training"
+    folder = work / "segmentation" / "2mm" / "training"
     return prepared_data.read_segmentation_data(folder).without_bad_cases()[0]
 
 
