@@ -1,7 +1,7 @@
 """Prepare the data of the heatmap network: every CT and its centroids on a small grid.
 
 Reads   the VerSe tree in --data-dir (the splits training and validation).
-Writes  heatmap/training, heatmap/validation and heatmap/settings.json in --work-dir.
+Writes  training, validation and settings.json in --work-dir, in heatmap/<spacing> (heatmap/2mm, say).
 Command python pre_processing_heatmap.py --data-dir data --work-dir work --preset small
 Time    about 2 s a case and core; a rerun prepares only what is missing.
 """

@@ -1,8 +1,8 @@
 """Prepare the data of the segmentation network: every CT and mask resampled once to the working grid.
 
 Reads   the VerSe tree in --data-dir (the splits training and validation).
-Writes  segmentation/training, segmentation/validation (each with vertebrae.csv) and
-        segmentation/settings.json in --work-dir.
+Writes  training, validation (each with vertebrae.csv) and settings.json in --work-dir, in
+        segmentation/<spacing> (segmentation/2mm, say).
 Command python pre_processing_segmentation.py --data-dir data --work-dir work --preset small
 Time    about 3 s a case and core; a rerun prepares only what is missing.
 """

@@ -1,11 +1,12 @@
 """Train small segmentation networks, alone and with the trained network as their teacher, and compare them.
 
-Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
-        work/models/segmentation                (from train_segmentation.py): the teacher
+Reads   work/segmentation/<spacing>/{training,validation} (from pre_processing_segmentation.py)
+        work/models/segmentation, or --segmentation     (from train_segmentation.py): the teacher
 Writes  work/models/student_runs/<student>  a model directory for the student from scratch and for each way to
                                             learn from the teacher
-        work/models/student                 the best student with a teacher (for infer.py --model), and
+        work/models/student                 the best student with a teacher (for infer.py --segmentation), and
                                             students.csv, students.md, students.png
+        With --name X these are work/models/X_runs and work/models/X.
 
     python train_distillation.py --work-dir work --preset small
 

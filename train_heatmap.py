@@ -1,8 +1,8 @@
 """Train the network that finds the spine in a whole scan.
 
-Reads   work/heatmap/{training,validation}    (from pre_processing_heatmap.py)
-Writes  work/models/heatmap                   best.weights.h5, last.weights.h5, settings.json,
-                                              history.csv, curves.png
+Reads   work/heatmap/<spacing>/{training,validation}    (from pre_processing_heatmap.py)
+Writes  work/models/heatmap, or with --name X work/models/X: best.weights.h5, last.weights.h5,
+        settings.json, history.csv, curves.png
 
     python train_heatmap.py --work-dir work --preset small
 

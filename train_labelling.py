@@ -1,8 +1,8 @@
 """Train the network that tells the level of one segmented vertebra, and fit how far its votes are trusted.
 
-Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
-Writes  work/models/labelling       best.weights.h5, last.weights.h5, history.csv, curves.png, settings.json,
-        which also holds the temperature fitted on the validation scans
+Reads   work/segmentation/<spacing>/{training,validation} (from pre_processing_segmentation.py)
+Writes  work/models/labelling, or with --name X work/models/X: best.weights.h5, last.weights.h5,
+        settings.json (with the temperature fitted on the validation scans), history.csv, curves.png
 
     python train_labelling.py --work-dir work --preset small
 

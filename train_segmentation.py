@@ -1,8 +1,8 @@
 """Train the iterative 3D U-Net that segments the first vertebra which its memory does not hold yet.
 
-Reads   work/segmentation/{training,validation} (from pre_processing_segmentation.py)
-Writes  work/models/segmentation    best.weights.h5, last.weights.h5, settings.json,
-                                    history.csv, curves.png
+Reads   work/segmentation/<spacing>/{training,validation} (from pre_processing_segmentation.py)
+Writes  work/models/segmentation, or with --name X work/models/X: best.weights.h5, last.weights.h5,
+        settings.json, history.csv, curves.png
 
     python train_segmentation.py --work-dir work --preset small
 

@@ -41,7 +41,8 @@ from utils.learning import datasets, losses, models, prepared_data  # noqa: E402
 from utils.learning.vertebrae import block_length, segmentation_batch_builder  # noqa: E402
 from utils.presets import preset_settings  # noqa: E402
 from utils.settings import SegmentationTrainingSettings  # noqa: E402
-from utils.synthetic.label_images import draw_appearance, label_image, label_scan  # noqa: E402
+from utils.synthetic.appearance import draw_appearance  # noqa: E402
+from utils.synthetic.label_images import label_image, label_scan  # noqa: E402
 from utils.synthetic.label_maps import label_map_of  # noqa: E402
 
 SETTINGS = preset_settings(SegmentationTrainingSettings, "starter", batch_size=1)

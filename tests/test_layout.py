@@ -63,7 +63,7 @@ def test_every_module_lies_in_a_room():
 def test_every_room_has_its_folder_of_tests():
     folders = {path.name for path in (PROJECT / "tests").iterdir() if any(path.glob("test_*.py"))}
     rooms = {room.removeprefix("utils.") for tier in TIERS[1:] for room in tier}
-    assert folders == rooms | {"ml_3d_unet"}
+    assert folders == rooms | {"ml_3d_unet", "experiments"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -71,7 +71,8 @@ def test_imports_go_one_way(room):
     modules = modules_of(room)
     assert modules
     for path in modules:
-        project = {n for n in imported_names(path) if lies_in(n, "utils") or lies_in(n, "ML_3D_Unet")}
+        parts = ("utils", "ML_3D_Unet", "experiments")
+        project = {n for n in imported_names(path) if any(lies_in(n, part) for part in parts)}
         wrong = {name for name in project if not any(lies_in(name, other) for other in allowed_to(room))}
         assert not wrong, f"{path.relative_to(PROJECT)} imports {sorted(wrong)}"
 

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +18,7 @@ from tests.learning.test_training import chosen_device, files_of  # noqa: F401 (
 from utils.distillation import comparison
 from utils.distillation import students as distillation
 from utils.learning import losses, models, training
+from utils.learning.model_files import MODEL_FILES
 from utils.presets import preset_settings
 from utils.settings import DistillationSettings, save_settings
 
@@ -24,7 +27,7 @@ TITLES = ["teacher", "student", "student + KD (soft, T = 2)", "student + KD (log
 
 def settings_of(work_dir, **changes):
     tiny = {"filters": (2, 2, 2, 2), "epochs": 2, "device": "cpu", "tensorboard": False}
-    return preset_settings(DistillationSettings, "small", work_dir=work_dir, **{**tiny, **changes})
+    return preset_settings(DistillationSettings, "small", work_dir=Path(work_dir), **{**tiny, **changes})
 
 
 # ---------------------------------------------------------------- losses
@@ -157,6 +160,40 @@ def test_students_have_the_teachers_settings_but_their_own_size(tmp_path):
     del found["shift_mm"]
     with pytest.raises(ValueError, match=r"settings.json: expected .* found none of shift_mm"):
         distillation.student_settings(found, own)
+
+
+def test_teachers_of_earlier_versions_are_understood(tmp_path):
+    save_settings(examples.training_settings(tmp_path), tmp_path)
+    found = json.loads((tmp_path / "settings.json").read_text())
+    for later in ("name", "exclude", "outside"):
+        found.pop(later, None)
+    student = distillation.student_settings(found, settings_of(tmp_path))
+    assert student.name == "student" and student.exclude == ()
+    assert student.spacing_mm == examples.SPACING_MM
+
+
+def test_students_see_what_their_teacher_saw_and_no_case_that_they_leave_out(tmp_path):
+    examples.write_segmentation_stage(tmp_path)
+    teacher = tmp_path / "elsewhere"
+    save_settings(examples.training_settings(tmp_path, exclude=("sub-a", "sub-of-other-data")), teacher)
+    (teacher / MODEL_FILES[0]).touch()
+    settings = settings_of(tmp_path, segmentation=teacher, exclude=("sub-c",))
+    inputs = distillation.read_inputs(settings, types.SimpleNamespace(is_chief=True))
+    assert inputs.facts == {"spacing_mm": 2.0, "training_cases": ["sub-b"], "validation_cases": []}
+    assert {vertebra.case for vertebra in inputs.data.vertebrae} == {"sub-b"}
+    assert inputs.held_out.vertebrae == () and inputs.bad == []
+    with pytest.raises(ValueError, match="--exclude: expected keys or patterns"):
+        distillation.read_inputs(
+            dataclasses.replace(settings, exclude=("sub-x",)), types.SimpleNamespace(is_chief=True)
+        )
+
+
+def test_students_of_two_names_have_folders_of_their_own():
+    assert distillation.student_directory(settings_of("work")) == Path("work/models/student")
+    named = settings_of("work", name="small-t2")
+    assert distillation.student_directory(named) == Path("work/models/small-t2")
+    (scratch, *_) = distillation.variants(named)
+    assert distillation.run_directory(named, scratch) == Path("work/models/small-t2_runs/scratch")
 
 
 # ---------------------------------------------------------------- end to end

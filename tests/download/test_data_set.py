@@ -235,7 +235,7 @@ def test_a_further_source_is_one_more_entry(tmp_path):
 
 
 def test_phantoms_that_could_not_be_written_are_named_and_the_others_listed(tmp_path, monkeypatch, capsys):
-    def write(data_dir, counts, *, seed, workers):
+    def write(data_dir, counts, *, seed, variants, workers):
         put_tree(data_dir, CASE)
         raise phantom_files.UnwrittenPhantoms("a_ct.nii.gz: killed\nb_ct.nii.gz: killed")
 

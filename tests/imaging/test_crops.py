@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.imaging.examples import oblique_affine
-from utils.imaging.crops import crop, overlap, paste
+from utils.imaging.crops import block_of_patch, box_between, crop, overlap, paste
 from utils.imaging.grids import transform_points
 from utils.imaging.nifti import open_memory_map, write_volume
 from utils.imaging.volume import Volume
@@ -108,3 +108,22 @@ def test_pasting_a_crop_back_restores_what_it_held(begin):
     expected = np.zeros_like(data)
     expected[in_volume] = data[in_volume]
     np.testing.assert_array_equal(target, expected)
+
+
+def test_block_of_a_mirrored_patch():
+    # Samples at 5 + 2 p, 20 - r and 3 + .5 i for 0 to 7: 5 to 19, 13 to 20, 3 to 6.5; one voxel to spare
+    # below, one for the interpolation and one to spare above.
+    affine = np.array([[2.0, 0, 0, 5], [0, -1, 0, 20], [0, 0, 0.5, 3]])
+    begin, end = block_of_patch(affine, (8,) * 3, (50, 50, 9))
+    assert begin.tolist() == [4, 12, 2] and end.tolist() == [21, 22, 9]
+
+
+def test_block_of_a_patch_that_lies_outside_is_the_voxel_at_the_border():
+    affine = np.eye(3, 4)
+    affine[:, 3] = -40, 3, 90
+    begin, end = block_of_patch(affine, (5, 2, 4), (10, 20, 30))
+    assert begin.tolist() == [0, 2, 29] and end.tolist() == [1, 6, 30]
+
+
+def test_a_box_lies_between_its_ends():
+    assert box_between(np.array([1, 0, 7]), (4, 2, 9)) == np.s_[1:4, 0:2, 7:9]

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from scipy import ndimage
 
+from utils.imaging.intensities import normalise_hu
 from utils.learning import augment, heatmap
 from utils.presets import preset_settings
 from utils.settings import HEATMAP_AUGMENTATION, HeatmapAugmentationSettings
@@ -124,6 +125,36 @@ def test_what_the_shift_lets_in_is_empty_without_noise_or_blur():
         came_in |= (place < -0.5) | (place > SHAPE[axis] - 0.5)
     assert came_in.any() and (image.numpy()[came_in] == -1.0).all()
     assert not (image.numpy()[~came_in] == -1.0).any()
+
+
+def test_the_edge_goes_on_where_the_settings_say_so():
+    # Nothing is turned: a voxel shows the nearest one of those that the shift of 2, -3 and 0 voxels leaves.
+    ct = np.random.default_rng(0).integers(-1024, 3071, SHAPE).astype(np.int16)
+    _, tensors = drawn_tensors(None, CENTROIDS, Settings())
+    shift = np.array([2, -3, 0], np.float32)
+    affine = np.column_stack([np.eye(3), -shift]).astype(np.float32)
+    moved = {**tensors, "shift": tf.constant(shift), "affine": tf.constant(affine)}
+    air, edge = (
+        heatmap.heatmap_example(tf.constant(ct), moved, sigma_voxels=4.0, radius=3, outside=outside)[0][
+            ..., 0
+        ]
+        for outside in ("air", "edge")
+    )
+    rows, columns = (np.clip(np.arange(n) - s, 0, n - 1).astype(int) for n, s in zip(SHAPE, shift[:2]))
+    expected = normalise_hu(ct)[np.ix_(rows, columns, np.arange(SHAPE[2]))]
+    np.testing.assert_allclose(edge, expected, atol=1e-5)
+    expected[:2], expected[:, -3:] = -1, -1
+    np.testing.assert_allclose(air, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("changes", "is_air"), [({}, True), ({"outside": "edge"}, False)])
+def test_batches_are_built_with_what_the_settings_say_lies_outside(changes, is_air):
+    _, tensors = drawn_tensors(None, CENTROIDS, Settings())
+    moved = {**tensors, "shift": tf.constant([2.0, 0.0, 0.0])}
+    batch = {name: value[None] for name, value in moved.items()}
+    batch |= {"ct_hu": tf.fill((1, *SHAPE), tf.constant(500, tf.int16)), "weight": tf.ones(1)}
+    x, _, _ = heatmap.heatmap_batch_builder(Settings(**changes))(batch, True)
+    assert (x.numpy()[0, :2] == -1).all() == is_air and not (x.numpy()[0, 2:] == -1).any()
 
 
 def test_same_generator_state_gives_the_same_draw():

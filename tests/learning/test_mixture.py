@@ -10,6 +10,7 @@ import pytest
 from ML_3D_Unet.utils.feeding import EpochPart
 from tests.learning import examples
 from utils.imaging.centroids import centroids_of_mask, write_centroids
+from utils.imaging.crops import box_between
 from utils.imaging.nifti import open_memory_map, write_volume
 from utils.imaging.volume import Volume
 from utils.learning import datasets, epochs, prepared_data, training
@@ -22,7 +23,8 @@ from utils.settings import (
     SegmentationTrainingSettings,
     load_settings,
 )
-from utils.synthetic.label_images import draw_appearance, label_scan
+from utils.synthetic.appearance import draw_appearance
+from utils.synthetic.label_images import label_scan
 
 SHARES = (0.3, 0.25, 0.1, 0.35)
 AFFINE = examples.AFFINE
@@ -54,7 +56,8 @@ def work(tmp_path):
 
 @pytest.fixture
 def data(work):
-    return prepared_data.read_segmentation_data(work / "segmentation" / "training").without_bad_cases()[0]
+    folder = work / "segmentation" / "2mm" / "training"
+    return prepared_data.read_segmentation_data(folder).without_bad_cases()[0]
 
 
 def settings(**changes):
@@ -181,6 +184,24 @@ def test_a_drawn_phantom_has_the_labels_that_it_was_drawn_from(data):
     )
     grown = np.asarray(made["codes"]) != np.asarray(plain["codes"])
     assert grown.any() and not np.asarray(plain["codes"])[grown].any()
+
+
+def test_a_drawn_scan_ends_with_its_field_of_view_where_air_lies_outside(data):
+    # The same draw twice: what the field of view shows is alike, but for noise and fields of their own size.
+    item, looks = 3 + 7, []
+    for outside in ("edge", "air"):
+        chosen = dataclasses.replace(settings(mixture=(0, 0, 0, 1)), outside=outside, patch_voxels=64)
+        generator = np.random.default_rng(1)
+        looks.append(datasets.segmentation_example(data, item, generator, spacing_mm=2.0, settings=chosen))
+    whole, shown = looks
+    assert whole["codes"].shape == examples.SCAN_SHAPE
+    assert shown["codes"].shape == shown["ct_hu"].shape == tuple(shown["last"] + 1)
+    size = np.array(shown["codes"].shape)
+    assert (size <= examples.SCAN_SHAPE).all() and (size < examples.SCAN_SHAPE).any()
+    # All labels are in it, at the place that the affine says.
+    begin = np.rint(whole["affine"][:, 3] - shown["affine"][:, 3]).astype(int)
+    np.testing.assert_array_equal(whole["codes"][box_between(begin, begin + size)], shown["codes"])
+    assert np.count_nonzero(whole["codes"]) == np.count_nonzero(shown["codes"])
 
 
 def test_masks_alone_stay_out_where_nothing_is_mixed(data):

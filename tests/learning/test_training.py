@@ -158,6 +158,19 @@ def test_other_settings_do_not_go_on_in_the_directory(runs, tmp_path, capsys):
     assert files_of(directory) == before
 
 
+def test_a_run_of_before_a_setting_was_there_has_its_default(runs, tmp_path, capsys):
+    work_dir = shutil.copytree(runs[0] / "whole", tmp_path / "work")
+    directory = work_dir / "models" / "segmentation"
+    found = load_settings(directory)
+    assert found.pop("outside") == "edge"
+    (directory / "settings.json").write_text(json.dumps(found))
+    assert training.train_segmentation(examples.training_settings(work_dir)) == 0
+    changed = examples.training_settings(work_dir, outside="air")
+    (directory / "settings.json").write_text(json.dumps(found))
+    assert training.train_segmentation(changed) == 1
+    assert "found other values of outside;" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_left_as_it_is(runs, tmp_path, capsys):
     work_dir = shutil.copytree(runs[0] / "whole", tmp_path / "work")
     model = work_dir / "models" / "segmentation" / "best.weights.h5"

@@ -5,9 +5,11 @@ import pytest
 import tensorflow as tf
 from scipy import ndimage
 
+from utils.imaging.crops import block_of_patch
 from utils.learning import augment, vertebrae
 from utils.learning.vertebrae import NOTHING_LEFT, Target
 from utils.settings import SegmentationTrainingSettings as Settings
+from utils.settings import preset_settings
 from utils.verse.labels import CODES
 
 WALK, PAPER = Settings(patch_kinds="walk"), Settings(patch_kinds="paper")
@@ -178,7 +180,7 @@ def test_block_holds_all_that_a_patch_needs():
     for _ in range(40):
         matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
         affine = np.column_stack([matrix, generator.uniform(-14, np.array(shape) + 6)])
-        begin, end = vertebrae.block_of_patch(affine, edge, shape)
+        begin, end = block_of_patch(affine, (edge,) * 3, shape)
         assert (begin >= 0).all() and (end <= shape).all() and (end > begin).all()
         box = tuple(slice(b, e) for b, e in zip(begin, end))
         moved = np.column_stack([matrix, affine[:, 3] - begin])
@@ -202,20 +204,12 @@ def last_of(shape):
     return tf.constant(np.array(shape) - 1, tf.int32)
 
 
-def test_block_of_a_mirrored_patch():
-    # Samples at 5 + 2 p, 20 - r and 3 + .5 i for 0 to 7: 5 to 19, 13 to 20, 3 to 6.5; one voxel to spare
-    # below, one for the interpolation and one to spare above.
-    affine = np.array([[2.0, 0, 0, 5], [0, -1, 0, 20], [0, 0, 0.5, 3]])
-    begin, end = vertebrae.block_of_patch(affine, 8, (50, 50, 9))
-    assert begin.tolist() == [4, 12, 2] and end.tolist() == [21, 22, 9]
-
-
 def test_blocks_have_few_lengths():
     generator, lengths = np.random.default_rng(0), []
     for _ in range(500):
         matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
         affine = np.column_stack([matrix, generator.uniform(0, 300, 3)])
-        begin, end = vertebrae.block_of_patch(affine, 64, (400, 400, 800))
+        begin, end = block_of_patch(affine, (64,) * 3, (400, 400, 800))
         voxels = int(np.prod(end - begin))
         lengths.append(vertebrae.block_length(voxels, 64))
         assert lengths[-1] >= voxels
@@ -225,7 +219,7 @@ def test_blocks_have_few_lengths():
 def test_unmoved_patch_has_the_smallest_block_and_a_huge_one_its_own():
     affine = np.eye(3, 4)
     affine[:, 3] = 30.0
-    begin, end = vertebrae.block_of_patch(affine, 8, (100, 100, 100))
+    begin, end = block_of_patch(affine, (8,) * 3, (100, 100, 100))
     assert vertebrae.block_length(int(np.prod(end - begin)), 8) == 12**3
     assert vertebrae.block_length(6 * 12**3, 8) == 6 * 12**3
     assert vertebrae.block_length(6 * 12**3 + 1, 8) == 6 * 12**3 + 1
@@ -321,6 +315,42 @@ def test_memory_is_all_above_and_target_the_one(rank, target, memory):
     np.testing.assert_array_equal(y[..., 0], np.isin(spine(), target))
     expected = weight_of_scipy(np.isin(spine(), target), 2.0) if target else np.ones((EDGE,) * 3)
     np.testing.assert_allclose(y[..., 1], expected, atol=1e-3)
+
+
+def test_air_beyond_the_scan_has_no_gain_but_noise_and_blur():
+    # The patch begins 4 voxels before the scan on P, and ends 4 beyond it on I.
+    affine = np.eye(3, 4, dtype=np.float32)
+    affine[:, 3] = -4, 0, 4
+    strange = drawn(20, affine=affine, gain=np.float32(0.5), offset=np.float32(0.25))
+    beyond = np.zeros((EDGE,) * 3, bool)
+    beyond[:4], beyond[:, :, -4:] = True, True
+    air, edge = (
+        vertebrae.vertebra_example(strange, patch_voxels=EDGE, spacing_mm=2.0, radius=2, outside=outside)
+        for outside in ("air", "edge")
+    )
+    image, repeated = air[0].numpy()[..., 0], edge[0].numpy()[..., 0]
+    assert (image[beyond] == -1).all()
+    np.testing.assert_array_equal(image[~beyond], repeated[~beyond])
+    np.testing.assert_array_equal(repeated[:4], np.broadcast_to(repeated[4], (4, EDGE, EDGE)))
+    np.testing.assert_array_equal(repeated[4:, :, -4:], np.repeat(repeated[4:, :, -5:-4], 4, axis=2))
+    np.testing.assert_array_equal(air[1], edge[1])  # vertebra and weight
+    np.testing.assert_array_equal(air[0][..., 1], edge[0][..., 1])  # memory
+    noisy = {**strange, "noise_sigma": tf.constant(0.05), "noise_seed": tf.constant([1, 2])}
+    x, _ = vertebrae.vertebra_example(noisy, patch_voxels=EDGE, spacing_mm=2.0, radius=2, outside="air")
+    above = x.numpy()[beyond, 0] > -1  # half of the noise is clipped away
+    assert 0.4 < above.mean() < 0.6
+
+
+@pytest.mark.parametrize(("preset", "outside"), [("paper", "air"), ("full", "edge"), ("starter", "edge")])
+def test_batches_are_built_with_what_the_settings_say_lies_outside(preset, outside):
+    settings = preset_settings(Settings, preset, patch_voxels=EDGE)
+    assert settings.outside == outside
+    affine = np.eye(3, 4, dtype=np.float32)
+    affine[0, 3] = -4
+    x, _, _ = vertebrae.segmentation_batch_builder(settings, 2.0)(
+        stacked([drawn(20, affine=affine)], [1.0]), True
+    )
+    assert (x.numpy()[0, :4, ..., 0] == -1).all() == (outside == "air")
 
 
 def test_emptied_memory_leaves_the_target():

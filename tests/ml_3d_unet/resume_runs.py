@@ -72,7 +72,7 @@ def save_variables(trainer, path: Path) -> None:
         "model": [v.value for v in trainer.model.variables],
         "optimizer": [v.value for v in trainer.optimizer.variables],
         "average": [*trainer.average.averages, trainer.average.updates],
-        "run": [trainer.epoch, trainer.best],
+        "run": [trainer.epoch, trainer.state.best],
     }
     arrays = {f"{name}_{k}": v.numpy() for name, group in variables.items() for k, v in enumerate(group)}
     np.savez(path, **arrays)

@@ -29,6 +29,7 @@ from utils.prediction.networks import Networks, load_networks
 from utils.prediction.predict import infer
 from utils.prediction.quality import Remark, read_quality
 from utils.settings import InferenceSettings
+from utils.walk.records import WalkSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,8 +179,8 @@ def test_the_steps_of_the_walk_are_written_where_asked(tmp_path, fake):
     assert infer(settings_for(scan, output=tmp_path / "plain")) == 0
     assert not list((tmp_path / "plain").rglob("*.jsonl"))
     fake.patches = 0
-    assert infer(settings_for(scan, output=tmp_path / "told", trace=True)) == 0
-    (path,) = (tmp_path / "told").rglob("sub-a_trace.jsonl")
+    assert infer(settings_for(scan, output=tmp_path / "traced", trace=True)) == 0
+    (path,) = (tmp_path / "traced").rglob("sub-a_trace.jsonl")
     steps = [json.loads(line) for line in path.read_text().splitlines()]
     assert sum(step["words"] == "accepted" for step in steps) == 6
     assert max(step["call"] or 0 for step in steps) == fake.patches
@@ -373,11 +374,11 @@ def read_names(monkeypatch) -> list[str]:
     """Names of the scans that are read, in this order."""
     names, read = [], predict.read_scan
 
-    def listed(path, series=()):
+    def read_and_note(path, series=()):
         names.append(path.name)
         return read(path, series)
 
-    monkeypatch.setattr(predict, "read_scan", listed)
+    monkeypatch.setattr(predict, "read_scan", read_and_note)
     return names
 
 
@@ -534,6 +535,21 @@ def test_networks_are_loaded_as_functions_on_arrays(models, tmp_path):
     heat = loaded.heat(np.zeros((4, 5, 6), np.float32))
     assert heat.shape == (4, 5, 6)
     np.testing.assert_allclose(heat, 0.5)
+
+
+@pytest.mark.parametrize(("saved", "outside"), [({}, "edge"), ({"outside": "air"}, "air")])
+def test_the_walk_shows_what_the_training_showed_beyond_the_scan(models, tmp_path, saved, outside):
+    # A model of before this was a setting has nothing of it in its settings.
+    own = save_model(tmp_path / "own", (8, 8, 8, 2), 1, spacing_mm=2.0, preset="small", **saved)
+    found = load_networks(InferenceSettings(model=own, heatmap_model=models / "models" / "heatmap"))
+    assert found.outside == outside
+    assert WalkSettings(**found.walk).outside == outside
+
+
+def test_a_model_with_something_else_beyond_the_scan_is_refused(models, tmp_path):
+    own = save_model(tmp_path / "own", (8, 8, 8, 2), 1, spacing_mm=2.0, preset="small", outside="water")
+    with pytest.raises(ValueError, match=r"settings.json: expected outside to be .*, found 'water'"):
+        load_networks(InferenceSettings(model=own, heatmap_model=models / "models" / "heatmap"))
 
 
 def test_loaded_networks_give_what_the_trained_ones_give(tmp_path):

@@ -13,13 +13,13 @@ from utils.imaging.volume import Volume
 from utils.preparation.case_check import (
     C1_TOLERANCE_MM,
     CENTROID_TOLERANCE_MM,
-    anomalies_of,
     check_case,
     distance_to_label_mm,
     missing_levels,
     odd_numbers,
     vertebra_facts,
 )
+from utils.verse.anomalies import anomalies_of
 from utils.verse.cases import Case
 from utils.verse.labels import code_of_name
 

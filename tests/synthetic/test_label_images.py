@@ -11,7 +11,8 @@ from utils.imaging.nifti import read_mask
 from utils.imaging.resampling import resample_labels
 from utils.settings import HU_RANGE
 from utils.synthetic import label_images
-from utils.synthetic.label_images import bone_parts, draw_appearance, field_of_view, label_image, label_scan
+from utils.synthetic.appearance import draw_appearance
+from utils.synthetic.label_images import bone_parts, field_of_view, label_image, label_scan
 from utils.synthetic.label_maps import (
     DEPTH_UNIT_MM,
     codes_in_field,

@@ -9,7 +9,6 @@ With `--name X` these are `work/models/X_runs/<student>` and `work/models/X`.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ import tensorflow as tf
 from ML_3D_Unet.utils.history import read_history
 from ML_3D_Unet.utils.kd import DistillingTrainer
 from ML_3D_Unet.utils.train import Trainer
-from utils.files import sha256_of, written_whole
+from utils.files import sha256_of
 from utils.learning import losses, models, panels, training, training_data
-from utils.learning.model_files import MODEL_FILES, has_model, model_file
+from utils.learning.model_files import copy_model, has_model, model_file
 from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime, set_seed
 from utils.learning.vertebrae import segmentation_batch_builder
@@ -298,10 +297,4 @@ def _copy_best(settings: DistillationSettings, students: list[Variant]) -> None:
         return min(validated or [row["loss"] for row in rows])
 
     best = run_directory(settings, min(students, key=lowest_loss))
-    copied = (model_file(best).name, SETTINGS_FILE)
-    for name in copied:
-        with written_whole(student_directory(settings) / name) as temporary:
-            shutil.copyfile(best / name, temporary)
-    # The network of an earlier run, of the other kind, must not stand for this one.
-    for name in {*MODEL_FILES} - {*copied}:
-        (student_directory(settings) / name).unlink(missing_ok=True)
+    copy_model(best, student_directory(settings))

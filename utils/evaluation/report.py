@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from utils.evaluation.intervals import RESAMPLING, Resampling, mean_intervals
 from utils.evaluation.metrics import NumberingKind, VertebraScore
 from utils.files import written_whole
-from utils.preparation.case_check import ANOMALIES, anomalies_of
 from utils.tables import cell, markdown_table
+from utils.verse.anomalies import ANOMALIES, anomalies_of
 from utils.verse.cases import subject_of
 from utils.verse.labels import LEVEL_NAMES, name_of_code, rank_of_code, region_of_code
 

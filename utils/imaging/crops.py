@@ -36,6 +36,39 @@ def overlap(
     return in_volume, in_patch
 
 
+def box_between(begin: Sequence[int], end: Sequence[int]) -> tuple[slice, ...]:
+    """Give the box of the voxels from `begin` up to, not including, `end`."""
+    return tuple(slice(int(first), int(stop)) for first, stop in zip(begin, end))
+
+
+def block_of_patch(
+    affine: np.ndarray, size: Sequence[int], shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give the block of a volume that a patch, turned and zoomed by an affine, is interpolated from.
+
+    Parameters
+    ----------
+    affine : np.ndarray of float, (3, 4)
+        Takes a voxel index of the patch to one of the volume.
+    size : sequence of int, (3,)
+        Shape of the patch.
+    shape : sequence of int, (3,)
+        Shape of the volume.
+
+    Returns
+    -------
+    begin, end : np.ndarray of int, (3,)
+        First voxel and end (exclusive) of the block, inside the volume and never empty. Where the patch lies
+        inside the volume, a voxel is left on either side of it.
+    """
+    # The reach of an affine map of a box: along each axis the negative and the positive ways apart.
+    ways = affine[:, :3] * (np.array(size) - 1)
+    lowest = affine[:, 3] + np.minimum(ways, 0.0).sum(axis=1)
+    highest = affine[:, 3] + np.maximum(ways, 0.0).sum(axis=1)
+    begin = np.clip(np.floor(lowest).astype(int) - 1, 0, np.array(shape) - 1)
+    return begin, np.clip(np.ceil(highest).astype(int) + 2, begin + 1, shape)
+
+
 def crop(
     volume: Volume, begin: Sequence[int], size: Sequence[int], *, fill: float | Literal["edge"]
 ) -> Volume:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
+from utils.imaging.crops import block_of_patch, box_between
 from utils.imaging.volume import Volume
 from utils.learning import augment
 from utils.learning.epochs import (
@@ -28,9 +29,11 @@ from utils.learning.epochs import (
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import labelling_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData, kept_label_maps
-from utils.learning.vertebrae import block_length, block_of_patch, draw_kind, draw_patch
+from utils.learning.vertebrae import block_length, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
-from utils.synthetic.label_images import draw_appearance, label_image
+from utils.synthetic.appearance import Appearance, draw_appearance
+from utils.synthetic.label_images import field_of_view, label_image
+from utils.synthetic.label_maps import LabelMap
 
 #: A function (epoch, part) -> tf.data.Dataset; without a part it gives all of the epoch to one device.
 EpochDataset = Callable[..., tf.data.Dataset]
@@ -201,13 +204,11 @@ def segmentation_example(
         drawn = augment.draw_augmentation(generator, settings.augmentation)
     target = data.target(shown)
     patch = draw_patch(generator, target, kind, matrix=drawn.matrix, spacing_mm=spacing_mm, settings=settings)
-    block = _block(data.scan(shown.case), patch.affine, settings.patch_voxels)
     if from_labels:
-        ends = (block["begin"], block["begin"] + block["last"] + 1)
-        drawn_from = data.label_map(shown.case, spacing_mm)
-        block["ct_hu"] = label_image(drawn_from, draw_appearance(generator), *ends)
-        block["codes"] = drawn_from.codes[tuple(slice(*sides) for sides in zip(*ends))]
-    del block["begin"]
+        labels = data.label_map(shown.case, spacing_mm)
+        block = _drawn_block(labels, draw_appearance(generator), patch.affine, settings)
+    else:
+        block = _read_block(data.scan(shown.case), patch.affine, settings.patch_voxels)
     return {
         **block,
         "target_rank": np.int32(patch.target_rank),
@@ -232,18 +233,33 @@ def _vertebra_shown(
     return vertebra
 
 
-def _block(scan: tuple[Volume | None, Volume], affine: np.ndarray, patch_voxels: int) -> Example:
+def _read_block(
+    scan: tuple[Volume | None, Volume], affine: np.ndarray, patch_voxels: int
+) -> dict[str, np.ndarray | None]:
     ct, mask = scan
-    begin, end = block_of_patch(affine, patch_voxels, mask.shape)
-    box = tuple(slice(b, e) for b, e in zip(begin, end))
+    begin, end = block_of_patch(affine, (patch_voxels,) * 3, mask.shape)
+    box = box_between(begin, end)
+    images = {"ct_hu": None if ct is None else ct.data[box], "codes": mask.data[box]}
+    return {**images, **_placed(affine, begin, end)}
+
+
+def _drawn_block(
+    labels: LabelMap, appearance: Appearance, affine: np.ndarray, settings: SegmentationTrainingSettings
+) -> Example:
+    """Draw the block of an image; where air lies outside of a scan, it ends where the field of view does."""
+    first, last = np.zeros(3, int), np.array(labels.codes.shape)
+    if settings.outside == "air":
+        first, last = field_of_view(labels, appearance)
+    from_first = np.column_stack([affine[:, :3], affine[:, 3] - first])
+    begin, end = first + block_of_patch(from_first, (settings.patch_voxels,) * 3, last - first)
+    image = label_image(labels, appearance, begin, end)
+    return {"ct_hu": image, "codes": labels.codes[box_between(begin, end)], **_placed(affine, begin, end)}
+
+
+def _placed(affine: np.ndarray, begin: np.ndarray, end: np.ndarray) -> Example:
+    """Give the size of a block, and where a patch lies in it."""
     shifted = np.column_stack([affine[:, :3], affine[:, 3] - begin])
-    return {
-        "begin": begin,
-        "ct_hu": None if ct is None else ct.data[box],
-        "codes": mask.data[box],
-        "last": (end - begin - 1).astype(np.int32),
-        "affine": shifted.astype(np.float32),
-    }
+    return {"last": (end - begin - 1).astype(np.int32), "affine": shifted.astype(np.float32)}
 
 
 def _epoch_dataset(

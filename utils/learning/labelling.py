@@ -19,6 +19,7 @@ import tensorflow as tf
 from scipy import ndimage
 from scipy.special import expit, log_softmax
 
+from utils.imaging.crops import block_of_patch, box_between
 from utils.imaging.grids import transform_points, working_grid
 from utils.imaging.intensities import LOWEST_HU, normalise_hu
 from utils.imaging.resampling import resample_labels, working_ct
@@ -112,12 +113,8 @@ def sampled(
     labels : np.ndarray, `shape`
         Of the nearest voxel; 0 outside.
     """
-    ways = affine[:, :3] * (np.array(shape) - 1)
-    lowest = affine[:, 3] + np.minimum(ways, 0).sum(axis=1)
-    highest = affine[:, 3] + np.maximum(ways, 0).sum(axis=1)
-    begin = np.clip(np.floor(lowest).astype(int) - 1, 0, np.array(ct.shape) - 1)
-    end = np.clip(np.ceil(highest).astype(int) + 2, begin + 1, ct.shape)
-    box = tuple(slice(b, e) for b, e in zip(begin, end))
+    begin, end = block_of_patch(affine, shape, ct.shape)
+    box = box_between(begin, end)
     where = {"matrix": affine[:, :3], "offset": affine[:, 3] - begin, "output_shape": tuple(shape)}
     block = np.asarray(ct[box], np.float32)
     image = ndimage.affine_transform(block, order=1, mode="constant", cval=AIR, **where)
@@ -256,7 +253,7 @@ def _surroundings(
     centre, reach = _centre_of(ranks, rank), np.array(shape) * 0.65 + 20
     begin = np.clip(np.floor(centre - reach).astype(int), 0, None)
     end = np.minimum(np.ceil(centre + reach).astype(int) + 1, ct.shape)
-    box = tuple(slice(b, e) for b, e in zip(begin, end))
+    box = box_between(begin, end)
     return np.array(ct[box], np.float32), np.array(ranks[box])
 
 

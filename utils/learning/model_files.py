@@ -9,7 +9,11 @@ Nothing here loads TensorFlow.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+from utils.files import written_whole
+from utils.settings import SETTINGS_FILE
 
 #: End of the names of files that hold weights alone; Keras takes the format from it.
 WEIGHTS_SUFFIX = ".weights.h5"
@@ -39,3 +43,27 @@ def model_file(directory: Path) -> Path:
     if found is None:
         raise ValueError(f"{directory / MODEL_FILES[0]}: expected a trained network, found no such file.")
     return found
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy what is needed of a trained network, its file and its settings, each whole or not at all.
+
+    Parameters
+    ----------
+    source : Path
+        A model directory, as a training script leaves it.
+    target : Path
+        Directory, made if it is not there. A network of the other kind in it is removed: it must not stand
+        for this one.
+
+    Raises
+    ------
+    ValueError
+        If there is no network in the source.
+    """
+    copied = (model_file(source).name, SETTINGS_FILE)
+    for name in copied:
+        with written_whole(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+    for name in {*MODEL_FILES} - {*copied}:
+        (target / name).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.imaging.centroids import read_centroids
+from utils.imaging.crops import box_between
 from utils.imaging.intensities import whole_hu
 from utils.imaging.nifti import StoredVolume, open_memory_map, stored_volume
 from utils.imaging.volume import Grid, Volume
@@ -18,7 +19,8 @@ from utils.learning.labelling import on_labelling_grid
 from utils.learning.recent import RecentlyUsed
 from utils.learning.vertebrae import Target
 from utils.preparation.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
-from utils.synthetic.label_images import draw_appearance, label_scan
+from utils.synthetic.appearance import draw_appearance
+from utils.synthetic.label_images import label_scan
 from utils.synthetic.label_maps import LabelMap, label_map_of, with_narrow_discs
 from utils.verse.labels import rank_of_code, ranks_of_mask
 
@@ -311,7 +313,7 @@ def _vertebra_of_row(row: dict[str, str]) -> PreparedVertebra:
 
 
 def _target_of(data: SegmentationData, vertebra: PreparedVertebra) -> Target:
-    box = tuple(slice(begin, end) for begin, end in zip(vertebra.begin, vertebra.end))
+    box = box_between(vertebra.begin, vertebra.end)
     voxels = np.argwhere(data.scan(vertebra.case)[1].data[box] == vertebra.label) + vertebra.begin
     if not len(voxels):
         where = data.folder / f"{vertebra.case}_msk.nii"

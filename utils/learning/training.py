@@ -355,7 +355,8 @@ def claim_directory(settings: Any, directory: Path, facts: dict[str, Any], chose
     facts = {**facts, "computed_in": chosen.precision, "replica_count": chosen.replicas}
     wanted = {**settings_as_json(settings), **facts}
     if (directory / "settings.json").is_file():
-        found = load_settings(directory)
+        # A setting that is younger than the run has its default.
+        found = {**settings_as_json(type(settings)()), **load_settings(directory)}
         differing = sorted(
             name for name in wanted if name not in _FREE_SETTINGS and found.get(name) != wanted[name]
         )

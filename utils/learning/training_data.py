@@ -224,10 +224,14 @@ def _matching(keys: Iterable[str], patterns: Iterable[str]) -> set[str]:
 
 
 def _without_cases(
-    data: prepared_data.SegmentationData, left_out: Collection[str]
+    data: prepared_data.SegmentationData, left_out: set[str]
 ) -> prepared_data.SegmentationData:
-    kept = tuple(vertebra for vertebra in data.vertebrae if vertebra.case not in left_out)
-    return dataclasses.replace(data, vertebrae=kept)
+    return dataclasses.replace(
+        data,
+        vertebrae=tuple(vertebra for vertebra in data.vertebrae if vertebra.case not in left_out),
+        phantoms=data.phantoms - left_out,
+        masks_alone=data.masks_alone - left_out,
+    )
 
 
 def _expect_cases(cases: Any, folder: Path, left_out: Collection[str]) -> None:

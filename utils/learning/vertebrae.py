@@ -164,35 +164,6 @@ def _draw_begin(
     return begin
 
 
-def block_of_patch(
-    affine: np.ndarray, patch_voxels: int, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Give the block of the scan that a patch needs.
-
-    Parameters
-    ----------
-    affine : np.ndarray of float, (3, 4)
-        Takes a voxel index of the patch to one of the scan.
-    patch_voxels : int
-        Edge of the patch.
-    shape : tuple of int, 3
-        Shape of the scan.
-
-    Returns
-    -------
-    tuple of np.ndarray of int, 2 of (3,)
-        First voxel and end (exclusive) of the block, inside the scan and never empty.
-    """
-    # The reach of an affine map of a cube: along each axis the negative and the positive ways apart.
-    ways = affine[:, :3] * (patch_voxels - 1)
-    lowest = affine[:, 3] + np.minimum(ways, 0.0).sum(axis=1)
-    highest = affine[:, 3] + np.maximum(ways, 0.0).sum(axis=1)
-    limit = np.array(shape)
-    begin = np.clip(np.floor(lowest).astype(int) - 1, 0, limit - 1)
-    end = np.clip(np.ceil(highest).astype(int) + 2, begin + 1, limit)
-    return begin, end
-
-
 def block_length(voxels: int, patch_voxels: int) -> int:
     """Give the length that a block of so many voxels is padded to: one of few, see `BLOCK_SIZES`."""
     unit = (patch_voxels + BLOCK_MARGIN) ** 3

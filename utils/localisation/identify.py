@@ -25,10 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
+from utils.verse.anomalies import RATE_L6, RATE_NO_T12, RATE_T13
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name, code_of_rank, name_of_code, rank_of_code
 
-#: Share of the 374 series of VerSe with a variant (Sekuboyina et al., Medical Image Analysis 73 (2021)).
-RATE_L6, RATE_T13, RATE_NO_T12 = 44 / 374, 18 / 374, 6 / 374
 #: Rates of what a walk does wrong: a vertebra missed between two, something found that is none.
 RATE_MISSED, RATE_NO_VERTEBRA = 0.01, 0.02
 #: Part of its vote that a vertebra keeps although the field of view certainly cuts it.

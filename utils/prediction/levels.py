@@ -154,16 +154,12 @@ def doubt_about(identification: Identification) -> str:
     if left_out:
         doubts.append(f"{left_out} of {len(identification.codes)} found get no label, as no vertebrae")
     if identification.second_codes and identification.sequence_probability < 0.8:
-        first, second = (_shown(names) for names in (identification.names, identification.second_names))
+        first, second = " ".join(identification.names), " ".join(identification.second_names)
         doubts.append(
             f"labels uncertain: {first} with probability {identification.sequence_probability:.2f}, "
             f"{second} with {identification.second_probability:.2f}"
         )
     return "; ".join(doubts)
-
-
-def _shown(names: Sequence[str]) -> str:
-    return " ".join(names)
 
 
 # Labels changed later ------------------------------------------------------------------------------

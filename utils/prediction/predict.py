@@ -33,7 +33,6 @@ from utils.prediction.derivatives import (
     from_the_top_down,
     native_vertebrae,
     number_vertebrae,
-    read_case_settings,
     vertebra_table,
     write_case,
 )
@@ -53,7 +52,7 @@ from utils.prediction.networks import (
     model_directories,
     uses_starter,
 )
-from utils.prediction.provenance import is_done, is_same_scan, record_of, relabelled_record, scan_identity
+from utils.prediction.provenance import is_done, record_of, relabelled_record, scan_identity
 from utils.prediction.quality import (
     HU_DOUBT,
     LOW_PROBABILITY,
@@ -236,7 +235,7 @@ def predict_case(
     ct, identity = read_with_identity(scan) if read is None else read
     hu_text = hu_doubt(ct)  # at once, before there is more in memory than the scan
     found = segment(ct, networks, walk_settings(settings, **networks.walk))
-    identification = _identified(ct, found, levels, settings)
+    identification = _identify(ct, found, levels, settings)
     if identification is None:
         vertebrae = found.vertebrae
         numbering = number_vertebrae(len(vertebrae), settings.first_label)
@@ -267,7 +266,7 @@ def predict_case(
     return prediction, "; ".join(filter(None, doubts))
 
 
-def _identified(
+def _identify(
     ct: Volume, found: WalkResult, levels: Levels | None, settings: InferenceSettings
 ) -> Identification | None:
     """Decide the levels of what was found; None where vertebrae are to be counted."""
@@ -425,21 +424,14 @@ def _do_case(
 
 def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> _Outcome:
     """Change the labels of a finished case; all else of its record stays, so it counts as done with them."""
-    old = read_case_settings(settings.output, scan.key)
-    if old is None:
-        raise ValueError(f"{settings.output}: expected a prediction of {scan.key} to relabel, found none.")
-    if not is_same_scan(scan, old.get("scan")):
-        raise ValueError(
-            f"{scan.path}: expected the scan that the prediction in {settings.output} is of, found another, "
-            "or no hash of it there: predict it again."
-        )
+    record = relabelled_record(scan, settings)
     prediction = relabel_case(
         read_scan(scan.path, scan.series),
         settings.output,
         scan.key,
         levels=levels,
         fixed=parse_fixed(settings.fix, settings.first_label),
-        settings=relabelled_record(old, settings),
+        settings=record,
     )
     known = read_quality(case_path(settings.output, scan.key, QUALITY_SUFFIX))
     prediction = dataclasses.replace(prediction, quality=relabelled_quality(prediction, known))

@@ -87,8 +87,33 @@ def record_of(identity: Mapping[str, Any], networks: Networks, settings: Inferen
     return {**_made_with(networks, settings), "scan": dict(identity)}
 
 
-def relabelled_record(old: Mapping[str, Any], settings: InferenceSettings) -> dict[str, Any]:
-    """Give the record of a case whose labels were changed: as if it had been predicted with them."""
+def relabelled_record(scan: Scan, settings: InferenceSettings) -> dict[str, Any]:
+    """Give the record of a case whose labels are to be changed, as if it had been predicted with them.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan that the case is of.
+    settings : InferenceSettings
+        Where the case is, and its new levels.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        If there is no such case, or one of another scan.
+    """
+    old = read_case_settings(settings.output, scan.key)
+    if old is None:
+        raise ValueError(f"{settings.output}: expected a prediction of {scan.key} to relabel, found none.")
+    if not is_same_scan(scan, old.get("scan")):
+        raise ValueError(
+            f"{scan.path}: expected the scan that the prediction in {settings.output} is of, found another, "
+            "or no hash of it there: predict it again."
+        )
     networks = {name: origin for name, origin in old["networks"].items() if name != "labelling"}
     levels = {"first_label": settings.first_label, "fix": list(settings.fix)}
     return {**old, **levels, "networks": {**networks, **_labelling_origin(settings)}}

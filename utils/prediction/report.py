@@ -233,8 +233,8 @@ def _hash(text: str) -> str:
 
 def _tag(name: str, *content: Any, **attributes: str | None) -> ElementTree.Element:
     """Make an element; "class_" and "data_x" stand for "class" and "data-x"; None is left out."""
-    named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
-    element = ElementTree.Element(name, {key: value for key, value in named.items() if value is not None})
+    given = {key: value for key, value in attributes.items() if value is not None}
+    element = ElementTree.Element(name, {key.rstrip("_").replace("_", "-"): given[key] for key in given})
     for part in (part for part in content if part is not None):
         if isinstance(part, ElementTree.Element):
             element.append(part)

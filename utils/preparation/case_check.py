@@ -22,6 +22,7 @@ from utils.imaging.grids import SAME_GRID_VOXELS, corners_of, transform_points, 
 from utils.imaging.nifti import read_ct, read_mask
 from utils.imaging.quiet import silent
 from utils.imaging.volume import Grid, Volume, touches_border
+from utils.verse.anomalies import SUPERNUMERARY, T12_ABSENT, anomalies_of
 from utils.verse.cases import Case
 from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, rank_of_code
 
@@ -63,12 +64,7 @@ C1_TOLERANCE_MM = 16.0
 #: Distance from a whole number that single precision does not show.
 NOISE = 1e-6
 
-_C1, _T11, _T12, _L1 = (code_of_name(name) for name in ("C1", "T11", "T12", "L1"))
-#: Levels that most people do not have: their absence is no gap.
-SUPERNUMERARY = ("T13", "L6")
-T12_ABSENT = "T12 absent"
-#: All anomalies, in the order of the tables.
-ANOMALIES = ("L6", "T13", T12_ABSENT)
+_C1 = code_of_name("C1")
 #: How the readers say that a file is whole but does not fit.
 _KIND_OF_WORDS = {"expected VerSe labels": UNKNOWN_LABELS, "expected points inside": POSITIONS_DIFFER}
 Read = TypeVar("Read")
@@ -218,26 +214,6 @@ def check_case(case: Case) -> CaseFacts:
     except Exception as problem:
         what = f"expected to be read, found {type(problem).__name__}: {problem}"
         return CaseFacts(case, findings=(Finding(UNREADABLE_FILE, what),))
-
-
-def anomalies_of(codes: Sequence[int]) -> list[str]:
-    """Name the anomalies of the levels of one spine.
-
-    Parameters
-    ----------
-    codes : sequence of int
-        VerSe labels.
-
-    Returns
-    -------
-    list of str
-        Of `ANOMALIES`. T12 counts as absent only between T11 and L1: elsewhere it may lie
-        outside the scan.
-    """
-    found = [name for name in SUPERNUMERARY if code_of_name(name) in codes]
-    if {_T11, _L1} <= set(codes) and _T12 not in codes:
-        found.append(T12_ABSENT)
-    return sorted(found)
 
 
 def missing_levels(codes: Sequence[int]) -> list[str]:

@@ -21,7 +21,6 @@ from utils.files import written_whole
 from utils.imaging.nifti import native_bytes
 from utils.imaging.volume import Grid
 from utils.preparation.case_check import (
-    ANOMALIES,
     BAD_KINDS,
     C1_TOLERANCE_MM,
     CENTROID_TOLERANCE_MM,
@@ -39,6 +38,7 @@ from utils.preparation.report_figures import DIRECTIONS, geometry_figure, levels
 from utils.settings import DataSettings
 from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.tables import markdown_table
+from utils.verse.anomalies import ANOMALIES
 from utils.verse.cases import (
     RELEASED_PATIENTS,
     RELEASED_SERIES,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.preparation.case_check import SUPERNUMERARY
+from utils.verse.anomalies import SUPERNUMERARY
 from utils.verse.cases import SPLITS
 from utils.verse.labels import LEVEL_NAMES
 

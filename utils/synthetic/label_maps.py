@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
+from utils.imaging.crops import overlap
 from utils.imaging.volume import label_boxes
 from utils.verse.labels import T13_CODE, code_of_name, rank_of_code
 
@@ -202,13 +203,7 @@ def _add_depth(
     """Enter one bone, whose first voxel is `begin`, as far as it lies inside the volume."""
     to_outside = ndimage.distance_transform_edt(np.pad(bone, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
     found = np.clip((to_outside - spacing.min() / 2) / DEPTH_UNIT_MM, 1, 255).astype(np.uint8)
-    begin = np.asarray(begin)
-    first = np.maximum(begin, 0)
-    last = np.minimum(begin + bone.shape, depth.shape)
-    if np.any(last <= first):
-        return
-    here = tuple(slice(*ends) for ends in zip(first, last))
-    own = tuple(slice(*ends) for ends in zip(first - begin, last - begin))
+    here, own = overlap(begin, bone.shape, depth.shape)
     depth[here][bone[own]] = found[own][bone[own]]
 
 

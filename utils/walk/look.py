@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.distance import pdist
 
-from utils.imaging.crops import crop, overlap
+from utils.imaging.crops import box_between, crop, overlap
 from utils.imaging.intensities import LOWEST
 from utils.imaging.volume import Volume
 from utils.walk.locate import heat_at
@@ -43,7 +43,7 @@ class Sight:
     @property
     def box(self) -> tuple[slice, slice, slice]:
         """Where the box lies in the working grid."""
-        return tuple(slice(int(b), int(b) + n) for b, n in zip(self.begin, self.mask.shape))
+        return box_between(self.begin, self.begin + self.mask.shape)
 
     def mask_in(self, vertebra: FoundVertebra) -> np.ndarray:
         """Give the mask in the box of a vertebra."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from utils.imaging.crops import box_between
 from utils.imaging.volume import Volume
 
 #: From the CT in [-1, 1] and the memory (0 or 1), both (n, n, n) float32, to the probability (n, n, n).
@@ -146,7 +147,7 @@ class FoundVertebra:
     @property
     def box(self) -> tuple[slice, slice, slice]:
         """Where the box lies in the working grid."""
-        return tuple(slice(int(b), int(b) + n) for b, n in zip(self.begin, self.mask.shape))
+        return box_between(self.begin, self.begin + self.mask.shape)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 The means follow Panjabi et al., "Cervical human vertebrae", Spine 16 (1991) 861-869, "Thoracic human
 vertebrae", Spine 16 (1991) 888-901, and "Human lumbar vertebrae", Spine 17 (1992) 299-306, with body
 heights raised by about a tenth to the values seen on CT. Curvature follows the usual ranges of adults:
-kyphosis about 40 degrees, lumbar lordosis about 55. Variants come at the rate at which VerSe has them: L6
-in 44, T13 in 18, and no T12 in 6 of 374 scans (Sekuboyina et al., 2021).
+kyphosis about 40 degrees, lumbar lordosis about 55. Variants (L6, T13, no T12) come at the
+rate at which VerSe has them.
 
 The *body frame* is millimetres along posterior, right, inferior, like the project's working volumes.
 """
@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from utils.verse.anomalies import RATE_L6, RATE_NO_T12, RATE_T13
 from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, region_of_code
 
-RATE_L6, RATE_T13, RATE_NO_T12 = 44 / 374, 18 / 374, 6 / 374
 # Between subjects of all ages and both sexes body heights spread by a tenth and more.
 STATURE_SD, HEIGHT_SD, PROPORTION_SD = 0.09, 0.055, 0.04
 RATE_COLLAPSED_SPINE, RATE_COLLAPSED = 0.22, 0.2

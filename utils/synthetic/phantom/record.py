@@ -1,7 +1,7 @@
 """The record of the phantoms in a folder: `phantom.json`, with the seeds that they were made from.
 
 Their names may be those of scans of VerSe, so the record tells them apart. It holds the seed of those named
-like VerSe's, and of those looked for their levels the numbers for training, validation and test by variants
+like VerSe's, and of those looked for their levels the numbers for training, validation and test, by variants
 and seed.
 """
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from utils.synthetic.noise import KNOT_SD, smooth_steps
 from utils.synthetic.phantom.anatomy import Anatomy, Vertebra
 from utils.synthetic.phantom.shapes import BodyGrid
 from utils.synthetic.phantom.skeleton import cage_at
@@ -22,12 +23,9 @@ AIR_HU, FAT_HU, MUSCLE_HU, LUNG_HU, GAS_HU = -1000.0, -100.0, 52.0, -860.0, -850
 def smooth_field(rng: np.random.Generator, grid: BodyGrid, length_mm: float) -> np.ndarray:
     """A random field of about unit variance that changes over `length_mm`, shape grid.shape."""
     counts = [int(np.ceil(n * grid.step_mm / length_mm)) + 2 for n in grid.shape]
-    field = rng.standard_normal(counts, np.float32) * np.float32(1.6)
+    field = rng.standard_normal(counts, np.float32) * KNOT_SD
     for axis, n in enumerate(grid.shape):
-        x = np.arange(n) * grid.step_mm / length_mm
-        left = np.floor(x).astype(int)
-        # A smooth step between the knots instead of a straight line: no kinks to be learnt.
-        weight = (x - left) ** 2 * (3 - 2 * (x - left))
+        left, weight = smooth_steps(np.arange(n) * grid.step_mm / length_mm)
         matrix = np.zeros((n, counts[axis]), np.float32)
         matrix[np.arange(n), left] = 1 - weight
         matrix[np.arange(n), left + 1] += weight

@@ -1,0 +1,98 @@
+"""The steps of an experiment: each is printed before it runs, in a process of its own.
+
+A process gives its memory and its devices back when it ends. Steps leave what is done already as it is, so
+the same experiment goes on where a killed run stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.learning.model_files import copy_model
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script of the project, or a module after "-m", with its command line."""
+
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The command, as it may be typed in the project's folder."""
+        return f"python {shlex.join(self.arguments)}"
+
+    def run(self) -> None:
+        """Run it; a script that fails ends the experiment with its exit status."""
+        first, *others = self.arguments
+        program = [first] if first == "-m" else [str(PROJECT / first)]
+        search = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        # TensorFlow's start-up messages would bury the scripts' own lines.
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": search}
+        status = subprocess.run([sys.executable, *program, *others], env=environment, check=False).returncode
+        if status:
+            raise SystemExit(status if status > 0 else 128 - status)
+
+
+@dataclass(frozen=True)
+class CopyModel:
+    """Copy what inference needs of a trained network: its weights and its settings."""
+
+    source: Path
+    target: Path
+
+    def __str__(self) -> str:
+        """What it does, in a line."""
+        return f"copy the network of {self.source} to {self.target}"
+
+    def run(self) -> None:
+        """Copy each file whole or not at all."""
+        copy_model(self.source, self.target)
+
+
+Step = Script | CopyModel
+
+
+def script(name: str, *arguments: object) -> Script:
+    """Give a step that runs a script.
+
+    Parameters
+    ----------
+    name : str
+        File name of the script, or "-m".
+    *arguments
+        Its command line; each becomes text.
+
+    Returns
+    -------
+    Script
+    """
+    return Script((name, *map(str, arguments)))
+
+
+def run_steps(steps: Sequence[Step], *, dry_run: bool) -> None:
+    """Print each step, and run it unless this is a dry run.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+        In their order.
+    dry_run : bool
+        Print them only.
+
+    Raises
+    ------
+    SystemExit
+        With the exit status of a step that failed.
+    """
+    for step in steps:
+        print(f"+ {step}", flush=True)
+        if not dry_run:
+            step.run()

@@ -1,0 +1,33 @@
+"""The recipe of the starter weights, with few spines and networks of seconds, for test_killed_recipe.py.
+
+python -m tests.experiments.tiny_starter DATA FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+from experiments.starter import Recipe, main
+
+_SHORT = (
+    *("--epochs", "1", "--examples-per-epoch", "2", "--batch-size", "1", "--filters", "2", "2"),
+    *("--no-tensorboard", "--device", "cpu"),
+)
+
+
+def tiny_recipe(data: Path, folder: Path) -> Recipe:
+    """Give the recipe with all its trainings, each of two steps."""
+    return Recipe(
+        data,
+        folder,
+        natural=((2, 1, 0), None, 0),
+        rare_levels=(((1, 0, 0), "half", 3001), ((1, 0, 0), "rare", 3003)),
+        more={
+            "train_heatmap.py": _SHORT,
+            "train_segmentation.py": (*_SHORT, "--patch-voxels", "16"),
+            "train_labelling.py": (*_SHORT, "--patch-voxels", "8", "8", "8"),
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(tiny_recipe(Path(sys.argv[1]), Path(sys.argv[2]))))
