@@ -46,14 +46,12 @@ starter: .venv/installed
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile
 
-# On Python 3.10 where it is on PATH; override with `make PYTHON_OLDEST=... test-oldest`.
-PYTHON_OLDEST ?= $(shell command -v python3.10 || echo $(PYTHON))
-
+# On Python 3.10 where there is one; override with `make PYTHON_OLDEST=... test-oldest`.
+PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 test-oldest:
-	rm -rf .venv-oldest
-	$(PYTHON_OLDEST) -m venv .venv-oldest
+	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
 	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt > .venv-oldest/lowest.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m tests.oldest
 
 lint: .venv/installed-dev
@@ -79,4 +77,4 @@ clean:
 	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv train-small starter
+	rm -rf .venv .venv-oldest train-small starter
