@@ -43,17 +43,8 @@ def build_heatmap_network(
     keras.Model
         From (batch, P, R, I, 1) to (batch, P, R, I, 2).
     """
-    return create_unet3d(
-        input_shape=(*shape, 1),
-        n_filters=list(settings.filters),
-        norm=f"{settings.norm}_norm",
-        norm_momentum=settings.norm_momentum,
-        norm_synchronized=replicas > 1,
-        n_outputs=2,
-        final_activation="softmax",
-        stem=False,
-        **_COMMON,
-    )
+    outputs = {"n_outputs": 2, "final_activation": "softmax"}
+    return _build_unet(settings, (*shape, 1), replicas, stem=False, **outputs)
 
 
 def build_segmentation_network(settings: SegmentationTrainingSettings, *, replicas: int = 1) -> keras.Model:
@@ -71,25 +62,30 @@ def build_segmentation_network(settings: SegmentationTrainingSettings, *, replic
     keras.Model
         From (batch, n, n, n, 2) to (batch, n, n, n, 1).
     """
+    return _build_unet(settings, (*(settings.patch_voxels,) * 3, 2), replicas)
+
+
+def _build_unet(
+    settings: HeatmapTrainingSettings | SegmentationTrainingSettings,
+    input_shape: tuple[int, int, int, int],
+    replicas: int,
+    **differing: Any,
+) -> keras.Model:
     return create_unet3d(
-        input_shape=(*(settings.patch_voxels,) * 3, 2),
+        input_shape=input_shape,
+        n_convs=2,
         n_filters=list(settings.filters),
+        ksize=3,
+        padding="same",
+        pooling="max",
         norm=f"{settings.norm}_norm",
+        dropout=None,
+        upsampling=True,
+        activation="relu",
         norm_momentum=settings.norm_momentum,
         norm_synchronized=replicas > 1,
-        **_COMMON,
+        **differing,
     )
-
-
-_COMMON: dict[str, Any] = {
-    "n_convs": 2,
-    "ksize": 3,
-    "padding": "same",
-    "pooling": "max",
-    "dropout": None,
-    "upsampling": True,
-    "activation": "relu",
-}
 
 
 def _heatmap_network_of(found: dict[str, Any]) -> keras.Model:

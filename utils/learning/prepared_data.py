@@ -132,6 +132,10 @@ class SegmentationData:
     masks_alone: frozenset[str] = frozenset()
     _found: Found = field(default_factory=Found, repr=False, compare=False)
 
+    def __len__(self) -> int:
+        """Number of vertebrae."""
+        return len(self.vertebrae)
+
     def scan(self, case: str) -> tuple[Volume | None, Volume]:
         """Map CT (int16 HU, or None) and mask (uint8 codes) of a case, read-only.
 
