@@ -13,6 +13,7 @@ import keras
 
 from ML_3D_Unet.utils.layers_func import create_unet3d
 from utils.files import written_whole
+from utils.imaging.file_checks import first_line
 from utils.learning.labelling import build_labelling_network
 from utils.learning.model_files import MODEL_FILES, WEIGHTS_SUFFIX, model_file
 from utils.settings import (
@@ -150,7 +151,7 @@ def build_network(found: dict[str, Any], *, source: Path) -> keras.Model:
         raise ValueError(f"{source}: expected the setting {error} of the network, found none.") from None
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{source}: expected settings that make a network, found {_first_line(error)}"
+            f"{source}: expected settings that make a network, found {first_line(error)}"
         ) from error
 
 
@@ -187,7 +188,7 @@ def _read_weights(path: Path, settings: dict[str, Any]) -> keras.Model:
         network.load_weights(path)
     except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: expected the weights of the network of {SETTINGS_FILE}, found {_first_line(error)}"
+            f"{path}: expected the weights of the network of {SETTINGS_FILE}, found {first_line(error)}"
         ) from error
     return network
 
@@ -219,12 +220,7 @@ def _read_whole(path: Path, _: dict[str, Any]) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected a Keras model, found {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise ValueError(f"{path}: expected a Keras model, found {first_line(error)}") from error
 
 
 def save_weights(network: keras.Model, directory: Path) -> Path:
