@@ -77,9 +77,7 @@ def heatmap_dataset(
         )
         return {"ct_hu": case.ct_hu, **drawn}
 
-    groups = epochs.heatmap_groups(cases, settings if training else None)
-    epochs.expect_cts(groups, cases[0].folder, len(cases), is_mixable=training)
-    return _epoch_dataset(groups, (example, collate), settings, training=training)
+    return _epoch_dataset(cases, (example, collate), settings, training=training)
 
 
 def segmentation_dataset(
@@ -117,9 +115,7 @@ def segmentation_dataset(
         most = max(example["ct_hu"].size for example in examples)
         return collate(examples, block_length(most, settings.patch_voxels))
 
-    groups = epochs.segmentation_groups(data, settings if training else None)
-    epochs.expect_cts(groups, data.folder, len(data.columns), is_mixable=training)
-    return _epoch_dataset(groups, (example, collate_blocks), settings, training=training)
+    return _epoch_dataset(data, (example, collate_blocks), settings, training=training)
 
 
 def labelling_dataset(
@@ -152,9 +148,7 @@ def labelling_dataset(
         ct, ranks = data.labelling_scan(vertebra.case)
         return labelling_example((ct.data, ranks.data), vertebra.rank, generator, settings=settings)
 
-    groups = epochs.segmentation_groups(data, settings if training else None)
-    epochs.expect_cts(groups, data.folder, len(data.columns), is_mixable=False)
-    return _epoch_dataset(groups, (example, collate), settings, training=training)
+    return _epoch_dataset(data, (example, collate), settings, training=training)
 
 
 def segmentation_example(
@@ -248,7 +242,7 @@ def _placed(affine: np.ndarray, begin: np.ndarray, end: np.ndarray) -> Example:
 
 
 def _epoch_dataset(
-    groups: list[np.ndarray],
+    data: epochs.Split,
     how: tuple[Callable[[int, np.random.Generator | None], Example], Callable[[list[Example]], Example]],
     settings: epochs.TrainingSettings,
     *,
@@ -256,6 +250,9 @@ def _epoch_dataset(
 ) -> EpochDataset:
     """The one pipeline: order, share out, draw, read, prefetch. `how` makes examples and collates them."""
     example, collated = how
+    groups = epochs.groups_of(data, settings if training else None)
+    is_mixable = training and not isinstance(settings, LabellingTrainingSettings)
+    epochs.expect_cts(groups, data, is_mixable=is_mixable)
     batch_size = settings.batch_size * settings.accumulate
     first = int(epochs.items_of_epoch(groups, settings, 0)[0] if training else groups[0][0])
     one = example(first, epochs.generator_of(settings.seed, 0, 0) if training else None)

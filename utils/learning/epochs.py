@@ -5,8 +5,6 @@ All of it is a function of seed and epoch, so that a resumed training sees what 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ML_3D_Unet.utils.feeding import EpochPart
@@ -128,11 +126,13 @@ def segmentation_groups(
     return [items[balanced_positions(ranks[items].tolist(), settings.seed)] for items in groups]
 
 
-def expect_cts(groups: list[np.ndarray], folder: Path, cases: int, *, is_mixable: bool) -> None:
+def expect_cts(groups: list[np.ndarray], data: Split, *, is_mixable: bool) -> None:
     """Raise a `ValueError` that names the folder if its cases, all of them masks alone, give no example."""
     if not any(items.size for items in groups):
+        is_heatmap = not isinstance(data, SegmentationData)
+        folder, cases = (data[0].folder, data) if is_heatmap else (data.folder, data.columns)
         drawn = ", or a --mixture that draws images from masks" if is_mixable else ""
-        raise ValueError(f"{folder}: expected cases with a CT{drawn}, found {cases} masks alone.")
+        raise ValueError(f"{folder}: expected cases with a CT{drawn}, found {len(cases)} masks alone.")
 
 
 def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.ndarray, np.ndarray]:

@@ -188,7 +188,8 @@ def blurred_and_shifted(
             nearest = tf.clip_by_value(tf.range(size, dtype=tf.float32), first, last)
             image = tf.gather(image, tf.cast(nearest, tf.int32), axis=axis)
         return image
-    before_shift = augment.sampling_coordinates(_moved_back(drawn["shift"]), shape)
+    back = tf.concat([tf.eye(3), -drawn["shift"][:, None]], axis=1)
+    before_shift = augment.sampling_coordinates(back, shape)
     stays = augment.is_inside(before_shift, tf.constant([size - 1 for size in shape], tf.int32))
     return tf.where(stays, image, LOWEST)
 
@@ -228,10 +229,6 @@ def heatmap_example(
         drawn["points"], drawn["present"], shape=tuple(ct_hu.shape), sigma_voxels=sigma_voxels
     )
     return image[..., None], target
-
-
-def _moved_back(shift: tf.Tensor) -> tf.Tensor:
-    return tf.concat([tf.eye(3), -shift[:, None]], axis=1)
 
 
 def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:

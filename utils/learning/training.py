@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
@@ -185,7 +186,6 @@ def trainer_keywords(settings: RunSettings, chosen: Runtime) -> dict[str, Any]:
 
 
 def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
-    directory = model_directory(settings)
     draws = settings.mixture is not None and any(settings.mixture[2:])
     folder, facts = training_data.prepared_folder("heatmap", **_place_of_data(settings), label_maps=draws)
     cases, held_out, bad = training_data.read_heatmap_splits(folder, chosen, exclude=settings.exclude)
@@ -194,14 +194,8 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_heatmap_network(settings, cases[0].shape, replicas=chosen.replicas)
         models.take_over_weights(network, settings.start_from)
-        claim_directory(settings, directory, facts, chosen)
-        trainer = Trainer(
-            network,
-            model_dir=directory,
-            prepare=heatmap_batch_builder(settings),
-            panel=panels.heatmap_panel,
-            **trainer_keywords(settings, chosen),
-        )
+        keywords = {"prepare": heatmap_batch_builder(settings), "panel": panels.heatmap_panel}
+        trainer = _claim_trainer(Trainer, network, settings, facts, chosen, **keywords)
     trainer.train(
         **_epoch_arguments(datasets.heatmap_dataset, cases, held_out, settings),
         loss_fn=losses.heatmap_loss,
@@ -211,7 +205,6 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
 
 
 def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
-    directory = model_directory(settings)
     folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
     data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
     facts |= training_data.case_facts(data, held_out, settings)
@@ -219,16 +212,13 @@ def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime)
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_segmentation_network(settings, replicas=chosen.replicas)
         models.take_over_weights(network, settings.start_from)
-        claim_directory(settings, directory, facts, chosen)
-        trainer = VertebraTrainer(
-            network,
-            model_dir=directory,
-            prepare=segmentation_batch_builder(settings, facts["spacing_mm"]),
-            schedule=settings.fp_weight_schedule,
-            epochs=settings.epochs,
-            panel=panels.vertebra_panel,
-            **trainer_keywords(settings, chosen),
-        )
+        keywords = {
+            "prepare": segmentation_batch_builder(settings, facts["spacing_mm"]),
+            "panel": panels.vertebra_panel,
+            "schedule": settings.fp_weight_schedule,
+            "epochs": settings.epochs,
+        }
+        trainer = _claim_trainer(VertebraTrainer, network, settings, facts, chosen, **keywords)
     trainer.train(**segmentation_arguments(data, held_out, settings, spacing_mm=facts["spacing_mm"]))
     return bad
 
@@ -297,7 +287,6 @@ def fit_labelling_network(
     held_out : SegmentationData
         The validation split, which the temperature of the votes is fitted on.
     """
-    directory = model_directory(settings)
     folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
     data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
     # Patches have a spacing of their own, whatever that of the data.
@@ -305,13 +294,8 @@ def fit_labelling_network(
     facts |= training_data.case_facts(data, held_out, settings)
     with chosen.strategy.scope():
         network = labelling.build_labelling_network(settings, replicas=chosen.replicas)
-        claim_directory(settings, directory, facts, chosen)
-        trainer = Trainer(
-            network,
-            model_dir=directory,
-            prepare=labelling.labelling_batch_builder,
-            **trainer_keywords(settings, chosen),
-        )
+        keywords = {"prepare": labelling.labelling_batch_builder}
+        trainer = _claim_trainer(Trainer, network, settings, facts, chosen, **keywords)
     trainer.train(
         **_epoch_arguments(datasets.labelling_dataset, data, held_out, settings),
         loss_fn=labelling.labelling_loss(settings.rank_smoothing),
@@ -323,6 +307,20 @@ def fit_labelling_network(
 def model_directory(settings: RunSettings) -> Path:
     """Give the directory of a training's model, `work_dir/models/<name>`."""
     return settings.work_dir / "models" / settings.name
+
+
+def _claim_trainer(
+    kind: type[Trainer],
+    network: keras.Model,
+    settings: RunSettings,
+    facts: dict[str, Any],
+    chosen: Runtime,
+    **keywords: Any,
+) -> Trainer:
+    """Claim the directory of a training, and give its trainer, which takes the keywords."""
+    directory = model_directory(settings)
+    claim_directory(settings, directory, facts, chosen)
+    return kind(network, model_dir=directory, **keywords, **trainer_keywords(settings, chosen))
 
 
 def _place_of_data(settings: RunSettings) -> dict[str, Any]:
