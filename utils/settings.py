@@ -26,7 +26,7 @@ from utils.augmentation_settings import (
     HeatmapAugmentationSettings,
 )
 from utils.bounds import BELOW_1, FROM_0, FROM_1, NOT_NEGATIVE, POSITIVE, SHARE, CheckedSettings, bounded
-from utils.files import written_whole
+from utils.files import write_text_whole
 
 Preset = Literal["paper", "full", "small", "starter"]
 Device = Literal["auto", "gpu", "cpu"]
@@ -479,8 +479,8 @@ def save_settings(settings: Any, directory: Path, **facts: Any) -> Path:
         The file written.
     """
     path = directory / SETTINGS_FILE
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps({**settings_as_json(settings), **_plain(facts)}, indent=2) + "\n")
+    content = {**settings_as_json(settings), **_plain(facts)}
+    write_text_whole(path, json.dumps(content, indent=2) + "\n")
     return path
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from utils.evaluation.intervals import RESAMPLING, Resampling, mean_intervals
 from utils.evaluation.metrics import NumberingKind, VertebraScore
-from utils.files import written_whole
+from utils.files import write_text_whole, written_whole
 from utils.tables import cell, markdown_table
 from utils.verse.anomalies import ANOMALIES, anomalies_of
 from utils.verse.cases import subject_of
@@ -310,12 +310,17 @@ def write_evaluation(
         "evaluation.md": _page(vertebrae, cases, scores, _EXPLANATION.format(**facts)),
         "summary.json": json.dumps(scores, indent=2) + "\n",
     }
-    with written_whole(output / "evaluation.png") as temporary:
-        dice_figure(vertebrae, found_dice=found_dice).savefig(temporary, format="png", dpi=150)
-    for name, text in texts.items():
-        with written_whole(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_pages(output, texts, {"evaluation.png": dice_figure(vertebrae, found_dice=found_dice)})
     return scores
+
+
+def write_pages(folder: Path, texts: dict[str, str], figures: dict[str, Figure]) -> None:
+    """Write texts and figures into a folder by their names, the figures first."""
+    for name, figure in figures.items():
+        with written_whole(folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+    for name, text in texts.items():
+        write_text_whole(folder / name, text)
 
 
 def case_line(result: CaseResult) -> str:
@@ -344,13 +349,10 @@ def side_by_side(groups: dict[str, dict[str, Any]]) -> str:
         By the name of the group, scores with their intervals.
     """
     names = _names_of_numbers(next(iter(groups.values()), {}))
-    rows = []
-    for name in names:
-        cells = {
-            group: " ".join([cell(scores[name]), _in_brackets(scores[INTERVALS].get(name))]).strip()
-            for group, scores in groups.items()
-        }
-        rows.append({"score": name, **cells})
+    rows = [
+        {"score": name, **{group: _with_interval(scores, name) for group, scores in groups.items()}}
+        for name in names
+    ]
     return markdown_table(pd.DataFrame(rows)) if rows else "No reference vertebrae."
 
 
@@ -446,8 +448,9 @@ def _names_of_numbers(scores: dict[str, Any]) -> list[str]:
     return [name for name, value in scores.items() if not isinstance(value, (dict, list))]
 
 
-def _in_brackets(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"({interval_cell(interval)})"
+def _with_interval(scores: dict[str, Any], name: str) -> str:
+    interval = scores[INTERVALS].get(name)
+    return cell(scores[name]) + ("" if interval is None else f" ({interval_cell(interval)})")
 
 
 def _level(result: CaseResult, score: VertebraScore) -> dict[str, str]:
