@@ -78,40 +78,36 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
 
 def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
     """Say what is wrong with a command line, "" if nothing is. A path need not exist to be right."""
-    names = sorted(known)
-    is_path = Path(settings.source).exists() or len(Path(settings.source).parts) > 1
-    if settings.source not in names and not is_path and not Path(settings.source).suffix:
-        return f"--source: expected {', '.join(names)} or a path, received {settings.source!r}."
+    source, names = settings.source, sorted(known)
+    is_path = Path(source).exists() or len(Path(source).parts) > 1
+    if source not in names and not is_path and not Path(source).suffix:
+        return f"--source: expected {', '.join(names)} or a path, received {source!r}."
     has_pair = settings.mask is not None and (settings.ct or settings.key) is not None
-    if settings.source == "pairs" and not has_pair:
+    if source == "pairs" and not has_pair:
         return "--source pairs: expected both --ct and --mask, or --mask and --key for a mask alone."
-    if settings.source != "pairs" and (settings.ct or settings.mask):
-        return f"--ct and --mask: expected with --source pairs only, received --source {settings.source}."
-    if settings.source != "pairs" and settings.key:
-        return f"--key: expected with --source pairs only, received --source {settings.source}."
-    if settings.source != "phantom" and settings.phantoms != DataSettings.phantoms:
-        return f"--phantoms: expected with --source phantom only, received --source {settings.source}."
-    if settings.source != "phantom" and settings.variants:
-        return f"--variants: expected with --source phantom only, received --source {settings.source}."
-    return _wrong_download(settings)
-
-
-def _wrong_download(settings: DataSettings) -> str:
-    """Say which options of the sources that download do not fit the source or each other."""
-    asked = {
-        "--subset": settings.subset != "all",
-        "--split": settings.split is not None and settings.source != "pairs",
-        "--subjects": bool(settings.subjects),
-        "--exclude-noncommercial": settings.exclude_noncommercial,
-        "--verify": settings.verify,
-    }
-    used = [option for option, is_asked in asked.items() if is_asked]
-    if used and settings.source not in ("osf", "zip"):
-        return f"{used[0]}: expected with --source osf or zip only, received --source {settings.source}."
+    for option, takers, is_asked in _options_of_sources(settings):
+        if is_asked and source not in takers:
+            return f"{option}: expected with --source {' or '.join(takers)} only, received --source {source}."
     barred = [name for name in settings.subjects if name.casefold().startswith(NONCOMMERCIAL_PREFIX)]
     if barred and settings.exclude_noncommercial:
         return f"--subjects: expected none that --exclude-noncommercial leaves out, received {barred[0]}."
     return _wrong_address(settings)
+
+
+def _options_of_sources(settings: DataSettings) -> list[tuple[str, tuple[str, ...], bool]]:
+    """Name the options that fit some sources alone, with these sources and whether it is given."""
+    downloads = ("osf", "zip")
+    return [
+        ("--ct and --mask", ("pairs",), bool(settings.ct or settings.mask)),
+        ("--key", ("pairs",), bool(settings.key)),
+        ("--phantoms", ("phantom",), settings.phantoms != DataSettings.phantoms),
+        ("--variants", ("phantom",), settings.variants is not None),
+        ("--subset", downloads, settings.subset != "all"),
+        ("--split", downloads, settings.split is not None and settings.source != "pairs"),
+        ("--subjects", downloads, bool(settings.subjects)),
+        ("--exclude-noncommercial", downloads, settings.exclude_noncommercial),
+        ("--verify", downloads, settings.verify),
+    ]
 
 
 def _wrong_address(settings: DataSettings) -> str:
@@ -119,16 +115,12 @@ def _wrong_address(settings: DataSettings) -> str:
         return f"--zip-url: expected with --source zip only, received --source {settings.source}."
     if settings.source == "zip" and settings.zip_url is None:
         return "--source zip: expected --zip-url, the address of the folder that holds the archives."
-    option, address = {"zip": ("--zip-url", settings.zip_url), "osf": ("--api-url", settings.api_url)}.get(
-        settings.source, ("", "http://none")
-    )
-    parts = urlsplit(address or "")
-    is_address = parts.scheme in ("http", "https") and bool(parts.netloc)
-    return (
-        ""
-        if is_address
-        else f"{option}: expected an address such as https://host/path, received {address!r}."
-    )
+    addresses = {"zip": ("--zip-url", settings.zip_url), "osf": ("--api-url", settings.api_url)}
+    option, address = addresses.get(settings.source, ("", "http://none"))
+    parts = urlsplit(address)
+    if parts.scheme in ("http", "https") and parts.netloc:
+        return ""
+    return f"{option}: expected an address such as https://host/path, received {address!r}."
 
 
 def from_disk(settings: DataSettings) -> list[str]:
@@ -166,11 +158,11 @@ def from_disk(settings: DataSettings) -> list[str]:
 
 def series_per_split(cases: list[Case]) -> list[str]:
     """Say in a line a split how many series there are and how many of them have CT and mask."""
-    names = [name for name in (*SPLITS, "") if any(case.split == name for case in cases)]
     lines = []
-    for name in names:
+    for name in (*SPLITS, ""):
         complete = [case.complete for case in cases if case.split == name]
-        lines.append(f"{name or 'no split'}: {len(complete)} series, {sum(complete)} with CT and mask")
+        if complete:
+            lines.append(f"{name or 'no split'}: {len(complete)} series, {sum(complete)} with CT and mask")
     return lines
 
 
