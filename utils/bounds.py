@@ -179,11 +179,10 @@ def wrong_values(settings: Any) -> list[tuple[str, str]]:
 
 
 def _broken(rules: dict[str, Rule], settings: Any) -> list[tuple[str, str]]:
-    values = {name: getattr(settings, name) for name in rules}
     return [
-        (name, f"expected {rule.words}, received {values[name]!r}.")
+        (name, f"expected {rule.words}, received {getattr(settings, name)!r}.")
         for name, rule in rules.items()
-        if not rule.holds(values[name])
+        if not rule.holds(getattr(settings, name))
     ]
 
 

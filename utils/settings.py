@@ -458,7 +458,8 @@ class EvaluationSettings(CheckedSettings):
 
 def settings_as_json(settings: Any) -> dict[str, Any]:
     """Give a settings object as a dictionary that JSON can hold, with its class name as "stage"."""
-    return {"stage": type(settings).__name__, **_plain(dataclasses.asdict(settings))}
+    text = json.dumps({"stage": type(settings).__name__, **dataclasses.asdict(settings)}, default=os.fspath)
+    return json.loads(text)
 
 
 def save_settings(settings: Any, directory: Path, **facts: Any) -> Path:
@@ -479,8 +480,8 @@ def save_settings(settings: Any, directory: Path, **facts: Any) -> Path:
         The file written.
     """
     path = directory / SETTINGS_FILE
-    content = {**settings_as_json(settings), **_plain(facts)}
-    write_text_whole(path, json.dumps(content, indent=2) + "\n")
+    content = {**settings_as_json(settings), **facts}
+    write_text_whole(path, json.dumps(content, indent=2, default=os.fspath) + "\n")
     return path
 
 
@@ -541,11 +542,3 @@ def worker_count(workers: int) -> int:
     if workers:
         return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
