@@ -81,6 +81,16 @@ def part_of(folders: Sequence[str]) -> tuple[int | None, str]:
     return next((part for part in parts if part[1]), (None, ""))
 
 
+def lines_about_homeless(name: str, paths: Sequence[str], *, example: str) -> list[str]:
+    """Give a line about VerSe files that lie outside of folders of splits, none if there are no such."""
+    if not paths:
+        return []
+    return [
+        f"{name}: expected folders that name a split ({example}, ...), found {len(paths)} files outside of "
+        f"them, such as {paths[0]}."
+    ]
+
+
 def case_file_at(path: str, *, year: str = "") -> CaseFile | None:
     """Read what a path in the layout of VerSe, relative and with "/", says; None if it is no VerSe file."""
     *folders, name = path.split("/")

@@ -14,7 +14,7 @@ from utils.download.archives import place_of
 from utils.download.manifest import Manifest, size_on_disk
 from utils.download.osf import BAR_DELAY_S, NODES, TOKEN_VARIABLE, Pages, list_files
 from utils.download.remote import PATIENCE, Client, Patience, RemoteFile, note_of
-from utils.download.selection import Selection, case_file_at, with_year
+from utils.download.selection import Selection, case_file_at, lines_about_homeless, with_year
 from utils.download.transfer import PAGES_FOLDER, Job, Run, alone_in, check_room, print_line, tidy, work
 from utils.download.unpacking import archive_jobs
 from utils.files import flush_to_disk, hash_file, sha256_of
@@ -152,11 +152,8 @@ def _claim_places(
     read = [(remote, case_file_at(remote.name.strip("/"), year=year)) for remote in files]
     cases = [(remote, file) for remote, file in read if file is not None]
     homeless = [remote.name for remote, file in cases if not file.split]
-    if homeless:
-        run.bad.append(
-            f"{NODES[year]}: expected folders that name a split (dataset-verse{year}training, training, "
-            f"...), found {len(homeless)} files outside of them, such as {homeless[0]}."
-        )
+    example = f"dataset-verse{year}training, training"
+    run.bad += lines_about_homeless(NODES[year], homeless, example=example)
     for remote, file in cases:
         if file.split and run.wants(file):
             claims.setdefault(place_of(file, run.data_dir), []).append(remote)
@@ -171,10 +168,8 @@ def _nothing_of_verse(node: str, files: Sequence[RemoteFile]) -> str:
 def _file_jobs(run: Run, place: Path, remotes: Sequence[RemoteFile]) -> list[Job]:
     """Give the download of a file that is not there yet: one or none."""
     remote = remotes[0]
-    other = next(
-        (other for other in remotes if not other.identity or other.identity != remote.identity), None
-    )
-    if len(remotes) > 1 and other is not None:
+    identities = {other.identity for other in remotes}
+    if len(remotes) > 1 and (len(identities) > 1 or "" in identities):
         names = " and ".join(remote.name for remote in remotes)
         run.bad.append(
             f"{run.manifest.path_of(place)}: expected one file, found several that differ: {names}."

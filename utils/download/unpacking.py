@@ -12,7 +12,7 @@ from pathlib import Path
 from utils.download.archives import ARCHIVE_ERRORS, Member, case_members, extract_members, place_of
 from utils.download.manifest import CHUNK, size_on_disk
 from utils.download.remote import RemoteFile, Stopped, Unreachable, discard
-from utils.download.selection import case_file_at, part_of, split_of, with_year
+from utils.download.selection import case_file_at, lines_about_homeless, part_of, split_of, with_year
 from utils.download.transfer import ARCHIVES_FOLDER, BrokenArchive, Job, Run, note_failure
 from utils.files import sha256_of, written_whole
 from utils.verse.cases import CaseFile
@@ -91,11 +91,7 @@ def _unpack_wanted(
     homeless = [member.filename for member, file in members if not file.split]
     wanted = [(member, file) for member, file in members if file.split and run.wants(file)]
     bad, is_broken = extract_members(wanted, partial(_put, run, opened, remote), name=remote.name)
-    if homeless:
-        bad.append(
-            f"{remote.name}: expected folders that name a split (dataset-verse19training, ...), found "
-            f"{len(homeless)} files outside of them, such as {homeless[0]}."
-        )
+    bad += lines_about_homeless(remote.name, homeless, example="dataset-verse19training")
     return bad, is_broken
 
 
