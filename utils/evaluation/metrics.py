@@ -38,7 +38,6 @@ EXTRA_OVERLAP = 0.1
 #: Sekuboyina et al., Medical Image Analysis 73 (2021) 102166, section 3.2.
 IDENTIFICATION_DISTANCE_MM = 20.0
 FOUND_DICE = 0.5
-_ROBUST_PERCENT, _ALL_PERCENT = 95, 100
 _NO_LABEL = 0
 
 
@@ -190,10 +189,7 @@ def surface_distances_mm(
         return SurfaceDistances()
     distances = surface_distance.compute_surface_distances(reference, predicted, tuple(spacing_mm))
     averages = surface_distance.compute_average_surface_distance(distances)
-    hausdorff = [
-        surface_distance.compute_robust_hausdorff(distances, percent)
-        for percent in (_ROBUST_PERCENT, _ALL_PERCENT)
-    ]
+    hausdorff = [surface_distance.compute_robust_hausdorff(distances, percent) for percent in (95, 100)]
     return SurfaceDistances(float(np.mean(averages)), *map(float, hausdorff))
 
 
