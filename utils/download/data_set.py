@@ -19,15 +19,7 @@ from utils.download.archives import extract_archive, is_safe, place_of, put_stre
 from utils.download.selection import NONCOMMERCIAL_PREFIX
 from utils.download.sources import from_osf, from_zips
 from utils.settings import DataSettings
-from utils.verse.cases import (
-    SPLITS,
-    Case,
-    case_files,
-    index_cases,
-    is_of_older_release,
-    subjects_in_several_splits,
-    visible_files,
-)
+from utils.verse import cases
 
 __all__ = ["SOURCES", "extract_archive", "from_disk", "get_data", "is_safe", "wrong_settings"]
 
@@ -63,16 +55,16 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
         bad = known.get(settings.source, from_disk)(settings)
         for line in bad:
             print(line, file=sys.stderr)
-        cases = index_cases(settings.data_dir)
+        series = cases.index_cases(settings.data_dir)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
         return _INTERRUPTED
-    for line in warnings_about(cases):
+    for line in warnings_about(series):
         print(line, file=sys.stderr)
-    print("\n".join(series_per_split(cases)))
+    print("\n".join(series_per_split(series)))
     return 1 if bad and not settings.skip_bad else 0
 
 
@@ -142,10 +134,10 @@ def from_disk(settings: DataSettings) -> list[str]:
     if not source.is_dir():
         found = "a file of another kind" if source.exists() else "nothing there"
         raise ValueError(f"{source}: expected a folder or a zip archive, found {found}.")
-    archives = [path for path in visible_files(source) if path.suffix.lower() == ".zip"]
-    files = list(case_files(source))
-    if files or any(is_of_older_release(path) for path in visible_files(source)):
-        index_cases(source)  # Refuses files that contradict each other before any is copied.
+    archives = [path for path in cases.visible_files(source) if path.suffix.lower() == ".zip"]
+    files = list(cases.case_files(source))
+    if files or any(cases.is_of_older_release(path) for path in cases.visible_files(source)):
+        cases.index_cases(source)  # Refuses files that contradict each other before any is copied.
     if not archives and not files:
         raise ValueError(
             f"{source}: expected VerSe files (sub-*_ct.nii.gz, ...) or zip archives, found none."
@@ -156,26 +148,26 @@ def from_disk(settings: DataSettings) -> list[str]:
     return [line for archive in archives for line in extract_archive(archive, settings.data_dir)]
 
 
-def series_per_split(cases: list[Case]) -> list[str]:
+def series_per_split(series: list[cases.Case]) -> list[str]:
     """Say in a line a split how many series there are and how many of them have CT and mask."""
     lines = []
-    for name in (*SPLITS, ""):
-        complete = [case.complete for case in cases if case.split == name]
+    for name in (*cases.SPLITS, ""):
+        complete = [case.complete for case in series if case.split == name]
         if complete:
             lines.append(f"{name or 'no split'}: {len(complete)} series, {sum(complete)} with CT and mask")
     return lines
 
 
-def warnings_about(cases: list[Case]) -> list[str]:
+def warnings_about(series: list[cases.Case]) -> list[str]:
     """Name the incomplete series, and the patients that stand in several splits."""
     incomplete = [
         f"Warning: {case.key} ({case.split or 'no split'}) is incomplete: no {', no '.join(case.missing())}."
-        for case in cases
+        for case in series
         if not case.complete
     ]
     shared = [
         f"Warning: {subject} is in several splits: {', '.join(name or 'no split' for name in splits)}."
-        for subject, splits in subjects_in_several_splits(cases).items()
+        for subject, splits in cases.subjects_in_several_splits(series).items()
     ]
     return incomplete + shared
 

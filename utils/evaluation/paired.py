@@ -88,7 +88,8 @@ def pair_scores(results: Sequence[CaseResult], others: Sequence[CaseResult]) -> 
     ValueError
         If the cases or their reference vertebrae are not the same.
     """
-    tables = [_reference_rows(part) for part in (results, others)]
+    tables = [report.score_table(part) for part in (results, others)]
+    tables = [table[table["kind"] == "reference"].reset_index(drop=True) for table in tables]
     found = [table[_FACTS].to_numpy().tolist() for table in tables]
     if found[0] != found[1]:
         numbers = f"{len(found[0])} and {len(found[1])}"
@@ -256,11 +257,6 @@ def _draw_against(axes: Axes, paired: PairedScores, names: tuple[str, str]) -> N
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     axes.set(xlabel=f"Dice (missed: 0) of B\n{names[1]}", ylabel=f"Dice (missed: 0) of A\n{names[0]}")
     axes.grid(alpha=0.3)
-
-
-def _reference_rows(results: Sequence[CaseResult]) -> pd.DataFrame:
-    table = report.score_table(results)
-    return table[table["kind"] == "reference"].reset_index(drop=True)
 
 
 def _as_rows(unit: str, paired: PairedScores) -> pd.DataFrame:

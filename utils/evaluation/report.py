@@ -240,13 +240,11 @@ def summary(results: Sequence[CaseResult], resampling: Resampling = RESAMPLING) 
         counts of scans) and of the scans with every anomaly, or none; and `bad_cases`, the keys of the cases
         that were not scored. A scan with two anomalies counts in both.
     """
-    regions = groups_of(score_table(results), "region", REGIONS)
+    regions, anomalies = groups_of(score_table(results), "region", REGIONS), anomaly_groups(results)
     return {
         **scan_scores(results, resampling),
         "by_region": {name: scores_with_intervals(rows, resampling) for name, rows in regions.items()},
-        "by_anomaly": {
-            name: scan_scores(group, resampling) for name, group in anomaly_groups(results).items()
-        },
+        "by_anomaly": {name: scan_scores(group, resampling) for name, group in anomalies.items()},
         "bad_cases": [result.key for result in results if result.status != "scored"],
     }
 

@@ -318,9 +318,7 @@ def _keep(files: dict[str, CaseFile], file: CaseFile) -> None:
 
 def _case(files: dict[str, CaseFile]) -> Case:
     ordered = [files[kind] for kind in _ROLE_OF_KIND if kind in files]
-    paths: dict[str, Path] = {}
-    for file in ordered:
-        paths.setdefault(file.role, file.path)
+    paths = {file.role: file.path for file in reversed(ordered)}
     # Where files spell the key differently the CT's spelling counts: predictions are named after it.
     first = ordered[0]
     return Case(key=first.key, subject=first.subject, split=first.split, year=first.year, **paths)
