@@ -48,6 +48,12 @@ def written_whole(path: Path, *, suffix: str = "", durably: bool = False) -> Ite
         temporary.unlink(missing_ok=True)
 
 
+def write_text_whole(path: Path, text: str, *, durably: bool = False) -> None:
+    """Write a text file in UTF-8, whole or not at all, see `written_whole`."""
+    with written_whole(path, durably=durably) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _new_file(path: Path, suffix: str) -> Path:
     """Make an empty file beside another; what stands at its name already is left alone."""
     while True:

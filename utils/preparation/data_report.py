@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.execution import outcomes
-from utils.files import written_whole
+from utils.files import write_text_whole, written_whole
 from utils.imaging.nifti import native_bytes
 from utils.preparation import case_check, report_figures
 from utils.preparation.case_check import CaseFacts, Finding, ImageFacts, VertebraFacts
@@ -231,8 +231,7 @@ def write_data_report(report: DataReport, folder: Path) -> None:
         "report.md": page(report, figures=True),
     }
     for name, text in texts.items():
-        with written_whole(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text_whole(folder / name, text)
 
 
 def page(report: DataReport, *, shown: int | None = None, figures: bool = False) -> str:
