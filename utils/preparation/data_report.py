@@ -20,7 +20,7 @@ from utils.files import write_text_whole, written_whole
 from utils.imaging.nifti import native_bytes
 from utils.preparation import case_check, report_figures
 from utils.preparation.case_check import CaseFacts, Finding, ImageFacts, VertebraFacts
-from utils.preparation.report_figures import DIRECTIONS
+from utils.preparation.report_figures import geometry_figure, level_counts, levels_figure, splits_of
 from utils.settings import DataSettings
 from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.tables import markdown_table
@@ -37,11 +37,7 @@ OTHER_NAME = "image without a VerSe name"
 TREE_KINDS = (SEVERAL_SPLITS, OLDER_NAME, OTHER_NAME)
 CASE_COLUMNS = (
     *("case", "subject", "split", "year", "status", "ct", "mask", "centroids", "shape", "spacing_mm", "axes"),
-    *(
-        f"{quantity}_{letters.lower()}_mm"
-        for quantity in ("spacing", "extent")
-        for letters in DIRECTIONS.values()
-    ),
+    *("spacing_ap_mm", "spacing_lr_mm", "spacing_si_mm", "extent_ap_mm", "extent_lr_mm", "extent_si_mm"),
     *("ct_type", "ct_qform", "ct_sform", "hu_low", "hu_high", "mask_type", "mask_qform", "mask_sform"),
     *("vertebrae", "levels", "anomalies", "findings"),
 )
@@ -217,10 +213,7 @@ def write_data_report(report: DataReport, folder: Path) -> None:
 
     Every file is written whole or not at all; the folder is made if it is not there.
     """
-    figures = {
-        "levels.png": report_figures.levels_figure(report.vertebrae),
-        "geometry.png": report_figures.geometry_figure(report.cases),
-    }
+    figures = {"levels.png": levels_figure(report.vertebrae), "geometry.png": geometry_figure(report.cases)}
     for name, figure in figures.items():
         with written_whole(folder / name) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
@@ -275,7 +268,7 @@ def page(report: DataReport, *, shown: int | None = None, figures: bool = False)
 def split_table(report: DataReport) -> pd.DataFrame:
     """Count series, patients, complete series, bad ones and vertebrae by split, with a row for all."""
     cases = report.cases
-    parts = {split or "no split": cases[cases["split"] == split] for split in report_figures.splits_of(cases)}
+    parts = {split or "no split": cases[cases["split"] == split] for split in splits_of(cases)}
     rows = [
         {
             "split": name,
@@ -293,7 +286,7 @@ def split_table(report: DataReport) -> pd.DataFrame:
 def level_table(vertebrae: pd.DataFrame) -> pd.DataFrame:
     """Count vertebrae by level (rows, from the top of the spine) and split."""
     levels = sorted(set(vertebrae["level"]), key=LEVEL_NAMES.index)
-    counts = report_figures.level_counts(vertebrae, levels).rename(columns={"": "no split"})
+    counts = level_counts(vertebrae, levels).rename(columns={"": "no split"})
     return counts.assign(all=counts.sum(axis=1)).rename_axis("level").reset_index()
 
 
@@ -310,7 +303,7 @@ def geometry_table(cases: pd.DataFrame) -> pd.DataFrame:
     """Give smallest, median and largest spacing and field of view along the anatomical directions, in mm."""
     rows = []
     for quantity, name in (("spacing", "spacing"), ("extent", "field of view")):
-        for direction, letters in DIRECTIONS.items():
+        for direction, letters in report_figures.DIRECTIONS.items():
             values = cases[f"{quantity}_{letters.lower()}_mm"].astype(float).dropna()
             range_mm = [values.min(), values.median(), values.max()] if len(values) else []
             # As text: a table's cell would give every field of view three decimals.
@@ -385,7 +378,7 @@ def _grid_columns(image: ImageFacts) -> dict[str, Any]:
         "spacing_mm": "x".join(f"{spacing:.4g}" for spacing in grid.spacing_mm),
         "axes": axes,
     }
-    for letters in DIRECTIONS.values():
+    for letters in report_figures.DIRECTIONS.values():
         axis = next(index for index, end in enumerate(axes) if end in letters)
         spacing_mm = float(grid.spacing_mm[axis])
         columns[f"spacing_{letters.lower()}_mm"] = round(spacing_mm, 4)

@@ -319,13 +319,8 @@ def _discard_moved(root: Path, cases: Sequence[Case], stage: _Stage) -> None:
 def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: PreparationSettings) -> list[_Outcome]:
     """Run all jobs, log a line for each, and give the bad ones."""
     bad = []
-    results = execution.outcomes(
-        _attempt,
-        jobs,
-        workers=settings.workers,
-        scheduler=settings.scheduler,
-        bytes_of=lambda job: job.peak_bytes,
-    )
+    places = {"workers": settings.workers, "scheduler": settings.scheduler}
+    results = execution.outcomes(_attempt, jobs, **places, bytes_of=lambda job: job.peak_bytes)
     for job, result in tqdm(results, total=len(jobs), desc=stage.name, unit="case", disable=not jobs):
         outcome = result
         if isinstance(result, str):
@@ -391,10 +386,7 @@ def _join_tables(folder: Path) -> None:
     paths = None
     while paths != (found := _tables_of(folder)):
         paths = found
-        rows: list[dict[str, object]] = []
-        for path in paths:
-            with path.open(newline="") as stream:
-                rows.extend(csv.DictReader(stream))
+        rows = [row for path in paths for row in csv.DictReader(path.read_text().splitlines())]
         write_table(folder / VERTEBRAE_FILE, rows)
 
 
