@@ -8,30 +8,21 @@ from typing import Any
 from utils.localisation.identify import Identification
 from utils.prediction.derivatives import CasePrediction
 from utils.prediction.quality import GAP, HU_DOUBT, LEAK, ODD_VOLUME, OTHER, CaseQuality, Remark, case_remarks
-from utils.walk.records import (
-    CALLS_USED_UP,
-    GAP_ABOVE,
-    SEARCHED,
-    SECOND_LOOK,
-    SECOND_START,
-    SPINE_NOT_COVERED,
-    FoundVertebra,
-)
-from utils.walk.records import WALK_LEAK as LEAK_OF_WALK
-from utils.walk.records import WALK_ODD_VOLUME as ODD_VOLUME_OF_WALK
+from utils.walk import records
+from utils.walk.records import FoundVertebra
 
 #: The walk's remarks as those of the quality file. What it found above the start is no reason to look, and
 #: that it did not come to rest stands in the table.
 _VERTEBRA_REMARKS = {
-    LEAK_OF_WALK: (LEAK, "predicted together with part of its neighbour, which was cut off"),
-    ODD_VOLUME_OF_WALK: (ODD_VOLUME, "volume out of proportion to its neighbours' during the walk"),
-    SECOND_LOOK: (OTHER, "found on a second look into a gap"),
-    SEARCHED: (OTHER, "found by a search of the whole scan, where the heatmap led to nothing"),
-    SECOND_START: (OTHER, "found on a second start, where the heatmap had more spine"),
+    records.WALK_LEAK: (LEAK, "predicted together with part of its neighbour, which was cut off"),
+    records.WALK_ODD_VOLUME: (ODD_VOLUME, "volume out of proportion to its neighbours' during the walk"),
+    records.SECOND_LOOK: (OTHER, "found on a second look into a gap"),
+    records.SEARCHED: (OTHER, "found by a search of the whole scan, where the heatmap led to nothing"),
+    records.SECOND_START: (OTHER, "found on a second start, where the heatmap had more spine"),
 }
 _WALK_REMARKS = {
-    SPINE_NOT_COVERED: (GAP, "the heatmap has spine where no vertebra was found"),
-    CALLS_USED_UP: (OTHER, "the walk ended because it had asked the network as often as it may"),
+    records.SPINE_NOT_COVERED: (GAP, "the heatmap has spine where no vertebra was found"),
+    records.CALLS_USED_UP: (OTHER, "the walk ended because it had asked the network as often as it may"),
 }
 
 
@@ -57,7 +48,7 @@ def walk_remarks(
     """
     remarks = [Remark(kind, None, text) for word, (kind, text) in _WALK_REMARKS.items() if word in of_walk]
     for place, (vertebra, name) in enumerate(zip(vertebrae, names)):
-        if GAP_ABOVE in vertebra.remarks and place:
+        if records.GAP_ABOVE in vertebra.remarks and place:
             remarks.append(Remark(GAP, names[place - 1], f"a vertebra may be missing above {name}"))
         found = [_VERTEBRA_REMARKS[word] for word in vertebra.remarks if word in _VERTEBRA_REMARKS]
         remarks += [Remark(kind, name, text) for kind, text in found]
@@ -90,12 +81,13 @@ def relabelled_quality(prediction: CasePrediction, known: CaseQuality | None) ->
     -------
     CaseQuality
     """
-    kept = [] if known is None else [remark for remark in known.warnings if remark.kind == HU_DOUBT]
+    known = known or CaseQuality(prediction.key, prediction.numbering.kind)
+    kept = [remark for remark in known.warnings if remark.kind == HU_DOUBT]
     return CaseQuality(
         prediction.key,
         prediction.numbering.kind,
         **facts_of_labels(prediction.identification, None),
-        seconds=None if known is None else known.seconds,
-        network_calls=None if known is None else known.network_calls,
+        seconds=known.seconds,
+        network_calls=known.network_calls,
         warnings=case_remarks(prediction.table, kept),
     )

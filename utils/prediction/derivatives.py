@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import written_whole
+from utils.files import write_text_whole, written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
-from utils.imaging.grids import transform_points
+from utils.imaging.crops import box_between
+from utils.imaging.grids import cropped_grid, transform_points
 from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.resampling import resample_linear
 from utils.imaging.volume import Grid, Volume
@@ -192,12 +193,13 @@ def native_vertebrae(
     # Half precision: one such volume of a whole-body scan at full precision is a gigabyte.
     largest = np.zeros(grid.shape, np.float16)
     for code, vertebra in zip(codes, vertebrae):
-        patch = Volume(vertebra.probability, _moved(affine, vertebra.begin))
-        box = _box_in(grid, patch.grid)
-        sizes = tuple(side.stop - side.start for side in box)
-        if 0 in sizes:
+        patch_affine = affine.copy()
+        patch_affine[:3, 3] += affine[:3, :3] @ vertebra.begin
+        patch = Volume(vertebra.probability, patch_affine)
+        begin, end = _reach_in(grid, patch.grid)
+        part, box = cropped_grid(grid, begin, end), box_between(begin, end)
+        if 0 in part.shape:
             continue
-        part = Grid(sizes, _moved(grid.affine, [side.start for side in box]))
         probability = resample_linear(patch, part).data
         wins = probability > largest[box]
         largest[box][wins] = probability[wins]
@@ -277,20 +279,13 @@ def _centre_columns(centre_mm: np.ndarray) -> dict[str, float]:
     return {f"centre_{axis}": round(float(value), 2) for axis, value in zip("xyz", centre_mm)}
 
 
-def _moved(affine: np.ndarray, begin: Sequence[int]) -> np.ndarray:
-    """Give the affine of the part of a grid that begins at a voxel."""
-    moved = affine.copy()
-    moved[:3, 3] = affine[:3, :3] @ np.asarray(begin, float) + affine[:3, 3]
-    return moved
-
-
-def _box_in(grid: Grid, patch: Grid) -> tuple[slice, ...]:
-    """Give the voxels of a grid that a patch of another one can reach."""
+def _reach_in(grid: Grid, patch: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Give the first voxel of a grid that a patch of another one can reach, and the one after the last."""
     faces = np.array(list(np.ndindex(2, 2, 2))) * patch.shape - 0.5
     corners = transform_points(faces, patch.affine, grid.affine)
-    first = np.clip(np.floor(corners.min(axis=0)), 0, grid.shape).astype(int)
-    last = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, grid.shape).astype(int)
-    return tuple(slice(begin, max(begin, end)) for begin, end in zip(first.tolist(), last.tolist()))
+    begin = np.clip(np.floor(corners.min(axis=0)), 0, grid.shape).astype(int)
+    end = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, grid.shape).astype(int)
+    return begin, end
 
 
 # Files ---------------------------------------------------------------------------------------------
@@ -327,17 +322,19 @@ def write_case(
             path(suffix).unlink(missing_ok=True)
     points = vertebra_points(prediction.labels, prediction.numbering)
     names = [prediction.numbering.name(code) for code in points.codes]
-    with written_whole(path(SETTINGS_SUFFIX)) as temporary:
-        temporary.write_text(json.dumps(prediction.settings, indent=2) + "\n")
-    with written_whole(path(TABLE_SUFFIX)) as temporary:
-        _write_table(temporary, prediction.table)
+    write_text_whole(path(SETTINGS_SUFFIX), json.dumps(prediction.settings, indent=2) + "\n")
+    with written_whole(path(TABLE_SUFFIX)) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, TABLE_COLUMNS)
+        writer.writeheader()
+        writer.writerows(prediction.table)
     if prediction.quality is not None:
         write_quality(path(QUALITY_SUFFIX), prediction.quality)
     if prediction.trace:
-        with written_whole(path(TRACE_SUFFIX)) as temporary:
-            temporary.write_text("".join(json.dumps(step.as_json()) + "\n" for step in prediction.trace))
+        steps = [json.dumps(step.as_json()) + "\n" for step in prediction.trace]
+        write_text_whole(path(TRACE_SUFFIX), "".join(steps))
     write_centroids(path(CENTROIDS_SUFFIX), points, prediction.labels.grid, source="mask")
-    title = f"{prediction.key}: {len(names)} vertebrae" + _remark(prediction.numbering)
+    counted = ", counted from the top" if prediction.numbering.kind == COUNT else ""
+    title = f"{prediction.key}: {len(names)} vertebrae{counted}"
     figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)
     with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
         figure.savefig(temporary, format="png")
@@ -389,14 +386,3 @@ def read_case_settings(output: Path, key: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _write_table(path: Path, table: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, TABLE_COLUMNS)
-        writer.writeheader()
-        writer.writerows(table)
-
-
-def _remark(numbering: Numbering) -> str:
-    return ", counted from the top" if numbering.kind == COUNT else ""

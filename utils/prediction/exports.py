@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import written_whole
+from utils.files import write_text_whole, written_whole
 from utils.imaging.itk_images import flipped_world
 from utils.imaging.volume import Volume
 from utils.prediction.snapshot import colour_of
@@ -82,8 +82,7 @@ def write_itk_snap_labels(path: Path, labels: Volume, name_of: NameOf) -> None:
     for code in labels.label_boxes:
         colour = np.rint(255 * colour_of(code)).astype(int).tolist()
         lines.append(_itk_snap_line(code, colour, shown=1, name=name_of(code)))
-    with written_whole(path) as temporary:
-        temporary.write_text(_ITK_SNAP_HEAD + "".join(lines))
+    write_text_whole(path, _ITK_SNAP_HEAD + "".join(lines))
 
 
 def _segments(labels: Volume, name_of: NameOf) -> dict[str, Any]:

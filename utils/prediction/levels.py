@@ -18,15 +18,8 @@ from utils.imaging.grids import SAME_GRID_VOXELS, oriented_grid, transform_point
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Grid, Volume
 from utils.localisation.identify import Identification, identify, uniform_votes
-from utils.prediction.derivatives import (
-    ANATOMICAL,
-    MASK_SUFFIX,
-    TABLE_SUFFIX,
-    CasePrediction,
-    Numbering,
-    case_path,
-    probability_columns,
-)
+from utils.prediction import derivatives
+from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
 from utils.verse.labels import MAX_CODE, name_of_code
 from utils.walk.traverse import FoundVertebra
 
@@ -202,7 +195,7 @@ def relabel_case(
         If the case is not there, cannot be read, does not belong to the scan, or the fixed codes contradict
         each other.
     """
-    path = case_path(output, key, MASK_SUFFIX)
+    path = derivatives.case_path(output, key, derivatives.MASK_SUFFIX)
     mask = read_mask(path)
     if mask.shape != ct.shape or voxels_apart(ct.grid, mask.affine) > SAME_GRID_VOXELS:
         raise ValueError(f"{path}: expected the grid of the scan, {ct.shape}, found {mask.shape}, or moved.")
@@ -212,7 +205,8 @@ def relabel_case(
     look_up[numbers] = identification.codes
     labels = Volume(look_up[mask.data], mask.affine)
     numbering = numbering_of(identification)
-    rows = _relabelled_rows(case_path(output, key, TABLE_SUFFIX), look_up, numbering)
+    table = derivatives.case_path(output, key, derivatives.TABLE_SUFFIX)
+    rows = _relabelled_rows(table, look_up, numbering)
     return CasePrediction(key, ct, labels, numbering, rows, dict(settings), identification=identification)
 
 
@@ -225,14 +219,13 @@ def numbers_from_the_top(mask: Volume) -> list[int]:
 
 
 def _relabelled_rows(path: Path, look_up: np.ndarray, numbering: Numbering) -> tuple[dict[str, Any], ...]:
-    with path.open(newline="") as stream:
-        old = {int(row["label"]): row for row in csv.DictReader(stream)}
+    old = {int(row["label"]): row for row in csv.DictReader(path.read_text().splitlines())}
     rows = {int(look_up[label]): row for label, row in old.items() if look_up[label]}
     return tuple(
         {
             **rows[code],
             **{"label": code, "name": name_of_code(code), "numbering": ANATOMICAL},
-            **probability_columns(numbering, place),
+            **derivatives.probability_columns(numbering, place),
         }
         for place, code in enumerate(numbering.codes)
         if code in rows

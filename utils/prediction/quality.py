@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import written_whole
+from utils.files import write_text_whole
 from utils.verse.labels import LEVEL_NAMES
 
 #: End of the name of a case's file.
@@ -181,16 +181,12 @@ def _convergence_text(row: Mapping[str, Any]) -> str | None:
 
 
 def _probability_text(row: Mapping[str, Any]) -> str | None:
-    limits = {
-        ("voxels", "mean_probability"): LOW_MEAN_PROBABILITY,
-        ("label", "label_probability"): LOW_LABEL_PROBABILITY,
-    }
-    values = {what: number_in(row, column) for what, column in limits}
-    low = [
-        f"{what} {values[what]:.2f}"
-        for (what, _), limit in limits.items()
-        if values[what] is not None and values[what] < limit
-    ]
+    voxels, label = number_in(row, "mean_probability"), number_in(row, "label_probability")
+    low = []
+    if voxels is not None and voxels < LOW_MEAN_PROBABILITY:
+        low.append(f"voxels {voxels:.2f}")
+    if label is not None and label < LOW_LABEL_PROBABILITY:
+        low.append(f"label {label:.2f}")
     return ", ".join(low) or None
 
 
@@ -208,10 +204,8 @@ def _gap_text(table: Sequence[Mapping[str, Any]], position: int) -> str | None:
     if position + 1 >= len(table):
         return None
     below = table[position + 1].get("name")
-    texts = []
     left_out = _levels_between(str(table[position].get("name")), str(below))
-    if left_out:
-        texts.append(f"{', '.join(left_out)} not found")
+    texts = [f"{', '.join(left_out)} not found"] if left_out else []
     distances = [_distance(upper, lower) for upper, lower in itertools.pairwise(table)]
     ratio = _ratio_to_neighbours(distances, position)
     if ratio is not None and ratio > GAP_RATIO:
@@ -229,11 +223,9 @@ def _levels_between(above: str, below: str) -> list[str]:
 
 
 def _distance(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> float | None:
-    sides = [
-        (number_in(upper, column), number_in(lower, column))
-        for column in ("centre_x", "centre_y", "centre_z")
-    ]
-    return None if None in sum(sides, ()) else math.dist(*zip(*sides))
+    columns = ("centre_x", "centre_y", "centre_z")
+    ends = [[number_in(row, column) for column in columns] for row in (upper, lower)]
+    return None if any(None in end for end in ends) else math.dist(*ends)
 
 
 def _ratio_to_neighbours(values: Sequence[float | None], position: int) -> float | None:
@@ -250,8 +242,7 @@ def _ratio_to_neighbours(values: Sequence[float | None], position: int) -> float
 
 def write_quality(path: Path, quality: CaseQuality) -> None:
     """Write what is known about a case as JSON, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(quality), indent=2) + "\n")
+    write_text_whole(path, json.dumps(dataclasses.asdict(quality), indent=2) + "\n")
 
 
 def read_quality(path: Path) -> CaseQuality | None:

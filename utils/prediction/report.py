@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -23,23 +24,9 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from utils.files import written_whole
-from utils.prediction.derivatives import (
-    ANATOMICAL,
-    COUNT,
-    MASK_SUFFIX,
-    SETTINGS_SUFFIX,
-    SNAPSHOT_SUFFIX,
-    TABLE_SUFFIX,
-)
-from utils.prediction.quality import (
-    QUALITY_SUFFIX,
-    REMARK_KINDS,
-    CaseQuality,
-    Remark,
-    case_remarks,
-    number_in,
-    read_quality,
-)
+from utils.prediction import derivatives, quality
+from utils.prediction.derivatives import ANATOMICAL, COUNT, MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX
+from utils.prediction.quality import CaseQuality, Remark, case_remarks, number_in, read_quality
 from utils.verse.cases import visible_files
 from utils.verse.labels import LEVEL_NAMES
 
@@ -47,15 +34,17 @@ REPORT_NAME = "report.html"
 #: Kind of what the page itself finds wrong with a case's files.
 UNREADABLE = "unreadable"
 #: Files that make a case known; a picture alone does not.
-_CASE_SUFFIXES = (TABLE_SUFFIX, QUALITY_SUFFIX, SETTINGS_SUFFIX, MASK_SUFFIX)
+_CASE_SUFFIXES = (TABLE_SUFFIX, quality.QUALITY_SUFFIX, derivatives.SETTINGS_SUFFIX, MASK_SUFFIX)
 _NEEDED_COLUMNS = ("name", "numbering", "volume_mm3", "mean_hu")
 _PAGE = Path(__file__).with_name("report_page.html")
 _NO_VALUE = "–"
 #: Up to this many vertebrae of one kind of remark are described in the row; more are only named.
 _DESCRIBED = 2
-_MEANING = {
-    ANATOMICAL: "level names (C1 to L6, T13)",
-    COUNT: "counted from the top",
+_MEANING = {ANATOMICAL: "level names (C1 to L6, T13)", COUNT: "counted from the top"}
+#: The numbers of a vertebra: what the table's are divided by, and the digits that the page shows.
+_UNITS = {
+    **{"volume_mm3": (1000, 1), "mean_hu": (1, 0)},
+    **{"mean_probability": (1, 2), "label_probability": (1, 2), "steps": (1, 0)},
 }
 
 
@@ -93,12 +82,17 @@ class ReportCase:
             return self.table[0]["numbering"]
         return None if self.quality is None else self.quality.kind
 
-    @property
+    @cached_property
     def remarks(self) -> tuple[Remark, ...]:
         """What is odd; without a quality file, what the table shows."""
         if self.quality is not None:
             return self.quality.warnings
         return () if self.problems else case_remarks(self.table)
+
+    def remarks_on(self, vertebra: str) -> str:
+        """Give the remarks on one vertebra as one text."""
+        found = [f"{remark.kind}: {remark.text}" for remark in self.remarks if remark.vertebra == vertebra]
+        return "; ".join(found)
 
     @property
     def warnings(self) -> list[tuple[str, str | None, str]]:
@@ -164,7 +158,7 @@ def _read_case(folder: Path, key: str, output: Path) -> ReportCase:
     mask, picture = folder / f"{key}{MASK_SUFFIX}", folder / f"{key}{SNAPSHOT_SUFFIX}"
     facts: dict[str, Any] = {}
     problems = [] if mask.is_file() else [f"{mask.name} is not there: the prediction was not finished."]
-    readers = {"table": (_read_table, TABLE_SUFFIX), "quality": (read_quality, QUALITY_SUFFIX)}
+    readers = {"table": (_read_table, TABLE_SUFFIX), "quality": (read_quality, quality.QUALITY_SUFFIX)}
     for name, (read, suffix) in readers.items():
         try:
             facts[name] = read(folder / f"{key}{suffix}")
@@ -213,15 +207,14 @@ def report_page(cases: Sequence[ReportCase]) -> str:
     """
     style, script = (_PAGE.with_suffix(end).read_text(encoding="utf-8") for end in (".css", ".js"))
     kinds = {kind for case in cases for kind, _, _ in case.warnings}
+    offered = [kind for kind in (UNREADABLE, *quality.REMARK_KINDS) if kind in kinds]
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(
         style=style,
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
         facts=_html(_facts(cases)),
-        options="".join(
-            _html(_tag("option", kind, value=kind)) for kind in (UNREADABLE, *REMARK_KINDS) if kind in kinds
-        ),
+        options="".join(_html(_tag("option", kind, value=kind)) for kind in offered),
         rows="\n".join(_html(_row(case)) for case in cases),
     )
 
@@ -281,8 +274,8 @@ def _row(case: ReportCase) -> ElementTree.Element:
         _cell("Count", len(case.table) if known else None, class_="number count"),
         _cell("Labels", top, *_labels(case), class_="labels"),
         _cell("Sequence", sequence, _percent(sequence), class_="number sequence-p"),
-        _quantity_cell("Volume, cm³", case.table, "volume_mm3", class_="volume", unit=1000, digits=1),
-        _quantity_cell("Mean HU", case.table, "mean_hu", class_="hu", unit=1, digits=0),
+        _quantity_cell("Volume, cm³", case.table, "volume_mm3", class_="volume"),
+        _quantity_cell("Mean HU", case.table, "mean_hu", class_="hu"),
         _cell("Warnings", len(warnings), *_warning_list(warnings), class_="warnings"),
         _tag("td", _details(case), class_="details") if case.table else None,
         data_text=" ".join(searched).casefold(),
@@ -306,15 +299,17 @@ def _thumbnail(case: ReportCase) -> ElementTree.Element:
 
 
 def _small_facts(case: ReportCase) -> ElementTree.Element:
-    facts = [_MEANING.get(case.numbering or "", case.numbering)]
-    if case.quality is not None:
-        facts.append(f"anchor: {case.quality.anchor}" if case.quality.anchor else None)
-        cost = [
-            None if case.quality.seconds is None else f"{case.quality.seconds:.1f} s",
-            None if case.quality.network_calls is None else f"{case.quality.network_calls} network calls",
-        ]
-        facts.append(", ".join(filter(None, cost)))
-    facts.append(None if case.predicted is None else _date(case.predicted))
+    known = case.quality or CaseQuality(case.key, "")
+    cost = [
+        None if known.seconds is None else f"{known.seconds:.1f} s",
+        None if known.network_calls is None else f"{known.network_calls} network calls",
+    ]
+    facts = [
+        _MEANING.get(case.numbering or "", case.numbering),
+        f"anchor: {known.anchor}" if known.anchor else None,
+        ", ".join(filter(None, cost)),
+        None if case.predicted is None else _date(case.predicted),
+    ]
     return _tag("ul", *(_tag("li", fact) for fact in facts if fact), class_="small")
 
 
@@ -327,56 +322,45 @@ def _percent(probability: float | None) -> str:
 
 
 def _quantity_cell(
-    heading: str,
-    table: Sequence[Mapping[str, str]],
-    column: str,
-    *,
-    class_: str,
-    unit: float,
-    digits: int,
+    heading: str, table: Sequence[Mapping[str, str]], column: str, *, class_: str
 ) -> ElementTree.Element:
     """Give the median of the vertebrae and, below it, the range."""
-    values = [number_in(row, column) for row in table]
-    known = [value / unit for value in values if value is not None]
+    known = [value for row in table if (value := _shown_number(row, column)) is not None]
     if not known:
         return _cell(heading, None, class_=f"number {class_}")
     median = statistics.median(known)
-    middle, low, high = (_fixed(value, digits) for value in (median, min(known), max(known)))
+    middle, low, high = (_fixed(value, column) for value in (median, min(known), max(known)))
     spread = _tag("div", f"{low} to {high}", class_="small")
     return _cell(heading, median, _tag("div", middle), spread, class_=f"number {class_}")
 
 
-def _fixed(value: float | None, digits: int) -> str:
-    return _NO_VALUE if value is None else f"{value:.{digits}f}".replace("-", "−")
+def _shown_number(row: Mapping[str, str], column: str) -> float | None:
+    """Read a number of a row in the unit that the page shows."""
+    value = number_in(row, column)
+    return None if value is None else value / _UNITS[column][0]
+
+
+def _fixed(value: float | None, column: str) -> str:
+    return _NO_VALUE if value is None else f"{value:.{_UNITS[column][1]}f}".replace("-", "−")
 
 
 def _labels(case: ReportCase) -> Iterable[ElementTree.Element | str]:
     if not case.table:
         return (_NO_VALUE,)
     parts = [_sequence(case)]
-    quality = case.quality
-    if quality is not None and quality.second_names:
-        second = f"Runner-up {_percent(quality.second_probability)}: {' '.join(quality.second_names)}"
+    known = case.quality
+    if known is not None and known.second_names:
+        second = f"Runner-up {_percent(known.second_probability)}: {' '.join(known.second_names)}"
         parts.append(_tag("p", second, class_="small"))
     return parts
 
 
-def _remarks_by_vertebra(case: ReportCase) -> dict[str | None, list[Remark]]:
-    found: dict[str | None, list[Remark]] = {}
-    for remark in case.remarks:
-        found.setdefault(remark.vertebra, []).append(remark)
-    return found
-
-
 def _sequence(case: ReportCase) -> ElementTree.Element:
-    remarks = _remarks_by_vertebra(case)
     chips = []
     for row in case.table:
-        probability = number_in(row, "label_probability")
-        odd = remarks.get(row["name"], [])
+        probability, odd = number_in(row, "label_probability"), case.remarks_on(row["name"])
         certainty = None if probability is None else _tag("small", f" {_percent(probability)}")
-        title = "; ".join(f"{remark.kind}: {remark.text}" for remark in odd) or None
-        chips.append(_tag("li", row["name"], certainty, class_="odd" if odd else None, title=title))
+        chips.append(_tag("li", row["name"], certainty, class_="odd" if odd else None, title=odd or None))
     return _tag("ol", *chips, class_="sequence")
 
 
@@ -384,20 +368,14 @@ def _details(case: ReportCase) -> ElementTree.Element:
     """Give the vertebrae one by one, folded."""
     headings = ("Label", "cm³", "HU", "Voxel p", "Label p", "Steps", "Remarks")
     head = _tag("thead", _tag("tr", *(_tag("th", heading, scope="col") for heading in headings)))
-    remarks = _remarks_by_vertebra(case)
-    rows = [_detail_row(row, remarks.get(row["name"], [])) for row in case.table]
+    rows = [_detail_row(row, case.remarks_on(row["name"])) for row in case.table]
     table = _tag("table", head, _tag("tbody", *rows))
     return _tag("details", _tag("summary", "Each vertebra"), _tag("div", table, class_="scroll"))
 
 
-def _detail_row(row: Mapping[str, str], remarks: Sequence[Remark]) -> ElementTree.Element:
-    volume = number_in(row, "volume_mm3")
-    cells = [_fixed(None if volume is None else volume / 1000, 1)]
-    digits = {"mean_hu": 0, "mean_probability": 2, "label_probability": 2, "steps": 0}
-    cells += [_fixed(number_in(row, column), count) for column, count in digits.items()]
-    text = "; ".join(f"{remark.kind}: {remark.text}" for remark in remarks)
-    numbers = [_tag("td", cell) for cell in cells]
-    return _tag("tr", _tag("th", row["name"], scope="row"), *numbers, _tag("td", text))
+def _detail_row(row: Mapping[str, str], remarks: str) -> ElementTree.Element:
+    numbers = [_tag("td", _fixed(_shown_number(row, column), column)) for column in _UNITS]
+    return _tag("tr", _tag("th", row["name"], scope="row"), *numbers, _tag("td", remarks))
 
 
 def _warning_list(warnings: Sequence[tuple[str, str | None, str]]) -> Iterable[ElementTree.Element | str]:

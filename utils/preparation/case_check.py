@@ -8,7 +8,7 @@ after the other, never both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from utils.imaging.centroids import Centroids, read_centroids
+from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import SAME_GRID_VOXELS, corners_of, transform_points, voxels_apart
 from utils.imaging.nifti import read_ct, read_mask
 from utils.imaging.quiet import silent
@@ -212,8 +212,12 @@ def check_case(case: Case) -> CaseFacts:
     try:
         return _checked(case)
     except Exception as problem:
-        what = f"expected to be read, found {type(problem).__name__}: {problem}"
-        return CaseFacts(case, findings=(Finding(UNREADABLE_FILE, what),))
+        return unreadable_case(case, f"{type(problem).__name__}: {problem}")
+
+
+def unreadable_case(case: Case, found: str) -> CaseFacts:
+    """Give what is known of a case that could not be read, which completes "expected to be read, found"."""
+    return CaseFacts(case, findings=(Finding(UNREADABLE_FILE, f"expected to be read, found {found}"),))
 
 
 def missing_levels(codes: Sequence[int]) -> list[str]:
@@ -229,22 +233,23 @@ def missing_levels(codes: Sequence[int]) -> list[str]:
     return [name for name in absent if name not in ignored]
 
 
-def vertebra_facts(mask: Volume) -> list[VertebraFacts]:
+def vertebra_facts(mask: Volume, points_mm: Mapping[int, np.ndarray] | None = None) -> list[VertebraFacts]:
     """Measure every vertebra of a mask.
 
     Parameters
     ----------
     mask : Volume of uint8
         VerSe codes.
+    points_mm : mapping of int to np.ndarray, (3,), optional
+        Centroids by label, in world mm, RAS+.
 
     Returns
     -------
     list of VertebraFacts
-        From the top of the spine down, without centroids.
+        From the top of the spine down.
     """
-    boxes = mask.label_boxes
-    voxel_mm3 = float(abs(np.linalg.det(mask.affine[:3, :3])))
-    return [_vertebra(mask, code, boxes[code], voxel_mm3) for code in sorted(boxes, key=rank_of_code)]
+    codes = sorted(mask.label_boxes, key=rank_of_code)
+    return [_vertebra(mask, code, (points_mm or {}).get(code)) for code in codes]
 
 
 def distance_to_label_mm(mask: Volume, code: int, point_mm: np.ndarray) -> float:
@@ -306,24 +311,18 @@ def odd_numbers(planes: Iterable[np.ndarray]) -> tuple[int, int, float]:
 
 def _checked(case: Case) -> CaseFacts:
     findings = list(_absent(case))
-    ct = _attempt(_ct_facts, case.ct, findings)
-    mask = _attempt(_mask_facts, case.mask, findings)
-    facts = CaseFacts(case)
-    if ct is not None:
-        facts = replace(facts, ct=ct[0], hu_range=ct[1])
-    if mask is not None:
-        facts = replace(facts, mask=mask[0])
-        findings.extend(_grid_findings(facts))
-    volume = mask[1] if mask is not None else None
-    vertebrae = vertebra_facts(volume) if volume is not None else []
-    centroids = None
+    ct, hu_range = _attempt(_ct_facts, case.ct, findings) or (None, None)
+    mask, volume = _attempt(_mask_facts, case.mask, findings) or (None, None)
+    facts = CaseFacts(case, ct, mask, hu_range)
+    findings.extend(_grid_findings(facts))
+    points_mm, vertebrae = None, []
     if facts.image is not None:
         grid = facts.image.grid
-        centroids = _attempt(lambda path, _: read_centroids(path, grid), case.centroids, findings)
-    if volume is not None and centroids is not None:
-        vertebrae = _with_distances(vertebrae, volume, centroids)
-        findings.extend(_label_findings(case, vertebrae, centroids))
+        points_mm = _attempt(lambda path, _: _points_mm(path, grid), case.centroids, findings)
     if volume is not None:
+        vertebrae = vertebra_facts(volume, points_mm)
+        if points_mm is not None:
+            findings.extend(_label_findings(case, vertebrae, set(points_mm)))
         findings.extend(_vertebra_findings(case, vertebrae))
     return replace(facts, vertebrae=tuple(vertebrae), findings=tuple(findings))
 
@@ -352,26 +351,23 @@ def _attempt(
 
 def _ct_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, tuple[float, float]]:
     ct = read_ct(path)
-    facts, hu_range = _image_facts(path, ct.grid), (float(ct.data.min()), float(ct.data.max()))
-    findings.extend(_header_findings(path, facts))
-    if not facts.as_integers:
-        findings.extend(_gap_findings(path, odd_numbers(_stored_planes(path))[0], "read as air"))
-    return facts, hu_range
+    facts = _image_facts(path, ct.grid)
+    findings.extend(_storage_findings(path, facts, is_mask=False))
+    return facts, (float(ct.data.min()), float(ct.data.max()))
 
 
 def _mask_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, Volume]:
     mask = read_mask(path)
     facts = _image_facts(path, mask.grid)
-    findings.extend(_header_findings(path, facts))
-    if not facts.as_integers:
-        gaps, fractions, largest = odd_numbers(_stored_planes(path))
-        findings.extend(_gap_findings(path, gaps, "read as background"))
-        if fractions:
-            what = f"{fractions} numbers ({facts.number_type}) are not whole, off by up to {largest:.2g}"
-            findings.append(Finding(FLOAT_NOISE, what, path))
+    findings.extend(_storage_findings(path, facts, is_mask=True))
     if not mask.data.any():
         findings.append(Finding(NO_VERTEBRA, "expected at least one vertebra, found none", path))
     return facts, mask
+
+
+def _points_mm(path: Path, grid: Grid) -> dict[int, np.ndarray]:
+    centroids = read_centroids(path, grid)
+    return dict(zip(centroids.codes.tolist(), centroids.points_mm))
 
 
 def _image_facts(path: Path, grid: Grid) -> ImageFacts:
@@ -380,7 +376,9 @@ def _image_facts(path: Path, grid: Grid) -> ImageFacts:
     codes = (int(header["qform_code"]), int(header["sform_code"]))
     apart = 0.0
     if min(codes) > 0:
-        by_qform, by_sform = (_corners_mm(grid, form) for form in (header.get_qform(), header.get_sform()))
+        corners, world = corners_of(grid.shape), np.eye(4)
+        by_qform = transform_points(corners, header.get_qform(), world)
+        by_sform = transform_points(corners, header.get_sform(), world)
         apart = float(np.linalg.norm(by_qform - by_sform, axis=1).max())
     proxy = image.dataobj
     as_integers = proxy.dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0)
@@ -408,16 +406,20 @@ def _stored_planes(path: Path) -> Iterator[np.ndarray]:
 # Findings ------------------------------------------------------------------------------------------
 
 
-def _header_findings(path: Path, facts: ImageFacts) -> Iterator[Finding]:
+def _storage_findings(path: Path, facts: ImageFacts, *, is_mask: bool) -> Iterator[Finding]:
     # A tenth of a voxel, as for two files.
     if facts.forms_apart_mm > SAME_GRID_VOXELS * facts.grid.spacing_mm.min():
         what = f"corners lie up to {facts.forms_apart_mm:.2g} mm apart; the sform is used"
         yield Finding(FORMS_DIFFER, what, path)
-
-
-def _gap_findings(path: Path, gaps: int, reading: str) -> Iterator[Finding]:
+    if facts.as_integers:
+        return
+    gaps, fractions, largest = odd_numbers(_stored_planes(path))
     if gaps:
-        yield Finding(NO_NUMBERS, f"{gaps} numbers are NaN or infinite, {reading}", path)
+        reading = "background" if is_mask else "air"
+        yield Finding(NO_NUMBERS, f"{gaps} numbers are NaN or infinite, read as {reading}", path)
+    if fractions and is_mask:
+        what = f"{fractions} numbers ({facts.number_type}) are not whole, off by up to {largest:.2g}"
+        yield Finding(FLOAT_NOISE, what, path)
 
 
 def _grid_findings(facts: CaseFacts) -> Iterator[Finding]:
@@ -447,18 +449,13 @@ def _vertebra_findings(case: Case, vertebrae: Sequence[VertebraFacts]) -> Iterat
         yield Finding(LEVELS_MISSING, f"no {', no '.join(missing)}", case.mask)
 
 
-def _label_findings(
-    case: Case, vertebrae: Sequence[VertebraFacts], centroids: Centroids
-) -> Iterator[Finding]:
+def _label_findings(case: Case, vertebrae: Sequence[VertebraFacts], in_file: set[int]) -> Iterator[Finding]:
     """Compare the vertebrae of the mask with the points of the centroid file."""
-    in_mask, in_file = {vertebra.code for vertebra in vertebrae}, {int(code) for code in centroids.codes}
-    for one, other, text in (
-        (in_file, in_mask, "in the centroid file only"),
-        (in_mask, in_file, "in the mask only"),
-    ):
-        if one - other:
-            names = ", ".join(name_of_code(code) for code in sorted(one - other, key=rank_of_code))
-            yield Finding(LABELS_DIFFER, f"{names} {text}", case.centroids)
+    in_mask = {vertebra.code for vertebra in vertebrae}
+    for where, codes in {"centroid file": in_file - in_mask, "mask": in_mask - in_file}.items():
+        if codes:
+            names = ", ".join(name_of_code(code) for code in sorted(codes, key=rank_of_code))
+            yield Finding(LABELS_DIFFER, f"{names} in the {where} only", case.centroids)
     for vertebra in vertebrae:
         distance_mm = vertebra.centroid_distance_mm
         tolerance_mm = C1_TOLERANCE_MM if vertebra.code == _C1 else CENTROID_TOLERANCE_MM
@@ -470,34 +467,20 @@ def _label_findings(
 # Measures ------------------------------------------------------------------------------------------
 
 
-def _vertebra(mask: Volume, code: int, box: tuple[slice, ...], voxel_mm3: float) -> VertebraFacts:
+def _vertebra(mask: Volume, code: int, point_mm: np.ndarray | None) -> VertebraFacts:
+    box = mask.label_boxes[code]
     vertebra = mask.data[box] == code
     parts, _ = ndimage.label(vertebra)
     sizes = np.sort(np.bincount(parts[vertebra])[1:])[::-1]
     return VertebraFacts(
         code=code,
         voxels=int(sizes.sum()),
-        volume_mm3=float(sizes.sum() * voxel_mm3),
+        volume_mm3=float(sizes.sum() * abs(np.linalg.det(mask.affine[:3, :3]))),
         components=len(sizes),
         strays=tuple(int(size) for size in sizes[1:] if size >= LEAST_STRAY_VOXELS),
         touches_border=touches_border(box, mask.shape),
+        centroid_distance_mm=None if point_mm is None else distance_to_label_mm(mask, code, point_mm),
     )
-
-
-def _with_distances(
-    vertebrae: Sequence[VertebraFacts], mask: Volume, centroids: Centroids
-) -> list[VertebraFacts]:
-    points_mm = dict(zip(centroids.codes.tolist(), centroids.points_mm))
-    return [
-        replace(each, centroid_distance_mm=distance_to_label_mm(mask, each.code, points_mm[each.code]))
-        if each.code in points_mm
-        else each
-        for each in vertebrae
-    ]
-
-
-def _corners_mm(grid: Grid, affine: np.ndarray) -> np.ndarray:
-    return transform_points(corners_of(grid.shape), affine, np.eye(4))
 
 
 def _times(shape: Sequence[int]) -> str:

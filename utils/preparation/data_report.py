@@ -13,44 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from utils.execution import outcomes
-from utils.files import written_whole
+from utils.files import write_text_whole, written_whole
 from utils.imaging.nifti import native_bytes
-from utils.imaging.volume import Grid
-from utils.preparation.case_check import (
-    BAD_KINDS,
-    C1_TOLERANCE_MM,
-    CENTROID_TOLERANCE_MM,
-    FINDING_KINDS,
-    LEAST_STRAY_VOXELS,
-    PEAK_OF_NATIVE,
-    UNREADABLE_FILE,
-    CaseFacts,
-    Finding,
-    ImageFacts,
-    VertebraFacts,
-    check_case,
-)
-from utils.preparation.report_figures import DIRECTIONS, geometry_figure, levels_figure, splits_of
+from utils.preparation import case_check, report_figures
+from utils.preparation.case_check import CaseFacts, Finding, ImageFacts, VertebraFacts
+from utils.preparation.report_figures import geometry_figure, level_counts, levels_figure, splits_of
 from utils.settings import DataSettings
 from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.tables import markdown_table
+from utils.verse import cases as verse_cases
 from utils.verse.anomalies import ANOMALIES
-from utils.verse.cases import (
-    RELEASED_PATIENTS,
-    RELEASED_SERIES,
-    Case,
-    index_cases,
-    is_named_as_older_release,
-    missing_of_release,
-    parse_case_file,
-    series_of_release,
-    subjects_in_several_splits,
-    visible_files,
-)
+from utils.verse.cases import Case
 from utils.verse.labels import LEVEL_NAMES, name_of_code
 
 REPORT_FOLDER = "report"
@@ -61,11 +37,7 @@ OTHER_NAME = "image without a VerSe name"
 TREE_KINDS = (SEVERAL_SPLITS, OLDER_NAME, OTHER_NAME)
 CASE_COLUMNS = (
     *("case", "subject", "split", "year", "status", "ct", "mask", "centroids", "shape", "spacing_mm", "axes"),
-    *(
-        f"{quantity}_{letters.lower()}_mm"
-        for quantity in ("spacing", "extent")
-        for letters in DIRECTIONS.values()
-    ),
+    *("spacing_ap_mm", "spacing_lr_mm", "spacing_si_mm", "extent_ap_mm", "extent_lr_mm", "extent_si_mm"),
     *("ct_type", "ct_qform", "ct_sform", "hu_low", "hu_high", "mask_type", "mask_qform", "mask_sform"),
     *("vertebrae", "levels", "anomalies", "findings"),
 )
@@ -80,8 +52,10 @@ _SHOWN = 20
 _EXPLANATION = f"""\
 Measured on the native grids. *Bad* cases are unreadable or inconsistent, and the pre-processing refuses
 them; remarks are what a user should know. Parts of a vertebra are connected by faces of voxels; strays are
-parts beside the largest with at least {LEAST_STRAY_VOXELS} voxels. A centroid is outside its vertebra if it
-is more than {CENTROID_TOLERANCE_MM:g} mm away ({C1_TOLERANCE_MM:g} mm from C1, whose point lies in its ring).
+parts beside the largest with at least {case_check.LEAST_STRAY_VOXELS} voxels. A centroid is outside its \
+vertebra if it
+is more than {case_check.CENTROID_TOLERANCE_MM:g} mm away ({case_check.C1_TOLERANCE_MM:g} mm from C1, \
+whose point lies in its ring).
 T12 counts as absent only between T11 and L1. All numbers are in `cases.csv`, `vertebrae.csv` and
 `findings.csv`.
 """
@@ -128,7 +102,7 @@ def report_data(settings: DataSettings) -> int:
         Exit status: 1 if a case is bad (unless `skip_bad`) or there is none, else 0.
     """
     try:
-        cases = index_cases(settings.data_dir)
+        cases = verse_cases.index_cases(settings.data_dir)
         facts = check_cases(cases, workers=settings.workers)
         report = data_report(settings.data_dir, facts)
         write_data_report(report, settings.data_dir / REPORT_FOLDER)
@@ -157,18 +131,12 @@ def check_cases(cases: Sequence[Case], *, workers: int) -> list[CaseFacts]:
     list of CaseFacts
         In the order of the cases. A case whose process was killed is an unreadable one.
     """
-    found: dict[tuple[str, str], CaseFacts] = {}
-    results = outcomes(check_case, cases, workers=workers, bytes_of=_peak_bytes)
-    with tqdm(total=len(cases), desc="report", unit="case") as bar:
-        for case, result in results:
-            if isinstance(result, str):
-                result = CaseFacts(
-                    case, findings=(Finding(UNREADABLE_FILE, f"expected to be read, found {result}"),)
-                )
-            found[case.key, case.split] = result
-            tqdm.write(_log_line(result), file=sys.stderr)
-            bar.update()
-    return [found[case.key, case.split] for case in cases]
+    found: dict[Case, CaseFacts] = {}
+    results = outcomes(case_check.check_case, cases, workers=workers, bytes_of=_peak_bytes)
+    for case, result in tqdm(results, total=len(cases), desc="report", unit="case"):
+        found[case] = case_check.unreadable_case(case, result) if isinstance(result, str) else result
+        tqdm.write(_log_line(found[case]), file=sys.stderr)
+    return [found[case] for case in cases]
 
 
 def data_report(data_dir: Path, facts: Sequence[CaseFacts]) -> DataReport:
@@ -187,30 +155,28 @@ def data_report(data_dir: Path, facts: Sequence[CaseFacts]) -> DataReport:
         The tables.
     """
     cases = [each.case for each in facts]
-    findings = [
-        row
-        for each in facts
-        for row in _finding_rows(each.case.key, each.case.split, each.findings, data_dir)
+    vertebrae = [_vertebra_row(each.case, vertebra) for each in facts for vertebra in each.vertebrae]
+    findings = [(each.case.key, each.case.split, finding) for each in facts for finding in each.findings]
+    findings += [(subject, "", finding) for subject, finding in tree_findings(data_dir, cases)]
+    rows = [
+        (key, split, found.kind, int(found.bad), _relative(found.file, data_dir), found.what)
+        for key, split, found in findings
     ]
-    for key, finding in tree_findings(data_dir, cases):
-        findings.extend(_finding_rows(key, "", [finding], data_dir))
     return DataReport(
         cases=pd.DataFrame([_case_row(each, data_dir) for each in facts], columns=CASE_COLUMNS),
-        vertebrae=pd.DataFrame(
-            [_vertebra_row(each, vertebra) for each in facts for vertebra in each.vertebrae],
-            columns=REPORT_VERTEBRA_COLUMNS,
-        ),
-        findings=pd.DataFrame(findings, columns=FINDING_COLUMNS),
+        vertebrae=pd.DataFrame(vertebrae, columns=REPORT_VERTEBRA_COLUMNS),
+        findings=pd.DataFrame(rows, columns=FINDING_COLUMNS),
         release=release_lines(data_dir, cases),
     )
 
 
 def release_lines(data_dir: Path, cases: Sequence[Case]) -> tuple[str, ...]:
     """Say how much of the VerSe release is there; nothing of phantoms, which only have its names."""
-    if (data_dir / PHANTOM_RECORD).exists() or not series_of_release(list(cases)):
+    if (data_dir / PHANTOM_RECORD).exists() or not verse_cases.series_of_release(list(cases)):
         return ()
-    whole = f"all {sum(RELEASED_SERIES.values())} series of {RELEASED_PATIENTS} patients are there"
-    return tuple(missing_of_release(list(cases))) or (whole,)
+    series, patients = sum(verse_cases.RELEASED_SERIES.values()), verse_cases.RELEASED_PATIENTS
+    whole = f"all {series} series of {patients} patients are there"
+    return tuple(verse_cases.missing_of_release(list(cases))) or (whole,)
 
 
 def tree_findings(data_dir: Path, cases: Sequence[Case]) -> Iterator[tuple[str, Finding]]:
@@ -229,12 +195,13 @@ def tree_findings(data_dir: Path, cases: Sequence[Case]) -> Iterator[tuple[str, 
         A subject ("" where it is none) with: patients in several splits, files that were unpacked under the
         older release's name, and further NIfTI files that are no part of a case.
     """
-    for subject, splits in subjects_in_several_splits(list(cases)).items():
+    for subject, splits in verse_cases.subjects_in_several_splits(list(cases)).items():
         yield subject, Finding(SEVERAL_SPLITS, ", ".join(name or "no split" for name in splits))
-    for path in visible_files(data_dir):
-        if not path.name.lower().endswith((".nii", ".nii.gz")) or parse_case_file(path, ()) is not None:
+    for path in verse_cases.visible_files(data_dir):
+        is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+        if not is_nifti or verse_cases.parse_case_file(path, ()) is not None:
             continue
-        if is_named_as_older_release(path):
+        if verse_cases.is_named_as_older_release(path):
             what = "expected the name of the restructured release, sub-..., as before it was unpacked"
             yield path.parent.name, Finding(OLDER_NAME, what, path)
         else:
@@ -248,7 +215,8 @@ def write_data_report(report: DataReport, folder: Path) -> None:
     """
     figures = {"levels.png": levels_figure(report.vertebrae), "geometry.png": geometry_figure(report.cases)}
     for name, figure in figures.items():
-        _write_figure(folder / name, figure)
+        with written_whole(folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
     texts = {
         "cases.csv": report.cases.to_csv(index=False),
         "vertebrae.csv": report.vertebrae.to_csv(index=False),
@@ -256,8 +224,7 @@ def write_data_report(report: DataReport, folder: Path) -> None:
         "report.md": page(report, figures=True),
     }
     for name, text in texts.items():
-        with written_whole(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text_whole(folder / name, text)
 
 
 def page(report: DataReport, *, shown: int | None = None, figures: bool = False) -> str:
@@ -300,42 +267,34 @@ def page(report: DataReport, *, shown: int | None = None, figures: bool = False)
 
 def split_table(report: DataReport) -> pd.DataFrame:
     """Count series, patients, complete series, bad ones and vertebrae by split, with a row for all."""
-    cases, vertebrae = report.cases, report.vertebrae
-    rows = []
-    for name in (*splits_of(cases), None):
-        here = cases if name is None else cases[cases["split"] == name]
-        of_split = vertebrae if name is None else vertebrae[vertebrae["split"] == name]
-        rows.append(
-            {
-                "split": "all" if name is None else name or "no split",
-                "series": len(here),
-                "patients": here["subject"].str.casefold().nunique(),
-                "with CT and mask": int(((here["ct"] != "") & (here["mask"] != "")).sum()),
-                "bad": int((here["status"] == "bad").sum()),
-                "vertebrae": len(of_split),
-            }
-        )
+    cases = report.cases
+    parts = {split or "no split": cases[cases["split"] == split] for split in splits_of(cases)}
+    rows = [
+        {
+            "split": name,
+            "series": len(here),
+            "patients": here["subject"].str.casefold().nunique(),
+            "with CT and mask": int(((here["ct"] != "") & (here["mask"] != "")).sum()),
+            "bad": int((here["status"] == "bad").sum()),
+            "vertebrae": int(here["vertebrae"].sum()),
+        }
+        for name, here in {**parts, "all": cases}.items()
+    ]
     return pd.DataFrame(rows)
 
 
 def level_table(vertebrae: pd.DataFrame) -> pd.DataFrame:
     """Count vertebrae by level (rows, from the top of the spine) and split."""
-    splits = splits_of(vertebrae)
-    rows = []
-    for level in LEVEL_NAMES:
-        here = vertebrae[vertebrae["level"] == level]
-        counts = {split or "no split": int((here["split"] == split).sum()) for split in splits}
-        if len(here):
-            rows.append({"level": level, **counts, "all": len(here)})
-    return pd.DataFrame(rows, columns=["level", *(split or "no split" for split in splits), "all"])
+    levels = sorted(set(vertebrae["level"]), key=LEVEL_NAMES.index)
+    counts = level_counts(vertebrae, levels).rename(columns={"": "no split"})
+    return counts.assign(all=counts.sum(axis=1)).rename_axis("level").reset_index()
 
 
 def anomaly_table(cases: pd.DataFrame) -> pd.DataFrame:
     """Count the series with each anomaly, and name them."""
     rows = []
     for anomaly in ANOMALIES:
-        has_it = cases["anomalies"].str.split("; ").map(lambda names, anomaly=anomaly: anomaly in names)
-        keys = cases.loc[has_it.astype(bool), "case"].tolist()
+        keys = cases.loc[[anomaly in names.split("; ") for names in cases["anomalies"]], "case"].tolist()
         rows.append({"anomaly": anomaly, "series": len(keys), "cases": ", ".join(keys) or None})
     return pd.DataFrame(rows)
 
@@ -344,19 +303,13 @@ def geometry_table(cases: pd.DataFrame) -> pd.DataFrame:
     """Give smallest, median and largest spacing and field of view along the anatomical directions, in mm."""
     rows = []
     for quantity, name in (("spacing", "spacing"), ("extent", "field of view")):
-        for direction, letters in DIRECTIONS.items():
-            values = cases[f"{quantity}_{letters.lower()}_mm"].astype(float)
+        for direction, letters in report_figures.DIRECTIONS.items():
+            values = cases[f"{quantity}_{letters.lower()}_mm"].astype(float).dropna()
+            range_mm = [values.min(), values.median(), values.max()] if len(values) else []
             # As text: a table's cell would give every field of view three decimals.
-            numbers = [f"{number:.4g}" for number in (values.min(), values.median(), values.max())]
-            smallest, median, largest = numbers if values.notna().any() else [None] * 3
-            facts = {
-                "smallest": smallest,
-                "median": median,
-                "largest": largest,
-                "series": int(values.notna().sum()),
-            }
-            rows.append({"mm": f"{name}, {direction}", **facts})
-    return pd.DataFrame(rows)
+            texts = [f"{number:.4g}" for number in range_mm] or [None] * 3
+            rows.append((f"{name}, {direction}", *texts, len(values)))
+    return pd.DataFrame(rows, columns=["mm", "smallest", "median", "largest", "series"])
 
 
 def storage_table(cases: pd.DataFrame) -> pd.DataFrame:
@@ -379,7 +332,7 @@ def _format_counts(values: pd.Series) -> str | None:
 
 def _remarks_section(findings: pd.DataFrame, shown: int | None) -> str:
     parts = []
-    for kind in (*FINDING_KINDS, *TREE_KINDS):
+    for kind in (*case_check.FINDING_KINDS, *TREE_KINDS):
         lines = list(_finding_lines(findings[findings["kind"] == kind], with_kind=False))
         if lines:
             more = [f"- and {len(lines) - shown} more"] if shown is not None and len(lines) > shown else []
@@ -407,7 +360,7 @@ def _case_row(facts: CaseFacts, data_dir: Path) -> dict[str, Any]:
         **{"case": case.key, "subject": case.subject, "split": case.split, "year": case.year or ""},
         "status": "bad" if facts.bad else "complete" if case.complete else "incomplete",
         **files,
-        **(_grid_columns(facts.image.grid, facts.image.axes) if facts.image else {"axes": ""}),
+        **(_grid_columns(facts.image) if facts.image else {"axes": ""}),
         **_storage_columns("ct", facts.ct),
         **{"hu_low": hu_low, "hu_high": hu_high},
         **_storage_columns("mask", facts.mask),
@@ -418,13 +371,14 @@ def _case_row(facts: CaseFacts, data_dir: Path) -> dict[str, Any]:
     }
 
 
-def _grid_columns(grid: Grid, axes: str) -> dict[str, Any]:
+def _grid_columns(image: ImageFacts) -> dict[str, Any]:
+    grid, axes = image.grid, image.axes
     columns: dict[str, Any] = {
         "shape": "x".join(map(str, grid.shape)),
         "spacing_mm": "x".join(f"{spacing:.4g}" for spacing in grid.spacing_mm),
         "axes": axes,
     }
-    for letters in DIRECTIONS.values():
+    for letters in report_figures.DIRECTIONS.values():
         axis = next(index for index, end in enumerate(axes) if end in letters)
         spacing_mm = float(grid.spacing_mm[axis])
         columns[f"spacing_{letters.lower()}_mm"] = round(spacing_mm, 4)
@@ -437,9 +391,8 @@ def _storage_columns(name: str, image: ImageFacts | None) -> dict[str, Any]:
     return {f"{name}_type": number_type, f"{name}_qform": qform, f"{name}_sform": sform}
 
 
-def _vertebra_row(facts: CaseFacts, vertebra: VertebraFacts) -> dict[str, Any]:
-    case, stray_voxels = facts.case, sum(vertebra.strays)
-    distance_mm = vertebra.centroid_distance_mm
+def _vertebra_row(case: Case, vertebra: VertebraFacts) -> dict[str, Any]:
+    stray_voxels, distance_mm = sum(vertebra.strays), vertebra.centroid_distance_mm
     return {
         **{"case": case.key, "split": case.split, "year": case.year or ""},
         **{"level": name_of_code(vertebra.code), "label": vertebra.code, "voxels": vertebra.voxels},
@@ -453,21 +406,13 @@ def _vertebra_row(facts: CaseFacts, vertebra: VertebraFacts) -> dict[str, Any]:
     }
 
 
-def _finding_rows(
-    key: str, split: str, findings: Sequence[Finding], data_dir: Path
-) -> Iterator[dict[str, Any]]:
-    for finding in findings:
-        facts = {"kind": finding.kind, "bad": int(finding.kind in BAD_KINDS), "what": finding.what}
-        yield {"case": key, "split": split, **facts, "file": _relative(finding.file, data_dir)}
-
-
 def _relative(path: Path | None, data_dir: Path) -> str:
     return "" if path is None else path.relative_to(data_dir).as_posix()
 
 
 def _peak_bytes(case: Case) -> int:
     images = [path for path in (case.ct, case.mask) if path is not None]
-    return PEAK_OF_NATIVE * max((native_bytes(path) for path in images), default=0)
+    return case_check.PEAK_OF_NATIVE * max((native_bytes(path) for path in images), default=0)
 
 
 def _log_line(facts: CaseFacts) -> str:
@@ -478,8 +423,3 @@ def _log_line(facts: CaseFacts) -> str:
         f"bad case {facts.case.key}: {each.file or ''}: {each.what}" for each in facts.findings if each.bad
     ]
     return "\n".join(lines)
-
-
-def _write_figure(path: Path, figure: Figure) -> None:
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)

@@ -44,9 +44,9 @@ def add_own_case(settings: DataSettings) -> list[str]:
     if not mask.data.any():
         raise ValueError(f"{settings.mask}: expected VerSe labels (1-25 or 28), found only background.")
     key = own_key(settings.ct) if settings.key is None else _checked_key(settings.key)
-    _check_free(settings, key)
-    subject = subject_of(key)
-    top = settings.data_dir / OWN_SPLIT_FOLDER.format(split=_split(settings))
+    split, subject = settings.split or "training", subject_of(key)
+    _check_free(settings, key, split)
+    top = settings.data_dir / OWN_SPLIT_FOLDER.format(split=split)
     ct_path = top / "rawdata" / subject / f"{key}_ct.nii.gz"
     mask_path = top / "derivatives" / subject / f"{key}_seg-vert_msk.nii.gz"
     if ct is not None:
@@ -89,16 +89,12 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _split(settings: DataSettings) -> str:
-    return settings.split or "training"
-
-
-def _check_free(settings: DataSettings, key: str) -> None:
+def _check_free(settings: DataSettings, key: str, split: str) -> None:
     """Refuse a key that another data set has, and a patient who is in another split already."""
-    folder, subject = OWN_SPLIT_FOLDER.format(split=_split(settings)), subject_of(key)
+    folder, subject = OWN_SPLIT_FOLDER.format(split=split), subject_of(key)
     for file in case_files(settings.data_dir):
         same_key = file.key == key and file.dataset != folder
-        if same_key or (file.subject == subject and file.split != _split(settings)):
+        if same_key or (file.subject == subject and file.split != split):
             source = settings.ct or settings.mask
             raise ValueError(f"{source}: expected a new case, found {subject} already at {file.path}.")
 

@@ -22,26 +22,9 @@ from tqdm import tqdm
 
 from utils import execution
 from utils.imaging.nifti import native_bytes
-from utils.preparation.prepared import (
-    PHANTOM,
-    PREPARED_SPLITS,
-    SCAN,
-    SIDECAR,
-    identity,
-    is_current,
-    read_sidecar,
-    spacing_folder,
-    write_sidecar,
-)
-from utils.preparation.working_case import (
-    CENTROIDS,
-    CT,
-    MASK,
-    VERTEBRAE_FILE,
-    write_heatmap_case,
-    write_segmentation_case,
-    write_table,
-)
+from utils.preparation import prepared, working_case
+from utils.preparation.prepared import PREPARED_SPLITS, SIDECAR
+from utils.preparation.working_case import CENTROIDS, CT, MASK, VERTEBRAE_FILE, write_table
 from utils.settings import (
     SETTINGS_FILE,
     HeatmapPreparationSettings,
@@ -68,7 +51,7 @@ class _Stage:
     name: str
     suffixes: tuple[str, ...]
     decisive: tuple[str, ...]
-    missing: Callable[[Case], list[str]]
+    needed: Callable[[Case], tuple[str, ...]]
     sources: Callable[[Case, PreparationSettings], dict[str, Path | None]]
     write_case: Callable[[Case, PreparationSettings, Path], str]
 
@@ -76,12 +59,8 @@ class _Stage:
         """Give what decides about the content of the prepared files beside their sources."""
         values = settings_as_json(settings)
         # Named only where it is asked for: without it files are what they were before it could be.
-        label_maps = {"label_maps": True} if settings.label_maps else {}
-        return {
-            "preparation": _PREPARATION,
-            **{name: values[name] for name in self.decisive},
-            **label_maps,
-        }
+        names = (*self.decisive, "label_maps") if settings.label_maps else self.decisive
+        return {"preparation": _PREPARATION, **{name: values[name] for name in names}}
 
 
 @dataclass(frozen=True)
@@ -124,13 +103,14 @@ class _Job:
         folders = [folder for folder in self.main_source.parents if folder.is_relative_to(top)]
         own = OWN_SPLIT_FOLDER.format(split=self.case.split)
         if any(folder.name == own for folder in folders):
-            return SCAN
-        return PHANTOM if any((folder / PHANTOM_RECORD).is_file() for folder in folders) else SCAN
+            return prepared.SCAN
+        is_phantom = any((folder / PHANTOM_RECORD).is_file() for folder in folders)
+        return prepared.PHANTOM if is_phantom else prepared.SCAN
 
     @property
     def is_done(self) -> bool:
         """Whether all files are there, made with these settings from these sources."""
-        return is_current(self.sidecar, self.stage.made_with(self.settings), self.sources)
+        return prepared.is_current(self.sidecar, self.stage.made_with(self.settings), self.sources)
 
     @property
     def peak_bytes(self) -> int:
@@ -201,27 +181,21 @@ _HEATMAP = _Stage(
     suffixes=(CT, MASK, CENTROIDS),
     decisive=("spacing_mm", "heatmap_shape"),
     # Points are enough; a mask is only a way to get them.
-    missing=lambda case: [
-        *(["CT"] if case.ct is None else []),
-        *(["centroids"] if case.centroids is None and case.mask is None else []),
-    ],
+    needed=lambda case: ("CT", "centroids") if case.mask is None else ("CT",),
     sources=lambda case, settings: {
         "ct": case.ct,
         "centroids": case.centroids,
         "mask": case.mask if settings.label_maps or case.centroids is None else None,
     },
-    write_case=write_heatmap_case,
+    write_case=working_case.write_heatmap_case,
 )
 _SEGMENTATION = _Stage(
     name="segmentation",
     suffixes=(CT, MASK, "_" + VERTEBRAE_FILE),
     decisive=("spacing_mm", "margin_mm"),
-    missing=lambda case: [
-        *(["CT"] if case.ct is None else []),
-        *(["mask"] if case.mask is None else []),
-    ],
+    needed=lambda case: ("CT", "mask"),
     sources=lambda case, _: {"ct": case.ct, "mask": case.mask},
-    write_case=write_segmentation_case,
+    write_case=working_case.write_segmentation_case,
 )
 _STAGES = {HeatmapPreparationSettings: _HEATMAP, SegmentationPreparationSettings: _SEGMENTATION}
 
@@ -243,7 +217,7 @@ def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
         # The cluster's workers may stand in other folders.
         places = {name: getattr(settings, name).absolute() for name in ("data_dir", "work_dir")}
         settings = dataclasses.replace(settings, **places)
-    root = spacing_folder(settings.work_dir, stage.name, settings.spacing_mm)
+    root = prepared.spacing_folder(settings.work_dir, stage.name, settings.spacing_mm)
     settings = _with_label_maps_there(settings, root)
     cases = index_cases(settings.data_dir)
     usable = _complete_cases(cases, settings, stage)
@@ -278,13 +252,12 @@ def _complete_cases(cases: Sequence[Case], settings: PreparationSettings, stage:
     for case in cases:
         if case.split not in PREPARED_SPLITS:
             continue
-        absent = stage.missing(case)
+        absent = [name for name in case.missing() if name in stage.needed(case)]
         if settings.label_maps and case.split == "training" and case.mask is not None:
             usable.append(case)
         elif absent:
-            _print_error(
-                f"warning: {case.key} ({case.split}) is left out, it has no {' and no '.join(absent)}"
-            )
+            lacks = " and no ".join(absent)
+            _print_error(f"warning: {case.key} ({case.split}) is left out, it has no {lacks}")
         else:
             usable.append(case)
     if not any(case.split == "training" for case in usable):
@@ -320,7 +293,7 @@ def _is_outdated(sidecar: Path, wanted: dict[str, Any], *, alone: bool) -> bool:
     Files without a sidecar are an older version's, or those of a run that was killed; but if this run is
     not alone another one may be at work on them.
     """
-    found = read_sidecar(sidecar)
+    found = prepared.read_sidecar(sidecar)
     return alone if found is None else found["made_with"] != wanted
 
 
@@ -346,27 +319,19 @@ def _discard_moved(root: Path, cases: Sequence[Case], stage: _Stage) -> None:
 def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: PreparationSettings) -> list[_Outcome]:
     """Run all jobs, log a line for each, and give the bad ones."""
     bad = []
-    results = execution.outcomes(
-        _attempt,
-        jobs,
-        workers=settings.workers,
-        scheduler=settings.scheduler,
-        bytes_of=lambda job: job.peak_bytes,
-    )
-    with tqdm(total=len(jobs), desc=stage.name, unit="case", disable=not jobs) as bar:
-        for job, result in results:
-            outcome = _killed(job, result) if isinstance(result, str) else result
-            if outcome.error:
-                bad.append(outcome)
-                tqdm.write(f"bad case {outcome.key}: {outcome.error}", file=sys.stderr)
-            else:
-                tqdm.write(f"{outcome.key}: {outcome.note}, {outcome.seconds:.1f} s", file=sys.stdout)
-            bar.update()
+    places = {"workers": settings.workers, "scheduler": settings.scheduler}
+    results = execution.outcomes(_attempt, jobs, **places, bytes_of=lambda job: job.peak_bytes)
+    for job, result in tqdm(results, total=len(jobs), desc=stage.name, unit="case", disable=not jobs):
+        outcome = result
+        if isinstance(result, str):
+            error = f"{job.main_source}: expected to be prepared, found {result}."
+            outcome = _Outcome(job.case.key, 0.0, error=error)
+        if outcome.error:
+            bad.append(outcome)
+            tqdm.write(f"bad case {outcome.key}: {outcome.error}", file=sys.stderr)
+        else:
+            tqdm.write(f"{outcome.key}: {outcome.note}, {outcome.seconds:.1f} s", file=sys.stdout)
     return bad
-
-
-def _killed(job: _Job, found: str) -> _Outcome:
-    return _Outcome(job.case.key, 0.0, error=f"{job.main_source}: expected to be prepared, found {found}.")
 
 
 def _attempt(job: _Job) -> _Outcome:
@@ -376,10 +341,11 @@ def _attempt(job: _Job) -> _Outcome:
     # What stands there is outdated or half of a case; if this attempt fails nothing may be left to use.
     job.discard()
     try:
-        sources = {role: identity(path) for role, path in job.sources.items()}
+        sources = {role: prepared.identity(path) for role, path in job.sources.items()}
         note = job.stage.write_case(job.case, job.settings, job.folder)
+        made_with = job.stage.made_with(job.settings)
         made = [path for path in job.outputs if path.is_file()]
-        write_sidecar(job.sidecar, job.stage.made_with(job.settings), sources, made, origin=job.origin)
+        prepared.write_sidecar(job.sidecar, made_with, sources, made, origin=job.origin)
     except ValueError as problem:
         error = str(problem)
     except Exception as problem:
@@ -420,10 +386,7 @@ def _join_tables(folder: Path) -> None:
     paths = None
     while paths != (found := _tables_of(folder)):
         paths = found
-        rows: list[dict[str, object]] = []
-        for path in paths:
-            with path.open(newline="") as stream:
-                rows.extend(csv.DictReader(stream))
+        rows = [row for path in paths for row in csv.DictReader(path.read_text().splitlines())]
         write_table(folder / VERTEBRAE_FILE, rows)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import sha256_of, written_whole
+from utils.files import sha256_of, write_text_whole
 
 PREPARED_SPLITS = ("training", "validation")
 SIDECAR = "_prepared.json"
@@ -66,8 +66,7 @@ def write_sidecar(
     """
     sizes = {output.name: output.stat().st_size for output in outputs}
     content = {"made_with": dict(made_with), "sources": dict(sources), "outputs": sizes, "origin": origin}
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_text_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def identity(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,8 @@ def levels_figure(vertebrae: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(max(5.0, 1.5 + 0.4 * len(levels)), 4.0), layout="constrained")
     axes = figure.subplots()
     bottom = np.zeros(len(levels), int)
-    for split in splits_of(vertebrae):
-        counts = vertebrae.loc[vertebrae["split"] == split, "level"].value_counts()
-        heights = counts.reindex(levels, fill_value=0).to_numpy()
+    for split, counts in level_counts(vertebrae, levels).items():
+        heights = counts.to_numpy()
         label = f"{split or 'no split'} ({heights.sum()})"
         axes.bar(range(len(levels)), heights, bottom=bottom, color=SPLIT_COLOURS[split], label=label)
         bottom += heights
@@ -59,8 +58,17 @@ def levels_figure(vertebrae: pd.DataFrame) -> Figure:
     axes.set(xlabel="level", ylabel="vertebrae", xlim=(-0.6, max(len(levels), 1) - 0.4))
     axes.set_ylim(0, max(1.0, 1.1 * bottom.max(initial=0)))
     axes.yaxis.get_major_locator().set_params(integer=True)
-    _finish(figure, axes)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    if len(levels):
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+def level_counts(vertebrae: pd.DataFrame, levels: Sequence[str]) -> pd.DataFrame:
+    """Count vertebrae by level (rows, in the order given) and split (columns, as `splits_of`)."""
+    counts = pd.crosstab(vertebrae["level"], vertebrae["split"])
+    return counts.reindex(index=levels, columns=splits_of(vertebrae), fill_value=0)
 
 
 def levels_between(present: Collection[str]) -> list[str]:
@@ -118,10 +126,3 @@ def _draw_direction(axes: Any, row: int, cases: pd.DataFrame, column: str) -> No
         axes.plot(
             values, middle + height * spread, "o", color=SPLIT_COLOURS[split], markersize=4, alpha=0.6, mew=0
         )
-
-
-def _finish(figure: Figure, axes: Any) -> None:
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=4, frameon=False)

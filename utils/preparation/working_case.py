@@ -105,11 +105,8 @@ def prepared_table(key: str, labels: Volume, *, at_border: set[int]) -> list[dic
         `VERTEBRA_COLUMNS`: centre of mass and bounding box in voxels of the working grid, end
         exclusive; `touches_border` is 0 or 1.
     """
-    boxes = labels.label_boxes
-    return [
-        _vertebra_row(key, code, labels.data[boxes[code]] == code, boxes[code], touches=code in at_border)
-        for code in sorted(boxes, key=rank_of_code)
-    ]
+    codes = sorted(labels.label_boxes, key=rank_of_code)
+    return [_vertebra_row(key, labels, code, touches=code in at_border) for code in codes]
 
 
 def labels_at_border(mask: Volume) -> set[int]:
@@ -179,9 +176,9 @@ def _as_int16(ct: Volume) -> Volume:
     return Volume(np.rint(ct.data).astype(np.int16), ct.affine)
 
 
-def _vertebra_row(
-    key: str, code: int, vertebra: np.ndarray, box: tuple[slice, ...], *, touches: bool
-) -> dict[str, object]:
+def _vertebra_row(key: str, labels: Volume, code: int, *, touches: bool) -> dict[str, object]:
+    box = labels.label_boxes[code]
+    vertebra = labels.data[box] == code
     centre = np.add(ndimage.center_of_mass(vertebra), [side.start for side in box])
     values = (
         *(key, code, rank_of_code(code)),
