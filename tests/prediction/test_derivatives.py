@@ -26,7 +26,7 @@ from utils.prediction.derivatives import (
     write_case,
 )
 from utils.verse.cases import index_cases
-from utils.walk.traverse import FoundVertebra
+from utils.walk.records import FoundVertebra
 
 
 def found(probability: np.ndarray, begin: tuple[int, int, int], **changes) -> FoundVertebra:

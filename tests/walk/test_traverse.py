@@ -20,7 +20,8 @@ from utils.imaging.resampling import resample_labels
 from utils.imaging.volume import Volume
 from utils.verse.labels import ranks_of_mask
 from utils.walk.checks import field_of, leaves_enough, search_points, strays
-from utils.walk.traverse import WalkSettings, walk
+from utils.walk.records import WalkSettings
+from utils.walk.traverse import walk
 
 SMALL = WalkSettings(patch_voxels=32, spacing_mm=2.0, min_volume_mm3=200.0)
 PUBLISHED = dataclasses.replace(SMALL, robust=False)

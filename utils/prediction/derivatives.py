@@ -29,7 +29,7 @@ from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
 from utils.prediction.snapshot import snapshot_figure
 from utils.verse.cases import subject_of
 from utils.verse.labels import MAX_RANK, T13_CODE, code_of_name, code_of_rank, name_of_code, rank_of_code
-from utils.walk.traverse import FoundVertebra, WalkStep
+from utils.walk.records import FoundVertebra, WalkStep
 
 #: Columns of a case's table, which other programs read.
 TABLE_COLUMNS = (

@@ -21,7 +21,7 @@ from utils.localisation.identify import Identification, identify, uniform_votes
 from utils.prediction import derivatives
 from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
 from utils.verse.labels import MAX_CODE, name_of_code
-from utils.walk.traverse import FoundVertebra
+from utils.walk.records import FoundVertebra
 
 if TYPE_CHECKING:
     from utils.learning.labelling import PredictLevel

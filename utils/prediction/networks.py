@@ -19,7 +19,7 @@ from utils.files import sha256_of
 from utils.learning.model_files import MODEL_FILES, has_model, model_file
 from utils.settings import InferenceSettings, RunSettings, load_settings
 from utils.walk.locate import PredictHeat
-from utils.walk.traverse import PredictPatch
+from utils.walk.records import PredictPatch
 
 if TYPE_CHECKING:
     import keras

@@ -67,7 +67,8 @@ from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings, worker_count
 from utils.walk.locate import locate_spine
-from utils.walk.traverse import WalkResult, WalkSettings, walk
+from utils.walk.records import WalkResult, WalkSettings
+from utils.walk.traverse import walk
 
 #: Peak memory of a scan: TensorFlow with networks of the preset `full` at work (`small` takes 1 GB less), and
 #: a multiple of the scan in float32. int16 takes 1.1, float32 1.6 (benchmarks/bench_inference.py measures

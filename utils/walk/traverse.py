@@ -54,55 +54,9 @@ import numpy as np
 from scipy import ndimage
 
 from utils.imaging.volume import Volume
-from utils.walk.checks import (
-    FIRST_LEAK_SHARE,
-    LEAK_SHARE,
-    LEAK_VOLUME,
-    LEAK_VOLUME_BELOW_LEAK,
-    TAKEN_VOLUMES,
-    Gap,
-    distances_voxels,
-    field_of,
-    fills,
-    follows_above,
-    follows_below,
-    gaps_in,
-    is_cut,
-    is_leak,
-    is_piece_above,
-    leaves_enough,
-    odd_volume,
-    search_points,
-    strays,
-    topmost,
-    upper_parts,
-    usual_volume,
-    volume_voxels,
-)
+from utils.walk import checks, records
 from utils.walk.look import Looker, View, come_to_rest, largest_piece
-from utils.walk.records import (
-    CALLS_USED_UP,
-    FOUND_ABOVE,
-    FRAGMENT,
-    GAP_ABOVE,
-    HELD,
-    REMARKS,
-    SEARCHED,
-    SECOND_LOOK,
-    SECOND_START,
-    SPINE_NOT_COVERED,
-    WALK_LEAK,
-    WALK_NO_CONVERGENCE,
-    WALK_ODD_VOLUME,
-    FoundVertebra,
-    PredictPatch,
-    WalkResult,
-    WalkSettings,
-    WalkStep,
-)
 from utils.walk.spine_heat import SpineHeat
-
-__all__ = ["REMARKS", "FoundVertebra", "PredictPatch", "WalkResult", "WalkSettings", "WalkStep", "walk"]
 
 #: Fewer vertebrae than this, which a wrong heatmap may lead to, are not believed without a search.
 LEAST_COLUMN = 2
@@ -119,7 +73,9 @@ HELD_MARGIN_MM = 4.0
 LEAST_PIECE = 0.6
 
 
-def walk(ct: Volume, heat: Volume, predict: PredictPatch, *, settings: WalkSettings) -> WalkResult:
+def walk(
+    ct: Volume, heat: Volume, predict: records.PredictPatch, *, settings: records.WalkSettings
+) -> records.WalkResult:
     """Find the vertebrae of a scan from the top down.
 
     Parameters
@@ -164,8 +120,8 @@ class _Walk:
         self,
         ct: Volume,
         heat: Volume,
-        predict: PredictPatch,
-        settings: WalkSettings,
+        predict: records.PredictPatch,
+        settings: records.WalkSettings,
         *,
         looker: Looker | None = None,
         trusts_heat: bool = True,
@@ -177,8 +133,8 @@ class _Walk:
         self.looker = Looker(ct, heat, predict, settings) if looker is None else looker
         self.labels = np.zeros(ct.shape, np.uint8)
         #: By their number in `labels`, in the order of finding.
-        self.found: dict[int, FoundVertebra] = {}
-        self.field = field_of(ct)
+        self.found: dict[int, records.FoundVertebra] = {}
+        self.field = checks.field_of(ct)
         #: Voxels of the second vertebra, where the first one is a piece that nothing is to be measured by.
         self.below_piece: int | None = None
         #: Heights at which the patch showed nothing new.
@@ -186,7 +142,7 @@ class _Walk:
         self._least_voxels = settings.min_volume_mm3 / settings.spacing_mm**3
 
     @property
-    def column(self) -> list[FoundVertebra]:
+    def column(self) -> list[records.FoundVertebra]:
         """The vertebrae found so far, from the top down."""
         return sorted(self.found.values(), key=lambda vertebra: vertebra.centre[2])
 
@@ -233,10 +189,10 @@ class _Walk:
 
     def drop_strays(self) -> None:
         """Keep in the memory alone what lies too far beside the column, as a first find may."""
-        for stray in strays(self.column, most_aside_voxels=self.settings.patch_voxels / 4):
+        for stray in checks.strays(self.column, most_aside_voxels=self.settings.patch_voxels / 4):
             number = self._number_of(stray)
             del self.found[number]
-            self.labels[self.labels == number] = FRAGMENT
+            self.labels[self.labels == number] = records.FRAGMENT
             self.looker.decide("dropped: lies beside the column", stray)
             if number == 1:
                 self.below_piece = None
@@ -251,18 +207,18 @@ class _Walk:
             view = self._rest(self._inside(first.centre - up), nothing)
             if view is None:
                 return
-            refused = follows_above(view.vertebra, self.column, most_voxels=self.settings.patch_voxels)
+            refused = checks.follows_above(view.vertebra, self.column, most_voxels=self.settings.patch_voxels)
             if refused or self._is_a_fragment(view.vertebra):
                 self.looker.decide(f"refused: {refused or 'a fragment'}", view.vertebra)
                 return
-            above = self._take(view, FOUND_ABOVE)
+            above = self._take(view, records.FOUND_ABOVE)
             # The network gives the top-most one that it sees: others may lie between.
             point = self._expected_below(above)
-            self.walk_down(point, part="above", remark=FOUND_ABOVE, until=first.centre[2])
+            self.walk_down(point, part="above", remark=records.FOUND_ABOVE, until=first.centre[2])
 
     def look_into_gaps(self) -> None:
         """Look a second time where neighbours are too far apart, as long as that finds something."""
-        while not self.is_full and any(self._look_into(gap) for gap in gaps_in(self.column)):
+        while not self.is_full and any(self._look_into(gap) for gap in checks.gaps_in(self.column)):
             pass
 
     def start_again(self) -> None:
@@ -275,7 +231,7 @@ class _Walk:
             quarter = self.settings.patch_voxels / 4
             height = min(begin + quarter, (begin + end) / 2)
             self.in_vain.append(height)
-            self.walk_down(self.heat.hottest_at(height), part="second start", remark=SECOND_START)
+            self.walk_down(self.heat.hottest_at(height), part="second start", remark=records.SECOND_START)
 
     def missed_most_at(self) -> np.ndarray | None:
         """Give the hottest point amid the spine that was missed, if that is more than was found."""
@@ -284,8 +240,8 @@ class _Walk:
 
     def search(self) -> None:
         """Look patch by patch, from the top down, until two vertebrae follow one another."""
-        for point in search_points(self.field, self.settings.patch_voxels / 2):
-            if self.is_full or self.walk_down(point, part="search", remark=SEARCHED) >= LEAST_COLUMN:
+        for point in checks.search_points(self.field, self.settings.patch_voxels / 2):
+            if self.is_full or self.walk_down(point, part="search", remark=records.SEARCHED) >= LEAST_COLUMN:
                 break
             self._forget_all()
         if self.found:
@@ -297,7 +253,7 @@ class _Walk:
         self.found.clear()
         self.below_piece = None
 
-    def result(self) -> WalkResult:
+    def result(self) -> records.WalkResult:
         """Number the vertebrae from the top down and say what is to be said of them."""
         robust = self.settings.robust
         order = sorted(self.found, key=lambda number: self.found[number].centre[2]) if robust else self.found
@@ -305,15 +261,17 @@ class _Walk:
         numbers[list(order)] = np.arange(1, len(self.found) + 1)
         column = [self.found[number] for number in order]
         vertebrae = tuple(_with_all_remarks(column))
-        remarks = [CALLS_USED_UP] if self.looker.exhausted else []
+        remarks = [records.CALLS_USED_UP] if self.looker.exhausted else []
         if robust and self.heat.uncovered(self.column):
-            remarks.append(SPINE_NOT_COVERED)
+            remarks.append(records.SPINE_NOT_COVERED)
         labels = Volume(numbers[self.labels], self.ct.affine)
-        return WalkResult(vertebrae, labels, self.looker.calls, tuple(remarks), tuple(self.looker.trace))
+        return records.WalkResult(
+            vertebrae, labels, self.looker.calls, tuple(remarks), tuple(self.looker.trace)
+        )
 
     # One vertebra
 
-    def _next(self, point: np.ndarray | None, above: FoundVertebra | None) -> View | None:
+    def _next(self, point: np.ndarray | None, above: records.FoundVertebra | None) -> View | None:
         """Find the next vertebra from a point, where the one after `above` should lie, down.
 
         One that the network does not give remains the first that the memory does not hold for as long as the
@@ -339,7 +297,7 @@ class _Walk:
                     steps_down += 1
             elif refused := self._passed_over(view.vertebra, above):
                 self.looker.decide(f"passed over: {refused}", view.vertebra)
-                self.labels[view.vertebra.box][view.vertebra.mask] = FRAGMENT
+                self.labels[view.vertebra.box][view.vertebra.mask] = records.FRAGMENT
                 if not self.settings.robust or above is None:
                     point = view.vertebra.centre
                 fragments += 1
@@ -347,28 +305,28 @@ class _Walk:
                 return view
         return None
 
-    def _passed_over(self, vertebra: FoundVertebra, above: FoundVertebra | None) -> str:
+    def _passed_over(self, vertebra: records.FoundVertebra, above: records.FoundVertebra | None) -> str:
         """Say why what was found goes into the memory without becoming a vertebra; "" if it is one."""
         if self._is_a_fragment(vertebra):
             return "a fragment"
         if not self.settings.robust or above is None:
             return ""
         quarter = self.settings.patch_voxels / 4
-        return follows_below(vertebra, above, self.column, most_aside_voxels=quarter)
+        return checks.follows_below(vertebra, above, self.column, most_aside_voxels=quarter)
 
-    def _hold(self, model: FoundVertebra, step: np.ndarray) -> np.ndarray:
+    def _hold(self, model: records.FoundVertebra, step: np.ndarray) -> np.ndarray:
         """Hold a place in the memory, a step away from a vertebra and in its shape; give the place."""
         # Larger, since the place is not exact, and less than half of a vertebra would not count as one.
         margin = max(1, round(HELD_MARGIN_MM / self.settings.spacing_mm))
         shape = ndimage.binary_dilation(np.pad(model.mask, margin), iterations=margin)
         at = np.argwhere(shape) - margin + model.begin + np.round(step).astype(int)
         at = tuple(at[((at >= 0) & (at < self.labels.shape)).all(axis=1)].T)
-        self.labels[at] = np.where(self.labels[at] == 0, HELD, self.labels[at])
+        self.labels[at] = np.where(self.labels[at] == 0, records.HELD, self.labels[at])
         self.looker.decide("nothing: the place of a vertebra that is not given is held in the memory")
         return model.centre + step
 
     def _hold_no_more(self) -> None:
-        self.labels[self.labels == HELD] = 0
+        self.labels[self.labels == records.HELD] = 0
 
     def _rest(self, point: np.ndarray, memory: np.ndarray) -> View | None:
         before = self.looker.calls
@@ -380,8 +338,8 @@ class _Walk:
             steps=steps,
             converged=converged,
             calls=self.looker.calls - before,
-            partial=is_cut(view.vertebra, self.field),
-            remarks=() if converged else (WALK_NO_CONVERGENCE,),
+            partial=checks.is_cut(view.vertebra, self.field),
+            remarks=() if converged else (records.WALK_NO_CONVERGENCE,),
         )
         view = dataclasses.replace(view, vertebra=vertebra)
         return self._without_leak(view, memory) if self.settings.robust else view
@@ -389,19 +347,23 @@ class _Walk:
     def _is_a_cut_piece(self, view: View) -> bool:
         """Whether the patch shows only a piece of a vertebra that hides when the patch moves to it."""
         usual = self._usual_volume(view.vertebra)
-        if not self.settings.robust or usual is None or volume_voxels(view.vertebra) >= LEAST_PIECE * usual:
+        if (
+            not self.settings.robust
+            or usual is None
+            or checks.volume_voxels(view.vertebra) >= LEAST_PIECE * usual
+        ):
             return False
         return view.is_cut_by_patch(self.settings.patch_voxels, self.labels.shape)
 
-    def _usual_volume(self, vertebra: FoundVertebra) -> float | None:
+    def _usual_volume(self, vertebra: records.FoundVertebra) -> float | None:
         """Give the volume that the neighbours of a vertebra speak for, in voxels; None without neighbours."""
         if self.below_piece is None:
-            return usual_volume(self.column, vertebra.centre[2])
+            return checks.usual_volume(self.column, vertebra.centre[2])
         others = [each for number, each in self.found.items() if number > 1]
-        usual = usual_volume(others, vertebra.centre[2])
+        usual = checks.usual_volume(others, vertebra.centre[2])
         return self.below_piece if usual is None else usual
 
-    def _take(self, view: View, remark: str | None) -> FoundVertebra:
+    def _take(self, view: View, remark: str | None) -> records.FoundVertebra:
         vertebra = view.vertebra
         if remark is not None:
             vertebra = dataclasses.replace(vertebra, remarks=(*vertebra.remarks, remark))
@@ -416,24 +378,24 @@ class _Walk:
         vertebra = view.vertebra
         usual = self._usual_volume(vertebra)
         above = [each for each in self.column if each.centre[2] < vertebra.centre[2]][-2:]
-        leaked = any(WALK_LEAK in each.remarks for each in above)
-        most = LEAK_VOLUME_BELOW_LEAK if leaked else LEAK_VOLUME
-        in_proportion = usual is not None and volume_voxels(vertebra) < most * usual
+        leaked = any(records.WALK_LEAK in each.remarks for each in above)
+        most = checks.LEAK_VOLUME_BELOW_LEAK if leaked else checks.LEAK_VOLUME
+        in_proportion = usual is not None and checks.volume_voxels(vertebra) < most * usual
         if in_proportion or self._is_a_fragment(vertebra):
             return view
-        share = FIRST_LEAK_SHARE if usual is None else LEAK_SHARE
+        share = checks.FIRST_LEAK_SHARE if usual is None else checks.LEAK_SHARE
         before, part, self.looker.part = self.looker.calls, self.looker.part, "leak"
         cut = vertebra
-        for upper in upper_parts(vertebra.mask):
+        for upper in checks.upper_parts(vertebra.mask):
             answer = self._answer_knowing(view, memory, upper)
-            verdict = is_leak(
+            verdict = checks.is_leak(
                 vertebra.mask, upper, answer, least_voxels=self._least_voxels, least_share=share
             )
             left, given = (largest_piece(vertebra.mask & part) for part in (~answer, answer))
             confirmed = usual is not None or (verdict and self._gives_again(view, memory, left, given))
-            if verdict and confirmed and leaves_enough(left, vertebra.mask, usual):
+            if verdict and confirmed and checks.leaves_enough(left, vertebra.mask, usual):
                 cut = self._cut(vertebra, answer)
-                if usual is None and is_piece_above(left, given):
+                if usual is None and checks.is_piece_above(left, given):
                     self.below_piece = np.count_nonzero(given)
             if verdict is not None:
                 break
@@ -446,18 +408,18 @@ class _Walk:
 
         It does with a vertebra. Of the rest of one that is cut in two it has forgotten the larger part then.
         """
-        known = first | topmost(second, KNOWN_OF_SECOND)
+        known = first | checks.topmost(second, KNOWN_OF_SECOND)
         answer = self._answer_knowing(view, memory, known)
         return np.count_nonzero(answer & second) >= GIVEN_AGAIN * np.count_nonzero(second)
 
     def _answer_knowing(self, view: View, memory: np.ndarray, upper: np.ndarray) -> np.ndarray:
         """Give what the network sees, in the vertebra's box, when it knows only the vertebra's upper part."""
         remembered = memory.copy()
-        remembered[view.vertebra.box][upper] = FRAGMENT
+        remembered[view.vertebra.box][upper] = records.FRAGMENT
         sight = self.looker.look_again(view.origin, remembered)
         return np.zeros_like(upper) if sight is None else sight.mask_in(view.vertebra)
 
-    def _cut(self, vertebra: FoundVertebra, leak: np.ndarray) -> FoundVertebra:
+    def _cut(self, vertebra: records.FoundVertebra, leak: np.ndarray) -> records.FoundVertebra:
         left = largest_piece(vertebra.mask & ~leak)
         cut = self.looker.vertebra(vertebra.begin, vertebra.probability, left, left)
         self.looker.decide("a leak into the next vertebra is cut off", cut)
@@ -468,13 +430,13 @@ class _Walk:
             mask=cut.mask,
             centre=cut.centre,
             heat=cut.heat,
-            partial=is_cut(cut, self.field),
-            remarks=tuple(dict.fromkeys((*vertebra.remarks, WALK_LEAK))),
+            partial=checks.is_cut(cut, self.field),
+            remarks=tuple(dict.fromkeys((*vertebra.remarks, records.WALK_LEAK))),
         )
 
     # Gaps
 
-    def _look_into(self, gap: Gap) -> bool:
+    def _look_into(self, gap: checks.Gap) -> bool:
         """Look for one of the missing vertebrae of a gap; whether it was found."""
         self.looker.part = "second look"
         for expected in gap.expected:
@@ -482,16 +444,20 @@ class _Walk:
                 view = self._rest(point, memory)
                 if view is None:
                     continue
-                refused = "is a fragment" if self._is_a_fragment(view.vertebra) else fills(view.vertebra, gap)
+                refused = (
+                    "is a fragment"
+                    if self._is_a_fragment(view.vertebra)
+                    else checks.fills(view.vertebra, gap)
+                )
                 if not refused:
-                    self._take(self._without_leak_of(gap.upper, view), SECOND_LOOK)
+                    self._take(self._without_leak_of(gap.upper, view), records.SECOND_LOOK)
                     return True
                 self.looker.decide(f"refused: {refused}", view.vertebra)
         return False
 
-    def _looks_at(self, gap: Gap, expected: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _looks_at(self, gap: checks.Gap, expected: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Give the points and memories of the looks for one missing vertebra (see the module)."""
-        forgetful = np.where(self.labels == HELD, 0, self.labels)
+        forgetful = np.where(self.labels == records.HELD, 0, self.labels)
         yield expected, forgetful
         distance = gap.distance_voxels
         lower = expected + np.array([0, 0, self.settings.patch_voxels / 2 - 0.75 * distance])
@@ -501,12 +467,12 @@ class _Walk:
         forgetful[:, :, max(0, round(begin)) : max(0, round(end))] = 0
         yield expected, forgetful
 
-    def _without_leak_of(self, upper: FoundVertebra, view: View) -> View:
+    def _without_leak_of(self, upper: records.FoundVertebra, view: View) -> View:
         """Cut from the upper neighbour what the network now gives to the vertebra that it leaked into."""
         claimed = view.sight.mask_in(upper) & upper.mask
-        voxels, of_upper = np.count_nonzero(claimed), volume_voxels(upper)
+        voxels, of_upper = np.count_nonzero(claimed), checks.volume_voxels(upper)
         others = [each for each in self.column if each is not upper]
-        usual = usual_volume(others, upper.centre[2])
+        usual = checks.usual_volume(others, upper.centre[2])
         is_large = usual is None or of_upper > GIVEN_BACK_FROM * usual
         if not is_large or not GIVEN_BACK_LEAST * view.predicted <= voxels <= of_upper / 2:
             return view
@@ -522,16 +488,16 @@ class _Walk:
 
     # Questions
 
-    def _number_of(self, vertebra: FoundVertebra) -> int:
+    def _number_of(self, vertebra: records.FoundVertebra) -> int:
         return next(number for number, each in self.found.items() if each is vertebra)
 
-    def _ends_the_spine(self, vertebra: FoundVertebra) -> bool:
+    def _ends_the_spine(self, vertebra: records.FoundVertebra) -> bool:
         if not self.heat.ends_before(vertebra, list(self.found.values())):
             return False
         self.looker.decide("refused: lies below the spine, where the heat is low", vertebra)
         return True
 
-    def _expected_below(self, vertebra: FoundVertebra) -> np.ndarray:
+    def _expected_below(self, vertebra: records.FoundVertebra) -> np.ndarray:
         """Give where the next vertebra should lie: as far on as the last two are apart."""
         column = self.column
         index = next(i for i, each in enumerate(column) if each is vertebra)
@@ -540,39 +506,39 @@ class _Walk:
         step = vertebra.centre - column[index - 1].centre
         length = float(np.linalg.norm(step))
         # One that was skipped must not carry the patch away.
-        usual = float(np.median(distances_voxels(column)[:index]))
+        usual = float(np.median(checks.distances_voxels(column)[:index]))
         longest = min(MOST_GROWTH * usual, MOST_DISTANCE_MM / self.settings.spacing_mm)
         return self._inside(vertebra.centre + step * min(1.0, longest / max(length, 1.0)))
 
     def _inside(self, point: np.ndarray) -> np.ndarray:
         return np.clip(point, 0, np.array(self.labels.shape) - 1)
 
-    def _is_the_last(self, vertebra: FoundVertebra) -> bool:
+    def _is_the_last(self, vertebra: records.FoundVertebra) -> bool:
         return self.settings.end_rule == "absolute" and vertebra.heat < self.settings.heat_threshold
 
-    def _is_a_fragment(self, vertebra: FoundVertebra) -> bool:
-        return volume_voxels(vertebra) < self._least_voxels
+    def _is_a_fragment(self, vertebra: records.FoundVertebra) -> bool:
+        return checks.volume_voxels(vertebra) < self._least_voxels
 
-    def _refusal(self, vertebra: FoundVertebra, until: float, *, judges_volume: bool) -> str:
+    def _refusal(self, vertebra: records.FoundVertebra, until: float, *, judges_volume: bool) -> str:
         """Say why a vertebra is not taken: the first one of another start is judged by those found before."""
         if vertebra.centre[2] >= until:
             return "lies below the vertebra that the walk began with"
         if not judges_volume:
             return ""
         near = sorted(self.found.values(), key=lambda each: abs(each.centre[2] - vertebra.centre[2]))
-        return odd_volume(vertebra, near[:2], TAKEN_VOLUMES)
+        return checks.odd_volume(vertebra, near[:2], checks.TAKEN_VOLUMES)
 
 
-def _with_all_remarks(column: Sequence[FoundVertebra]) -> Iterator[FoundVertebra]:
+def _with_all_remarks(column: Sequence[records.FoundVertebra]) -> Iterator[records.FoundVertebra]:
     """Give the vertebrae with what only their neighbours say of them, remarks in one order."""
     ordered = sorted(column, key=lambda vertebra: vertebra.centre[2])
-    below_gaps = [gap.lower for gap in gaps_in(ordered)]
+    below_gaps = [gap.lower for gap in checks.gaps_in(ordered)]
     for vertebra in column:
         index = next(i for i, each in enumerate(ordered) if each is vertebra)
         near = [*ordered[max(0, index - 2) : index], *ordered[index + 1 : index + 3]]
         said = {
             *vertebra.remarks,
-            *([GAP_ABOVE] if any(each is vertebra for each in below_gaps) else []),
-            *([WALK_ODD_VOLUME] if odd_volume(vertebra, near) else []),
+            *([records.GAP_ABOVE] if any(each is vertebra for each in below_gaps) else []),
+            *([records.WALK_ODD_VOLUME] if checks.odd_volume(vertebra, near) else []),
         }
-        yield dataclasses.replace(vertebra, remarks=tuple(word for word in REMARKS if word in said))
+        yield dataclasses.replace(vertebra, remarks=tuple(word for word in records.REMARKS if word in said))
