@@ -124,9 +124,8 @@ def one_ahead(
 def _in_thread(prepare: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
     future: Future[Outcome] = Future()
     # A daemon, unlike the threads of an executor: a run that is interrupted does not wait for it.
-    threading.Thread(
-        target=_prepare_into, args=(prepare, item, future), name="one-ahead", daemon=True
-    ).start()
+    arguments = (prepare, item, future)
+    threading.Thread(target=_prepare_into, args=arguments, name="one-ahead", daemon=True).start()
     return future
 
 
@@ -242,9 +241,7 @@ def _on_cluster(
     with client:
         executor: Executor = client.get_executor(pure=False)
         call = _portable_call()
-        futures: dict[Future[Outcome], Item] = {
-            executor.submit(call, pickle.dumps((work, item))): item for item in ordered
-        }
+        futures = {executor.submit(call, pickle.dumps((work, item))): item for item in ordered}
         for future in as_completed(futures):
             try:
                 yield futures[future], future.result()
