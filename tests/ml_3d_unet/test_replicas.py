@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-LONGEST = 240
+LONGEST = 600
 NEVER = -1
 
 
