@@ -5,6 +5,7 @@
 #   make starter      the recipe of the starter weights: about four hours (experiments/starter.py says how), with
 #                     options such as ARGUMENTS="--data ../shared/data --without chest"
 #   make test         the tests        make lint       style
+#   make test-oldest  what is shipped, under the lowest versions of the requirements: about six minutes
 #   make docs-check   the examples of the documentation: about three minutes
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
@@ -23,7 +24,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small starter test lint docs-check benchmark clean distclean
+.PHONY: demo train-small starter test test-oldest lint docs-check benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -45,6 +46,14 @@ starter: .venv/installed
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile
 
+# On Python 3.10 where there is one; override with `make PYTHON_OLDEST=... test-oldest`.
+PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
+test-oldest:
+	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
+	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt > .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m tests.oldest
+
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -65,7 +74,7 @@ benchmark: .venv/installed-bench
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv train-small starter
+	rm -rf .venv .venv-oldest train-small starter

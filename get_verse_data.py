@@ -28,7 +28,7 @@ def main(settings: DataSettings) -> int:
         return report_data(settings)
     from utils.download.data_set import get_data
     from utils.preparation.own_cases import add_own_case
-    from utils.synthetic.phantom import write_phantoms
+    from utils.synthetic.phantom.write import write_phantoms
 
     return get_data(settings, sources={"pairs": add_own_case, "phantom": write_phantoms})
 

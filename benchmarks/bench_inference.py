@@ -39,7 +39,7 @@ import numpy as np  # noqa: E402
 from utils.imaging.grids import oriented, transform_points  # noqa: E402
 from utils.imaging.nifti import read_ct, write_volume  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
-from utils.synthetic.phantom import make_phantom  # noqa: E402
+from utils.synthetic.phantom.make import make_phantom  # noqa: E402
 
 SCANS = 10
 LARGE_SHAPE, LARGE_SPACING_MM = (512, 512, 1500), (0.4, 0.4, 0.5)

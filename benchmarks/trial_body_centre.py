@@ -44,8 +44,9 @@ from utils.imaging.centroids import centroids_of_mask, read_centroids  # noqa: E
 from utils.imaging.grids import oriented, transform_points  # noqa: E402
 from utils.imaging.nifti import read_mask  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
-from utils.synthetic.phantom import draw_anatomy, make_phantom  # noqa: E402
 from utils.synthetic.phantom.acquisition import RAS_FROM_PRI  # noqa: E402
+from utils.synthetic.phantom.anatomy import draw_anatomy  # noqa: E402
+from utils.synthetic.phantom.make import make_phantom  # noqa: E402
 from utils.verse.labels import name_of_code  # noqa: E402
 
 DATA = PROJECT / ".." / "shared" / "data"

@@ -41,8 +41,8 @@ from utils.imaging.nifti import read_ct, read_mask
 from utils.localisation.identify import Identification, names_of
 from utils.prediction.derivatives import MASK_SUFFIX, case_path
 from utils.prediction.levels import Levels, identify_vertebrae, load_levels, numbers_from_the_top
-from utils.synthetic.phantom import write_phantom_data_set
 from utils.synthetic.phantom.variants import VARIANTS
+from utils.synthetic.phantom.write import write_phantom_data_set
 from utils.verse.cases import Case, index_cases
 
 

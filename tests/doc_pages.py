@@ -214,7 +214,7 @@ def _check_options(words: list[str]) -> None:
             return parse(stage, words)
         except ValueError as error:
             reasons.append(str(error))
-    for path in (PROJECT / "experiments").glob("*.py"):
+    for path in (PROJECT / "experiments").glob("*.py") if not takers else ():
         with contextlib.suppress(ValueError):
             return _check_declared(path, words)
     raise ValueError(reasons[-1])

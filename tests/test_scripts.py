@@ -110,7 +110,7 @@ def test_vertebrae_table_agrees_with_the_masks(pipeline):
 def test_model_directory_is_whole(pipeline, stage):
     directory = pipeline["folder"] / "work" / "models" / stage
     names = {path.name for path in directory.iterdir()}
-    assert {"best.keras", "last.keras", "history.csv", "curves.png", "settings.json"} <= names
+    assert {"best.weights.h5", "last.weights.h5", "history.csv", "curves.png", "settings.json"} <= names
     history = pd.read_csv(directory / "history.csv")
     assert list(history["epoch"]) == [1, 2]
     assert np.isfinite(history["loss"]).all() and np.isfinite(history["val_loss"].iloc[-1])

@@ -31,7 +31,10 @@ from utils.settings import (
 )
 
 PROJECT = Path(__file__).resolve().parents[1]
-OF_NO_STAGE = ("AugmentationSettings", "HeatmapAugmentationSettings", "CheckedSettings", "RunSettings")
+OF_NO_STAGE = (
+    *("AugmentationSettings", "HeatmapAugmentationSettings", "CheckedSettings"),
+    *("PreparationSettings", "RunSettings", "TrainingSettings"),
+)
 STAGES = [
     value
     for name, value in inspect.getmembers(module, dataclasses.is_dataclass)

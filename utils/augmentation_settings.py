@@ -82,5 +82,4 @@ LABELLING_AUGMENTATION = AugmentationSettings(
     rotation_degrees=10.0,
     noise_sigma=(0.001, 0.02),
     blur_probability=0.5,
-    blur_sigma_mm=(0.5, 1.5),
 )

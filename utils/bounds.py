@@ -155,7 +155,7 @@ NOT_NEGATIVE, POSITIVE = number(least=0), number(above=0)
 SHARE, BELOW_1 = number(least=0, most=1), number(least=0, below=1)
 
 
-def wrong_values(settings: Any) -> Iterator[tuple[str, str]]:
+def wrong_values(settings: Any) -> list[tuple[str, str]]:
     """Give the fields of a settings object, and of those in it, that are out of bounds.
 
     Parameters
@@ -163,31 +163,26 @@ def wrong_values(settings: Any) -> Iterator[tuple[str, str]]:
     settings : CheckedSettings
         Settings, checked yet or not.
 
-    Yields
-    ------
-    tuple of str
-        Name of the field, such as "augmentation.zoom_p", and what was expected and received.
+    Returns
+    -------
+    list of (str, str)
+        Name of each field, such as "augmentation.zoom_p", and what was expected and received.
     """
-    is_right = True
+    wrong: list[tuple[str, str]] = []
     for field in dataclasses.fields(settings):
         value, rule = getattr(settings, field.name), field.metadata.get(_RULE)
         if isinstance(value, CheckedSettings):
-            inner = [(f"{field.name}.{name}", text) for name, text in wrong_values(value)]
-        else:
-            is_none = value is None and field.default is None
-            inner = [] if rule is None or is_none else _broken({field.name: rule}, settings)
-        is_right = is_right and not inner
-        yield from inner
-    if is_right:
-        yield from _broken(settings.joint_rules(), settings)
+            wrong += [(f"{field.name}.{name}", text) for name, text in wrong_values(value)]
+        elif rule is not None and not (value is None and field.default is None):
+            wrong += _broken({field.name: rule}, settings)
+    return wrong or _broken(settings.joint_rules(), settings)
 
 
 def _broken(rules: dict[str, Rule], settings: Any) -> list[tuple[str, str]]:
-    values = {name: getattr(settings, name) for name in rules}
     return [
-        (name, f"expected {rule.words}, received {values[name]!r}.")
+        (name, f"expected {rule.words}, received {getattr(settings, name)!r}.")
         for name, rule in rules.items()
-        if not rule.holds(values[name])
+        if not rule.holds(getattr(settings, name))
     ]
 
 

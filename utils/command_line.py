@@ -30,7 +30,7 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     default = preset_settings(stage, _preset_named_in(arguments))
     with checks_put_off():
         settings = tyro.cli(stage, args=arguments, default=default)
-    wrong = list(wrong_values(settings))
+    wrong = wrong_values(settings)
     for name, text in wrong:
         print(f"--{name.replace('_', '-')}: {text}", file=sys.stderr)
     if wrong:

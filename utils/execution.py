@@ -6,6 +6,7 @@ The function, its items and its outcomes are pickled, so the function stands at 
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import pickle
 import sys
@@ -31,6 +32,7 @@ CONNECT_SECONDS = 15
 _KILLED = "a process that was killed (out of memory? rerun with fewer --workers)"
 #: Where Linux tells a container how much memory it may use, which is less than the machine has.
 _CGROUP_DIRS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
+_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 def in_shard(items: Sequence[Item], shard: str | None) -> list[Item]:
@@ -74,8 +76,7 @@ def outcomes(
     ValueError
         If the scheduler does not answer.
     """
-    needed = [(item, bytes_of(item)) for item in items]
-    needed.sort(key=lambda pair: pair[1], reverse=True)
+    needed = sorted(((item, bytes_of(item)) for item in items), key=lambda pair: pair[1], reverse=True)
     ordered = [item for item, _ in needed]
     if scheduler is not None:
         yield from _on_cluster(work, ordered, scheduler)
@@ -140,14 +141,10 @@ def _prepare_into(prepare: Callable[[Item], Outcome], item: Item, future: Future
 def free_memory_bytes() -> int:
     """Give the memory that processes started now may use: the machine's, or what is left of a container's."""
     free = psutil.virtual_memory().available
-    for folder in _CGROUP_DIRS:
-        for limit, used in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            texts = [_text_of(folder / name) for name in (limit, used)]
-            if all(text.isdecimal() for text in texts):  # "max" where there is no limit
-                free = min(free, int(texts[0]) - int(texts[1]))
+    for folder, names in itertools.product(_CGROUP_DIRS, _CGROUP_FILES):
+        limit, used = (_text_of(folder / name) for name in names)
+        if limit.isdecimal() and used.isdecimal():  # "max" where there is no limit
+            free = min(free, int(limit) - int(used))
     return max(free, 0)
 
 
@@ -218,10 +215,8 @@ def _startable(waiting: Sequence[int], running: Sequence[int], count: int, budge
 
 def _alone(work: Callable[[Item], Outcome], item: Item) -> Outcome | str:
     with _pool(1) as pool:
-        try:
-            return pool.submit(work, item).result()
-        except BrokenProcessPool:
-            return _KILLED
+        future = _submit(pool, work, item)
+        return _KILLED if _is_lost(future) else future.result()
 
 
 def _pool(count: int) -> ProcessPoolExecutor:

@@ -7,12 +7,10 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-#: What stands at the name already, a link too, is neither followed nor emptied.
-_NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.part(?:\..+)?")
 
 
@@ -55,14 +53,12 @@ def write_text_whole(path: Path, text: str, *, durably: bool = False) -> None:
 
 
 def _new_file(path: Path, suffix: str) -> Path:
-    """Make an empty file beside another; what stands at its name already is left alone."""
+    """Make an empty file beside another; what stands at its name already, a link too, is left alone."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part{suffix}")
-        try:
-            os.close(os.open(temporary, _NEW_FILE, 0o666))  # The umask takes its part, as for any file.
-        except FileExistsError:
-            continue
-        return temporary
+        with suppress(FileExistsError):
+            temporary.touch(exist_ok=False)
+            return temporary
 
 
 def is_left_over(name: str) -> bool:

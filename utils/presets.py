@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from typing import Any, TypeVar
 
-from utils.settings import (
-    HEATMAP_AUGMENTATION,
-    AugmentationSettings,
-    DistillationSettings,
-    HeatmapPreparationSettings,
-    HeatmapTrainingSettings,
-    LabellingTrainingSettings,
-    SegmentationPreparationSettings,
-    SegmentationTrainingSettings,
-)
+from utils import settings
+from utils.augmentation_settings import HEATMAP_AUGMENTATION, AugmentationSettings
 
 Settings = TypeVar("Settings")
 
@@ -41,10 +34,9 @@ STARTER_HEATMAP_AUGMENTATION = dataclasses.replace(
 
 #: A laptop's few hundred steps: small epochs, a falling rate, and statistics that keep up.
 _SMALL: dict[type, dict[str, Any]] = {
-    HeatmapPreparationSettings: {"spacing_mm": 2.0},
-    SegmentationPreparationSettings: {"spacing_mm": 2.0},
-    HeatmapTrainingSettings: {
-        "spacing_mm": 2.0,
+    settings.PreparationSettings: {"spacing_mm": 2.0},
+    settings.TrainingSettings: {"spacing_mm": 2.0},
+    settings.HeatmapTrainingSettings: {
         "epochs": 8,
         "examples_per_epoch": 24,
         "batch_size": 1,
@@ -54,8 +46,7 @@ _SMALL: dict[type, dict[str, Any]] = {
         # drawn scans of the whole trunk heat was .1 with them where the example's own gave .6.
         "norm": "instance",
     },
-    SegmentationTrainingSettings: {
-        "spacing_mm": 2.0,
+    settings.SegmentationTrainingSettings: {
         "filters": (8, 16, 32, 64),
         "patch_voxels": 64,
         "augmentation": SMALL_AUGMENTATION,
@@ -70,8 +61,7 @@ _SMALL: dict[type, dict[str, Any]] = {
         "norm_momentum": 0.9,
     },
     # Thirty-two thousand patches: about 20 minutes of CPU time (see benchmarks/trial_labelling.py).
-    LabellingTrainingSettings: {
-        "spacing_mm": 2.0,
+    settings.LabellingTrainingSettings: {
         "filters": (12, 24, 48, 64),
         "epochs": 40,
         "examples_per_epoch": 800,
@@ -79,13 +69,12 @@ _SMALL: dict[type, dict[str, Any]] = {
         "norm_momentum": 0.95,
     },
     # The segmentation network of this preset has the size of the others' student.
-    DistillationSettings: {"filters": (4, 8, 16, 32)},
+    settings.DistillationSettings: {"filters": (4, 8, 16, 32)},
 }
 #: What the starter weights change of it: longer, on a mixture that carries over to real scans, and averaged.
 _STARTER: dict[type, dict[str, Any]] = {
-    HeatmapPreparationSettings: {"label_maps": True},
-    SegmentationPreparationSettings: {"label_maps": True},
-    HeatmapTrainingSettings: {
+    settings.PreparationSettings: {"label_maps": True},
+    settings.HeatmapTrainingSettings: {
         "epochs": 40,
         "examples_per_epoch": 48,
         # Scans of one centre show all of the trunk, of another the spine alone.
@@ -97,7 +86,7 @@ _STARTER: dict[type, dict[str, Any]] = {
         # Generated spines alone are held out, and say little of real scans.
         "keep_last": True,
     },
-    SegmentationTrainingSettings: {
+    settings.SegmentationTrainingSettings: {
         # No average of statistics fits generated, drawn and real scans alike. Networks trained on phantoms
         # alone, only changed to the example's own statistics, gained .02 to .08 of Dice on three real CTs.
         "norm": "instance",
@@ -117,11 +106,12 @@ _STARTER: dict[type, dict[str, Any]] = {
         "keep_last": True,
     },
 }
-#: What the presets change in the defaults above. `full` changes nothing.
+#: What the presets change in the defaults of a stage, or of all stages that inherit from a class. `full`
+#: changes nothing.
 PRESETS: dict[str, dict[type, dict[str, Any]]] = {
     "paper": {
-        SegmentationTrainingSettings: {"patch_kinds": "paper", "outside": "air"},
-        DistillationSettings: {"distillation_voxels": "even"},
+        settings.SegmentationTrainingSettings: {"patch_kinds": "paper", "outside": "air"},
+        settings.DistillationSettings: {"distillation_voxels": "even"},
     },
     "full": {},
     "small": _SMALL,
@@ -153,7 +143,6 @@ def preset_settings(stage: type[Settings], preset: str = "full", **changes: Any)
     """
     if preset not in PRESETS:
         raise ValueError(f"Expected a preset of {sorted(PRESETS)}, received {preset!r}.")
-    own = PRESETS[preset].get(stage, {})
-    names = {field.name for field in dataclasses.fields(stage)}
-    named = {"preset": preset} if "preset" in names else {}
+    own = ChainMap(*(PRESETS[preset].get(kind, {}) for kind in stage.__mro__))
+    named = {"preset": preset} if hasattr(stage, "preset") else {}
     return stage(**{**own, **named, **changes})

@@ -18,28 +18,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from utils import bounds
 from utils.augmentation_settings import (
     HEATMAP_AUGMENTATION,
     LABELLING_AUGMENTATION,
     AugmentationSettings,
     HeatmapAugmentationSettings,
 )
-from utils.bounds import (
-    BELOW_1,
-    FROM_0,
-    FROM_1,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    CheckedSettings,
-    Rule,
-    bounded,
-    multiple_of,
-    number,
-    several,
-    whole,
-)
-from utils.files import written_whole
+from utils.bounds import BELOW_1, FROM_0, FROM_1, NOT_NEGATIVE, POSITIVE, SHARE, CheckedSettings, bounded
+from utils.files import write_text_whole
 
 Preset = Literal["paper", "full", "small", "starter"]
 Device = Literal["auto", "gpu", "cpu"]
@@ -52,18 +39,19 @@ HU_RANGE = (-1024, 3071)
 SETTINGS_FILE = "settings.json"
 
 #: What NumPy, TensorFlow and Python all take.
-_SEED = whole(0, most=2**32 - 1)
-_SPACING = number(least=0.1)
+_SEED = bounds.whole(0, most=2**32 - 1)
+_SPACING = bounds.number(least=0.1)
 #: A U-Net has two levels or more.
-_FILTERS = several(FROM_1, least=2)
+_FILTERS = bounds.several(FROM_1, least=2)
+_EVEN_SHAPE = bounds.several(bounds.multiple_of(2), count=3)
 #: Of any sum but 0.
-_SHARES = several(NOT_NEGATIVE, count=4, not_all_0=True)
-_METHODS = Rule("one method or more", bool)
-_NAME = Rule(
+_SHARES = bounds.several(NOT_NEGATIVE, count=4, not_all_0=True)
+_METHODS = bounds.Rule("one method or more", bool)
+_NAME = bounds.Rule(
     "a name for a folder, without / or a dot before it",
     lambda name: re.fullmatch(r"[^./\\\s][^/\\]*", name) is not None,
 )
-_SHARD = Rule("i/n with i from 1 to n, such as 2/8", lambda text: _shard_match(text) is not None)
+_SHARD = bounds.Rule("i/n with i from 1 to n, such as 2/8", lambda text: _shard_match(text) is not None)
 
 
 @dataclass(frozen=True)
@@ -98,7 +86,7 @@ class DataSettings(CheckedSettings):
     report: bool = False
     """Read every case of data_dir, and write what is there and what is odd about it to data_dir/report; get
     nothing."""
-    phantoms: tuple[int, int, int] = bounded((12, 3, 5), several(FROM_0, count=3, not_all_0=True))
+    phantoms: tuple[int, int, int] = bounded((12, 3, 5), bounds.several(FROM_0, count=3, not_all_0=True))
     """With "phantom": number of generated series for training, validation and test."""
     variants: Literal["natural", "half", "rare"] | None = None
     """With "phantom": spines looked for their levels (T13, L6, T12 absent), about as often as in VerSe
@@ -121,22 +109,13 @@ class DataSettings(CheckedSettings):
 
 
 @dataclass(frozen=True)
-class HeatmapPreparationSettings(CheckedSettings):
-    """Bring every CT and its centroids to the small grid of the heatmap network."""
+class PreparationSettings(CheckedSettings):
+    """What the two preparations share."""
 
     data_dir: Path = Path("data")
     """Folder with the data set in VerSe layout."""
-    work_dir: Path = Path("work")
-    """Folder that receives `heatmap/<spacing>/training` and `heatmap/<spacing>/validation`."""
     preset: Preset = "full"
     """Set of defaults that the other options start from."""
-    spacing_mm: float = bounded(1.0, _SPACING)
-    """Isotropic spacing of the working grid, in mm, that the CT is brought to before it is resized."""
-    heatmap_shape: tuple[int, int, int] = bounded((64, 64, 128), several(multiple_of(2), count=3))
-    """Shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
-    label_maps: bool = False
-    """Prepare masks too, for images drawn from them, and training cases that have a mask but no CT. A folder
-    that has label maps keeps them: they serve trainings that need none as well."""
     workers: int = bounded(0, FROM_0)
     """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
     scheduler: str | None = None
@@ -150,15 +129,26 @@ class HeatmapPreparationSettings(CheckedSettings):
 
 
 @dataclass(frozen=True)
-class SegmentationPreparationSettings(CheckedSettings):
+class HeatmapPreparationSettings(PreparationSettings):
+    """Bring every CT and its centroids to the small grid of the heatmap network."""
+
+    work_dir: Path = Path("work")
+    """Folder that receives `heatmap/<spacing>/training` and `heatmap/<spacing>/validation`."""
+    spacing_mm: float = bounded(1.0, _SPACING)
+    """Isotropic spacing of the working grid, in mm, that the CT is brought to before it is resized."""
+    heatmap_shape: tuple[int, int, int] = bounded((64, 64, 128), _EVEN_SHAPE)
+    """Shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
+    label_maps: bool = False
+    """Prepare masks too, for images drawn from them, and training cases that have a mask but no CT. A folder
+    that has label maps keeps them: they serve trainings that need none as well."""
+
+
+@dataclass(frozen=True)
+class SegmentationPreparationSettings(PreparationSettings):
     """Resample every CT and mask once to the working grid, for training the segmentation network."""
 
-    data_dir: Path = Path("data")
-    """Folder with the data set in VerSe layout."""
     work_dir: Path = Path("work")
     """Folder that receives `segmentation/<spacing>/training` and `segmentation/<spacing>/validation`."""
-    preset: Preset = "full"
-    """Set of defaults that the other options start from."""
     spacing_mm: float = bounded(1.0, _SPACING)
     """Isotropic spacing of the working grid in mm (2 in the preset small: an eighth of the voxels)."""
     margin_mm: float = bounded(128.0, NOT_NEGATIVE)
@@ -167,16 +157,6 @@ class SegmentationPreparationSettings(CheckedSettings):
     label_maps: bool = False
     """Prepare training cases too that have a mask but no CT, for images drawn from it. A folder that has them
     keeps them: they serve trainings that need none as well."""
-    workers: int = bounded(0, FROM_0)
-    """Processes that prepare cases; 0 means one a core, fewer where memory is short."""
-    scheduler: str | None = None
-    """Address of a Dask scheduler, such as tcp://host:8786, whose workers prepare the cases instead."""
-    shard: str | None = bounded(None, _SHARD)
-    """Of n runs over the same data, as in an array job, this is the i-th, as "i/n" from 1/n to n/n."""
-    seed: int = bounded(0, _SEED)
-    """Not used by this stage; accepted so that every script takes it."""
-    skip_bad: bool = False
-    """End with exit status 0 although cases were bad (they are listed and left out)."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +184,7 @@ class RunSettings(CheckedSettings):
     """Stop after so many validations without a lower loss; 0 never stops early."""
     plateau_after: int = bounded(0, FROM_0)
     """Lower the learning rate after so many validations without a lower loss; 0 never does."""
-    plateau_factor: float = bounded(0.5, number(least=0.01, most=1))
+    plateau_factor: float = bounded(0.5, bounds.number(least=0.01, most=1))
     """What the learning rate is multiplied by then."""
     save_minutes: float = bounded(15.0, NOT_NEGATIVE)
     """Minutes between two checkpoints within an epoch; 0 saves at the ends of epochs alone."""
@@ -217,17 +197,41 @@ class RunSettings(CheckedSettings):
 
 
 @dataclass(frozen=True)
-class HeatmapTrainingSettings(RunSettings):
+class TrainingSettings(RunSettings):
+    """What the trainings on prepared data share; epochs, batches and rates are those of the segmentation."""
+
+    work_dir: Path = Path("work")
+    """Folder with `segmentation/`; receives `models/<name>`."""
+    preset: Preset = "full"
+    """Set of defaults that the other options start from."""
+    spacing_mm: float = bounded(1.0, _SPACING)
+    """Spacing of the prepared data to train on, in mm."""
+    epochs: int = bounded(45, FROM_1)
+    """Epochs to train."""
+    examples_per_epoch: int = bounded(0, FROM_0)
+    """Examples in an epoch; 0 takes every vertebra as often as the levels' balance asks for."""
+    batch_size: int = bounded(1, FROM_1)
+    """Examples a step and replica."""
+    learning_rate: float = bounded(1e-3, POSITIVE)
+    """Learning rate of Adam."""
+    final_learning_rate: float = bounded(1e-3, NOT_NEGATIVE)
+    """Learning rate that a cosine reaches in the last epoch; equal to learning_rate it stays constant."""
+    norm_momentum: float = bounded(0.99, BELOW_1)
+    """Momentum of the batch normalisation's moving statistics."""
+    validate_every: int = bounded(5, FROM_1)
+    """Epochs between two validations."""
+    seed: int = bounded(0, _SEED)
+    """Seed of weights and examples."""
+
+
+@dataclass(frozen=True)
+class HeatmapTrainingSettings(TrainingSettings):
     """Train the network that finds the spine as a heatmap over the whole volume."""
 
     work_dir: Path = Path("work")
     """Folder with `heatmap/`; receives `models/<name>`."""
     name: str = bounded("heatmap", _NAME)
     """Name of the model's folder, so that several experiments may share a work folder."""
-    preset: Preset = "full"
-    """Set of defaults that the other options start from."""
-    spacing_mm: float = bounded(1.0, _SPACING)
-    """Spacing of the prepared data to train on, in mm."""
     start_from: Path | None = None
     """Directory of a trained network of the same filters, whose weights the training begins with, such as
     work/models/heatmap, to adapt it to data of your own; by default they are drawn from the seed."""
@@ -243,7 +247,7 @@ class HeatmapTrainingSettings(RunSettings):
     outside: Literal["air", "edge"] = "air"
     """What an example shows where turns and shifts reach beyond the scan: air (as published), or its edge
     repeated. The network is only ever shown whole scans."""
-    crop_least_mm: tuple[float, float, float] | None = bounded(None, several(POSITIVE, count=3))
+    crop_least_mm: tuple[float, float, float] | None = bounded(None, bounds.several(POSITIVE, count=3))
     """Smallest part of a volume along P, R and I, in mm, that an example shows, as of a scan with a smaller
     field of view; without it all is shown."""
     mixture: Mixture | None = bounded(None, _SHARES)
@@ -252,36 +256,18 @@ class HeatmapTrainingSettings(RunSettings):
     augmentation: HeatmapAugmentationSettings = HEATMAP_AUGMENTATION
     """Random transformations of the training volumes."""
     epochs: int = bounded(300, FROM_1)
-    """Epochs to train."""
     examples_per_epoch: int = bounded(0, FROM_0)
     """Examples in an epoch; 0 takes every case once, or, with a mixture, as often as the levels' balance
     asks for."""
     batch_size: int = bounded(4, FROM_1)
-    """Examples a step and replica."""
-    learning_rate: float = bounded(1e-3, POSITIVE)
-    """Learning rate of Adam."""
-    final_learning_rate: float = bounded(1e-3, NOT_NEGATIVE)
-    """Learning rate that a cosine reaches in the last epoch; equal to learning_rate it stays constant."""
-    norm_momentum: float = bounded(0.99, BELOW_1)
-    """Momentum of the batch normalisation's moving statistics."""
-    validate_every: int = bounded(5, FROM_1)
-    """Epochs between two validations."""
-    seed: int = bounded(0, _SEED)
-    """Seed of weights and examples."""
 
 
 @dataclass(frozen=True)
-class SegmentationTrainingSettings(RunSettings):
+class SegmentationTrainingSettings(TrainingSettings):
     """Train the iterative 3D U-Net that segments the first vertebra its memory does not hold yet."""
 
-    work_dir: Path = Path("work")
-    """Folder with `segmentation/`; receives `models/<name>`."""
     name: str = bounded("segmentation", _NAME)
     """Name of the model's folder, so that several experiments may share a work folder."""
-    preset: Preset = "full"
-    """Set of defaults that the other options start from."""
-    spacing_mm: float = bounded(1.0, _SPACING)
-    """Spacing of the prepared data to train on, in mm."""
     start_from: Path | None = None
     """Directory of a trained network of the same filters, whose weights the training begins with, such as
     work/models/segmentation, to adapt it to data of your own; by default they are drawn from the seed."""
@@ -312,40 +298,18 @@ class SegmentationTrainingSettings(RunSettings):
     fp_weight_schedule: Literal["ramp", "constant"] = "ramp"
     """Weight of false positives in the loss: rising from .1 to 1 as published, or the constant .131 at
     which the released code stayed."""
-    epochs: int = bounded(45, FROM_1)
-    """Epochs to train."""
-    examples_per_epoch: int = bounded(0, FROM_0)
-    """Examples in an epoch; 0 takes every vertebra as often as the levels' balance asks for."""
-    batch_size: int = bounded(1, FROM_1)
-    """Examples a step and replica."""
-    learning_rate: float = bounded(1e-3, POSITIVE)
-    """Learning rate of Adam."""
-    final_learning_rate: float = bounded(1e-3, NOT_NEGATIVE)
-    """Learning rate that a cosine reaches in the last epoch; equal to learning_rate it stays constant."""
-    norm_momentum: float = bounded(0.99, BELOW_1)
-    """Momentum of the batch normalisation's moving statistics."""
-    validate_every: int = bounded(5, FROM_1)
-    """Epochs between two validations."""
-    seed: int = bounded(0, _SEED)
-    """Seed of weights and examples."""
 
-    def joint_rules(self) -> dict[str, Rule]:
+    def joint_rules(self) -> dict[str, bounds.Rule]:
         """Let every level of the network halve the patch."""
-        return {"patch_voxels": multiple_of(2 ** (len(self.filters) - 1))}
+        return {"patch_voxels": bounds.multiple_of(2 ** (len(self.filters) - 1))}
 
 
 @dataclass(frozen=True)
-class LabellingTrainingSettings(RunSettings):
+class LabellingTrainingSettings(TrainingSettings):
     """Train the network that tells the level of one segmented vertebra, and whether the scan cuts it."""
 
-    work_dir: Path = Path("work")
-    """Folder with `segmentation/`; receives `models/<name>`."""
     name: str = bounded("labelling", _NAME)
     """Name of the model's folder, so that several experiments may share a work folder."""
-    preset: Preset = "full"
-    """Set of defaults that the other options start from."""
-    spacing_mm: float = bounded(1.0, _SPACING)
-    """Spacing of the prepared data to train on, in mm."""
     segmentation: Path | None = None
     """Directory of the segmentation network whose masks the confidence is fitted on; by default
     work_dir/models/segmentation. Without it and the heatmap network reference masks serve."""
@@ -354,7 +318,7 @@ class LabellingTrainingSettings(RunSettings):
     work_dir/models/heatmap."""
     filters: tuple[int, ...] = bounded((16, 32, 64, 96), _FILTERS)
     """Filters a level of the classifier; each level halves the resolution."""
-    patch_voxels: tuple[int, int, int] = bounded((40, 44, 72), several(FROM_1, count=3))
+    patch_voxels: tuple[int, int, int] = bounded((40, 44, 72), bounds.several(FROM_1, count=3))
     """Shape of the patch (P, R, I) in voxels of 2 mm: ribs beside the vertebra, and the skull or the sacrum
     from two or three vertebrae away."""
     rank_smoothing: float = bounded(0.1, SHARE)
@@ -368,21 +332,10 @@ class LabellingTrainingSettings(RunSettings):
     augmentation: AugmentationSettings = LABELLING_AUGMENTATION
     """Random transformations of the training patches."""
     epochs: int = bounded(60, FROM_1)
-    """Epochs to train."""
-    examples_per_epoch: int = bounded(0, FROM_0)
-    """Examples in an epoch; 0 takes every vertebra as often as the levels' balance asks for."""
     batch_size: int = bounded(8, FROM_1)
-    """Examples a step and replica."""
-    learning_rate: float = bounded(1e-3, POSITIVE)
-    """Learning rate of Adam."""
     final_learning_rate: float = bounded(1e-5, NOT_NEGATIVE)
     """Learning rate that a cosine reaches in the last epoch."""
-    norm_momentum: float = bounded(0.99, BELOW_1)
-    """Momentum of the batch normalisation's moving statistics."""
     validate_every: int = bounded(1, FROM_1)
-    """Epochs between two validations."""
-    seed: int = bounded(0, _SEED)
-    """Seed of weights and examples."""
 
 
 @dataclass(frozen=True)
@@ -406,9 +359,9 @@ class DistillationSettings(RunSettings):
     methods: tuple[Literal["soft", "logits"], ...] = bounded(("soft", "logits"), _METHODS)
     """What students learn from the teacher, one student each: "soft", probabilities at a temperature, or
     "logits", the numbers before the sigmoid."""
-    temperatures: tuple[float, ...] = bounded((2.0,), several(POSITIVE))
+    temperatures: tuple[float, ...] = bounded((2.0,), bounds.several(POSITIVE))
     """With "soft": temperatures, one student each."""
-    distillation_weight: float = bounded(0.5, number(above=0, most=1))
+    distillation_weight: float = bounded(0.5, bounds.number(above=0, most=1))
     """Share of the teacher in the loss; the rest is that of the labels."""
     distillation_voxels: Literal["even", "loss"] = "loss"
     """Weights of the voxels in the loss against the teacher: "even", as published, or as in the "loss"
@@ -419,9 +372,9 @@ class DistillationSettings(RunSettings):
     seed: int = bounded(0, _SEED)
     """Seed of the students' weights, the same for all of them, and of the examples."""
 
-    def joint_rules(self) -> dict[str, Rule]:
+    def joint_rules(self) -> dict[str, bounds.Rule]:
         """Ask for a temperature where students learn from probabilities at one."""
-        return {"temperatures": several(POSITIVE, least=1)} if "soft" in self.methods else {}
+        return {"temperatures": bounds.several(POSITIVE, least=1)} if "soft" in self.methods else {}
 
 
 @dataclass(frozen=True)
@@ -490,7 +443,7 @@ class EvaluationSettings(CheckedSettings):
     """Folder that receives tables, figure and summary."""
     compare: Path | None = None
     """Other folder with predictions of the same cases, to be scored too and compared pair by pair."""
-    found_dice: float = bounded(0.5, number(above=0, most=1))
+    found_dice: float = bounded(0.5, bounds.number(above=0, most=1))
     """Dice from which a reference vertebra counts as found."""
     resamples: int = bounded(10_000, FROM_1)
     """Resamples of the patients that the 95 % intervals are made of. With 10,000, chance moves a limit by
@@ -505,7 +458,8 @@ class EvaluationSettings(CheckedSettings):
 
 def settings_as_json(settings: Any) -> dict[str, Any]:
     """Give a settings object as a dictionary that JSON can hold, with its class name as "stage"."""
-    return {"stage": type(settings).__name__, **_plain(dataclasses.asdict(settings))}
+    text = json.dumps({"stage": type(settings).__name__, **dataclasses.asdict(settings)}, default=os.fspath)
+    return json.loads(text)
 
 
 def save_settings(settings: Any, directory: Path, **facts: Any) -> Path:
@@ -526,8 +480,8 @@ def save_settings(settings: Any, directory: Path, **facts: Any) -> Path:
         The file written.
     """
     path = directory / SETTINGS_FILE
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps({**settings_as_json(settings), **_plain(facts)}, indent=2) + "\n")
+    content = {**settings_as_json(settings), **facts}
+    write_text_whole(path, json.dumps(content, indent=2, default=os.fspath) + "\n")
     return path
 
 
@@ -588,11 +542,3 @@ def worker_count(workers: int) -> int:
     if workers:
         return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -257,11 +257,11 @@ def heatmap_settings(**changes):
 
 def test_the_labelling_network_learns_from_no_mask_alone(data):
     settings = preset_settings(LabellingTrainingSettings, "starter")
-    for groups in (epochs.labelling_groups(data, settings), epochs.labelling_groups(data, None)):
+    for groups in (epochs.segmentation_groups(data, settings), epochs.segmentation_groups(data, None)):
         (items,) = groups
         assert {data.vertebrae[item].case for item in items} == set(data.columns) - {"sub-m"}
     whole = dataclasses.replace(settings, examples_per_epoch=0)
-    groups = epochs.labelling_groups(data, whole)
+    groups = epochs.segmentation_groups(data, whole)
     assert epochs.examples_of_groups(groups, whole) == len(groups[0])
 
 

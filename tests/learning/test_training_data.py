@@ -170,13 +170,13 @@ def with_a_mask_alone(tmp_path):
 def test_cases_take_part_that_examples_are_made_of(tmp_path, mixture, expected):
     data, held_out = with_a_mask_alone(tmp_path)
     settings = examples.training_settings(tmp_path, mixture=mixture)
-    found = training_data.segmentation_case_facts(data, held_out, settings)
+    found = training_data.case_facts(data, held_out, settings)
     assert found == {"training_cases": expected, "validation_cases": ["sub-c"]}
 
 
 def test_levels_are_learned_from_cases_with_a_ct(tmp_path):
     settings = preset_settings(LabellingTrainingSettings, "small")
-    found = training_data.segmentation_case_facts(*with_a_mask_alone(tmp_path), settings)
+    found = training_data.case_facts(*with_a_mask_alone(tmp_path), settings)
     assert found == {"training_cases": ["sub-a"], "validation_cases": ["sub-c"]}
 
 
@@ -184,7 +184,7 @@ def test_the_facts_of_heatmap_cases(tmp_path):
     cases, held_out, _ = training_data.read_heatmap_splits(examples.write_heatmap_stage(tmp_path), Alone())
     for mixture, expected in ((None, ["sub-a", "sub-b"]), ((1, 1, 0, 0), ["sub-a", "sub-b"])):
         settings = heatmap_settings(tmp_path, mixture=mixture)
-        found = training_data.heatmap_case_facts(cases, held_out, settings)
+        found = training_data.case_facts(cases, held_out, settings)
         assert found == {"training_cases": expected, "validation_cases": ["sub-c"]}
 
 

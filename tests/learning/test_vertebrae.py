@@ -8,8 +8,8 @@ from scipy import ndimage
 from utils.imaging.crops import block_of_patch
 from utils.learning import augment, vertebrae
 from utils.learning.vertebrae import NOTHING_LEFT, Target
+from utils.presets import preset_settings
 from utils.settings import SegmentationTrainingSettings as Settings
-from utils.settings import preset_settings
 from utils.verse.labels import CODES
 
 WALK, PAPER = Settings(patch_kinds="walk"), Settings(patch_kinds="paper")

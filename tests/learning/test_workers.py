@@ -36,4 +36,4 @@ def test_two_workers_train_one_network(tmp_path):
     assert round(row["examples_per_second"] * row["seconds"]) == 5
     settings = json.loads((directory / "settings.json").read_text())
     assert (settings["replica_count"], settings["computed_in"]) == (2, "float32")
-    assert (directory / "best.keras").is_file()
+    assert (directory / "best.weights.h5").is_file()

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from ML_3D_Unet.utils.train import Trainer
 from tests.learning import examples
-from utils.learning import training
+from utils.learning import models, training
+from utils.settings import load_settings
 
 
 def stop_after_first_epoch(self, *arguments):
@@ -31,11 +31,12 @@ save_epoch = Trainer._save_epoch
 
 
 def differing_weights(folder: Path) -> int:
-    pair = [
-        keras.models.load_model(folder / name / "models" / "segmentation" / "last.keras", compile=False)
-        for name in ("whole", "broken")
-    ]
-    weights = [model.get_weights() for model in pair]
+    weights = []
+    for name in ("whole", "broken"):
+        directory = folder / name / "models" / "segmentation"
+        network = models.build_network(load_settings(directory), source=directory)
+        network.load_weights(directory / "last.weights.h5")
+        weights.append(network.get_weights())
     return sum(not np.array_equal(a, b) for a, b in zip(*weights))
 
 

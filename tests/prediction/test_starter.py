@@ -12,7 +12,7 @@ from utils.prediction.derivatives import MASK_SUFFIX, case_path
 from utils.prediction.networks import STARTER_DIR
 from utils.prediction.predict import infer
 from utils.settings import InferenceSettings
-from utils.synthetic.phantom import make_phantom
+from utils.synthetic.phantom.make import make_phantom
 from utils.verse.labels import code_of_name
 
 REFERENCE = Path(__file__).with_name("starter_reference.nii.gz")

@@ -14,15 +14,14 @@ import pytest
 
 from tests.imaging.examples import DATA, NO_DATA, real_tree, save, two_vertebrae, write_case
 from utils.imaging.centroids import read_centroids
-from utils.imaging.grids import transform_points, working_grid
+from utils.imaging.grids import working_grid
 from utils.imaging.nifti import open_memory_map, read_ct, write_volume
 from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
-from utils.imaging.volume import Volume
 from utils.preparation import prepare, working_case
 from utils.preparation.own_cases import add_own_case
 from utils.preparation.prepare import prepare_heatmap, prepare_segmentation
 from utils.preparation.prepared import is_mask_alone, origin_of, spacing_folder
-from utils.preparation.working_case import VERTEBRA_COLUMNS, labels_at_border, prepared_table, spine_grid
+from utils.preparation.working_case import VERTEBRA_COLUMNS
 from utils.settings import DataSettings, HeatmapPreparationSettings, SegmentationPreparationSettings
 from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.verse.cases import Case
@@ -123,18 +122,6 @@ def test_vertebra_rows_worked_out_by_hand(tmp_path):
     assert tuple(t13) == VERTEBRA_COLUMNS
 
 
-def test_labels_at_any_of_the_six_faces():
-    mask = np.zeros((5, 5, 5), np.uint8)
-    mask[2, 2, 2] = 9
-    for code, voxel in enumerate([(0, 2, 2), (4, 2, 2), (2, 0, 2), (2, 4, 2), (2, 2, 0), (2, 2, 4)], start=1):
-        mask[voxel] = code
-    assert labels_at_border(Volume(mask, np.eye(4))) == {1, 2, 3, 4, 5, 6}
-
-
-def test_a_table_of_an_empty_mask_is_empty():
-    assert prepared_table("sub-a", Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4)), at_border=set()) == []
-
-
 def test_heatmap_files_hold_the_small_grid(tmp_path):
     paths = write_case(tmp_path / "data", "sub-a01_dir-ax")
     assert prepare_heatmap(heatmap(tmp_path, heatmap_shape=(64, 64, 128))) == 0
@@ -209,56 +196,6 @@ def test_a_killed_process_is_a_bad_case_and_no_traceback(tmp_path, capsys, monke
     assert prepare_segmentation(segmentation(tmp_path)) == 1
     said = capsys.readouterr().err
     assert "_ct.nii.gz: expected to be prepared, found a process that was killed." in said
-
-
-# The part of the scan that is kept
-
-
-def column(centres, *, shape, spacing_mm, half=2):
-    """A mask (P, R, I) of cubes with labels from 8 up, around voxels."""
-    mask = np.zeros(shape, np.uint8)
-    for code, centre in enumerate(centres, 8):
-        mask[tuple(slice(c - half, c + half + 1) for c in centre)] = code
-    affine = np.zeros((4, 4))
-    affine[[1, 0, 2], [0, 1, 2]] = [-spacing_mm, spacing_mm, -spacing_mm]  # P is -y, R is x, I is -z
-    affine[3, 3] = 1
-    return Volume(mask, affine)
-
-
-def test_the_part_that_is_kept_worked_out_by_hand():
-    mask = column([(30, 40, 20), (34, 44, 50)], shape=(80, 90, 100), spacing_mm=2.0)
-    grid = spine_grid(mask, 2.0, margin_mm=20.0)  # 10 voxels around 30-34, 40-44, 20-50
-    whole = working_grid(mask.grid, 2.0)
-    begin = transform_points([[0, 0, 0]], grid.affine, whole.affine)
-    np.testing.assert_allclose(begin, [[20, 30, 10]], atol=1e-9)
-    assert grid.shape == (25, 25, 51)
-    np.testing.assert_allclose(grid.spacing_mm, 2.0)
-
-
-def test_the_part_that_is_kept_ends_with_the_scan_and_holds_every_label():
-    mask = column([(30, 3, 97)], shape=(80, 90, 100), spacing_mm=1.0)
-    whole = working_grid(mask.grid, 1.0)
-    assert spine_grid(mask, 1.0, margin_mm=200.0).shape == whole.shape
-    grid = spine_grid(mask, 1.0, margin_mm=0.0)
-    labels = resample_labels(mask, grid)
-    assert np.count_nonzero(labels.data) == 125
-    begin = transform_points([[0, 0, 0]], grid.affine, whole.affine)
-    assert (begin <= [[28, 1, 95]]).all() and max(grid.shape) <= 8
-
-
-@pytest.mark.parametrize("spacing_mm", [1.0, 2.0])
-def test_what_is_kept_are_voxels_of_the_whole(spacing_mm):
-    mask = column([(30, 40, 20), (34, 44, 50)], shape=(80, 90, 100), spacing_mm=0.8)
-    ct = Volume(np.random.default_rng(0).integers(-900, 900, mask.shape).astype(np.int16), mask.affine)
-    grid = spine_grid(mask, spacing_mm, margin_mm=9.0)
-    whole, part = working_ct(ct, spacing_mm), working_ct(ct, spacing_mm, grid=grid)
-    begin = np.rint(transform_points([[0, 0, 0]], grid.affine, whole.affine)[0]).astype(int)
-    box = tuple(slice(b, b + n) for b, n in zip(begin, part.shape))
-    assert part.data.size < whole.data.size / 4
-    np.testing.assert_allclose(part.data, whole.data[box], atol=2e-3)
-    labels = resample_labels(mask, working_grid(mask.grid, spacing_mm))
-    np.testing.assert_array_equal(resample_labels(mask, grid).data, labels.data[box])
-    assert np.count_nonzero(labels.data) == np.count_nonzero(labels.data[box])
 
 
 # Incomplete cases

@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from utils.synthetic.phantom import (
-    RIB,
-    acquire,
-    cut_codes,
-    draw_acquisition,
-    draw_anatomy,
-    draw_storage,
-    draw_tissue,
-    grid_of,
-    make_phantom,
-    make_tissue,
-    render_tissue,
-    whole_codes,
-)
+from utils.synthetic.phantom.acquisition import acquire, cut_codes, draw_acquisition, grid_of, whole_codes
+from utils.synthetic.phantom.anatomy import draw_anatomy
+from utils.synthetic.phantom.make import STEP_MM, draw_scan, draw_storage, make_phantom
+from utils.synthetic.phantom.skeleton import RIB
+from utils.synthetic.phantom.tissue import render_tissue
+from utils.synthetic.phantom.values import draw_tissue
 from utils.verse.labels import LEVEL_NAMES, T13_CODE, code_of_name, name_of_code, rank_of_code, region_of_code
 
 # From C3 and small to C2 and large, and so on; clinical masks have 13-20, 18-41 and 38-62 cm3.
@@ -35,6 +27,19 @@ def phantoms():
         make_phantom(7, subject=n, style="2019", whole=(code_of_name(first), code_of_name(last)))
         for n, (first, last) in enumerate([("C1", "C6"), ("T4", "T9"), ("T12", "L5")])
     ]
+
+
+def make_tissue(seed, first, last, step_mm=STEP_MM):
+    """The body that a phantom of these vertebrae is scanned from."""
+    whole = (code_of_name(first), code_of_name(last))
+    anatomy, scan, values = draw_scan(seed, 0, 0, style="2019", whole=whole)
+    return render_tissue(anatomy, values, grid_of(scan, step_mm))
+
+
+def voxel_points(phantom):
+    """Body centres as voxel indices, by code."""
+    inverse = np.linalg.inv(phantom.affine)
+    return {code: nib.affines.apply_affine(inverse, point) for code, point in phantom.points}
 
 
 def joints_between_neighbours(phantom):
@@ -71,7 +76,7 @@ def test_most_facets_come_within_a_millimetre_of_the_neighbour(phantoms):
 
 
 def test_ribs_have_the_intensities_of_vertebrae():
-    tissue = make_tissue(3, whole=(code_of_name("T5"), code_of_name("T8")), style="2019")
+    tissue = make_tissue(3, "T5", "T8")
     bins = np.arange(-200, 1500, 50)
     rib, _ = np.histogram(tissue.hu[tissue.region == RIB], bins)
     vertebra, _ = np.histogram(tissue.hu[tissue.labels > 0], bins)
@@ -82,7 +87,7 @@ def test_ribs_have_the_intensities_of_vertebrae():
 def test_soft_tissue_reaches_the_intensities_of_cancellous_bone():
     reaching = 0
     for seed in range(4):
-        tissue = make_tissue(seed, whole=(code_of_name("T11"), code_of_name("L2")), style="2019", step_mm=1.5)
+        tissue = make_tissue(seed, "T11", "L2", step_mm=1.5)
         inside = ndimage.binary_erosion(tissue.labels > 0, iterations=2)
         low, high = np.percentile(tissue.hu[inside], [10, 90])
         far_from_bone = ~ndimage.binary_dilation(tissue.region > 0, iterations=3)
@@ -117,7 +122,7 @@ def test_a_cut_vertebra_is_seen_but_not_labelled(phantoms):
         assert labels == set(phantom.whole) == {code for code, _ in phantom.points}
         assert not labels & set(phantom.cut)
         for code in phantom.cut:
-            part = phantom.part_of_cut(code)
+            part = phantom.bone == code
             seen += part.sum() > 200 and np.percentile(phantom.ct[part], 75) > 150
     assert seen >= 3
 
@@ -155,7 +160,7 @@ def test_points_lie_in_the_vertebra_they_name_in_native_grids(style):
 
 
 def assert_points_lie_in_their_vertebrae(phantom):
-    for code, voxel in phantom.voxel_points().items():
+    for code, voxel in voxel_points(phantom).items():
         found = phantom.mask[tuple(np.rint(voxel).astype(int))]
         # C1 has no body: its point may lie in the dens of C2.
         assert found == code or (code == 1 and found in (0, 2)), name_of_code(code)
@@ -163,7 +168,7 @@ def assert_points_lie_in_their_vertebrae(phantom):
 
 def test_discs_are_visible_between_the_bodies(phantoms):
     for phantom in phantoms:
-        points = phantom.voxel_points()
+        points = voxel_points(phantom)
         for upper, lower in pairwise([code for code in phantom.whole if code > 1]):
             way = np.linspace(points[upper], points[lower], 60)
             profile = ndimage.map_coordinates(phantom.mask, way.T, order=0)
@@ -272,5 +277,5 @@ def test_storage_changes_nothing_of_what_a_scan_shows(axes):
         )
         np.testing.assert_array_equal(before.dataobj, after.dataobj)
         np.testing.assert_allclose(before.affine, after.affine, atol=1e-9)
-    for code, index in stored.voxel_points().items():
+    for code, index in voxel_points(stored).items():
         assert stored.mask[tuple(np.rint(index).astype(int))] == code

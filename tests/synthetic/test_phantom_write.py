@@ -9,9 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from utils.synthetic.phantom import make_phantom, plan_data_set, plan_variants, write, write_phantom_data_set
+from utils.synthetic.phantom import write
+from utils.synthetic.phantom.make import make_phantom
 from utils.synthetic.phantom.record import enter_phantoms
 from utils.synthetic.phantom.variants import VARIANTS, choose_spines, variant_of
+from utils.synthetic.phantom.write import plan_data_set, plan_variants, write_phantom_data_set
 from utils.verse.cases import index_cases, subject_of
 
 COUNTS = (4, 1, 1)

@@ -209,7 +209,7 @@ def read_inputs(settings: DistillationSettings, chosen: Runtime) -> Inputs:
     data, held_out, bad = training_data.read_segmentation_splits(
         folder, chosen, exclude=settings.exclude, also_without=student.exclude
     )
-    facts |= training_data.segmentation_case_facts(data, held_out, student)
+    facts |= training_data.case_facts(data, held_out, student)
     names = ("distillation_weight", "distillation_voxels")
     teacher_facts = {name: getattr(settings, name) for name in names}
     teacher_facts["teacher_sha256"] = sha256_of(model_file(directory))

@@ -46,7 +46,8 @@ def extract_archive(archive: Path, data_dir: Path) -> list[str]:
         with zipfile.ZipFile(archive) as opened:
             members = case_members(opened, (archive.stem,), name=str(archive))
             put = partial(_put_member, opened, data_dir)
-            return extract_members(tqdm(members, desc=archive.name, unit="file"), put, name=str(archive))
+            bar = tqdm(members, desc=archive.name, unit="file")
+            return extract_members(bar, put, name=str(archive))[0]
     except ValueError as error:
         return [str(error)]
     except ARCHIVE_ERRORS as error:
@@ -91,9 +92,13 @@ def case_members(
 
 def extract_members(
     members: Sequence[Member], put: Callable[[zipfile.ZipInfo, CaseFile], None], *, name: str
-) -> list[str]:
-    """Put members to their places; give a line for one that is broken, or differs from one already put."""
+) -> tuple[list[str], bool]:
+    """Put members to their places.
+
+    Gives a line for every one that is broken or differs from one already put, and whether any is broken.
+    """
     bad: list[str] = []
+    is_broken = False
     checksums: dict[Path, int] = {}
     for member, file in members:
         place = place_of(file, Path())
@@ -104,7 +109,8 @@ def extract_members(
             put(member, file)
         except ARCHIVE_ERRORS as error:
             bad.append(f"{name}: expected a whole {member.filename}, found a broken one ({error}).")
-    return bad
+            is_broken = True
+    return bad, is_broken
 
 
 def is_safe(member: zipfile.ZipInfo) -> bool:

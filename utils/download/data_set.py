@@ -19,15 +19,7 @@ from utils.download.archives import extract_archive, is_safe, place_of, put_stre
 from utils.download.selection import NONCOMMERCIAL_PREFIX
 from utils.download.sources import from_osf, from_zips
 from utils.settings import DataSettings
-from utils.verse.cases import (
-    SPLITS,
-    Case,
-    case_files,
-    index_cases,
-    is_of_older_release,
-    subjects_in_several_splits,
-    visible_files,
-)
+from utils.verse import cases
 
 __all__ = ["SOURCES", "extract_archive", "from_disk", "get_data", "is_safe", "wrong_settings"]
 
@@ -63,55 +55,51 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
         bad = known.get(settings.source, from_disk)(settings)
         for line in bad:
             print(line, file=sys.stderr)
-        cases = index_cases(settings.data_dir)
+        series = cases.index_cases(settings.data_dir)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
         return _INTERRUPTED
-    for line in warnings_about(cases):
+    for line in warnings_about(series):
         print(line, file=sys.stderr)
-    print("\n".join(series_per_split(cases)))
+    print("\n".join(series_per_split(series)))
     return 1 if bad and not settings.skip_bad else 0
 
 
 def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
     """Say what is wrong with a command line, "" if nothing is. A path need not exist to be right."""
-    names = sorted(known)
-    is_path = Path(settings.source).exists() or len(Path(settings.source).parts) > 1
-    if settings.source not in names and not is_path and not Path(settings.source).suffix:
-        return f"--source: expected {', '.join(names)} or a path, received {settings.source!r}."
+    source, names = settings.source, sorted(known)
+    is_path = Path(source).exists() or len(Path(source).parts) > 1
+    if source not in names and not is_path and not Path(source).suffix:
+        return f"--source: expected {', '.join(names)} or a path, received {source!r}."
     has_pair = settings.mask is not None and (settings.ct or settings.key) is not None
-    if settings.source == "pairs" and not has_pair:
+    if source == "pairs" and not has_pair:
         return "--source pairs: expected both --ct and --mask, or --mask and --key for a mask alone."
-    if settings.source != "pairs" and (settings.ct or settings.mask):
-        return f"--ct and --mask: expected with --source pairs only, received --source {settings.source}."
-    if settings.source != "pairs" and settings.key:
-        return f"--key: expected with --source pairs only, received --source {settings.source}."
-    if settings.source != "phantom" and settings.phantoms != DataSettings.phantoms:
-        return f"--phantoms: expected with --source phantom only, received --source {settings.source}."
-    if settings.source != "phantom" and settings.variants:
-        return f"--variants: expected with --source phantom only, received --source {settings.source}."
-    return _wrong_download(settings)
-
-
-def _wrong_download(settings: DataSettings) -> str:
-    """Say which options of the sources that download do not fit the source or each other."""
-    asked = {
-        "--subset": settings.subset != "all",
-        "--split": settings.split is not None and settings.source != "pairs",
-        "--subjects": bool(settings.subjects),
-        "--exclude-noncommercial": settings.exclude_noncommercial,
-        "--verify": settings.verify,
-    }
-    used = [option for option, is_asked in asked.items() if is_asked]
-    if used and settings.source not in ("osf", "zip"):
-        return f"{used[0]}: expected with --source osf or zip only, received --source {settings.source}."
+    for option, takers, is_asked in _options_of_sources(settings):
+        if is_asked and source not in takers:
+            return f"{option}: expected with --source {' or '.join(takers)} only, received --source {source}."
     barred = [name for name in settings.subjects if name.casefold().startswith(NONCOMMERCIAL_PREFIX)]
     if barred and settings.exclude_noncommercial:
         return f"--subjects: expected none that --exclude-noncommercial leaves out, received {barred[0]}."
     return _wrong_address(settings)
+
+
+def _options_of_sources(settings: DataSettings) -> list[tuple[str, tuple[str, ...], bool]]:
+    """Name the options that fit some sources alone, with these sources and whether it is given."""
+    downloads = ("osf", "zip")
+    return [
+        ("--ct and --mask", ("pairs",), bool(settings.ct or settings.mask)),
+        ("--key", ("pairs",), bool(settings.key)),
+        ("--phantoms", ("phantom",), settings.phantoms != DataSettings.phantoms),
+        ("--variants", ("phantom",), settings.variants is not None),
+        ("--subset", downloads, settings.subset != "all"),
+        ("--split", downloads, settings.split is not None and settings.source != "pairs"),
+        ("--subjects", downloads, bool(settings.subjects)),
+        ("--exclude-noncommercial", downloads, settings.exclude_noncommercial),
+        ("--verify", downloads, settings.verify),
+    ]
 
 
 def _wrong_address(settings: DataSettings) -> str:
@@ -119,16 +107,12 @@ def _wrong_address(settings: DataSettings) -> str:
         return f"--zip-url: expected with --source zip only, received --source {settings.source}."
     if settings.source == "zip" and settings.zip_url is None:
         return "--source zip: expected --zip-url, the address of the folder that holds the archives."
-    option, address = {"zip": ("--zip-url", settings.zip_url), "osf": ("--api-url", settings.api_url)}.get(
-        settings.source, ("", "http://none")
-    )
-    parts = urlsplit(address or "")
-    is_address = parts.scheme in ("http", "https") and bool(parts.netloc)
-    return (
-        ""
-        if is_address
-        else f"{option}: expected an address such as https://host/path, received {address!r}."
-    )
+    addresses = {"zip": ("--zip-url", settings.zip_url), "osf": ("--api-url", settings.api_url)}
+    option, address = addresses.get(settings.source, ("", "http://none"))
+    parts = urlsplit(address)
+    if parts.scheme in ("http", "https") and parts.netloc:
+        return ""
+    return f"{option}: expected an address such as https://host/path, received {address!r}."
 
 
 def from_disk(settings: DataSettings) -> list[str]:
@@ -150,10 +134,10 @@ def from_disk(settings: DataSettings) -> list[str]:
     if not source.is_dir():
         found = "a file of another kind" if source.exists() else "nothing there"
         raise ValueError(f"{source}: expected a folder or a zip archive, found {found}.")
-    archives = [path for path in visible_files(source) if path.suffix.lower() == ".zip"]
-    files = list(case_files(source))
-    if files or any(is_of_older_release(path) for path in visible_files(source)):
-        index_cases(source)  # Refuses files that contradict each other before any is copied.
+    archives = [path for path in cases.visible_files(source) if path.suffix.lower() == ".zip"]
+    files = list(cases.case_files(source))
+    if files or any(cases.is_of_older_release(path) for path in cases.visible_files(source)):
+        cases.index_cases(source)  # Refuses files that contradict each other before any is copied.
     if not archives and not files:
         raise ValueError(
             f"{source}: expected VerSe files (sub-*_ct.nii.gz, ...) or zip archives, found none."
@@ -164,26 +148,26 @@ def from_disk(settings: DataSettings) -> list[str]:
     return [line for archive in archives for line in extract_archive(archive, settings.data_dir)]
 
 
-def series_per_split(cases: list[Case]) -> list[str]:
+def series_per_split(series: list[cases.Case]) -> list[str]:
     """Say in a line a split how many series there are and how many of them have CT and mask."""
-    names = [name for name in (*SPLITS, "") if any(case.split == name for case in cases)]
     lines = []
-    for name in names:
-        complete = [case.complete for case in cases if case.split == name]
-        lines.append(f"{name or 'no split'}: {len(complete)} series, {sum(complete)} with CT and mask")
+    for name in (*cases.SPLITS, ""):
+        complete = [case.complete for case in series if case.split == name]
+        if complete:
+            lines.append(f"{name or 'no split'}: {len(complete)} series, {sum(complete)} with CT and mask")
     return lines
 
 
-def warnings_about(cases: list[Case]) -> list[str]:
+def warnings_about(series: list[cases.Case]) -> list[str]:
     """Name the incomplete series, and the patients that stand in several splits."""
     incomplete = [
         f"Warning: {case.key} ({case.split or 'no split'}) is incomplete: no {', no '.join(case.missing())}."
-        for case in cases
+        for case in series
         if not case.complete
     ]
     shared = [
         f"Warning: {subject} is in several splits: {', '.join(name or 'no split' for name in splits)}."
-        for subject, splits in subjects_in_several_splits(cases).items()
+        for subject, splits in cases.subjects_in_several_splits(series).items()
     ]
     return incomplete + shared
 

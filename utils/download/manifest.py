@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from utils.files import written_whole
+from utils.files import write_text_whole
 
 MANIFEST = "manifest.json"
 #: Bytes read or written at once: small beside a file, so that progress moves and Ctrl-C is heard.
@@ -86,8 +86,7 @@ class Manifest:
             "files": [self.files[path] for path in sorted(self.files)],
             "archives": [self.archives[source] for source in sorted(self.archives)],
         }
-        with written_whole(self._path, durably=True) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        write_text_whole(self._path, json.dumps(content, indent=1) + "\n", durably=True)
 
 
 def size_on_disk(path: Path) -> int:

@@ -20,7 +20,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from tqdm import tqdm
 
 from utils.download.remote import Client, RemoteFile
-from utils.files import written_whole
+from utils.files import write_text_whole
 
 #: Nodes of the data structured by subject, by the last digits of the year (parents: nqjyw and t98fz).
 NODES = {"19": "jtfa5", "20": "4skx2"}
@@ -58,8 +58,7 @@ class Pages:
         except (OSError, ValueError):
             pass  # Not there, or not readable: got again.
         page = self._client.page(url)
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(page))
+        write_text_whole(path, json.dumps(page))
         return page
 
     def forget(self) -> None:

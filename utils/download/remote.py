@@ -24,7 +24,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from utils.download.manifest import CHUNK, size_on_disk
-from utils.files import hash_file, written_whole
+from utils.files import hash_file, write_text_whole
 
 Result = TypeVar("Result")
 
@@ -369,8 +369,7 @@ def _note(remote: RemoteFile) -> dict[str, Any]:
 
 def _begin(remote: RemoteFile, part: Path) -> None:
     discard(part)
-    with written_whole(note_of(part)) as temporary:
-        temporary.write_text(json.dumps(_note(remote)))
+    write_text_whole(note_of(part), json.dumps(_note(remote)))
     part.touch()
 
 

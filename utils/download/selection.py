@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.settings import DataSettings
-from utils.verse.cases import SPLITS, CaseFile, parse_case_file
+from utils.verse.cases import SPLITS, CaseFile, parse_case_file, part_of_folder
 
 #: Series of other scanners, added in 2020 under CC BY-NC-ND instead of CC BY-SA.
 NONCOMMERCIAL_PREFIX = "sub-gl"
@@ -77,11 +77,21 @@ def split_of(folders: Sequence[str]) -> str:
 
 def part_of(folders: Sequence[str]) -> tuple[int | None, str]:
     """Give the part of VerSe, year and split, that the innermost of some folders names, or (None, "")."""
-    files = [CaseFile(Path(), "", "", "", folder) for folder in reversed(folders)]
-    return next(((file.year, file.split) for file in files if file.split), (None, ""))
+    parts = map(part_of_folder, reversed(folders))
+    return next((part for part in parts if part[1]), (None, ""))
 
 
-def case_file_at(path: str) -> CaseFile | None:
+def lines_about_homeless(name: str, paths: Sequence[str], *, example: str) -> list[str]:
+    """Give a line about VerSe files that lie outside of folders of splits, none if there are no such."""
+    if not paths:
+        return []
+    return [
+        f"{name}: expected folders that name a split ({example}, ...), found {len(paths)} files outside of "
+        f"them, such as {paths[0]}."
+    ]
+
+
+def case_file_at(path: str, *, year: str = "") -> CaseFile | None:
     """Read what a path in the layout of VerSe, relative and with "/", says; None if it is no VerSe file."""
     *folders, name = path.split("/")
-    return parse_case_file(Path(name), folders)
+    return parse_case_file(Path(name), with_year(folders, year))

@@ -14,12 +14,12 @@ from utils.download.archives import place_of
 from utils.download.manifest import Manifest, size_on_disk
 from utils.download.osf import BAR_DELAY_S, NODES, TOKEN_VARIABLE, Pages, list_files
 from utils.download.remote import PATIENCE, Client, Patience, RemoteFile, note_of
-from utils.download.selection import Selection, case_file_at, split_of, with_year
+from utils.download.selection import Selection, case_file_at, lines_about_homeless, with_year
 from utils.download.transfer import PAGES_FOLDER, Job, Run, alone_in, check_room, print_line, tidy, work
 from utils.download.unpacking import archive_jobs
 from utils.files import flush_to_disk, hash_file, sha256_of
 from utils.settings import DataSettings
-from utils.verse.cases import SPLITS, parse_case_file
+from utils.verse.cases import SPLITS
 
 #: The archives of the restructured release, by the last digits of the year.
 ARCHIVES = {year: tuple(f"dataset-verse{year}{split}.zip" for split in SPLITS) for year in ("19", "20")}
@@ -118,9 +118,7 @@ def _osf_jobs(run: Run) -> list[Job]:
     for year in _years(run.settings):
         files = list_files(pages, run.settings.api_url, NODES[year], enters=partial(_enters, run, year))
         archives = [remote for remote in files if remote.name.lower().endswith(".zip")]
-        jobs += archive_jobs(
-            run, [(remote, _folders(remote, year, archive=True)) for remote in archives], year
-        )
+        jobs += archive_jobs(run, archives, year)
         found = _claim_places(run, files, year, claims)
         if not archives and not found and not (run.selection.subjects or run.selection.split):
             run.bad.append(_nothing_of_verse(NODES[year], files))
@@ -133,10 +131,8 @@ def _osf_jobs(run: Run) -> list[Job]:
 
 def _zip_jobs(run: Run) -> list[Job]:
     names = [name for year in _years(run.settings) for name in ARCHIVES[year]]
-    names = [name for name in names if run.selection.wants_split(split_of([Path(name).stem]))]
     top = (run.settings.zip_url or "").rstrip("/")
-    archives = [(RemoteFile(name, f"{top}/{name}"), (Path(name).stem,)) for name in names]
-    return archive_jobs(run, archives, "")
+    return archive_jobs(run, [RemoteFile(name, f"{top}/{name}") for name in names], "")
 
 
 def _years(settings: DataSettings) -> list[str]:
@@ -149,25 +145,15 @@ def _enters(run: Run, year: str, folders: Sequence[str]) -> bool:
     return run.selection.enters(with_year(folders, year))
 
 
-def _folders(remote: RemoteFile, year: str, *, archive: bool = False) -> tuple[str, ...]:
-    path = Path(remote.name.strip("/"))
-    return with_year((*path.parts[:-1], *([path.stem] if archive else [])), year)
-
-
 def _claim_places(
     run: Run, files: Iterable[RemoteFile], year: str, claims: dict[Path, list[RemoteFile]]
 ) -> int:
     """Note which files belong to which place, and count the VerSe files; those of no split are bad."""
-    read = [
-        (remote, parse_case_file(Path(Path(remote.name).name), _folders(remote, year))) for remote in files
-    ]
+    read = [(remote, case_file_at(remote.name.strip("/"), year=year)) for remote in files]
     cases = [(remote, file) for remote, file in read if file is not None]
     homeless = [remote.name for remote, file in cases if not file.split]
-    if homeless:
-        run.bad.append(
-            f"{NODES[year]}: expected folders that name a split (dataset-verse{year}training, training, "
-            f"...), found {len(homeless)} files outside of them, such as {homeless[0]}."
-        )
+    example = f"dataset-verse{year}training, training"
+    run.bad += lines_about_homeless(NODES[year], homeless, example=example)
     for remote, file in cases:
         if file.split and run.wants(file):
             claims.setdefault(place_of(file, run.data_dir), []).append(remote)
@@ -182,10 +168,8 @@ def _nothing_of_verse(node: str, files: Sequence[RemoteFile]) -> str:
 def _file_jobs(run: Run, place: Path, remotes: Sequence[RemoteFile]) -> list[Job]:
     """Give the download of a file that is not there yet: one or none."""
     remote = remotes[0]
-    other = next(
-        (other for other in remotes if not other.identity or other.identity != remote.identity), None
-    )
-    if len(remotes) > 1 and other is not None:
+    identities = {other.identity for other in remotes}
+    if len(remotes) > 1 and (len(identities) > 1 or "" in identities):
         names = " and ".join(remote.name for remote in remotes)
         run.bad.append(
             f"{run.manifest.path_of(place)}: expected one file, found several that differ: {names}."
@@ -230,18 +214,16 @@ def _settle_file(run: Run, remote: RemoteFile, place: Path, sha256: str) -> None
 def _name_unmet(run: Run) -> list[str]:
     """Name what was asked for and is nowhere; not after failures, which explain it better."""
     if run.only is not None:
-        left = {path: found for path in run.only if (found := fault_of(run.manifest, path))}
         return [
             f"{path}: {found}; --source {run.settings.source} did not bring it again."
-            for path, found in left.items()
+            for path in run.only
+            if (found := fault_of(run.manifest, path))
         ]
-    unmet = sorted(subject for subject in run.selection.subjects if subject not in run.met)
+    unmet = sorted(set(run.selection.subjects) - run.met)
+    if run.bad or not unmet:
+        return []
     where = f" {run.selection.split}" if run.selection.split else ""
-    return (
-        []
-        if run.bad or not unmet
-        else [f"--subjects: expected subjects of the data set{where}, found no {', no '.join(unmet)}."]
-    )
+    return [f"--subjects: expected subjects of the data set{where}, found no {', no '.join(unmet)}."]
 
 
 def fault_of(manifest: Manifest, path: str, *, report_bytes: Callable[[int], None] | None = None) -> str:

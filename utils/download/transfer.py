@@ -146,7 +146,7 @@ def check_room(data_dir: Path, jobs: Sequence[Job], *, connections: int) -> None
     ValueError
         If there is too little room.
     """
-    missing = [(job, _missing_bytes(job)) for job in jobs]
+    missing = [(job, max(0, (job.remote.size or 0) - _resumable(job))) for job in jobs]
     files = sum(size for job, size in missing if not _is_archive(job))
     archives = sum(sorted((size for job, size in missing if _is_archive(job)), reverse=True)[:connections])
     unpacked = sum(job.unpacked for job in jobs)
@@ -170,10 +170,8 @@ def work(run: Run, jobs: Sequence[Job]) -> None:
         total=total, initial=there, desc="download", unit="B", unit_scale=True, delay=BAR_DELAY_S
     ) as bar:
         crew = _Crew(run, jobs, bar)
-        threads = [
-            threading.Thread(target=crew.work, daemon=True)
-            for _ in range(min(run.settings.connections, len(jobs)))
-        ]
+        count = min(run.settings.connections, len(jobs))
+        threads = [threading.Thread(target=crew.work, daemon=True) for _ in range(count)]
         try:
             for thread in threads:
                 thread.start()
@@ -291,10 +289,6 @@ def _is_archive(job: Job) -> bool:
 
 def _resumable(job: Job) -> int:
     return resumable_bytes(job.remote, job.part)
-
-
-def _missing_bytes(job: Job) -> int:
-    return max(0, (job.remote.size or 0) - _resumable(job))
 
 
 def print_line(line: str) -> None:

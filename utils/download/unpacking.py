@@ -12,17 +12,20 @@ from pathlib import Path
 from utils.download.archives import ARCHIVE_ERRORS, Member, case_members, extract_members, place_of
 from utils.download.manifest import CHUNK, size_on_disk
 from utils.download.remote import RemoteFile, Stopped, Unreachable, discard
-from utils.download.selection import case_file_at, part_of, split_of
+from utils.download.selection import case_file_at, lines_about_homeless, part_of, split_of, with_year
 from utils.download.transfer import ARCHIVES_FOLDER, BrokenArchive, Job, Run, note_failure
 from utils.files import sha256_of, written_whole
 from utils.verse.cases import CaseFile
 
 
-def archive_jobs(run: Run, archives: Iterable[tuple[RemoteFile, tuple[str, ...]]], year: str) -> list[Job]:
+def archive_jobs(run: Run, archives: Iterable[RemoteFile], year: str) -> list[Job]:
     """Give the downloads of the archives that hold something which is asked for and not there."""
     jobs = []
-    for remote, folders in archives:
-        part = run.data_dir / ARCHIVES_FOLDER / f"{_short(remote.url)}-{Path(remote.name).name}.part"
+    for remote in archives:
+        path = Path(remote.name.strip("/"))
+        folders = with_year((*path.parts[:-1], path.stem), year)
+        short = hashlib.sha256(remote.url.encode()).hexdigest()[:8]
+        part = run.data_dir / ARCHIVES_FOLDER / f"{short}-{path.name}.part"
         if not run.selection.wants_split(split_of(folders)):
             continue
         if not _is_needed(run, remote.url, folders):
@@ -63,48 +66,37 @@ def _settle_archive(
     run: Run, remote: RemoteFile, folders: Sequence[str], year: str, part: Path, sha256: str
 ) -> None:
     """Unpack what is asked for of an archive, list it if all was well, and remove it."""
-    broken: list[str] = []
     members: list[Member] = []
     try:
         with zipfile.ZipFile(part) as opened:
             members = case_members(opened, folders, name=remote.name, year=year)
-            bad = _unpack_wanted(run, opened, remote, members, broken)
+            bad, is_broken = _unpack_wanted(run, opened, remote, members)
     except ARCHIVE_ERRORS as error:
-        broken.append(remote.name)
-        bad = [f"{remote.name}: expected a whole zip archive, found {error}."]
+        bad, is_broken = [f"{remote.name}: expected a whole zip archive, found {error}."], True
     except ValueError as error:
-        bad = [str(error)]
+        bad, is_broken = [str(error)], False
     if not bad:
         sizes = {place_of(file, Path()).as_posix(): member.file_size for member, file in members}
         run.manifest.enter_archive(remote.url, size=size_on_disk(part), sha256=sha256, members=sizes)
     discard(part)
-    if broken:
+    if is_broken:
         raise BrokenArchive("\n".join(bad))
     run.bad += bad
 
 
 def _unpack_wanted(
-    run: Run, opened: zipfile.ZipFile, remote: RemoteFile, members: Sequence[Member], broken: list[str]
-) -> list[str]:
-    """Unpack members that are asked for, and say what is bad; what is broken is added to `broken`."""
+    run: Run, opened: zipfile.ZipFile, remote: RemoteFile, members: Sequence[Member]
+) -> tuple[list[str], bool]:
+    """Unpack members that are asked for; say what is bad, and whether any is broken."""
     homeless = [member.filename for member, file in members if not file.split]
     wanted = [(member, file) for member, file in members if file.split and run.wants(file)]
-    bad = extract_members(wanted, partial(_put, run, opened, remote, broken), name=remote.name)
-    if homeless:
-        bad.append(
-            f"{remote.name}: expected folders that name a split (dataset-verse19training, ...), found "
-            f"{len(homeless)} files outside of them, such as {homeless[0]}."
-        )
-    return bad
+    bad, is_broken = extract_members(wanted, partial(_put, run, opened, remote), name=remote.name)
+    bad += lines_about_homeless(remote.name, homeless, example="dataset-verse19training")
+    return bad, is_broken
 
 
 def _put(
-    run: Run,
-    opened: zipfile.ZipFile,
-    remote: RemoteFile,
-    broken: list[str],
-    member: zipfile.ZipInfo,
-    file: CaseFile,
+    run: Run, opened: zipfile.ZipFile, remote: RemoteFile, member: zipfile.ZipInfo, file: CaseFile
 ) -> None:
     """Unpack a member unless it is there; zip archives keep a checksum of every member."""
     place = place_of(file, run.data_dir)
@@ -115,11 +107,7 @@ def _put(
     if size_on_disk(place) == member.file_size and _crc32_of(place) == member.CRC:
         sha256 = sha256_of(place)
     else:
-        try:
-            sha256 = _unpack(run, opened, member, place)
-        except ARCHIVE_ERRORS:
-            broken.append(path)
-            raise
+        sha256 = _unpack(run, opened, member, place)
     run.manifest.enter(path, size=member.file_size, sha256=sha256, source=remote.url)
 
 
@@ -142,7 +130,3 @@ def _crc32_of(path: Path) -> int:
         while chunk := file.read(2**20):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
-
-
-def _short(url: str) -> str:
-    return hashlib.sha256(url.encode()).hexdigest()[:8]

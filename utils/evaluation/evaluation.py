@@ -67,11 +67,14 @@ def score_cases(settings: EvaluationSettings) -> list[CaseResult]:
     """
     pairs = pair_with_predictions(reference_cases(settings), settings.predictions)
     score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
-    results = []
-    for result in _score_all(score, pairs, workers=settings.workers):
-        tqdm.write(case_line(result))
-        results.append(result)
-    return results
+    results: dict[tuple[Case, Path | None], CaseResult] = {}
+    waiting = deque(pairs)
+    ended = outcomes(score, pairs, workers=settings.workers)
+    for pair, outcome in tqdm(ended, total=len(pairs), desc="evaluate", unit="case"):
+        results[pair] = _killed_result(pair[0], outcome) if isinstance(outcome, str) else outcome
+        while waiting and waiting[0] in results:  # In the order of the cases, whichever ends first.
+            tqdm.write(case_line(results[waiting.popleft()]))
+    return [results[pair] for pair in pairs]
 
 
 def reference_cases(settings: EvaluationSettings) -> list[Case]:
@@ -227,19 +230,6 @@ def _all_missed(case: Case, reference: Volume, status: Status, message: str) -> 
     scores = tuple(score_without_prediction(reference.data, reference.affine))
     message = f"{message} Its {len(scores)} vertebrae count as missed."
     return CaseResult(case.key, case.split, status, scores=scores, message=message)
-
-
-def _score_all(
-    score: partial[CaseResult], pairs: Sequence[tuple[Case, Path | None]], *, workers: int
-) -> Iterator[CaseResult]:
-    """Score in several processes, and give the results in the order of the pairs."""
-    found: dict[tuple[Case, Path | None], CaseResult] = {}
-    waiting = deque(pairs)
-    ended = outcomes(score, pairs, workers=workers)
-    for pair, outcome in tqdm(ended, total=len(pairs), desc="evaluate", unit="case"):
-        found[pair] = _killed_result(pair[0], outcome) if isinstance(outcome, str) else outcome
-        while waiting and waiting[0] in found:
-            yield found.pop(waiting.popleft())
 
 
 def _killed_result(case: Case, found: str) -> CaseResult:

@@ -22,13 +22,13 @@ the reference's are missed, all of the prediction's extra (or partial), and two 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import surface_distance
 
-from utils.imaging.volume import label_boxes, touches_border
+from utils.imaging.volume import Volume, touches_border
 
 NumberingKind = Literal["anatomical", "count"]
 Match = tuple[int, int]
@@ -38,7 +38,6 @@ EXTRA_OVERLAP = 0.1
 #: Sekuboyina et al., Medical Image Analysis 73 (2021) 102166, section 3.2.
 IDENTIFICATION_DISTANCE_MM = 20.0
 FOUND_DICE = 0.5
-_ROBUST_PERCENT, _ALL_PERCENT = 95, 100
 _NO_LABEL = 0
 
 
@@ -84,41 +83,6 @@ class VertebraScore:
     identified: bool | None = None
     localisation_error_mm: float = float("nan")
     complete: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledVolume:
-    """A label volume with the bounding boxes of its labels, so that no score searches it again.
-
-    Attributes
-    ----------
-    mask : np.ndarray of unsigned int, shape (x, y, z)
-        The volume.
-    boxes : dict of int to tuple of slice
-        Bounding box of each label that is present, 0 apart.
-    """
-
-    mask: np.ndarray
-    boxes: dict[int, tuple[slice, ...]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Find the labels and their boxes, once."""
-        object.__setattr__(self, "boxes", label_boxes(self.mask))
-
-    @property
-    def labels(self) -> list[int]:
-        """The labels present, ascending."""
-        return sorted(self.boxes)
-
-    def centre_mm(self, label: int, affine: np.ndarray) -> np.ndarray:
-        """Centre of mass of a label in world coordinates, shape (3,), in mm."""
-        box = self.boxes[label]
-        voxels = np.argwhere(self.mask[box] == label).mean(axis=0) + [part.start for part in box]
-        return affine[:3, :3] @ voxels + affine[:3, 3]
-
-    def touches_border(self, label: int) -> bool:
-        """Whether a label reaches the first or last voxel of any axis: the end of the field of view."""
-        return touches_border(self.boxes[label], self.mask.shape)
 
 
 def overlap_table(reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -225,10 +189,7 @@ def surface_distances_mm(
         return SurfaceDistances()
     distances = surface_distance.compute_surface_distances(reference, predicted, tuple(spacing_mm))
     averages = surface_distance.compute_average_surface_distance(distances)
-    hausdorff = [
-        surface_distance.compute_robust_hausdorff(distances, percent)
-        for percent in (_ROBUST_PERCENT, _ALL_PERCENT)
-    ]
+    hausdorff = [surface_distance.compute_robust_hausdorff(distances, percent) for percent in (95, 100)]
     return SurfaceDistances(float(np.mean(averages)), *map(float, hausdorff))
 
 
@@ -299,12 +260,12 @@ def score_masks(
     """
     table = overlap_table(reference, predicted)
     matches = dict(match_by_overlap(table) if numbering == "count" else match_by_label(table))
-    scene = _Scene(LabelledVolume(reference), LabelledVolume(predicted), affine, table)
+    scene = _Scene(Volume(reference, affine), Volume(predicted, affine), table)
     places = _place_scores(scene) if numbering == "anatomical" else {}
     scores = []
-    for label in scene.reference.labels:
+    for label in scene.reference.label_boxes:
         shape = _shape_scores(scene, (label, matches.get(label, _NO_LABEL)), found_dice)
-        complete = not scene.reference.touches_border(label)
+        complete = _is_complete(scene.reference, label)
         scores.append(VertebraScore("reference", label, **shape, **places.get(label, {}), complete=complete))
     return scores + _scores_without_reference(scene, matches)
 
@@ -316,17 +277,12 @@ def score_without_prediction(reference: np.ndarray, affine: np.ndarray) -> list[
 
 @dataclass(frozen=True, eq=False)
 class _Scene:
-    reference: LabelledVolume
-    predicted: LabelledVolume
-    affine: np.ndarray
+    reference: Volume
+    predicted: Volume
     table: np.ndarray
 
-    @property
-    def spacing_mm(self) -> np.ndarray:
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
-
     def volume_mm3(self, voxels: int) -> float:
-        return float(voxels * abs(np.linalg.det(self.affine[:3, :3])))
+        return float(voxels * abs(np.linalg.det(self.reference.affine[:3, :3])))
 
 
 def _shape_scores(scene: _Scene, match: Match, found_dice: float) -> dict[str, float]:
@@ -350,35 +306,42 @@ def _shape_scores(scene: _Scene, match: Match, found_dice: float) -> dict[str, f
 
 def _surface_distances_of_match(scene: _Scene, match: Match) -> SurfaceDistances:
     """The joint box holds both bodies whole, so the distances in it are those in the volume."""
-    boxes = scene.reference.boxes[match[0]], scene.predicted.boxes[match[1]]
+    boxes = scene.reference.label_boxes[match[0]], scene.predicted.label_boxes[match[1]]
     joint = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*boxes))
     return surface_distances_mm(
-        scene.reference.mask[joint] == match[0],
-        scene.predicted.mask[joint] == match[1],
-        spacing_mm=scene.spacing_mm,
+        scene.reference.data[joint] == match[0],
+        scene.predicted.data[joint] == match[1],
+        spacing_mm=scene.reference.spacing_mm,
     )
 
 
 def _place_scores(scene: _Scene) -> dict[int, dict[str, bool | float]]:
-    reference, predicted = (
-        {label: volume.centre_mm(label, scene.affine) for label in volume.labels}
-        for volume in (scene.reference, scene.predicted)
-    )
-    judged = {label: identification(label, reference, predicted) for label in reference}
-    return {
-        label: {"identified": identified, "localisation_error_mm": distance}
-        for label, (identified, distance) in judged.items()
-    }
+    names = ("identified", "localisation_error_mm")
+    centres, predicted = _centres_mm(scene.reference), _centres_mm(scene.predicted)
+    return {label: dict(zip(names, identification(label, centres, predicted))) for label in centres}
+
+
+def _centres_mm(volume: Volume) -> dict[int, np.ndarray]:
+    """Centre of mass of every label in world coordinates, shape (3,), in mm."""
+    centres = {}
+    for label, box in volume.label_boxes.items():
+        voxels = np.argwhere(volume.data[box] == label).mean(axis=0) + [part.start for part in box]
+        centres[label] = volume.affine[:3, :3] @ voxels + volume.affine[:3, 3]
+    return centres
+
+
+def _is_complete(volume: Volume, label: int) -> bool:
+    return not touches_border(volume.label_boxes[label], volume.shape)
 
 
 def _scores_without_reference(scene: _Scene, matches: dict[int, int]) -> list[VertebraScore]:
     scores = []
-    for label in scene.predicted.labels:
+    for label in scene.predicted.label_boxes:
         voxels = scene.table[:, label].sum()
         overlaps = scene.table[1:, label].max(initial=0) > EXTRA_OVERLAP * voxels
         if overlaps and label in matches.values():
             continue
-        complete = not scene.predicted.touches_border(label)
+        complete = _is_complete(scene.predicted, label)
         kind = "unmatched" if overlaps else "extra" if complete else "partial"
         volume = scene.volume_mm3(voxels)
         scores.append(VertebraScore(kind, label, label, predicted_volume_mm3=volume, complete=complete))

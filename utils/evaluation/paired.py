@@ -13,18 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from utils.evaluation import report
 from utils.evaluation.intervals import Resampling, mean_intervals
-from utils.evaluation.report import (
-    REGION_COLOURS,
-    CaseResult,
-    draw_by_level,
-    interval_cell,
-    score_table,
-    score_values,
-    vertebra_scores,
-    width_of_levels,
-)
-from utils.files import written_whole
+from utils.evaluation.report import CaseResult
 from utils.tables import cell, markdown_table
 
 _FACTS = ["subject", "case", "name", "region", "label"]
@@ -97,12 +88,13 @@ def pair_scores(results: Sequence[CaseResult], others: Sequence[CaseResult]) -> 
     ValueError
         If the cases or their reference vertebrae are not the same.
     """
-    tables = [_reference_rows(part) for part in (results, others)]
+    tables = [report.score_table(part) for part in (results, others)]
+    tables = [table[table["kind"] == "reference"].reset_index(drop=True) for table in tables]
     found = [table[_FACTS].to_numpy().tolist() for table in tables]
     if found[0] != found[1]:
         numbers = f"{len(found[0])} and {len(found[1])}"
         raise ValueError(f"Expected the same reference vertebrae twice, found {numbers} that differ.")
-    return PairedScores(tables[0][_FACTS], *(score_values(table) for table in tables))
+    return PairedScores(tables[0][_FACTS], *(report.score_values(table) for table in tables))
 
 
 def wilcoxon_p(differences: pd.Series) -> float | None:
@@ -168,7 +160,7 @@ def difference_rows(paired: PairedScores) -> pd.DataFrame:
 
 def count_table(results: Sequence[CaseResult], others: Sequence[CaseResult]) -> pd.DataFrame:
     """Give a table with a row for A and for B: vertebrae found and missed, and predicted ones beside them."""
-    scores = [vertebra_scores(score_table(part)) for part in (results, others)]
+    scores = [report.vertebra_scores(report.score_table(part)) for part in (results, others)]
     return pd.DataFrame({"folder": ["A", "B"], **{name: [part[name] for part in scores] for name in _COUNTS}})
 
 
@@ -211,11 +203,8 @@ def write_comparison(
         "comparison.csv": difference_rows(paired).to_csv(index=False),
         "comparison.md": _page(paired, _EXPLANATION.format(**facts), f"{counts}\n\n{table}"),
     }
-    with written_whole(output / "comparison.png") as temporary:
-        comparison_figure(paired, names=short_names(folders)).savefig(temporary, format="png", dpi=150)
-    for name, text in texts.items():
-        with written_whole(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    figure = comparison_figure(paired, names=short_names(folders))
+    report.write_pages(output, texts, {"comparison.png": figure})
     return table
 
 
@@ -235,12 +224,12 @@ def comparison_figure(paired: PairedScores, *, names: tuple[str, str]) -> Figure
         A dot a reference vertebra in both panels; colours are regions.
     """
     rows = paired.facts.assign(difference=paired.differences["mean_dice"])
-    width = width_of_levels(rows)
+    width = report.width_of_levels(rows)
     figure = Figure(figsize=(4.0 + width, 4.4), layout="constrained")
     against, by_level = figure.subplots(1, 2, width_ratios=(4.0, width))
     _draw_against(against, paired, names)
     by_level.axhline(0, color="0.4", linestyle="--", linewidth=1, label="equal")
-    draw_by_level(by_level, rows, "difference")
+    report.draw_by_level(by_level, rows, "difference")
     largest = max(0.05, 1.05 * float(rows["difference"].abs().max())) if len(rows) else 1.0
     by_level.set(ylim=(-largest, largest), ylabel="difference of Dice, A − B")
     figure.legend(*by_level.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
@@ -261,18 +250,13 @@ def _ending(name: str) -> str:
 
 def _draw_against(axes: Axes, paired: PairedScores, names: tuple[str, str]) -> None:
     axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
-    for region, colour in REGION_COLOURS.items():
+    for region, colour in report.REGION_COLOURS.items():
         chosen = paired.facts["region"] == region
         dice = (scores.loc[chosen, "mean_dice"] for scores in (paired.second, paired.first))
         axes.plot(*dice, "o", color=colour, markersize=4, alpha=0.5)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     axes.set(xlabel=f"Dice (missed: 0) of B\n{names[1]}", ylabel=f"Dice (missed: 0) of A\n{names[0]}")
     axes.grid(alpha=0.3)
-
-
-def _reference_rows(results: Sequence[CaseResult]) -> pd.DataFrame:
-    table = score_table(results)
-    return table[table["kind"] == "reference"].reset_index(drop=True)
 
 
 def _as_rows(unit: str, paired: PairedScores) -> pd.DataFrame:
@@ -286,7 +270,7 @@ def _as_rows(unit: str, paired: PairedScores) -> pd.DataFrame:
 
 def _shown(table: pd.DataFrame) -> str:
     interval = [
-        interval_cell(None if np.isnan(low) else (low, high))
+        report.interval_cell(None if np.isnan(low) else (low, high))
         for low, high in table[["low", "high"]].astype(float).to_numpy()
     ]
     p = [

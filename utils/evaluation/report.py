@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from utils.evaluation.intervals import RESAMPLING, Resampling, mean_intervals
 from utils.evaluation.metrics import NumberingKind, VertebraScore
-from utils.files import written_whole
+from utils.files import write_text_whole, written_whole
 from utils.tables import cell, markdown_table
 from utils.verse.anomalies import ANOMALIES, anomalies_of
 from utils.verse.cases import subject_of
@@ -240,13 +240,11 @@ def summary(results: Sequence[CaseResult], resampling: Resampling = RESAMPLING) 
         counts of scans) and of the scans with every anomaly, or none; and `bad_cases`, the keys of the cases
         that were not scored. A scan with two anomalies counts in both.
     """
-    regions = groups_of(score_table(results), "region", REGIONS)
+    regions, anomalies = groups_of(score_table(results), "region", REGIONS), anomaly_groups(results)
     return {
         **scan_scores(results, resampling),
         "by_region": {name: scores_with_intervals(rows, resampling) for name, rows in regions.items()},
-        "by_anomaly": {
-            name: scan_scores(group, resampling) for name, group in anomaly_groups(results).items()
-        },
+        "by_anomaly": {name: scan_scores(group, resampling) for name, group in anomalies.items()},
         "bad_cases": [result.key for result in results if result.status != "scored"],
     }
 
@@ -310,12 +308,17 @@ def write_evaluation(
         "evaluation.md": _page(vertebrae, cases, scores, _EXPLANATION.format(**facts)),
         "summary.json": json.dumps(scores, indent=2) + "\n",
     }
-    with written_whole(output / "evaluation.png") as temporary:
-        dice_figure(vertebrae, found_dice=found_dice).savefig(temporary, format="png", dpi=150)
-    for name, text in texts.items():
-        with written_whole(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_pages(output, texts, {"evaluation.png": dice_figure(vertebrae, found_dice=found_dice)})
     return scores
+
+
+def write_pages(folder: Path, texts: dict[str, str], figures: dict[str, Figure]) -> None:
+    """Write texts and figures into a folder by their names, the figures first."""
+    for name, figure in figures.items():
+        with written_whole(folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+    for name, text in texts.items():
+        write_text_whole(folder / name, text)
 
 
 def case_line(result: CaseResult) -> str:
@@ -344,13 +347,10 @@ def side_by_side(groups: dict[str, dict[str, Any]]) -> str:
         By the name of the group, scores with their intervals.
     """
     names = _names_of_numbers(next(iter(groups.values()), {}))
-    rows = []
-    for name in names:
-        cells = {
-            group: " ".join([cell(scores[name]), _in_brackets(scores[INTERVALS].get(name))]).strip()
-            for group, scores in groups.items()
-        }
-        rows.append({"score": name, **cells})
+    rows = [
+        {"score": name, **{group: _with_interval(scores, name) for group, scores in groups.items()}}
+        for name in names
+    ]
     return markdown_table(pd.DataFrame(rows)) if rows else "No reference vertebrae."
 
 
@@ -446,8 +446,9 @@ def _names_of_numbers(scores: dict[str, Any]) -> list[str]:
     return [name for name, value in scores.items() if not isinstance(value, (dict, list))]
 
 
-def _in_brackets(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"({interval_cell(interval)})"
+def _with_interval(scores: dict[str, Any], name: str) -> str:
+    interval = scores[INTERVALS].get(name)
+    return cell(scores[name]) + ("" if interval is None else f" ({interval_cell(interval)})")
 
 
 def _level(result: CaseResult, score: VertebraScore) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from utils.imaging.grids import cropped_grid
 from utils.imaging.volume import Volume
 
 
@@ -95,9 +96,7 @@ def crop(
     patch = (
         _edge_patch(volume.data, begin, size) if fill == "edge" else _filled(volume.data, begin, size, fill)
     )
-    affine = volume.affine.copy()
-    affine[:3, 3] = volume.affine[:3, :3] @ begin + volume.affine[:3, 3]
-    return Volume(patch, affine)
+    return Volume(patch, cropped_grid(volume.grid, begin, np.add(begin, size)).affine)
 
 
 def paste(target: np.ndarray, patch: np.ndarray, begin: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.imaging.file_checks import check_room
+from utils.imaging.file_checks import READ_ERRORS, named_errors
 from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world, hu_numbers
 from utils.imaging.quiet import silent
 from utils.imaging.volume import Volume
@@ -40,17 +40,7 @@ _TAGS = (
     *("ImagePositionPatient", "ImageOrientationPatient"),
 )
 #: What pydicom raises on a broken file, beside its own InvalidDicomError.
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
-    OverflowError,
-    struct.error,
-)
+_READ_ERRORS = (*READ_ERRORS, AttributeError, NotImplementedError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -237,14 +227,10 @@ def read_header(path: Path) -> ImageHeader:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    try:
-        with silent():  # remarks on values that break the standard
-            found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-            header = _header(path, found)
-    except (*_READ_ERRORS, InvalidDicomError) as error:
-        check_room(path, error)
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: expected a DICOM file, found a broken one ({said}).") from None
+    errors = (*_READ_ERRORS, InvalidDicomError)
+    with named_errors(path, "a DICOM file", errors), silent():  # remarks on values that break the standard
+        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        header = _header(path, found)
     if not (header.modality or header.sop_class):
         raise ValueError(f"{path}: expected a DICOM file, found one that does not say what it is.")
     return header

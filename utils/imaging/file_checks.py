@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+#: What readers raise on a broken file, beside errors of their own.
+READ_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError)
 #: What the system says where it has no room for one more open file, or for what is in it.
 _NOTHING_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Largest extent of a scan along an axis; more means that the header's unit is wrong.
@@ -27,6 +30,38 @@ def check_room(path: Path, error: BaseException) -> None:
         raise ValueError(
             f"{path}: expected files and memory enough to open it, found none left ({error.strerror})."
         ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line that an error says, or else its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def named_errors(
+    path: Path,
+    expected: str,
+    errors: tuple[type[BaseException], ...],
+    said: Callable[[BaseException], str] = first_line,
+) -> Iterator[None]:
+    """Give the many errors of a broken file one form that names it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    expected : str
+        What it should be, for the message.
+    errors : tuple of exception types
+        What its reader raises; they become a `ValueError`.
+    said : callable
+        What the message says of an error.
+    """
+    try:
+        yield
+    except errors as error:
+        check_room(path, error)
+        raise ValueError(f"{path}: expected {expected}, found a broken one ({said(error)}).") from None
 
 
 def check_is_file(path: Path, expected: str) -> None:

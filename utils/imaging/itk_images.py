@@ -7,16 +7,15 @@ is imported where a file is read, so a run on NIfTI files never loads it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.imaging.file_checks import check_is_file, listed, odd_places
+from utils.imaging.file_checks import check_is_file, listed, named_errors, odd_places
 from utils.imaging.intensities import finite_hu
 from utils.imaging.nifti import DEFLATE_RATIO
 from utils.imaging.volume import Grid, Volume
@@ -138,7 +137,8 @@ def hu_numbers(name: Path | str, stored: np.ndarray) -> np.ndarray:
     ValueError
         If no number is finite.
     """
-    if stored.dtype.kind in "iu" and _fits(stored, np.int16):
+    limits = np.iinfo(np.int16)
+    if stored.dtype.kind in "iu" and limits.min <= stored.min() and stored.max() <= limits.max:
         return stored.astype(np.int16, copy=False)
     return finite_hu(name, stored.astype(np.float32, copy=False))
 
@@ -205,17 +205,18 @@ def _check_size(path: Path, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{path}: expected a whole file, found {held} bytes for the shape {shape}.")
 
 
-@contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Give SimpleITK's errors of many lines the form of ours."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        lines = [line.partition("ERROR:")[2].strip() for line in str(error).splitlines() if "ERROR:" in line]
-        found = _POINTER.sub("", lines[0]) if lines else type(error).__name__
-        raise ValueError(
-            f"{path}: expected a whole NRRD or MetaImage file, found a broken one ({found})."
-        ) from None
+def _itk_error(error: BaseException) -> str:
+    """Find the one line that matters among SimpleITK's many."""
+    lines = [line.partition("ERROR:")[2].strip() for line in str(error).splitlines() if "ERROR:" in line]
+    return _POINTER.sub("", lines[0]) if lines else type(error).__name__
+
+
+_named_errors = partial(
+    named_errors,
+    expected="a whole NRRD or MetaImage file",
+    errors=(RuntimeError, MemoryError),
+    said=_itk_error,
+)
 
 
 def _affine_of(image: SimpleITK.Image) -> np.ndarray:
@@ -223,8 +224,3 @@ def _affine_of(image: SimpleITK.Image) -> np.ndarray:
     lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     lps[:3, 3] = image.GetOrigin()
     return flipped_world(lps)
-
-
-def _fits(numbers: np.ndarray, dtype: type) -> bool:
-    limits = np.iinfo(dtype)
-    return bool(numbers.min() >= limits.min and numbers.max() <= limits.max)

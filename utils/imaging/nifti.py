@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.volumeutils import apply_read_scaling
 
 from utils.files import written_whole
-from utils.imaging.file_checks import check_is_file, check_room, listed, odd_places
+from utils.imaging.file_checks import READ_ERRORS, check_is_file, listed, named_errors, odd_places
 from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
 from utils.imaging.intensities import finite_hu
 from utils.imaging.quiet import silent
@@ -34,19 +35,8 @@ _BLOCK_BYTES = 2**22
 #: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
 _LABEL_TOLERANCE = 0.1
 #: What nibabel, gzip and NumPy raise on a broken file.
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    isal_zlib.error,
-    ValueError,
-    TypeError,
-    KeyError,
-    OverflowError,
-    ImageFileError,
-    HeaderDataError,
-    HeaderTypeError,
-)
+_READ_ERRORS = (*READ_ERRORS, zlib.error, isal_zlib.error, ImageFileError, HeaderDataError, HeaderTypeError)
+_named_errors = partial(named_errors, expected="a whole NIfTI file", errors=_READ_ERRORS)
 
 
 def read_ct(path: Path) -> Volume:
@@ -224,17 +214,6 @@ def open_memory_map(path: Path) -> Volume:
     return stored_volume(path).mapped()
 
 
-@contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Give the many errors of a broken file one form that names it."""
-    try:
-        yield
-    except _READ_ERRORS as error:
-        check_room(path, error)
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: expected a whole NIfTI file, found a broken one ({found}).") from None
-
-
 def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     """Load header and affine, and refuse what no later step could use."""
     path = Path(path)
@@ -256,9 +235,8 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
 
 def _header_as_stored(image: nibabel.Nifti1Pair) -> Any:
     """Read the header again without nibabel's silent repairs."""
-    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
-        "rb"
-    ) as stream:
+    file = image.file_map.get("header", image.file_map["image"])
+    with file.get_prepare_fileobj("rb") as stream:
         return image.header_class.from_fileobj(stream, check=False)
 
 

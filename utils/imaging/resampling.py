@@ -128,32 +128,16 @@ def resample_labels(mask: Volume, grid: Grid) -> Volume:
     matrices = [_linear_matrix(axis_map) for axis_map in maps]
     result = np.zeros(grid.shape, np.uint8)
     for label, box in mask.label_boxes.items():
-        _add_label(result, mask.data[box] == label, box, label=label, maps=maps, matrices=matrices)
+        parts = [matrix[:, box[axis_map.axis]] for axis_map, matrix in zip(maps, matrices)]
+        rows = [np.flatnonzero(part.sum(axis=1) > 0) for part in parts]
+        if not all(reached.size for reached in rows):
+            continue
+        reach = tuple(slice(reached[0], reached[-1] + 1) for reached in rows)
+        indicator = _separable(mask.data[box] == label, maps, [p[side] for p, side in zip(parts, reach)])
+        # Rounding must not decide about a voxel that lies exactly half way.
+        inside = indicator >= 0.5 - 1e-5
+        result[reach][inside & (result[reach] == 0)] = label
     return Volume(result, grid.affine)
-
-
-def _add_label(
-    result: np.ndarray,
-    indicator: np.ndarray,
-    box: tuple[slice, ...],
-    *,
-    label: int,
-    maps: list[_AxisMap],
-    matrices: list[sparse.csr_array],
-) -> None:
-    """Write one label where its interpolated indicator reaches one half and nothing stands yet."""
-    parts, reach = [], []
-    for axis_map, matrix in zip(maps, matrices):
-        columns = matrix[:, box[axis_map.axis]]
-        rows = np.flatnonzero(columns.sum(axis=1) > 0)
-        if rows.size == 0:
-            return
-        reach.append(slice(rows[0], rows[-1] + 1))
-        parts.append(columns[reach[-1]])
-    region = result[tuple(reach)]
-    # Rounding must not decide about a voxel that lies exactly half way.
-    inside = _separable(indicator, maps, parts) >= 0.5 - 1e-5
-    region[inside & (region == 0)] = label
 
 
 def _axis_maps(from_grid: Grid, to_grid: Grid) -> list[_AxisMap]:

@@ -8,7 +8,7 @@ TensorFlow on tensors of fixed shape, without Python branches on values, so that
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -45,40 +45,39 @@ class Augmentation:
     flip: bool
     zoom: np.ndarray
     degrees: np.ndarray
-    gain: float
-    offset: float
-    noise_sigma: float
-    blur_sigma: float
-    noise_seed: np.ndarray
+    gain: float = 1.0
+    offset: float = 0.0
+    noise_sigma: float = 0.0
+    blur_sigma: float = 0.0
+    noise_seed: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int32))
 
     @cached_property
     def matrix(self) -> np.ndarray:
         """What `output_to_source` makes of flip, zoom and turns."""
         return output_to_source(self.flip, self.zoom, self.degrees)
 
+    def of_intensities(self, *, voxel: float = 1.0) -> dict[str, np.ndarray]:
+        """Give all but the matrix as the device takes it; the size of a voxel is in the unit of the blur."""
+        return {
+            "gain": np.float32(self.gain),
+            "offset": np.float32(self.offset),
+            "noise_sigma": np.float32(self.noise_sigma),
+            "blur_sigma": np.float32(self.blur_sigma / voxel),
+            "noise_seed": self.noise_seed,
+        }
+
 
 #: Normal numbers that each stand for an equal share of the normal distribution.
 NORMAL_QUANTILES = ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 
-NO_AUGMENTATION = Augmentation(
-    False,
-    np.ones(3),
-    np.zeros(3),
-    gain=1.0,
-    offset=0.0,
-    noise_sigma=0.0,
-    blur_sigma=0.0,
-    noise_seed=np.zeros(2, np.int32),
-)
 
-
-def draw_augmentation(generator: np.random.Generator, settings: AugmentationRanges) -> Augmentation:
+def draw_augmentation(generator: np.random.Generator | None, settings: AugmentationRanges) -> Augmentation:
     """Draw the random numbers of one example (Serrador et al. 2024, section on augmentation).
 
     Parameters
     ----------
-    generator : np.random.Generator
-        Source of randomness, made from (seed, epoch, position).
+    generator : np.random.Generator or None
+        Source of randomness, made from (seed, epoch, position); None changes nothing (validation).
     settings : AugmentationRanges
         Ranges and probabilities.
 
@@ -87,6 +86,8 @@ def draw_augmentation(generator: np.random.Generator, settings: AugmentationRang
     Augmentation
         Parameters for `resample_ct`, `resample_labels`, `add_noise` and `blur`.
     """
+    if generator is None:
+        return Augmentation(False, np.ones(3), np.zeros(3))
     flip = generator.random() < settings.flip_probability
     gain, offset = generator.uniform(*settings.gain), generator.uniform(*settings.offset)
     ranges = (settings.zoom_p, settings.zoom_r, settings.zoom_i)
@@ -358,25 +359,31 @@ def blur_radius(settings: AugmentationRanges, spacing: float) -> int:
     return max(1, int(np.ceil(3.0 * settings.blur_sigma[1] / spacing)))
 
 
-def stacked_examples(
-    one: Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]], batch: dict[str, tf.Tensor]
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Build the examples of a batch one after the other, so that each needs the memory of one.
+def batch_builder(
+    one: Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]],
+) -> Callable[[dict[str, tf.Tensor], bool], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Give the function that builds a batch inside the step: `(batch, training) -> (x, y, weight)`.
+
+    Examples are built one after the other, so that each needs the memory of one. Training and validation
+    differ by what was drawn alone, so the flag is not looked at.
 
     Parameters
     ----------
     one : callable
-        Builds the x and y of one example from its part of the batch.
-    batch : dict of str to tf.Tensor
-        What was drawn and read; the first axis, of static length, counts the examples. "weight" is theirs.
+        Builds the x and y of one example from its part of the batch: of what was drawn and read, whose first
+        axis, of static length, counts the examples. "weight" is theirs; one of weight 0 counts for nothing.
 
     Returns
     -------
-    tuple of tf.Tensor
-        x and y of all examples, of static shape, and their weights (batch,).
+    callable
+        It gives x and y of all examples, of static shape, and their weights (batch,).
     """
-    names = [name for name in batch if name != "weight"]
-    examples = zip(*(tf.unstack(batch[name]) for name in names))
-    pairs = [one(dict(zip(names, values))) for values in examples]
-    x, y = (tf.stack(parts) for parts in zip(*pairs))
-    return x, y, batch["weight"]
+
+    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        names = [name for name in batch if name != "weight"]
+        examples = zip(*(tf.unstack(batch[name]) for name in names))
+        pairs = [one(dict(zip(names, values))) for values in examples]
+        x, y = (tf.stack(parts) for parts in zip(*pairs))
+        return x, y, batch["weight"]
+
+    return build

@@ -16,16 +16,7 @@ import tensorflow as tf
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.crops import block_of_patch, box_between
 from utils.imaging.volume import Volume
-from utils.learning import augment
-from utils.learning.epochs import (
-    batch_positions,
-    expect_cts,
-    generator_of,
-    heatmap_groups,
-    items_of_epoch,
-    labelling_groups,
-    segmentation_groups,
-)
+from utils.learning import augment, epochs
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import labelling_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData, kept_label_maps
@@ -86,9 +77,7 @@ def heatmap_dataset(
         )
         return {"ct_hu": case.ct_hu, **drawn}
 
-    groups = heatmap_groups(cases, settings if training else None)
-    expect_cts(groups, cases[0].folder, len(cases), is_mixable=training)
-    return _epoch_dataset(groups, (example, collate), settings, training=training)
+    return _epoch_dataset(cases, (example, collate), settings, training=training)
 
 
 def segmentation_dataset(
@@ -126,9 +115,7 @@ def segmentation_dataset(
         most = max(example["ct_hu"].size for example in examples)
         return collate(examples, block_length(most, settings.patch_voxels))
 
-    groups = segmentation_groups(data, settings if training else None)
-    expect_cts(groups, data.folder, len(data.columns), is_mixable=training)
-    return _epoch_dataset(groups, (example, collate_blocks), settings, training=training)
+    return _epoch_dataset(data, (example, collate_blocks), settings, training=training)
 
 
 def labelling_dataset(
@@ -161,9 +148,7 @@ def labelling_dataset(
         ct, ranks = data.labelling_scan(vertebra.case)
         return labelling_example((ct.data, ranks.data), vertebra.rank, generator, settings=settings)
 
-    groups = labelling_groups(data, settings if training else None)
-    expect_cts(groups, data.folder, len(data.columns), is_mixable=False)
-    return _epoch_dataset(groups, (example, collate), settings, training=training)
+    return _epoch_dataset(data, (example, collate), settings, training=training)
 
 
 def segmentation_example(
@@ -199,9 +184,7 @@ def segmentation_example(
     vertebra = data.vertebrae[place]
     kind = draw_kind(generator, settings)
     shown = _vertebra_shown(data, vertebra, kind, generator)
-    drawn = augment.NO_AUGMENTATION
-    if generator is not None:
-        drawn = augment.draw_augmentation(generator, settings.augmentation)
+    drawn = augment.draw_augmentation(generator, settings.augmentation)
     target = data.target(shown)
     patch = draw_patch(generator, target, kind, matrix=drawn.matrix, spacing_mm=spacing_mm, settings=settings)
     if from_labels:
@@ -213,11 +196,7 @@ def segmentation_example(
         **block,
         "target_rank": np.int32(patch.target_rank),
         "remembers": np.bool_(patch.remembers),
-        "gain": np.float32(drawn.gain),
-        "offset": np.float32(drawn.offset),
-        "noise_sigma": np.float32(drawn.noise_sigma),
-        "blur_sigma": np.float32(drawn.blur_sigma / spacing_mm),
-        "noise_seed": drawn.noise_seed,
+        **drawn.of_intensities(voxel=spacing_mm),
     }
 
 
@@ -263,21 +242,24 @@ def _placed(affine: np.ndarray, begin: np.ndarray, end: np.ndarray) -> Example:
 
 
 def _epoch_dataset(
-    groups: list[np.ndarray],
+    data: epochs.Split,
     how: tuple[Callable[[int, np.random.Generator | None], Example], Callable[[list[Example]], Example]],
-    settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
+    settings: epochs.TrainingSettings,
     *,
     training: bool,
 ) -> EpochDataset:
     """The one pipeline: order, share out, draw, read, prefetch. `how` makes examples and collates them."""
     example, collated = how
+    groups = epochs.groups_of(data, settings if training else None)
+    is_mixable = training and not isinstance(settings, LabellingTrainingSettings)
+    epochs.expect_cts(groups, data, is_mixable=is_mixable)
     batch_size = settings.batch_size * settings.accumulate
-    first = int(items_of_epoch(groups, settings, 0)[0] if training else groups[0][0])
-    one = example(first, generator_of(settings.seed, 0, 0) if training else None)
+    first = int(epochs.items_of_epoch(groups, settings, 0)[0] if training else groups[0][0])
+    one = example(first, epochs.generator_of(settings.seed, 0, 0) if training else None)
     signature = _signature(collated([one]), batch_size)
 
     def read(epoch: int, positions: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
-        generators = [generator_of(settings.seed, epoch, p) if training else None for p in positions]
+        generators = [epochs.generator_of(settings.seed, epoch, p) if training else None for p in positions]
         batch = collated([example(int(item), generator) for item, generator in zip(chosen, generators)])
         return [batch[name] for name in signature]
 
@@ -289,8 +271,8 @@ def _epoch_dataset(
         return {**dict(zip(signature, shaped)), "weight": weight}
 
     def dataset(epoch: int, part: EpochPart | None = None) -> tf.data.Dataset:
-        order = items_of_epoch(groups, settings, epoch) if training else groups[0]
-        positions, weights = batch_positions(len(order), batch_size, part or EpochPart())
+        order = epochs.items_of_epoch(groups, settings, epoch) if training else groups[0]
+        positions, weights = epochs.batch_positions(len(order), batch_size, part or EpochPart())
         plan = (np.full(len(positions), epoch), positions, order[positions], weights)
         made = tf.data.Dataset.from_tensor_slices(plan)
         # Beside a GPU only: a CPU is busy with the network, and trains with exact operations, for which

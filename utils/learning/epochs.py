@@ -5,8 +5,6 @@ All of it is a function of seed and epoch, so that a resumed training sees what 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ML_3D_Unet.utils.feeding import EpochPart
@@ -14,6 +12,9 @@ from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.learning.prepared_data import HeatmapCase, SegmentationData
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
 
+#: A prepared split, and what a training on one is asked for.
+Split = list[HeatmapCase] | SegmentationData
+TrainingSettings = HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings
 #: Numbers that keep the random streams of an example, an epoch's order and a run's balance apart.
 _EXAMPLE, _ORDER, _BALANCE = 0, 1, 2
 
@@ -107,39 +108,31 @@ def _balanced_over_levels(items: np.ndarray, cases: list[HeatmapCase], seed: int
 
 
 def segmentation_groups(
-    data: SegmentationData, settings: SegmentationTrainingSettings | None
+    data: SegmentationData, settings: SegmentationTrainingSettings | LabellingTrainingSettings | None
 ) -> list[np.ndarray]:
     """Give the items of training, balanced over levels within each group, or those of validation (None).
 
-    Parameters and result are those of `heatmap_groups`.
+    Parameters and result are those of `heatmap_groups`. The labelling network learns from CTs alone: a mask
+    shows nothing to tell levels by.
     """
     has_ct = [vertebra.case not in data.masks_alone for vertebra in data.vertebrae]
-    if settings is None:
-        return [np.flatnonzero(has_ct)]
     groups = [np.flatnonzero(has_ct)]
-    if settings.mixture is not None:
+    if settings is None:
+        return groups
+    if isinstance(settings, SegmentationTrainingSettings) and settings.mixture is not None:
         is_phantom = [vertebra.case in data.phantoms for vertebra in data.vertebrae]
         groups = item_groups(is_phantom, has_ct, [True] * len(has_ct))
     ranks = np.array([vertebra.rank for vertebra in data.vertebrae] * 2)
     return [items[balanced_positions(ranks[items].tolist(), settings.seed)] for items in groups]
 
 
-def labelling_groups(data: SegmentationData, settings: LabellingTrainingSettings | None) -> list[np.ndarray]:
-    """Give the vertebrae that have a CT as the one group of an epoch: a mask shows nothing to tell levels by.
-
-    For a training every level is there equally often (`balanced_positions`); without settings each is once.
-    """
-    items = np.array([i for i, v in enumerate(data.vertebrae) if v.case not in data.masks_alone], int)
-    if settings is None:
-        return [items]
-    return [items[balanced_positions([data.vertebrae[i].rank for i in items], settings.seed)]]
-
-
-def expect_cts(groups: list[np.ndarray], folder: Path, cases: int, *, is_mixable: bool) -> None:
+def expect_cts(groups: list[np.ndarray], data: Split, *, is_mixable: bool) -> None:
     """Raise a `ValueError` that names the folder if its cases, all of them masks alone, give no example."""
     if not any(items.size for items in groups):
+        is_heatmap = not isinstance(data, SegmentationData)
+        folder, cases = (data[0].folder, data) if is_heatmap else (data.folder, data.columns)
         drawn = ", or a --mixture that draws images from masks" if is_mixable else ""
-        raise ValueError(f"{folder}: expected cases with a CT{drawn}, found {cases} masks alone.")
+        raise ValueError(f"{folder}: expected cases with a CT{drawn}, found {len(cases)} masks alone.")
 
 
 def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.ndarray, np.ndarray]:
@@ -180,27 +173,26 @@ def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.nd
     return chosen % count, (chosen < count).astype(np.float32)
 
 
-def examples_of_groups(
-    groups: list[np.ndarray],
-    settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
-) -> int:
+def groups_of(data: Split, settings: TrainingSettings | None) -> list[np.ndarray]:
+    """Give the items that an epoch over a split is made of: `heatmap_groups` or `segmentation_groups`."""
+    is_heatmap = not isinstance(data, SegmentationData)
+    return heatmap_groups(data, settings) if is_heatmap else segmentation_groups(data, settings)
+
+
+def examples_in_epoch(data: Split, settings: TrainingSettings) -> int:
+    """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
+    return examples_of_groups(groups_of(data, settings), settings)
+
+
+def examples_of_groups(groups: list[np.ndarray], settings: TrainingSettings) -> int:
     """Give the number of training examples in an epoch: the one asked for, or one pass over all items."""
     return settings.examples_per_epoch or sum(len(items) for items in groups)
 
 
-def items_of_epoch(
-    groups: list[np.ndarray],
-    settings: HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings,
-    epoch: int,
-) -> np.ndarray:
+def items_of_epoch(groups: list[np.ndarray], settings: TrainingSettings, epoch: int) -> np.ndarray:
     """Give the items of an epoch in order: of one group its shuffled passes, of several their mixture."""
     if len(groups) == 1:  # nothing is mixed
         return epoch_order(groups[0], settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
     count = examples_of_groups(groups, settings)
     counts = group_counts([len(items) for items in groups], settings.mixture, count)
     return mixed_epoch(groups, counts, epoch_order, seed=settings.seed, epoch=epoch)
-
-
-def examples_in_epoch(data: SegmentationData, settings: SegmentationTrainingSettings) -> int:
-    """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
-    return examples_of_groups(segmentation_groups(data, settings), settings)

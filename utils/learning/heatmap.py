@@ -63,9 +63,8 @@ def draw_heatmap_example(
     """
     if len(centroids_voxels) > MAX_RANK:
         raise ValueError(f"Expected at most {MAX_RANK} centroids, received {len(centroids_voxels)}.")
-    drawn, shift = augment.NO_AUGMENTATION, np.zeros(3)
+    drawn, shift = augment.draw_augmentation(generator, settings.augmentation), np.zeros(3)
     if generator is not None:
-        drawn = augment.draw_augmentation(generator, settings.augmentation)
         shift = generator.uniform(-settings.shift_voxels, settings.shift_voxels, 3)
     middle = (np.array(shape) - 1) / 2
     matrix, translation = drawn.matrix, middle - drawn.matrix @ (middle + shift)
@@ -92,11 +91,7 @@ def draw_heatmap_example(
         "shift": shift.astype(np.float32),
         "points": points,
         "present": present,
-        "gain": np.float32(drawn.gain),
-        "offset": np.float32(drawn.offset),
-        "noise_sigma": np.float32(drawn.noise_sigma),
-        "blur_sigma": np.float32(drawn.blur_sigma),
-        "noise_seed": drawn.noise_seed,
+        **drawn.of_intensities(),
     }
 
 
@@ -193,7 +188,8 @@ def blurred_and_shifted(
             nearest = tf.clip_by_value(tf.range(size, dtype=tf.float32), first, last)
             image = tf.gather(image, tf.cast(nearest, tf.int32), axis=axis)
         return image
-    before_shift = augment.sampling_coordinates(_moved_back(drawn["shift"]), shape)
+    back = tf.concat([tf.eye(3), -drawn["shift"][:, None]], axis=1)
+    before_shift = augment.sampling_coordinates(back, shape)
     stays = augment.is_inside(before_shift, tf.constant([size - 1 for size in shape], tf.int32))
     return tf.where(stays, image, LOWEST)
 
@@ -235,27 +231,14 @@ def heatmap_example(
     return image[..., None], target
 
 
-def _moved_back(shift: tf.Tensor) -> tf.Tensor:
-    return tf.concat([tf.eye(3), -shift[:, None]], axis=1)
-
-
 def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
-    """Give the function that builds a batch inside the step: `(batch, training) -> (x, y, weight)`.
-
-    Training and validation differ by what was drawn alone, so the flag is not looked at. The batch is one of
-    `utils.learning.datasets.heatmap_dataset`, whose length is static; an example of weight 0 counts for
-    nothing.
-    """
+    """Give the `augment.batch_builder` of a batch of `utils.learning.datasets.heatmap_dataset`."""
     # The blur is in voxels, hence a spacing of 1.
     radius = augment.blur_radius(settings.augmentation, 1.0)
-
     fixed = {"sigma_voxels": settings.sigma_voxels, "radius": radius, "outside": settings.outside}
 
     def one(drawn):
         numbers = {name: value for name, value in drawn.items() if name != "ct_hu"}
         return heatmap_example(drawn["ct_hu"], numbers, **fixed)
 
-    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return augment.stacked_examples(one, batch)
-
-    return build
+    return augment.batch_builder(one)

@@ -13,6 +13,7 @@ import keras
 
 from ML_3D_Unet.utils.layers_func import create_unet3d
 from utils.files import written_whole
+from utils.imaging.file_checks import first_line
 from utils.learning.labelling import build_labelling_network
 from utils.learning.model_files import MODEL_FILES, WEIGHTS_SUFFIX, model_file
 from utils.settings import (
@@ -43,17 +44,8 @@ def build_heatmap_network(
     keras.Model
         From (batch, P, R, I, 1) to (batch, P, R, I, 2).
     """
-    return create_unet3d(
-        input_shape=(*shape, 1),
-        n_filters=list(settings.filters),
-        norm=f"{settings.norm}_norm",
-        norm_momentum=settings.norm_momentum,
-        norm_synchronized=replicas > 1,
-        n_outputs=2,
-        final_activation="softmax",
-        stem=False,
-        **_COMMON,
-    )
+    outputs = {"n_outputs": 2, "final_activation": "softmax"}
+    return _build_unet(settings, (*shape, 1), replicas, stem=False, **outputs)
 
 
 def build_segmentation_network(settings: SegmentationTrainingSettings, *, replicas: int = 1) -> keras.Model:
@@ -71,25 +63,30 @@ def build_segmentation_network(settings: SegmentationTrainingSettings, *, replic
     keras.Model
         From (batch, n, n, n, 2) to (batch, n, n, n, 1).
     """
+    return _build_unet(settings, (*(settings.patch_voxels,) * 3, 2), replicas)
+
+
+def _build_unet(
+    settings: HeatmapTrainingSettings | SegmentationTrainingSettings,
+    input_shape: tuple[int, int, int, int],
+    replicas: int,
+    **differing: Any,
+) -> keras.Model:
     return create_unet3d(
-        input_shape=(*(settings.patch_voxels,) * 3, 2),
+        input_shape=input_shape,
+        n_convs=2,
         n_filters=list(settings.filters),
+        ksize=3,
+        padding="same",
+        pooling="max",
         norm=f"{settings.norm}_norm",
+        dropout=None,
+        upsampling=True,
+        activation="relu",
         norm_momentum=settings.norm_momentum,
         norm_synchronized=replicas > 1,
-        **_COMMON,
+        **differing,
     )
-
-
-_COMMON: dict[str, Any] = {
-    "n_convs": 2,
-    "ksize": 3,
-    "padding": "same",
-    "pooling": "max",
-    "dropout": None,
-    "upsampling": True,
-    "activation": "relu",
-}
 
 
 def _heatmap_network_of(found: dict[str, Any]) -> keras.Model:
@@ -154,7 +151,7 @@ def build_network(found: dict[str, Any], *, source: Path) -> keras.Model:
         raise ValueError(f"{source}: expected the setting {error} of the network, found none.") from None
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{source}: expected settings that make a network, found {_first_line(error)}"
+            f"{source}: expected settings that make a network, found {first_line(error)}"
         ) from error
 
 
@@ -191,7 +188,7 @@ def _read_weights(path: Path, settings: dict[str, Any]) -> keras.Model:
         network.load_weights(path)
     except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: expected the weights of the network of {SETTINGS_FILE}, found {_first_line(error)}"
+            f"{path}: expected the weights of the network of {SETTINGS_FILE}, found {first_line(error)}"
         ) from error
     return network
 
@@ -223,12 +220,7 @@ def _read_whole(path: Path, _: dict[str, Any]) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected a Keras model, found {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise ValueError(f"{path}: expected a Keras model, found {first_line(error)}") from error
 
 
 def save_weights(network: keras.Model, directory: Path) -> Path:

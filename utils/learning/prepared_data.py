@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +134,10 @@ class SegmentationData:
     masks_alone: frozenset[str] = frozenset()
     _found: Found = field(default_factory=Found, repr=False, compare=False)
 
+    def __len__(self) -> int:
+        """Number of vertebrae."""
+        return len(self.vertebrae)
+
     def scan(self, case: str) -> tuple[Volume | None, Volume]:
         """Map CT (int16 HU, or None) and mask (uint8 codes) of a case, read-only.
 
@@ -178,10 +184,8 @@ class SegmentationData:
     @cached_property
     def columns(self) -> dict[str, list[PreparedVertebra]]:
         """The vertebrae of every case, from the top."""
-        columns: dict[str, list[PreparedVertebra]] = {}
-        for vertebra in sorted(self.vertebrae, key=lambda v: (v.case, v.rank)):
-            columns.setdefault(vertebra.case, []).append(vertebra)
-        return columns
+        ordered = sorted(self.vertebrae, key=lambda v: (v.case, v.rank))
+        return {case: list(column) for case, column in itertools.groupby(ordered, attrgetter("case"))}
 
     @property
     def cases_with_ct(self) -> list[str]:

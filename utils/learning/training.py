@@ -11,25 +11,18 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
-from utils.learning import (
-    datasets,
-    epochs,
-    labelling,
-    losses,
-    models,
-    panels,
-    prepared_data,
-    runtime,
-    training_data,
-)
+from utils.learning import datasets, epochs, labelling, losses, models, panels, runtime, training_data
 from utils.learning.heatmap import heatmap_batch_builder
 from utils.learning.model_files import WEIGHTS_SUFFIX
+from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import (
@@ -193,62 +186,46 @@ def trainer_keywords(settings: RunSettings, chosen: Runtime) -> dict[str, Any]:
 
 
 def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
-    directory = model_directory(settings)
     draws = settings.mixture is not None and any(settings.mixture[2:])
     folder, facts = training_data.prepared_folder("heatmap", **_place_of_data(settings), label_maps=draws)
     cases, held_out, bad = training_data.read_heatmap_splits(folder, chosen, exclude=settings.exclude)
-    facts |= training_data.heatmap_case_facts(cases, held_out, settings)
+    facts |= training_data.case_facts(cases, held_out, settings)
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_heatmap_network(settings, cases[0].shape, replicas=chosen.replicas)
         models.take_over_weights(network, settings.start_from)
-        claim_directory(settings, directory, facts, chosen)
-        trainer = Trainer(
-            network,
-            model_dir=directory,
-            prepare=heatmap_batch_builder(settings),
-            panel=panels.heatmap_panel,
-            **trainer_keywords(settings, chosen),
-        )
+        keywords = {"prepare": heatmap_batch_builder(settings), "panel": panels.heatmap_panel}
+        trainer = _claim_trainer(Trainer, network, settings, facts, chosen, **keywords)
     trainer.train(
-        datasets.heatmap_dataset(cases, settings, training=True),
-        datasets.heatmap_dataset(held_out, settings, training=False) if held_out else None,
-        train_size=epochs.examples_of_groups(epochs.heatmap_groups(cases, settings), settings),
-        validation_size=len(held_out) or None,
+        **_epoch_arguments(datasets.heatmap_dataset, cases, held_out, settings),
         loss_fn=losses.heatmap_loss,
         accuracy_fn=losses.heatmap_dice,
-        EPOCHS=settings.epochs,
-        save_step=settings.validate_every,
     )
     return bad
 
 
 def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
-    directory = model_directory(settings)
     folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
     data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
-    facts |= training_data.segmentation_case_facts(data, held_out, settings)
+    facts |= training_data.case_facts(data, held_out, settings)
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
         network = models.build_segmentation_network(settings, replicas=chosen.replicas)
         models.take_over_weights(network, settings.start_from)
-        claim_directory(settings, directory, facts, chosen)
-        trainer = VertebraTrainer(
-            network,
-            model_dir=directory,
-            prepare=segmentation_batch_builder(settings, facts["spacing_mm"]),
-            schedule=settings.fp_weight_schedule,
-            epochs=settings.epochs,
-            panel=panels.vertebra_panel,
-            **trainer_keywords(settings, chosen),
-        )
+        keywords = {
+            "prepare": segmentation_batch_builder(settings, facts["spacing_mm"]),
+            "panel": panels.vertebra_panel,
+            "schedule": settings.fp_weight_schedule,
+            "epochs": settings.epochs,
+        }
+        trainer = _claim_trainer(VertebraTrainer, network, settings, facts, chosen, **keywords)
     trainer.train(**segmentation_arguments(data, held_out, settings, spacing_mm=facts["spacing_mm"]))
     return bad
 
 
 def segmentation_arguments(
-    data: prepared_data.SegmentationData,
-    held_out: prepared_data.SegmentationData,
+    data: SegmentationData,
+    held_out: SegmentationData,
     settings: SegmentationTrainingSettings,
     *,
     spacing_mm: float,
@@ -269,17 +246,23 @@ def segmentation_arguments(
     dict
         Keyword arguments.
     """
-    pipeline = {"settings": settings, "spacing_mm": spacing_mm}
-    validation = None
-    if held_out.vertebrae:
-        validation = datasets.segmentation_dataset(held_out, training=False, **pipeline)
+    dataset = partial(datasets.segmentation_dataset, spacing_mm=spacing_mm)
+    functions = {"loss_fn": losses.vertebra_loss, "accuracy_fn": losses.vertebra_dice}
+    return {**_epoch_arguments(dataset, data, held_out, settings), **functions}
+
+
+def _epoch_arguments(
+    dataset: Callable[..., datasets.EpochDataset],
+    data: epochs.Split,
+    held_out: epochs.Split,
+    settings: epochs.TrainingSettings,
+) -> dict[str, Any]:
+    """Give what all trainings hand to `Trainer.train` alike; `dataset` makes the pipeline of a split."""
     return {
-        "train_ds": datasets.segmentation_dataset(data, training=True, **pipeline),
-        "valid_ds": validation,
+        "train_ds": dataset(data, settings, training=True),
+        "valid_ds": dataset(held_out, settings, training=False) if len(held_out) else None,
         "train_size": epochs.examples_in_epoch(data, settings),
-        "validation_size": len(held_out.vertebrae) or None,
-        "loss_fn": losses.vertebra_loss,
-        "accuracy_fn": losses.vertebra_dice,
+        "validation_size": len(held_out) or None,
         "EPOCHS": settings.epochs,
         "save_step": settings.validate_every,
     }
@@ -287,7 +270,7 @@ def segmentation_arguments(
 
 def fit_labelling_network(
     settings: LabellingTrainingSettings, chosen: Runtime
-) -> tuple[list[str], prepared_data.SegmentationData]:
+) -> tuple[list[str], SegmentationData]:
     """Train the labelling network on the data of the segmentation stage, into `work_dir/models/<name>`.
 
     Parameters
@@ -304,31 +287,19 @@ def fit_labelling_network(
     held_out : SegmentationData
         The validation split, which the temperature of the votes is fitted on.
     """
-    directory = model_directory(settings)
     folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
     data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
     # Patches have a spacing of their own, whatever that of the data.
     facts = {"spacing_mm": labelling.SPACING_MM, "data_spacing_mm": facts["spacing_mm"]}
-    facts |= training_data.segmentation_case_facts(data, held_out, settings)
+    facts |= training_data.case_facts(data, held_out, settings)
     with chosen.strategy.scope():
         network = labelling.build_labelling_network(settings, replicas=chosen.replicas)
-        claim_directory(settings, directory, facts, chosen)
-        trainer = Trainer(
-            network,
-            model_dir=directory,
-            prepare=labelling.labelling_batch_builder,
-            **trainer_keywords(settings, chosen),
-        )
-    has_validation = bool(held_out.vertebrae)
+        keywords = {"prepare": labelling.labelling_batch_builder}
+        trainer = _claim_trainer(Trainer, network, settings, facts, chosen, **keywords)
     trainer.train(
-        datasets.labelling_dataset(data, settings, training=True),
-        datasets.labelling_dataset(held_out, settings, training=False) if has_validation else None,
-        train_size=epochs.examples_of_groups(epochs.labelling_groups(data, settings), settings),
-        validation_size=len(held_out.vertebrae) or None,
+        **_epoch_arguments(datasets.labelling_dataset, data, held_out, settings),
         loss_fn=labelling.labelling_loss(settings.rank_smoothing),
         accuracy_fn=labelling.level_accuracy,
-        EPOCHS=settings.epochs,
-        save_step=settings.validate_every,
     )
     return bad, held_out
 
@@ -336,6 +307,20 @@ def fit_labelling_network(
 def model_directory(settings: RunSettings) -> Path:
     """Give the directory of a training's model, `work_dir/models/<name>`."""
     return settings.work_dir / "models" / settings.name
+
+
+def _claim_trainer(
+    kind: type[Trainer],
+    network: keras.Model,
+    settings: RunSettings,
+    facts: dict[str, Any],
+    chosen: Runtime,
+    **keywords: Any,
+) -> Trainer:
+    """Claim the directory of a training, and give its trainer, which takes the keywords."""
+    directory = model_directory(settings)
+    claim_directory(settings, directory, facts, chosen)
+    return kind(network, model_dir=directory, **keywords, **trainer_keywords(settings, chosen))
 
 
 def _place_of_data(settings: RunSettings) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from utils.learning import epochs, prepared_data
 from utils.learning.runtime import Runtime
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
@@ -18,10 +16,7 @@ from utils.presets import preset_settings
 from utils.settings import (
     SETTINGS_FILE,
     HeatmapPreparationSettings,
-    HeatmapTrainingSettings,
-    LabellingTrainingSettings,
     SegmentationPreparationSettings,
-    SegmentationTrainingSettings,
     load_settings,
 )
 
@@ -172,35 +167,11 @@ def excluded_cases(keys: Collection[str], patterns: Sequence[str], folder: Path)
     return _matching(keys, patterns)
 
 
-def heatmap_case_facts(
-    cases: list[prepared_data.HeatmapCase],
-    held_out: list[prepared_data.HeatmapCase],
-    settings: HeatmapTrainingSettings,
+def case_facts(
+    data: epochs.Split, held_out: epochs.Split, settings: epochs.TrainingSettings
 ) -> dict[str, list[str]]:
     """Give the keys of the cases that examples are made of: "training_cases" and "validation_cases"."""
-    groups = epochs.heatmap_groups(cases, settings)
-    return {
-        "training_cases": _taking_part([case.key for case in cases], groups, settings.mixture),
-        "validation_cases": _taking_part(
-            [case.key for case in held_out], epochs.heatmap_groups(held_out, None)
-        ),
-    }
-
-
-def segmentation_case_facts(
-    data: prepared_data.SegmentationData,
-    held_out: prepared_data.SegmentationData,
-    settings: SegmentationTrainingSettings | LabellingTrainingSettings,
-) -> dict[str, list[str]]:
-    """Give the same for a training on the data of the segmentation stage."""
-    is_labelling = isinstance(settings, LabellingTrainingSettings)
-    groups_of = epochs.labelling_groups if is_labelling else epochs.segmentation_groups
-    keys, held_out_keys = ([v.case for v in split.vertebrae] for split in (data, held_out))
-    mixture = None if is_labelling else settings.mixture
-    return {
-        "training_cases": _taking_part(keys, groups_of(data, settings), mixture),
-        "validation_cases": _taking_part(held_out_keys, groups_of(held_out, None)),
-    }
+    return {"training_cases": _taking_part(data, settings), "validation_cases": _taking_part(held_out, None)}
 
 
 def print_bad_cases(bad: list[str], chosen: Runtime) -> list[str]:
@@ -210,11 +181,12 @@ def print_bad_cases(bad: list[str], chosen: Runtime) -> list[str]:
     return bad
 
 
-def _taking_part(
-    keys: list[str], groups: list[np.ndarray], mixture: Sequence[float] | None = None
-) -> list[str]:
+def _taking_part(data: epochs.Split, settings: epochs.TrainingSettings | None) -> list[str]:
     """Give the keys of the items of all groups that have a share; items beyond the keys are drawn ones."""
-    shares = [1.0] * len(groups) if mixture is None else mixture
+    is_heatmap = not isinstance(data, prepared_data.SegmentationData)
+    keys = [case.key for case in data] if is_heatmap else [vertebra.case for vertebra in data.vertebrae]
+    groups = epochs.groups_of(data, settings)
+    shares = settings.mixture if len(groups) > 1 else [1.0]
     used = [items for items, share in zip(groups, shares) if share]
     return sorted({keys[item % len(keys)] for items in used for item in items})
 

@@ -299,22 +299,12 @@ def vertebra_example(
 
 
 def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_mm: float) -> Callable:
-    """Give the function that builds a batch inside the step: `(batch, training) -> (x, y, weight)`.
-
-    Training and validation differ by what was drawn alone, so the flag is not looked at. The batch is one of
-    `utils.learning.datasets.segmentation_dataset`, whose length is static; an example of weight 0 counts for
-    nothing.
-    """
-    radius = augment.blur_radius(settings.augmentation, spacing_mm)
+    """Give the `augment.batch_builder` of a batch of `utils.learning.datasets.segmentation_dataset`."""
     one = partial(
         vertebra_example,
         patch_voxels=settings.patch_voxels,
         spacing_mm=spacing_mm,
-        radius=radius,
+        radius=augment.blur_radius(settings.augmentation, spacing_mm),
         outside=settings.outside,
     )
-
-    def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return augment.stacked_examples(one, batch)
-
-    return build
+    return augment.batch_builder(one)

@@ -258,9 +258,7 @@ def _emissions(votes: np.ndarray, fixed: Mapping[int, int]) -> np.ndarray:
             raise ValueError(
                 f"Expected a place up to {len(votes)}, received {place + 1}={name_of_code(code)}."
             )
-        known = emissions[place, rank_of_code(code)]
-        emissions[place] = -np.inf
-        emissions[place, rank_of_code(code)] = known
+        emissions[place, np.arange(MAX_RANK + 1) != rank_of_code(code)] = -np.inf
     return emissions
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.synthetic.label_maps import level_of
 from utils.synthetic.phantom.soft import AIR_HU, FAT_HU, LUNG_HU, MUSCLE_HU
-from utils.synthetic.phantom.values import BoneValues, draw_bone
+from utils.synthetic.phantom.values import BoneValues, Vessel, draw_bone
 from utils.verse.labels import MAX_CODE, code_of_name
 
 _C1, _T1, _T5, _T12 = (level_of(code_of_name(name)) for name in ("C1", "T1", "T5", "T12"))
@@ -19,16 +19,6 @@ _T2, _T7, _T8 = (level_of(code_of_name(name)) for name in ("T2", "T7", "T8"))
 _L1, _L4, _L5 = (level_of(code_of_name(name)) for name in ("L1", "L4", "L5"))
 #: Farther than this a field of view never leaves the column, mm.
 _WIDE_MM = 400.0
-
-
-@dataclass(frozen=True)
-class SpineVessel:
-    """A tube along the spine: offset (P, R) from its centres, radius in mm, HU, first and last level."""
-
-    offset: tuple[float, float]
-    radius_mm: float
-    hu: float
-    levels: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Appearance:
         Size of the trunk as a part of the usual one; fat under the skin at the back.
     lung_base : float
         Level at which the lungs end.
-    vessels : tuple of SpineVessel
+    vessels : tuple of Vessel
         Vessels, with contrast or without, and the airway.
     table_mm : float
         Distance of the table behind the back; beyond reach for none.
@@ -97,7 +87,7 @@ class Appearance:
     girth: float
     skin_fat_mm: float
     lung_base: float
-    vessels: tuple[SpineVessel, ...]
+    vessels: tuple[Vessel, ...]
     table_mm: float
     blur_mm: np.ndarray
     noise_hu: float
@@ -170,25 +160,27 @@ def draw_appearance(rng: np.random.Generator) -> Appearance:
     )
 
 
-def _draw_vessels(rng: np.random.Generator, *, contrast: bool) -> tuple[SpineVessel, ...]:
+def _draw_vessels(rng: np.random.Generator, *, contrast: bool) -> tuple[Vessel, ...]:
     """Aorta, both venae cavae, iliac arteries, kidneys' contrast apart; carotids, and the airway."""
     artery = float(rng.uniform(150, 350)) if contrast else 42.0
     vein = float(rng.uniform(100, 220)) if contrast else 40.0
     shift = rng.normal(0, 3, 4)
     aorta = float(rng.uniform(9, 14))
-    return (
-        SpineVessel((-42, -14 + shift[0]), aorta, artery, (_T1 + 4, _L4)),
-        SpineVessel((-82, 10 + shift[0]), 1.3 * aorta, artery, (_T5 - 1, _T8)),
-        SpineVessel((-76, 30 + shift[1]), 9.0, vein, (_T2, _T7)),
-        SpineVessel((-44, 17 + shift[1]), float(rng.uniform(8, 11)), vein, (_T12 - 3, _L4)),
-        SpineVessel((-40, -22 + shift[2]), 5.5, artery, (_L4, _L5 + 4)),
-        SpineVessel((-40, 22 + shift[3]), 5.5, artery, (_L4, _L5 + 4)),
-        SpineVessel((-22, -27), 3.6, artery, (_C1, _T1 + 3)),
-        SpineVessel((-22, 27), 3.6, artery, (_C1, _T1 + 3)),
-        SpineVessel((-20, -35), 5.0, vein, (_C1, _T1 + 3)),
-        SpineVessel((-20, 35), 5.5, vein, (_C1, _T1 + 3)),
-        SpineVessel((-38, 0), 8.5, AIR_HU + 20, (_C1, _T5)),
+    tubes = (
+        ((-42, -14 + shift[0]), aorta, artery, (_T1 + 4, _L4)),
+        ((-82, 10 + shift[0]), 1.3 * aorta, artery, (_T5 - 1, _T8)),
+        ((-76, 30 + shift[1]), 9.0, vein, (_T2, _T7)),
+        ((-44, 17 + shift[1]), float(rng.uniform(8, 11)), vein, (_T12 - 3, _L4)),
+        ((-40, -22 + shift[2]), 5.5, artery, (_L4, _L5 + 4)),
+        ((-40, 22 + shift[3]), 5.5, artery, (_L4, _L5 + 4)),
+        ((-22, -27), 3.6, artery, (_C1, _T1 + 3)),
+        ((-22, 27), 3.6, artery, (_C1, _T1 + 3)),
+        ((-20, -35), 5.0, vein, (_C1, _T1 + 3)),
+        ((-20, 35), 5.5, vein, (_C1, _T1 + 3)),
+        ((-38, 0), 8.5, AIR_HU + 20, (_C1, _T5)),
     )
+    # In single precision, as the places of voxels are.
+    return tuple(Vessel(np.float32(offset), radius, hu, levels) for offset, radius, hu, levels in tubes)
 
 
 def _draw_margins(rng: np.random.Generator) -> np.ndarray:

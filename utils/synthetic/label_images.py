@@ -23,10 +23,10 @@ from scipy import ndimage
 
 from utils.imaging.crops import box_between
 from utils.imaging.intensities import whole_hu
-from utils.synthetic.appearance import Appearance, SpineVessel
+from utils.synthetic.appearance import Appearance
 from utils.synthetic.label_maps import DEPTH_UNIT_MM, LabelMap, codes_in_field, label_map_of, level_of
 from utils.synthetic.noise import smooth_noise
-from utils.synthetic.phantom.soft import AIR_HU, GAS_HU
+from utils.synthetic.phantom.soft import AIR_HU, GAS_HU, paint_tube
 from utils.verse.labels import code_of_name
 
 _C1, _C7, _T1, _T12 = (level_of(code_of_name(name)) for name in ("C1", "C7", "T1", "T12"))
@@ -235,7 +235,7 @@ def _soft_tissue(
     hu = _trunk(place, appearance, fields)
     _paint_cavities(hu, place, appearance, fields)
     for vessel in appearance.vessels:
-        _paint_tube(hu, place, vessel)
+        paint_tube(hu, (place.u, place.v, place.level), vessel)
     _paint_ribs_and_pelvis(hu, place, appearance)
     shape = block[1] - block[0]
     return tuple(_at_every_voxel(array, steps, shape) for array in (hu, fields[1]))
@@ -303,16 +303,6 @@ def _paint_cavities(hu: np.ndarray, place: _Place, appearance: Appearance, field
     np.copyto(hu, np.float32(1.3 * appearance.organ_hu) + 10 * fine, where=kidney)
     psoas = np.square((place.u + 8) / 20) + np.square((beside - 38) / 15)
     np.copyto(hu, np.float32(appearance.muscle_hu) + 6 * fine, where=(psoas < 1) & (level > _L1 + 0.5))
-
-
-def _paint_tube(hu: np.ndarray, place: _Place, vessel: SpineVessel) -> None:
-    rows = np.flatnonzero((place.level > vessel.levels[0]) & (place.level < vessel.levels[1]))
-    if rows.size == 0:
-        return
-    part = np.s_[:, :, rows[0] : rows[-1] + 1]
-    p, r = vessel.offset
-    square = np.square(place.u[part] - np.float32(p)) + np.square(place.v[part] - np.float32(r))
-    np.copyto(hu[part], np.float32(vessel.hu), where=square < vessel.radius_mm**2)
 
 
 def _paint_ribs_and_pelvis(hu: np.ndarray, place: _Place, appearance: Appearance) -> None:
@@ -394,11 +384,9 @@ def bone_parts(
 
 def _add_faults(hu: np.ndarray, rng: np.random.Generator, appearance: Appearance) -> None:
     """Add streaks that run along R, and a slow drift."""
-    shape = hu.shape
     if appearance.streak_hu:
-        streaks = rng.standard_normal((shape[0], 1, shape[2]), np.float32)
+        streaks = rng.standard_normal((hu.shape[0], 1, hu.shape[2]), np.float32)
         hu += np.float32(appearance.streak_hu) * ndimage.gaussian_filter(streaks, (0.7, 0, 0.5))
-    for axis, n in enumerate(shape):
+    for x in np.ix_(*(np.linspace(-1, 1, n) for n in hu.shape)):
         slope, bow = rng.normal(0, 0.5, 2) * appearance.drift_hu
-        x = np.linspace(-1, 1, n).reshape([-1 if k == axis else 1 for k in range(3)])
         hu += (slope * x + bow * x * x).astype(np.float32)

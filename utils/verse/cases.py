@@ -118,21 +118,28 @@ class CaseFile:
     @property
     def split(self) -> str:
         """ "training", "validation", "test", or "" outside every split's folder."""
-        match = _SPLIT_FOLDER.fullmatch(self.dataset)
-        return match["split"].lower() if match else ""
+        return part_of_folder(self.dataset)[1]
 
     @property
     def year(self) -> int | None:
         """Year of the VerSe release that the data set belongs to, None if it is no part of VerSe."""
-        match = _SPLIT_FOLDER.fullmatch(self.dataset)
-        if match is None or match["own"]:
-            return None
-        return 2000 + int(match["year"] or 20)
+        return part_of_folder(self.dataset)[0]
 
     @property
     def role(self) -> str:
         """One of "ct", "mask", "centroids": the field of `Case` that the file fills."""
         return _ROLE_OF_KIND[self.kind]
+
+
+def part_of_folder(name: str) -> tuple[int | None, str]:
+    """Give the part of VerSe, year and split, that a folder names; (None, "") if it names none.
+
+    The split of a user's own cases has no year.
+    """
+    match = _SPLIT_FOLDER.fullmatch(name)
+    if match is None:
+        return None, ""
+    return None if match["own"] else 2000 + int(match["year"] or 20), match["split"].lower()
 
 
 def subject_of(key: str) -> str:
@@ -311,9 +318,7 @@ def _keep(files: dict[str, CaseFile], file: CaseFile) -> None:
 
 def _case(files: dict[str, CaseFile]) -> Case:
     ordered = [files[kind] for kind in _ROLE_OF_KIND if kind in files]
-    paths: dict[str, Path] = {}
-    for file in ordered:
-        paths.setdefault(file.role, file.path)
+    paths = {file.role: file.path for file in reversed(ordered)}
     # Where files spell the key differently the CT's spelling counts: predictions are named after it.
     first = ordered[0]
     return Case(key=first.key, subject=first.subject, split=first.split, year=first.year, **paths)

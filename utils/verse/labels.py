@@ -103,19 +103,9 @@ def ranks_of_mask(mask: np.ndarray) -> np.ndarray:
     ValueError
         If the mask holds a number that is no VerSe code.
     """
-    return _look_up(mask, _RANK_OF_CODE, "VerSe labels (0-25 or 28)")
-
-
-def codes_of_ranks(ranks: np.ndarray) -> np.ndarray:
-    """Replace ranks by VerSe codes in a whole volume: the inverse of `ranks_of_mask`."""
-    return _look_up(ranks, _CODE_OF_RANK, f"ranks (0-{MAX_RANK})")
-
-
-def _look_up(numbers: np.ndarray, table: dict[int, int], expected: str) -> np.ndarray:
-    present = np.unique(numbers)
-    unknown = [int(n) for n in present if n != 0 and int(n) not in table]
+    unknown = [int(n) for n in np.unique(mask) if n != 0 and int(n) not in _RANK_OF_CODE]
     if unknown:
-        raise ValueError(f"Expected {expected}, found {unknown}.")
+        raise ValueError(f"Expected VerSe labels (0-25 or 28), found {unknown}.")
     look_up = np.zeros(MAX_CODE + 1, np.uint8)
-    look_up[list(table)] = list(table.values())
-    return look_up[numbers]
+    look_up[list(_RANK_OF_CODE)] = list(_RANK_OF_CODE.values())
+    return look_up[mask]

@@ -8,26 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel import orientations
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
+from utils.imaging.grids import corners_of
 from utils.imaging.intensities import whole_hu
 from utils.synthetic.phantom.anatomy import Anatomy, rotation_of
-from utils.synthetic.phantom.shapes import BodyGrid, Solid
+from utils.synthetic.phantom.shapes import BodyGrid, bounds_of
 from utils.synthetic.phantom.tissue import Tissue
 from utils.synthetic.phantom.vertebra import vertebra_solids
 from utils.verse.labels import rank_of_code
 
 # From the body frame (posterior, right, inferior) to the scanner's RAS+ millimetres of a NIfTI affine.
 RAS_FROM_PRI = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, -1]])
-_DIRECTIONS = {
-    "P": (1, 0, 0),
-    "A": (-1, 0, 0),
-    "R": (0, 1, 0),
-    "L": (0, -1, 0),
-    "I": (0, 0, 1),
-    "S": (0, 0, -1),
-}
+#: The ends of the body frame's axes.
+_BODY_AXES = (("A", "P"), ("L", "R"), ("S", "I"))
 STYLES = ("2019", "2020-ax", "2020-sag")
 # About what a core renders in ten seconds.
 MAX_VOXELS = 9e6
@@ -145,7 +141,7 @@ def _draw_box(
     """Field of view around a stretch of vertebrae: lowest and highest corner in the turned body frame, mm."""
     first, last = (rank_of_code(code) for code in stretch)
     parts = [s for code, s in vertebra_solids(anatomy) if first <= rank_of_code(code) <= last]
-    bounds = [_turned_bounds(solid, frame) for solid in parts]
+    bounds = [bounds_of(points @ frame, radii, 0.0) for points, radii in (s.corners() for s in parts)]
     low = np.min([b[0] for b in bounds], axis=0)
     high = np.max([b[1] for b in bounds], axis=0)
     wide = rng.random() < 0.12
@@ -155,12 +151,6 @@ def _draw_box(
         before, behind, sides = before + 50, behind + 20, sides + rng.uniform(30, 80)
     ends = np.where(rng.random(2) < 0.8, rng.uniform(1, 12, 2), rng.uniform(12, 30, 2))
     return low - np.array([before, sides[0], ends[0]]), high + np.array([behind, sides[1], ends[1]])
-
-
-def _turned_bounds(solid: Solid, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    points, radii = solid.corners()
-    turned = points @ frame
-    return (turned - radii[:, None]).min(0), (turned + radii[:, None]).max(0)
 
 
 def _draw_spacing(rng: np.random.Generator, style: str, size_mm: np.ndarray) -> np.ndarray:
@@ -185,12 +175,12 @@ def _place(
     counts = np.ceil((high - low) / spacing).astype(int)
     affine, shape = np.eye(4), []
     start = low + spacing / 2
-    for column, letter in enumerate(axes):
-        direction = np.array(_DIRECTIONS[letter], float)
-        k = int(np.flatnonzero(direction)[0])
+    for column, (k, sign) in enumerate(orientations.axcodes2ornt(axes, _BODY_AXES).astype(int)):
+        direction = np.zeros(3)
+        direction[k] = sign
         affine[:3, column] = RAS_FROM_PRI @ frame @ direction * spacing[k]
         shape.append(int(counts[k]))
-        if direction[k] < 0:
+        if sign < 0:
             start[k] += (counts[k] - 1) * spacing[k]
     affine[:3, 3] = RAS_FROM_PRI @ frame @ start
     return affine, tuple(shape)
@@ -219,7 +209,7 @@ def _visible(anatomy: Anatomy, scan: Acquisition) -> list[tuple[int, np.ndarray]
     return found
 
 
-def _beyond_circle(scan: Acquisition, voxels: np.ndarray | list[np.ndarray]) -> np.ndarray:
+def _beyond_circle(scan: Acquisition, voxels: np.ndarray | tuple[np.ndarray, ...]) -> np.ndarray:
     """Distance in mm outside the scanner's circle around its axis, negative inside; voxels (3, ...)."""
     directions = RAS_FROM_PRI.T @ scan.affine[:3, :3]
     in_plane = [k for k in range(3) if np.argmax(np.abs(directions[:, k])) != 2]
@@ -232,8 +222,7 @@ def _beyond_circle(scan: Acquisition, voxels: np.ndarray | list[np.ndarray]) -> 
 
 def grid_of(scan: Acquisition, step_mm: float) -> BodyGrid:
     """The grid in the body frame that holds a scan with a small margin; coarser for a very large one."""
-    ends = np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]) * (np.array(scan.shape) - 1)
-    corners = apply_affine(scan.affine, ends) @ RAS_FROM_PRI
+    corners = apply_affine(scan.affine, corners_of(scan.shape)) @ RAS_FROM_PRI
     volume = float(np.prod(corners.max(0) - corners.min(0)))
     step_mm = max(step_mm, float(np.cbrt(volume / MAX_VOXELS)))
     low, high = corners.min(0) - 2 * step_mm, corners.max(0) + 2 * step_mm
@@ -272,10 +261,7 @@ def acquire(tissue: Tissue, scan: Acquisition, whole: list[int]) -> tuple[np.nda
     hu += _noise(scan)
     ct = whole_hu(hu)
     if scan.padding_hu is not None:
-        index = [
-            np.arange(n, dtype=np.float32).reshape([-1 if k == j else 1 for j in range(3)])
-            for k, n in enumerate(scan.shape)
-        ]
+        index = np.indices(scan.shape, np.float32, sparse=True)
         outside = np.broadcast_to(_beyond_circle(scan, index) > 0, scan.shape)
         ct[outside], mask[outside], bone[outside] = scan.padding_hu, 0, 0
     return ct, mask, bone
@@ -317,8 +303,7 @@ def _noise(scan: Acquisition) -> np.ndarray:
     noise = rng.standard_normal(scan.shape, np.float32)
     noise = ndimage.gaussian_filter(noise, scan.noise_mm / scan.spacing_mm, truncate=2.5)
     noise *= np.float32(scan.noise_hu / max(noise[::3, ::3, ::3].std(), 1e-6))
-    for k, n in enumerate(scan.shape):
+    for x in np.ix_(*(np.linspace(-1, 1, n, dtype=np.float32) for n in scan.shape)):
         slope, bow = rng.normal(0, 0.5, 2) * scan.drift_hu
-        x = np.linspace(-1, 1, n, dtype=np.float32).reshape([-1 if k == j else 1 for j in range(3)])
         noise += np.float32(slope) * x + np.float32(bow) * x * x
     return noise

@@ -11,7 +11,7 @@ The *body frame* is millimetres along posterior, right, inferior, like the proje
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -22,21 +22,9 @@ from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, region_o
 STATURE_SD, HEIGHT_SD, PROPORTION_SD = 0.09, 0.055, 0.04
 RATE_COLLAPSED_SPINE, RATE_COLLAPSED = 0.22, 0.2
 
-# Body height, width, depth; canal width, depth; pedicle width, height; spinous process length and drop
-# (degrees below the endplate); span of the transverse processes; disc below; all mm but the drop.
-_COLUMNS = (
-    "height",
-    "width",
-    "depth",
-    "canal_width",
-    "canal_depth",
-    "pedicle_width",
-    "pedicle_height",
-    "spinous_length",
-    "spinous_drop",
-    "transverse_span",
-    "disc",
-)
+# In the order of the fields of `Size`: body height, width, depth; canal width, depth; pedicle width, height;
+# spinous process length and drop (degrees below the endplate); span of the transverse processes; disc below;
+# all mm but the drop.
 _MEANS = {
     "C1": (10, 12, 9, 27, 22, 6, 8, 6, 5, 74, 4),
     "C2": (17, 18, 15, 24, 19, 7, 9, 16, 24, 54, 4.5),
@@ -91,6 +79,10 @@ class Size:
     transverse_span: float
     disc: float
     heights: tuple[float, float, float]
+
+
+#: Names of what `_MEANS` holds.
+_COLUMNS = tuple(field.name for field in fields(Size) if field.name != "heights")
 
 
 @dataclass(frozen=True)
@@ -257,11 +249,10 @@ def _draw_sizes(rng: np.random.Generator, names: list[str], stature: float) -> l
     sizes = []
     for name in names:
         noise = np.exp(rng.normal(0, 0.03, len(_COLUMNS)))
-        values = dict(
-            zip(_COLUMNS, (float(x) for x in np.array(_MEANS[name]) * stature * proportions * noise))
-        )
-        heights = _draw_heights(rng, name, brittle)
-        sizes.append(_collapsed(values, heights))
+        values = np.array(_MEANS[name]) * stature * proportions * noise
+        heights = (values[0] * _draw_heights(rng, name, brittle)).tolist()
+        values[0] = (heights[0] + heights[2]) / 2
+        sizes.append(Size(*values.tolist(), heights=tuple(heights)))
     return sizes
 
 
@@ -276,11 +267,6 @@ def _draw_heights(rng: np.random.Generator, name: str, brittle: bool) -> np.ndar
     if not (brittle and rng.random() < RATE_COLLAPSED) or name.startswith("C"):
         return normal
     return normal * (1 - severity * (1 - np.array(kind)))
-
-
-def _collapsed(values: dict[str, float], fractions: np.ndarray) -> Size:
-    heights = tuple(float(values["height"] * f) for f in fractions)
-    return Size(**{**values, "height": float((heights[0] + heights[2]) / 2)}, heights=heights)
 
 
 def _draw_tilts(rng: np.random.Generator, names: list[str], sizes: list[Size]) -> np.ndarray:

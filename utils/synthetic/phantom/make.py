@@ -5,22 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
 
-from utils.synthetic.phantom.acquisition import (
-    RAS_FROM_PRI,
-    Acquisition,
-    acquire,
-    cut_codes,
-    draw_acquisition,
-    grid_of,
-    whole_codes,
-)
+from utils.imaging.grids import oriented
+from utils.imaging.volume import Volume
+from utils.synthetic.phantom import acquisition
 from utils.synthetic.phantom.anatomy import Anatomy, draw_anatomy
-from utils.synthetic.phantom.tissue import Tissue, render_tissue
-from utils.synthetic.phantom.values import draw_tissue
+from utils.synthetic.phantom.tissue import render_tissue
+from utils.synthetic.phantom.values import TissueValues, draw_tissue
 
 STEP_MM = 0.8
 #: Share of scans of the second release that are stored in an orientation of their own.
@@ -62,24 +54,11 @@ class Phantom:
 
     def stored(self, axes: str) -> Phantom:
         """Give the same scan with its voxels in another order, such as "LPS": what a file may look like."""
-        change = nib.orientations.ornt_transform(
-            nib.io_orientation(self.affine), nib.orientations.axcodes2ornt(axes)
-        )
-        affine = self.affine @ nib.orientations.inv_ornt_aff(change, self.ct.shape)
-        arrays = {
-            name: np.ascontiguousarray(nib.orientations.apply_orientation(getattr(self, name), change))
-            for name in ("ct", "mask", "bone")
+        turned = {
+            name: oriented(Volume(getattr(self, name), self.affine), axes) for name in ("ct", "mask", "bone")
         }
-        return dataclasses.replace(self, affine=affine, **arrays)
-
-    def part_of_cut(self, code: int) -> np.ndarray:
-        """Where a cut vertebra is seen: bool, shape of the scan."""
-        return self.bone == code
-
-    def voxel_points(self) -> dict[int, np.ndarray]:
-        """Body centres as voxel indices of this array."""
-        inverse = np.linalg.inv(self.affine)
-        return {code: apply_affine(inverse, point) for code, point in self.points}
+        arrays = {name: np.ascontiguousarray(volume.data) for name, volume in turned.items()}
+        return dataclasses.replace(self, affine=turned["ct"].affine, **arrays)
 
 
 def make_phantom(
@@ -111,12 +90,12 @@ def make_phantom(
     Phantom
         The scan; the same arguments give the same arrays.
     """
-    anatomy, scan, rng = _draw(seed, (subject, series), style=style, whole=whole)
-    tissue = render_tissue(anatomy, draw_tissue(rng, anatomy), grid_of(scan, step_mm))
-    labelled = whole_codes(anatomy, scan)
-    ct, mask, bone = acquire(tissue, scan, labelled)
-    points = tuple((code, RAS_FROM_PRI @ anatomy.vertebra(code).origin) for code in labelled)
-    phantom = Phantom(ct, mask, scan.affine, points, tuple(cut_codes(anatomy, scan)), bone)
+    anatomy, scan, values = draw_scan(seed, subject, series, style=style, whole=whole)
+    tissue = render_tissue(anatomy, values, acquisition.grid_of(scan, step_mm))
+    labelled = acquisition.whole_codes(anatomy, scan)
+    ct, mask, bone = acquisition.acquire(tissue, scan, labelled)
+    points = tuple((code, acquisition.RAS_FROM_PRI @ anatomy.vertebra(code).origin) for code in labelled)
+    phantom = Phantom(ct, mask, scan.affine, points, tuple(acquisition.cut_codes(anatomy, scan)), bone)
     # A stream of its own: how a scan is stored changes nothing of what it shows.
     axes = draw_storage(np.random.default_rng([seed, subject, series + 1, 1]), style)
     return phantom.stored(axes) if axes else phantom
@@ -132,25 +111,12 @@ def draw_storage(rng: np.random.Generator, style: str) -> str | None:
     return "".join(str(rng.choice(list(pair))) for pair in rng.permutation(["LR", "AP", "IS"]))
 
 
-def make_tissue(
-    seed: int,
-    *,
-    subject: int = 0,
-    series: int = 0,
-    style: str = "2019",
-    whole: tuple[int, int] | None = None,
-    step_mm: float = STEP_MM,
-) -> Tissue:
-    """Make the body that `make_phantom` would scan with the same arguments, before the scan."""
-    anatomy, scan, rng = _draw(seed, (subject, series), style=style, whole=whole)
-    return render_tissue(anatomy, draw_tissue(rng, anatomy), grid_of(scan, step_mm))
-
-
-def _draw(
-    seed: int, number: tuple[int, int], *, style: str, whole: tuple[int, int] | None
-) -> tuple[Anatomy, Acquisition, np.random.Generator]:
-    subject, series = number
+def draw_scan(
+    seed: int, subject: int, series: int, *, style: str, whole: tuple[int, int] | None
+) -> tuple[Anatomy, acquisition.Acquisition, TissueValues]:
+    """Draw all that `make_phantom` renders and scans with the same arguments."""
     # The anatomy belongs to the subject, everything else to the series.
     anatomy = draw_anatomy(np.random.default_rng([seed, subject]), keep=whole or ())
     rng = np.random.default_rng([seed, subject, series + 1])
-    return anatomy, draw_acquisition(rng, anatomy, style=style, whole=whole), rng
+    scan = acquisition.draw_acquisition(rng, anatomy, style=style, whole=whole)
+    return anatomy, scan, draw_tissue(rng, anatomy)

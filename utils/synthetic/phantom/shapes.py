@@ -12,8 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 FAR_MM = 50.0
+POSTERIOR, RIGHT, INFERIOR = np.eye(3)
+SIDES = (1, -1)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Plate:
 
     Attributes
     ----------
-    start, end : np.ndarray, shape (3,)
-        Ends of the axis, mm.
+    start, end : array of float, shape (3,)
+        Ends of the axis, mm; any three numbers until the plate is placed.
     radius : tuple of float
         Half thickness at start and end, mm.
     across : np.ndarray, shape (3,)
@@ -64,16 +67,16 @@ class Plate:
         Half width at start and end, without the radius, mm.
     """
 
-    start: np.ndarray
-    end: np.ndarray
+    start: ArrayLike
+    end: ArrayLike
     radius: tuple[float, float]
     across: np.ndarray
     extent: tuple[float, float] = (0.0, 0.0)
 
-    def placed(self, origin: np.ndarray, rotation: np.ndarray) -> Plate:
-        """The same plate, given in local coordinates, in the frame around it."""
-        start, end = (origin + rotation @ np.asarray(x, float) for x in (self.start, self.end))
-        return Plate(start, end, self.radius, rotation @ np.asarray(self.across, float), self.extent)
+    def placed(self, origin: np.ndarray, rotation: np.ndarray, *, scale: float = 1.0) -> Plate:
+        """The same plate, given in local coordinates that are to be scaled, in the frame around it."""
+        start, end = (origin + rotation @ np.multiply(x, scale) for x in (self.start, self.end))
+        return Plate(start, end, self.radius, rotation @ self.across, self.extent)
 
     def corners(self) -> np.ndarray:
         """Corners of the trapezoid, shape (4, 3); the plate lies within its radius of their hull."""
@@ -144,10 +147,11 @@ class Solid:
 
     def bounds(self, margin_mm: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest corner of the bone's box, mm."""
-        return _bounds(*self.corners(), margin_mm)
+        return bounds_of(*self.corners(), margin_mm)
 
 
-def _bounds(points: np.ndarray, radii: np.ndarray, margin_mm: float) -> tuple[np.ndarray, np.ndarray]:
+def bounds_of(points: np.ndarray, radii: np.ndarray, margin_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest corner of a box around balls, with a margin."""
     reach = np.asarray(radii)[:, None] + margin_mm
     return (points - reach).min(0), (points + reach).max(0)
 
@@ -232,47 +236,41 @@ def solid_distance(solid: Solid, grid: BodyGrid, window: tuple[slice, ...]) -> t
     """
     field = np.full([s.stop - s.start for s in window], FAR_MM, np.float32)
     for plate in solid.plates:
-        part = _part(grid, window, _bounds(plate.corners(), np.repeat(plate.radius, 2), 3.0))
-        if field[part.inner].size:
-            field[part.inner] = smooth_minimum(
-                field[part.inner], plate_distance(plate, part.axes), solid.blend_mm
-            )
+        part, axes = _part(grid, window, bounds_of(plate.corners(), np.repeat(plate.radius, 2), 3.0))
+        if field[part].size:
+            field[part] = smooth_minimum(field[part], plate_distance(plate, axes), solid.blend_mm)
     for plate in solid.hollows:
-        part = _part(grid, window, _bounds(plate.corners(), np.repeat(plate.radius, 2), 2.0))
-        if field[part.inner].size:
-            np.maximum(field[part.inner], -plate_distance(plate, part.axes), out=field[part.inner])
+        part, axes = _part(grid, window, bounds_of(plate.corners(), np.repeat(plate.radius, 2), 2.0))
+        if field[part].size:
+            np.maximum(field[part], -plate_distance(plate, axes), out=field[part])
     body = np.full_like(field, FAR_MM)
     if solid.body is not None:
-        part = _part(grid, window, _bounds(solid.body.corners(), np.zeros(8), 3.0))
-        if field[part.inner].size:
-            body[part.inner] = body_distance(solid.body, part.axes)
-            field[part.inner] = smooth_minimum(field[part.inner], body[part.inner], solid.blend_mm)
+        part, axes = _part(grid, window, bounds_of(solid.body.corners(), np.zeros(8), 3.0))
+        if field[part].size:
+            body[part] = body_distance(solid.body, axes)
+            field[part] = smooth_minimum(field[part], body[part], solid.blend_mm)
     for cut in solid.cuts:
         _apply_cut(field, cut, grid, window)
     return field, body
 
 
-@dataclass(frozen=True)
-class _Part:
-    inner: tuple[slice, ...]
-    axes: list[np.ndarray]
-
-
-def _part(grid: BodyGrid, window: tuple[slice, ...], bounds: tuple[np.ndarray, np.ndarray]) -> _Part:
+def _part(
+    grid: BodyGrid, window: tuple[slice, ...], bounds: tuple[np.ndarray, np.ndarray]
+) -> tuple[tuple[slice, ...], list[np.ndarray]]:
     """Where a shape's box meets a window: slices within the window, and the coordinates there."""
     box = grid.window(*bounds)
     starts = [max(b.start, w.start) for b, w in zip(box, window)]
     stops = [max(a, min(b.stop, w.stop)) for a, b, w in zip(starts, box, window)]
     inner = tuple(slice(a - w.start, b - w.start) for a, b, w in zip(starts, stops, window))
-    return _Part(inner, grid.axes(tuple(slice(a, b) for a, b in zip(starts, stops))))
+    return inner, grid.axes(tuple(slice(a, b) for a, b in zip(starts, stops)))
 
 
 def _apply_cut(field: np.ndarray, cut: Cut, grid: BodyGrid, window: tuple[slice, ...]) -> None:
     reach = np.full(3, cut.radius_mm + 1.0)
-    part = _part(grid, window, (cut.point - reach, cut.point + reach))
-    if not field[part.inner].size:
+    part, axes = _part(grid, window, (cut.point - reach, cut.point + reach))
+    if not field[part].size:
         return
-    squares = [np.square(axis - np.float32(x)) for axis, x in zip(part.axes, cut.point)]
+    squares = [np.square(axis - np.float32(x)) for axis, x in zip(axes, cut.point)]
     ball = np.sqrt(squares[0] + squares[1] + squares[2]) - np.float32(cut.radius_mm)
-    beyond = -_project(part.axes, cut.point, cut.normal)
-    np.maximum(field[part.inner], -np.maximum(ball, beyond), out=field[part.inner])
+    beyond = -_project(axes, cut.point, cut.normal)
+    np.maximum(field[part], -np.maximum(ball, beyond), out=field[part])

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from utils.synthetic.phantom.anatomy import Anatomy, Vertebra
-from utils.synthetic.phantom.shapes import Body, Plate, Solid
-from utils.synthetic.phantom.vertebra import (
-    INFERIOR,
-    POSTERIOR,
-    RIGHT,
-    SIDES,
-    Joint,
-    condyle_joints,
-    facet_joints,
-    vertebra_solids,
-)
+from utils.synthetic.phantom.shapes import INFERIOR, POSTERIOR, RIGHT, SIDES, Body, Plate, Solid
+from utils.synthetic.phantom.vertebra import Joint, condyle_joints, facet_joints, vertebra_solids
 
 RIB, SACRUM, SKULL = 101, 102, 103
 
@@ -54,11 +46,8 @@ def rib_solids(anatomy: Anatomy, vertebra: Vertebra) -> list[Solid]:
     for side in SIDES:
         at = -0.5 if number < 11 else -0.15
         head = vertebra.world(size.depth / 2 - 4.5, side * (size.width / 2 + 2.6), at * size.height)
-        neck = vertebra.world(
-            size.depth / 2 + 0.8 * size.canal_depth - 4,
-            side * (size.transverse_span / 2 - 3),
-            -0.3 * size.height,
-        )
+        beside = side * (size.transverse_span / 2 - 3)
+        neck = vertebra.world(size.depth / 2 + 0.8 * size.canal_depth - 4, beside, -0.3 * size.height)
         begin = np.arcsin(min((size.transverse_span / 2 + 12) / half_width, 0.9))
         angles = np.linspace(begin, max(reach, begin + 0.3), 12)
         arc = centre + np.stack(
@@ -79,8 +68,8 @@ def sacrum_solid(anatomy: Anatomy, joints: tuple[Joint, ...]) -> Solid:
     origin, rotation = anatomy.sacrum
     s = anatomy.stature
     own = _sacral_segments() + [plate for side in SIDES for plate in _sacral_wing(side)]
-    own.append(Plate(np.array([38, 0, 8]), np.array([34, 0, 70]), (4, 3), RIGHT, (12, 5)))
-    plates = [_scaled(plate, s).placed(origin, rotation) for plate in own]
+    own.append(Plate((38, 0, 8), (34, 0, 70), (4, 3), RIGHT, (12, 5)))
+    plates = [_thickened(plate, s).placed(origin, rotation, scale=s) for plate in own]
     for side, joint in zip(SIDES, joints):
         start = origin + rotation @ (np.array([20, side * 19, -2]) * s)
         end = joint.face(-1) - joint.normal * joint.radius_mm * 0.55
@@ -90,61 +79,53 @@ def sacrum_solid(anatomy: Anatomy, joints: tuple[Joint, ...]) -> Solid:
     return Solid(tuple(plates), body, cuts=tuple(j.cut(-1) for j in joints), blend_mm=4.0)
 
 
-def _scaled(plate: Plate, s: float) -> Plate:
+def _thickened(plate: Plate, s: float) -> Plate:
     radius, extent = ((s * a, s * b) for a, b in (plate.radius, plate.extent))
-    return Plate(plate.start * s, plate.end * s, radius, plate.across, extent)
+    return replace(plate, radius=radius, extent=extent)
 
 
 def _sacral_segments() -> list[Plate]:
     """The fused bodies: posterior, inferior, half width and half thickness of each end, mm at stature 1."""
     rows = [(0, 0, 16, 9), (2, 26, 14, 9), (6, 48, 11, 8), (8, 66, 8, 7), (4, 82, 6, 5), (-3, 94, 4, 4)]
     return [
-        Plate(np.array([p, 0.0, i]), np.array([q, 0.0, j]), (thick, thick_below), RIGHT, (wide, wide_below))
+        Plate((p, 0.0, i), (q, 0.0, j), (thick, thick_below), RIGHT, (wide, wide_below))
         for (p, i, wide, thick), (q, j, wide_below, thick_below) in pairwise(rows)
     ]
 
 
 def _sacral_wing(side: int) -> list[Plate]:
-    wing = np.array([4.0, side * 20, -2]), np.array([14.0, side * 48, 10])
-    root = np.array([14.0, side * 18, 0]), np.array([26.0, side * 14, 20])
-    return [Plate(*wing, (9, 8), INFERIOR, (3, 20)), Plate(*root, (6, 5), INFERIOR, (2, 8))]
+    return [
+        Plate((4.0, side * 20, -2), (14.0, side * 48, 10), (9, 8), INFERIOR, (3, 20)),
+        Plate((14.0, side * 18, 0), (26.0, side * 14, 20), (6, 5), INFERIOR, (2, 8)),
+    ]
 
 
 def _iliac_wings(anatomy: Anatomy) -> list[Solid]:
-    origin, rotation = anatomy.sacrum
-    found = []
+    (origin, rotation), s = anatomy.sacrum, anatomy.stature
+    parts = []
     for side in SIDES:
-        joint, middle = np.array([30.0, side * 50, 0]), np.array([0.0, side * 66, 0])
-        spine = np.array([-75.0, side * 112, -8])
-        parts = [
-            Plate(joint, middle, (7, 5), INFERIOR, (26, 36)),
-            Plate(middle, spine, (4, 6), INFERIOR, (36, 22)),
-        ]
-        found += [Solid((_scaled(part, anatomy.stature).placed(origin, rotation),)) for part in parts]
-    return found
+        middle = (0.0, side * 66, 0)
+        parts.append(Plate((30.0, side * 50, 0), middle, (7, 5), INFERIOR, (26, 36)))
+        parts.append(Plate(middle, (-75.0, side * 112, -8), (4, 6), INFERIOR, (36, 22)))
+    return [Solid((_thickened(part, s).placed(origin, rotation, scale=s),)) for part in parts]
 
 
 def skull_solids(atlas: Vertebra) -> list[Solid]:
     """The base of the skull behind and beside C1, and the jaw in front of the neck."""
-    s = atlas.size.width / 12
     parts = [
-        Plate(np.array([-12, 0, -22]), np.array([-36, 0, -50]), (4, 6), RIGHT, (8, 10)),
-        Plate(np.array([26, 0, -16]), np.array([60, 0, -24]), (2.5, 3), RIGHT, (14, 40)),
-        Plate(np.array([60, 0, -24]), np.array([82, 0, -70]), (3, 4), RIGHT, (40, 62)),
+        Plate((-12, 0, -22), (-36, 0, -50), (4, 6), RIGHT, (8, 10)),
+        Plate((26, 0, -16), (60, 0, -24), (2.5, 3), RIGHT, (14, 40)),
+        Plate((60, 0, -24), (82, 0, -70), (3, 4), RIGHT, (40, 62)),
     ]
     for side in SIDES:
         parts += [
-            Plate(
-                np.array([0, side * 15, -12.5]), np.array([2, side * 17, -17]), (5.5, 5.5), POSTERIOR, (5, 5)
-            ),
-            Plate(np.array([0, side * 17, -20]), np.array([-8, side * 56, -30]), (5, 8), POSTERIOR, (6, 10)),
-            Plate(np.array([26, side * 20, -17]), np.array([0, side * 18, -19]), (3, 4), RIGHT, (6, 4)),
-            Plate(
-                np.array([-22, side * 50, -22]), np.array([-36, side * 46, 36]), (4, 4.5), POSTERIOR, (10, 8)
-            ),
-            Plate(np.array([-40, side * 45, 36]), np.array([-92, side * 10, 46]), (5, 5.5), INFERIOR, (8, 9)),
+            Plate((0, side * 15, -12.5), (2, side * 17, -17), (5.5, 5.5), POSTERIOR, (5, 5)),
+            Plate((0, side * 17, -20), (-8, side * 56, -30), (5, 8), POSTERIOR, (6, 10)),
+            Plate((26, side * 20, -17), (0, side * 18, -19), (3, 4), RIGHT, (6, 4)),
+            Plate((-22, side * 50, -22), (-36, side * 46, 36), (4, 4.5), POSTERIOR, (10, 8)),
+            Plate((-40, side * 45, 36), (-92, side * 10, 46), (5, 5.5), INFERIOR, (8, 9)),
         ]
-    scaled = [Plate(p.start * s, p.end * s, p.radius, p.across, p.extent) for p in parts]
-    solids = [Solid((plate.placed(atlas.origin, atlas.rotation),)) for plate in scaled]
     cuts = tuple(joint.cut(+1) for joint in condyle_joints(atlas))
-    return [Solid(solid.plates, cuts=cuts) for solid in solids]
+    scale = atlas.size.width / 12
+    placed = [part.placed(atlas.origin, atlas.rotation, scale=scale) for part in parts]
+    return [Solid((plate,), cuts=cuts) for plate in placed]

@@ -15,7 +15,7 @@ from utils.synthetic.noise import KNOT_SD, smooth_steps
 from utils.synthetic.phantom.anatomy import Anatomy, Vertebra
 from utils.synthetic.phantom.shapes import BodyGrid
 from utils.synthetic.phantom.skeleton import cage_at
-from utils.synthetic.phantom.values import TissueValues
+from utils.synthetic.phantom.values import TissueValues, Vessel
 
 AIR_HU, FAT_HU, MUSCLE_HU, LUNG_HU, GAS_HU = -1000.0, -100.0, 52.0, -860.0, -850.0
 
@@ -119,7 +119,9 @@ def soft_tissue(
     hu[(coarse > 1.6) & (u > 0)] = FAT_HU * 0.6  # fat between the muscles of the back
     cage = np.sqrt(np.square((p - course.cage_p) / course.cage_depth) + np.square(v / course.cage_width))
     _fill_cavity(hu, (u, v, cage, coarse), course, values, smooth_field(rng, grid, 9.0))
-    _fill_vessels(hu, (u, v, i), values)
+    for vessel in values.vessels:
+        paint_tube(hu, (u, v, i), vessel)
+    _paint_plaques(hu, (u, v, i), values.plaques)
     _fill_canal(hu, (p, r), course)
     hu[under_skin < 2.0] = 10.0
     hu[under_skin < 0] = AIR_HU
@@ -157,18 +159,32 @@ def _bowel(values: TissueValues, coarse: np.ndarray, fine: np.ndarray) -> np.nda
     return content
 
 
-def _fill_vessels(hu: np.ndarray, place: tuple[np.ndarray, ...], values: TissueValues) -> None:
+def paint_tube(hu: np.ndarray, place: tuple[np.ndarray, ...], vessel: Vessel) -> None:
+    """Fill a vessel.
+
+    Parameters
+    ----------
+    hu : np.ndarray of float32, (P, R, I)
+        Changed in place.
+    place : tuple of np.ndarray, (P, 1, I), (1, R, I) and (1, 1, I)
+        Where the voxels lie: mm along P and R from the spine's centre line, and along it, in the unit of the
+        vessel's extent.
+    vessel : Vessel
+        The vessel.
+    """
+    u, v, along = place
+    rows = np.flatnonzero((along > vessel.extent[0]) & (along < vessel.extent[1]))
+    if rows.size:
+        part = np.s_[:, :, rows[0] : rows[-1] + 1]
+        p, r = vessel.offset
+        square = np.square(u[part] - p) + np.square(v[part] - r)
+        np.copyto(hu[part], np.float32(vessel.hu), where=square < vessel.radius_mm**2)
+
+
+def _paint_plaques(hu: np.ndarray, place: tuple[np.ndarray, ...], plaques: np.ndarray) -> None:
     u, v, i = place
-    heights = i.ravel()
-    for vessel in values.vessels:
-        rows = np.flatnonzero((heights > vessel.extent[0]) & (heights < vessel.extent[1]))
-        if rows.size:
-            span = slice(rows[0], rows[-1] + 1)
-            p, r = vessel.offset
-            square = np.square(u[:, :, span] - p) + np.square(v[:, :, span] - r)
-            hu[:, :, span][square < vessel.radius_mm**2] = vessel.hu
-    for p, r, height, radius, value in values.plaques:
-        rows = np.flatnonzero(np.abs(heights - height) < 2 * radius)
+    for p, r, height, radius, value in plaques:
+        rows = np.flatnonzero(np.abs(i - height) < 2 * radius)
         if rows.size:
             span = slice(rows[0], rows[-1] + 1)
             square = np.square(u[:, :, span] - p) + np.square(v[:, :, span] - r)

@@ -7,7 +7,7 @@ scans: cortical bone 700-1500 HU, cancellous bone 90-300, muscle 50, fat -100, l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -119,19 +119,13 @@ def _paint_discs(hu: np.ndarray, anatomy: Anatomy, values: TissueValues, grid: B
         bottom = lower.world(0, 0, -lower.size.height / 2)
         height = float(np.linalg.norm(bottom - top))
         size = upper.size
-        disc = Body(
-            (top + bottom) / 2,
-            upper.rotation,
-            size.depth / 2 * 1.02,
-            size.width / 2,
-            (height + 5, height + 7, height + 4),
-            -0.04,
-        )
+        heights = (height + 5, height + 7, height + 4)
+        middle, half_depth = (top + bottom) / 2, size.depth / 2 * 1.02
+        disc = Body(middle, upper.rotation, half_depth, size.width / 2, heights, waist=-0.04)
         _fill(hu, disc, grid, float(values.disc_hu[k]))
         if values.disc_gas[k]:
-            cleft = Body(
-                disc.origin, disc.rotation, size.depth * 0.3, size.width * 0.25, (1.5, 2.2, 1.2), 0.0
-            )
+            thin = {"heights": (1.5, 2.2, 1.2), "waist": 0.0}
+            cleft = replace(disc, half_depth=size.depth * 0.3, half_width=size.width * 0.25, **thin)
             _fill(hu, cleft, grid, -500.0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from utils.synthetic.phantom.anatomy import Anatomy
 
@@ -35,9 +36,19 @@ class BoneValues:
 
 @dataclass(frozen=True)
 class Vessel:
-    """A tube beside the spine: offset (P, R) from the bodies' centre line, radius, extent on I, in mm; HU."""
+    """A tube along the spine.
 
-    offset: tuple[float, float]
+    Attributes
+    ----------
+    offset : array of float, (2,)
+        Way (P, R) from the spine's centre line, mm.
+    radius_mm, hu : float
+        Its radius, and what fills it.
+    extent : tuple of float, 2
+        Where it begins and ends: mm on I in a phantom, levels in an image of a label map.
+    """
+
+    offset: ArrayLike
     radius_mm: float
     hu: float
     extent: tuple[float, float]

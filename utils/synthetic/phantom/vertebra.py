@@ -13,10 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from utils.synthetic.phantom.anatomy import Anatomy, Size, Vertebra
-from utils.synthetic.phantom.shapes import Body, Cut, Plate, Solid
-
-POSTERIOR, RIGHT, INFERIOR = np.eye(3)
-SIDES = (1, -1)
+from utils.synthetic.phantom.shapes import INFERIOR, POSTERIOR, RIGHT, SIDES, Body, Cut, Plate, Solid
 
 
 @lru_cache(maxsize=2)
@@ -158,28 +155,30 @@ def _pillar(vertebra: Vertebra, side: int, *, lower: bool = False) -> np.ndarray
     return np.array([size.depth / 2 + p * size.canal_depth, side * r, i * size.height])
 
 
+#: Half thickness and half height of the laminae, and the height of a typical body, mm.
+_LAMINAE = {"cervical": (2.5, 3.6, 13.5), "thoracic": (3.3, 6.0, 20.0), "lumbar": (3.3, 6.5, 27.0)}
+
+
 def _arch(vertebra: Vertebra) -> list[Plate]:
     """Pedicles and laminae."""
     size, region = vertebra.size, vertebra.region
-    thick = {"cervical": 2.5, "thoracic": 3.3, "lumbar": 3.3}[region] * vertebra.quirks.thickness
-    tall = {"cervical": 3.6, "thoracic": 6.0, "lumbar": 6.5}[region] * size.height / _typical_height(region)
+    thick, tall, typical = _LAMINAE[region]
+    thick, tall = thick * vertebra.quirks.thickness, tall * size.height / typical
     half_width, half_height = size.pedicle_width / 2, size.pedicle_height / 2
+    inward = 0.0 if region != "cervical" else 3.0
+    beside = min(size.canal_width / 2 + half_width - inward, size.width / 2 - 2)
+    wide = max(half_height - half_width * 0.8, 0.0), max(half_height - half_width, 0.0)
     plates = []
     for side in SIDES:
         upper, lower = _pillar(vertebra, side), _pillar(vertebra, side, lower=True)
-        inward = 0.0 if region != "cervical" else 3.0
-        root = [
-            size.depth / 2 - 4,
-            side * min(size.canal_width / 2 + half_width - inward, size.width / 2 - 2),
-            upper[2],
-        ]
-        wide = (half_height - half_width * 0.8, half_height - half_width)
-        wide = tuple(max(w, 0.0) for w in wide)
-        plates.append(Plate(np.array(root), upper, (half_width, half_width), INFERIOR, wide))
-        plates.append(Plate(upper, lower, (half_width * 0.9, thick + 1), INFERIOR, (1.5, tall * 0.6)))
+        root = (size.depth / 2 - 4, side * beside, upper[2])
         corner, middle = _lamina(vertebra, side, thick)
-        plates.append(Plate(lower, corner, (thick + 0.5, thick), INFERIOR, (tall * 0.9, tall)))
-        plates.append(Plate(corner, middle, (thick, thick), INFERIOR, (tall, tall)))
+        plates += [
+            Plate(root, upper, (half_width, half_width), INFERIOR, wide),
+            Plate(upper, lower, (half_width * 0.9, thick + 1), INFERIOR, (1.5, tall * 0.6)),
+            Plate(lower, corner, (thick + 0.5, thick), INFERIOR, (tall * 0.9, tall)),
+            Plate(corner, middle, (thick, thick), INFERIOR, (tall, tall)),
+        ]
     return plates
 
 
@@ -210,10 +209,6 @@ def _spurs(vertebra: Vertebra) -> list[Plate]:
     return found
 
 
-def _typical_height(region: str) -> float:
-    return {"cervical": 13.5, "thoracic": 20.0, "lumbar": 27.0}[region]
-
-
 def _spinous_process(vertebra: Vertebra) -> Plate:
     size = vertebra.size
     thick, tall = {"cervical": (2.4, 2.2), "thoracic": (2.9, 3.2), "lumbar": (3.2, 7.5)}[vertebra.region]
@@ -230,14 +225,15 @@ def _transverse_processes(vertebra: Vertebra) -> list[Plate]:
     size, region = vertebra.size, vertebra.region
     if region == "cervical":
         return [plate for side in SIDES for plate in _cervical_transverse(vertebra, side)]
+    thoracic, lumbar = (1.05, (4.8, 4.6), (1.0, 1.5)), (0.75, (3.6, 2.8), (2.5, 3.0))
+    back, radius, extent = thoracic if region == "thoracic" else lumbar
     plates = []
     for side, lift in zip(SIDES, vertebra.quirks.transverse_lift):
         root = _pillar(vertebra, side)
-        back = 1.05 * size.canal_depth if region == "thoracic" else 0.75 * size.canal_depth
-        tip = np.array([size.depth / 2 + back, side * (size.transverse_span / 2 - 4), -0.16 * size.height])
+        p = size.depth / 2 + back * size.canal_depth
+        tip = np.array([p, side * (size.transverse_span / 2 - 4), -0.16 * size.height])
         tip[2] -= np.tan(lift) * abs(tip[1] - root[1])
-        radius = (4.8, 4.6) if region == "thoracic" else (3.6, 2.8)
-        plates.append(Plate(root, tip, radius, INFERIOR, (1.0, 1.5) if region == "thoracic" else (2.5, 3.0)))
+        plates.append(Plate(root, tip, radius, INFERIOR, extent))
     return plates
 
 
@@ -245,9 +241,8 @@ def _cervical_transverse(vertebra: Vertebra, side: int) -> list[Plate]:
     """The two bars around the hole of the vertebral artery, and the trough that joins them."""
     size = vertebra.size
     tip = side * (size.transverse_span / 2 - 3)
-    front = np.array([-0.1 * size.depth, side * (size.width / 2 - 1), 0])
-    front_tip = np.array([0.1 * size.depth, tip * 0.92, 1.0])
-    back_tip = np.array([0.45 * size.depth, tip, 2.0])
+    front = (-0.1 * size.depth, side * (size.width / 2 - 1), 0)
+    front_tip, back_tip = (0.1 * size.depth, tip * 0.92, 1.0), (0.45 * size.depth, tip, 2.0)
     return [
         Plate(front, front_tip, (2.0, 2.2), INFERIOR, (1.5, 1.0)),
         Plate(_pillar(vertebra, side), back_tip, (2.6, 2.4), INFERIOR, (1.0, 1.0)),
@@ -261,15 +256,11 @@ def _hollows(vertebra: Vertebra) -> tuple[Plate, ...]:
     centre = size.depth / 2 + size.canal_depth / 2
     radius, wide = _canal_section(size)
     tall = 1.6 * size.height
-    canal = Plate(
-        np.array([centre, 0, -tall]), np.array([centre, 0, tall]), (radius, radius), RIGHT, (wide, wide)
-    )
-    found = [canal]
+    found = [Plate((centre, 0, -tall), (centre, 0, tall), (radius, radius), RIGHT, (wide, wide))]
     if vertebra.region == "cervical":
         for side in SIDES:
-            x = np.array([0.22 * size.depth, side * (size.width / 2 + 4.4), 0])
-            down = np.array([0, 0, size.height])
-            found.append(Plate(x - down, x + down, (2.6, 2.6), RIGHT))
+            p, r = 0.22 * size.depth, side * (size.width / 2 + 4.4)
+            found.append(Plate((p, r, -size.height), (p, r, size.height), (2.6, 2.6), RIGHT))
     return tuple(plate.placed(vertebra.origin, vertebra.rotation) for plate in found)
 
 
@@ -283,30 +274,15 @@ def _process(vertebra: Vertebra, root: np.ndarray, joint: Joint, sign: int) -> P
 
 def _dens(axis: Vertebra) -> list[Plate]:
     """The dens of C2, and the shoulders that carry C1."""
-    size = axis.size
-    scale = size.width / 18
-    top = -size.height / 2
-    dens = Plate(
-        np.array([-1.0, 0, top + 4]), np.array([-1.5, 0, top - 14 * scale]), (5.6 * scale, 4.4 * scale), RIGHT
-    )
+    scale, top = axis.size.width / 18, -axis.size.height / 2
+    dens = Plate((-1.0, 0, top + 4), (-1.5, 0, top - 14 * scale), (5.6 * scale, 4.4 * scale), RIGHT)
+    beside = 15.5 * scale
     shoulders = [
-        Plate(
-            np.array([0, side * 5.0, top + 5]),
-            np.array([1.0, side * 15.5 * scale, top + 3]),
-            (5.5, 5.0),
-            POSTERIOR,
-            (1.0, 3.0),
-        )
+        Plate((0, side * 5.0, top + 5), (1.0, side * beside, top + 3), (5.5, 5.0), POSTERIOR, (1.0, 3.0))
         for side in SIDES
     ]
     links = [
-        Plate(
-            np.array([1.0, side * 15.0 * scale, top + 4]),
-            _pillar(axis, side),
-            (4.5, 4.0),
-            INFERIOR,
-            (1.0, 1.0),
-        )
+        Plate((1.0, side * 15.0 * scale, top + 4), _pillar(axis, side), (4.5, 4.0), INFERIOR, (1.0, 1.0))
         for side in SIDES
     ]
     return [dens, *shoulders, *links]
@@ -319,21 +295,16 @@ def _atlas_solid(atlas: Vertebra, above: tuple[Joint, ...], below: tuple[Joint, 
     plates = []
     for side in SIDES:
         mass = [np.array([1.0, side * 16 * s, i * s]) for i in (-3.5, 3.5)]
-        front = np.array([-10.5 * s, 0, 0]), np.array([-5 * s, side * 12.5 * s, 0])
-        back = np.array([9 * s, side * 19 * s, 0]), np.array([25 * s, side * 10 * s, 1.0])
+        front = (-10.5 * s, 0, 0), (-5 * s, side * 12.5 * s, 0)
+        back = (9 * s, side * 19 * s, 0), (25 * s, side * 10 * s, 1.0)
         plates += [
             Plate(*front, (2.8 * s, 2.6 * s), INFERIOR, (2.5, 2.5)),
             Plate(*mass, (5.6 * s, 5.6 * s), POSTERIOR, (3.0, 3.0)),
             Plate(front[1], mass[0] + (0, 0, 3.5 * s), (2.6 * s, 3.5 * s), INFERIOR, (2.0, 2.0)),
             Plate(mass[0] + (3, 0, 3.5 * s), back[0], (3.2 * s, 2.8 * s), INFERIOR, (1.0, 1.0)),
             Plate(*back, (2.6 * s, 2.6 * s), INFERIOR, (1.5, 2.0)),
-            Plate(back[1], np.array([29 * s, 0, 1.5]), (2.6 * s, 3.2 * s), INFERIOR, (2.0, 2.5)),
-            Plate(
-                np.array([2, side * 20 * s, 0]),
-                np.array([5, side * (half_span - 4), 1]),
-                (3.2, 3.6),
-                INFERIOR,
-            ),
+            Plate(back[1], (29 * s, 0, 1.5), (2.6 * s, 3.2 * s), INFERIOR, (2.0, 2.5)),
+            Plate((2, side * 20 * s, 0), (5, side * (half_span - 4), 1), (3.2, 3.6), INFERIOR),
         ]
     ring = tuple(plate.placed(atlas.origin, atlas.rotation) for plate in plates)
     cuts = tuple(j.cut(-1) for j in above) + tuple(j.cut(+1) for j in below)

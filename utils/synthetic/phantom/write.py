@@ -17,17 +17,15 @@ from tqdm import tqdm
 
 from utils.execution import outcomes
 from utils.files import written_whole
+from utils.imaging.grids import oriented_grid
+from utils.imaging.volume import Grid
 from utils.settings import DataSettings, worker_count
 from utils.synthetic.phantom.make import STEP_MM, Phantom, make_phantom
 from utils.synthetic.phantom.record import enter_phantoms
 from utils.synthetic.phantom.variants import choose_spines
 
 FOLDERS = {
-    "2019": (
-        "VerSe19/dataset-verse19training",
-        "VerSe19/dataset-verse19validation",
-        "VerSe19/dataset-verse19test",
-    ),
+    "2019": [f"VerSe19/dataset-verse19{split}" for split in ("training", "validation", "test")],
     "2020": ("VerSe20/dataset-01training", "VerSe20/dataset-02validation", "VerSe20/dataset-03test"),
 }
 # Numbers of one split start where the last one's end: no subject is in two splits.
@@ -241,14 +239,8 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _write_series(series: PhantomSeries, *, data_dir: Path, seed: int, step_mm: float) -> None:
-    phantom = make_phantom(
-        seed,
-        subject=series.subject,
-        series=series.series,
-        style=series.style,
-        whole=series.whole,
-        step_mm=step_mm,
-    )
+    chosen = {name: getattr(series, name) for name in ("subject", "series", "style", "whole")}
+    phantom = make_phantom(seed, **chosen, step_mm=step_mm)
     rng = np.random.default_rng([seed, series.subject, series.series, 8])
     paths = series.paths(data_dir, seed)
     is_2019 = series.style == "2019"
@@ -296,9 +288,7 @@ def centroid_records(phantom: Phantom, direction: str) -> list[dict]:
     list of dict
         The header, then label, X, Y and Z of each vertebra.
     """
-    here = nib.io_orientation(phantom.affine)
-    change = nib.orientations.ornt_transform(here, nib.orientations.axcodes2ornt(direction))
-    affine = phantom.affine @ nib.orientations.inv_ornt_aff(change, phantom.ct.shape)
+    affine = oriented_grid(Grid(phantom.ct.shape, phantom.affine), direction).affine
     records: list[dict] = [{"direction": list(direction)}]
     for code, point in phantom.points:
         x, y, z = nib.affines.apply_affine(np.linalg.inv(affine), point)
