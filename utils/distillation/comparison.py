@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -18,14 +19,14 @@ from scipy import ndimage
 
 from utils.distillation import students as distillation
 from utils.evaluation.metrics import surface_distances_mm
-from utils.evaluation.report import markdown_table
-from utils.files import written_whole
+from utils.files import write_text_whole, written_whole
 from utils.learning import datasets, models, prepared_data, training
 from utils.learning.losses import vertebra_dice
 from utils.learning.model_files import model_file
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import DistillationSettings, SegmentationTrainingSettings
+from utils.tables import markdown_table
 
 TIMED_RUNS = 7
 THRESHOLD = 0.5
@@ -36,7 +37,7 @@ _EXPLANATION = """\
 Dice and 95 % surface distance are means over {vertebrae} validation vertebrae, each in a patch centred on it,
 with the vertebrae above it in the memory, thresholded at .5. An empty prediction has Dice 0 and no surface
 distance; the column *empty* counts them. Seconds are the median of {runs} single patches of {edge}³ voxels
-on the {device}, in {precision}. MB is the size of the network's file.
+on the {device}, in float32. MB is the size of the network's file.
 """
 
 
@@ -108,22 +109,15 @@ def network_directories(settings: DistillationSettings) -> dict[str, Path]:
     return {"teacher": distillation.teacher_directory(settings), **runs}
 
 
-def student_table(
-    directories: dict[str, Path],
-    patches: Iterable[tuple[tf.Tensor, tf.Tensor]],
-    *,
-    spacing_mm: float | None = None,
-) -> pd.DataFrame:
+def student_table(directories: dict[str, Path], patches: ValidationPatches) -> pd.DataFrame:
     """Measure each network.
 
     Parameters
     ----------
     directories : dict of str to Path
         Model directories by the networks' titles.
-    patches : iterable of pairs
-        Input and target of every vertebra, see `ValidationPatches`.
-    spacing_mm : float, optional
-        Isotropic spacing; by default that of `patches`.
+    patches : ValidationPatches
+        Input and target of every vertebra.
 
     Returns
     -------
@@ -131,13 +125,12 @@ def student_table(
         A row a network: network, parameters, megabytes, seconds_per_patch, dice, surface_distance_95_mm,
         empty, vertebrae.
     """
-    spacing_mm = patches.spacing_mm if spacing_mm is None else spacing_mm
     rows = []
     for title, directory in directories.items():
         network = models.load_model(directory)[0]
         size = model_file(directory).stat().st_size / 1e6
         facts = {"network": title, "parameters": network.count_params(), "megabytes": size}
-        rows.append({**facts, **measured(network, patches, spacing_mm=spacing_mm)})
+        rows.append({**facts, **measured(network, patches, spacing_mm=patches.spacing_mm)})
     return pd.DataFrame(rows)
 
 
@@ -169,13 +162,12 @@ def measured(
             seconds.append(_seconds_of(predict, x))
         dices.append(float(vertebra_dice(y, prediction)[0]))
         distances.append(_distance_95_mm(y[0, ..., 0], prediction[0, ..., 0], spacing_mm))
+    empty = int(np.isnan(distances).sum())
     return {
         "seconds_per_patch": statistics.median(seconds),
         "dice": float(np.mean(dices)),
-        "surface_distance_95_mm": float(np.nanmean(distances))
-        if np.isfinite(distances).any()
-        else float("nan"),
-        "empty": int(np.isnan(distances).sum()),
+        "surface_distance_95_mm": float(np.nanmean(distances)) if empty < len(dices) else math.nan,
+        "empty": empty,
         "vertebrae": len(dices),
     }
 
@@ -192,16 +184,15 @@ def _distance_95_mm(vertebra: tf.Tensor, probability: tf.Tensor, spacing_mm: flo
     truth, found = vertebra.numpy() > 0, probability.numpy() >= THRESHOLD
     box = ndimage.find_objects((truth | found).astype(np.uint8))
     if not box:
-        return float("nan")
+        return math.nan
     return surface_distances_mm(truth[box[0]], found[box[0]], spacing_mm=(spacing_mm,) * 3)[1]
 
 
 def explanation(table: pd.DataFrame, patches: ValidationPatches, chosen: Runtime) -> str:
     """Say what the numbers of a table are."""
-    facts = {"runs": min(TIMED_RUNS, int(table["vertebrae"].max())), "edge": patches.settings.patch_voxels}
-    return _EXPLANATION.format(
-        vertebrae=int(table["vertebrae"].max()), device=chosen.device.upper(), precision="float32", **facts
-    )
+    vertebrae = int(table["vertebrae"].max())
+    facts = {"edge": patches.settings.patch_voxels, "device": chosen.device.upper()}
+    return _EXPLANATION.format(vertebrae=vertebrae, runs=min(TIMED_RUNS, vertebrae), **facts)
 
 
 def write_students(table: pd.DataFrame, folder: Path, text: str) -> None:
@@ -219,8 +210,7 @@ def write_students(table: pd.DataFrame, folder: Path, text: str) -> None:
     page = markdown_table(_readable(table))
     texts = {"students.csv": table.to_csv(index=False), "students.md": f"# Students\n\n{page}\n\n{text}"}
     for name, content in texts.items():
-        with written_whole(folder / name) as temporary:
-            temporary.write_text(content)
+        write_text_whole(folder / name, content)
     with written_whole(folder / "students.png", suffix=".png") as temporary:
         student_figure(table).savefig(temporary, dpi=120)
     print(page)

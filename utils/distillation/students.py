@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from ML_3D_Unet.utils.history import read_history
@@ -97,12 +96,11 @@ def variants(settings: DistillationSettings) -> list[Variant]:
 
 
 def _soft_variant(temperature: float) -> Variant:
-    def divergence(
-        teacher_logits: tf.Tensor, student_logits: tf.Tensor, weights: tf.Tensor | float
-    ) -> tf.Tensor:
-        return losses.softened_divergence(teacher_logits, student_logits, temperature, weights)
-
-    return Variant(f"soft-t{temperature:g}", f"student + KD (soft, T = {temperature:g})", divergence)
+    return Variant(
+        f"soft-t{temperature:g}",
+        f"student + KD (soft, T = {temperature:g})",
+        lambda teacher, student, weights: losses.softened_divergence(teacher, student, temperature, weights),
+    )
 
 
 def teacher_directory(settings: DistillationSettings) -> Path:
@@ -149,8 +147,7 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
             f"network, found none of {', '.join(missing)}."
         )
     own = {name: getattr(settings, name) for name in _OWN_SETTINGS}
-    later = {name for name in _LATER_SETTINGS if name not in found}
-    read = {name: _as_tuple(found.get(name)) for name in fields if name not in {*own, *later}}
+    read = {name: _as_tuple(found[name]) for name in fields if name in found}
     ranges = {name: _as_tuple(value) for name, value in found["augmentation"].items()}
     left_out = tuple(dict.fromkeys([*found.get("exclude", ()), *settings.exclude]))
     changed = {"exclude": left_out, **({} if settings.epochs is None else {"epochs": settings.epochs})}
@@ -237,15 +234,11 @@ def train_students(inputs: Inputs, settings: DistillationSettings, chosen: Runti
         If a student's directory holds another training.
     """
     students = variants(settings)
-    spacing_mm = inputs.settings.spacing_mm
+    examples = (inputs.data, inputs.held_out, inputs.settings)
     for variant in students:
         print(f"{variant.title}: {run_directory(settings, variant)}", flush=True)
         trainer = _make_trainer(variant, inputs, settings, chosen)
-        trainer.train(
-            **training.segmentation_arguments(
-                inputs.data, inputs.held_out, inputs.settings, spacing_mm=spacing_mm
-            )
-        )
+        trainer.train(**training.segmentation_arguments(*examples, spacing_mm=inputs.settings.spacing_mm))
     if chosen.is_chief:
         _copy_best(settings, students[1:])
 
@@ -273,7 +266,7 @@ def _make_trainer(
         }
         if variant.distillation_fn is None:
             return training.VertebraTrainer(network, **keywords)
-        teacher = models.compute_in(_teacher(settings), chosen.precision)
+        teacher = models.compute_in(models.load_model(teacher_directory(settings))[0], chosen.precision)
         distilling = {
             "distillation_weight": settings.distillation_weight,
             "distill_on": "logits",
@@ -282,10 +275,6 @@ def _make_trainer(
         trainer = VertebraDistiller(network, teacher, **distilling, **keywords)
         trainer.distillation_fn = variant.distillation_fn
         return trainer
-
-
-def _teacher(settings: DistillationSettings) -> keras.Model:
-    return models.load_model(teacher_directory(settings))[0]
 
 
 def _copy_best(settings: DistillationSettings, students: list[Variant]) -> None:

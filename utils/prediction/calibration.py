@@ -17,6 +17,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
+from utils.imaging.grids import cropped_grid
 from utils.imaging.resampling import resample_labels
 from utils.imaging.volume import Volume
 from utils.learning import training
@@ -189,7 +190,7 @@ def validation_columns(
             part, seen = cut_column(*scan, generator)
             if generator is not None:
                 seen = disturbed_masks(seen, generator)
-            found = _ranks_in(seen)
+            found = list(seen.label_boxes)
             votes = vertebra_votes(part, seen, found, predict=predict, shape=settings.patch_voxels)
             columns.append(LabelledColumn(votes, tuple(code_of_rank(rank) for rank in found)))
     return columns
@@ -284,7 +285,7 @@ def disturbed_masks(ranks: Volume, generator: np.random.Generator) -> Volume:
         Where two of the changed masks meet the upper one stands.
     """
     disturbed = np.zeros_like(ranks.data)
-    for rank in _ranks_in(ranks):
+    for rank in ranks.label_boxes:
         this = ranks.data == rank
         changed, _ = perturb(this, (ranks.data > 0) & ~this, ranks.data, rank, generator)
         disturbed[changed & (disturbed == 0)] = rank
@@ -316,21 +317,15 @@ def cut_column(
     """
     if generator is None:
         return ct, ranks
-    present = _ranks_in(ranks)
-    first, last = np.sort(generator.integers(0, len(present), 2))
-    boxes = ranks.label_boxes
+    boxes = list(ranks.label_boxes.values())
+    first, last = np.sort(generator.integers(0, len(boxes), 2))
     reach = FIELD_REACH_MM / ct.spacing_mm[2]
     # From a little inside the outermost vertebrae, which are cut then, to well beyond them.
-    top = int(np.clip(boxes[present[first]][2].start - generator.uniform(-0.3, 1) * reach, 0, None))
-    bottom = int(boxes[present[last]][2].stop + generator.uniform(-0.3, 1) * reach) + 1
-    affine = ct.affine.copy()
-    affine[:3, 3] += ct.affine[:3, 2] * top
+    top = int(np.clip(boxes[first][2].start - generator.uniform(-0.3, 1) * reach, 0, None))
+    bottom = int(boxes[last][2].stop + generator.uniform(-0.3, 1) * reach) + 1
+    affine = cropped_grid(ct.grid, (0, 0, top), ct.shape).affine
     seen = ranks.data[:, :, top:bottom].copy()
     for rank in np.unique(seen[seen > 0]).tolist():
         if np.count_nonzero(seen == rank) < least_shown * np.count_nonzero(ranks.data == rank):
             seen[seen == rank] = 0
     return Volume(ct.data[:, :, top:bottom], affine), Volume(seen, affine)
-
-
-def _ranks_in(ranks: Volume) -> list[int]:
-    return [int(rank) for rank in np.unique(ranks.data) if rank]

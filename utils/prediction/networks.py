@@ -98,14 +98,11 @@ def load_networks(settings: InferenceSettings) -> Networks:
     segmentation, trained = load_model(segmentation_dir)
     heatmap, heatmap_trained = load_model(heatmap_dir)
     _check_kinds(segmentation_dir, segmentation, heatmap_dir, heatmap)
-    spacing_mm, heatmap_spacing_mm = (
-        _spacing(segmentation_dir, trained),
-        _spacing(heatmap_dir, heatmap_trained),
-    )
-    if not np.isclose(spacing_mm, heatmap_spacing_mm):
+    spacing_mm, heatmap_mm = _spacing(segmentation_dir, trained), _spacing(heatmap_dir, heatmap_trained)
+    if not np.isclose(spacing_mm, heatmap_mm):
         raise ValueError(
             f"{heatmap_dir}: a model of another preset: expected the spacing of {segmentation_dir}, "
-            f"{spacing_mm:g} mm, found {heatmap_spacing_mm:g} mm."
+            f"{spacing_mm:g} mm, found {heatmap_mm:g} mm."
         )
     return Networks(
         heat=_heat_function(without_norms(heatmap)),
@@ -125,16 +122,8 @@ def load_networks(settings: InferenceSettings) -> Networks:
 def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
     """Give the directories of the segmentation and of the heatmap network (see `load_networks`)."""
     models = settings.work_dir / "models"
-    segmentation = settings.segmentation or _expected_model(
-        (models / "segmentation", STARTER_DIR / "segmentation"),
-        f"python train_segmentation.py --work-dir {settings.work_dir}",
-        "--segmentation",
-    )
-    heatmap = settings.heatmap or _expected_model(
-        (segmentation.parent / "heatmap", models / "heatmap"),
-        f"python train_heatmap.py --work-dir {settings.work_dir}",
-        "--heatmap",
-    )
+    segmentation = settings.segmentation or _expected_model("segmentation", (models, STARTER_DIR), settings)
+    heatmap = settings.heatmap or _expected_model("heatmap", (segmentation.parent, models), settings)
     return segmentation, heatmap
 
 
@@ -162,14 +151,14 @@ def _first_with_model(places: Sequence[Path]) -> Path | None:
     return next(filter(has_model, places), None)
 
 
-def _expected_model(places: Sequence[Path], command: str, option: str) -> Path:
-    found = _first_with_model(places)
-    if found is not None:
-        return found
-    raise ValueError(
-        f"{places[0]}: expected a trained network, found no {MODEL_FILES[0]}. "
-        f"Train one with `{command}`, or name its directory with {option}."
-    )
+def _expected_model(kind: str, folders: Sequence[Path], settings: InferenceSettings) -> Path:
+    found = _first_with_model([folder / kind for folder in folders])
+    if found is None:
+        raise ValueError(
+            f"{folders[0] / kind}: expected a trained network, found no {MODEL_FILES[0]}. Train one with "
+            f"`python train_{kind}.py --work-dir {settings.work_dir}`, or name its directory with --{kind}."
+        )
+    return found
 
 
 def _check_kinds(

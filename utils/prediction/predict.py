@@ -22,20 +22,9 @@ from utils.imaging.intensities import normalise_hu
 from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
 from utils.localisation.identify import Identification, parse_fixed
+from utils.prediction import derivatives, quality
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
-from utils.prediction.derivatives import (
-    ANATOMICAL,
-    TRACE_SUFFIX,
-    CasePrediction,
-    Numbering,
-    case_path,
-    complete_case,
-    from_the_top_down,
-    native_vertebrae,
-    number_vertebrae,
-    vertebra_table,
-    write_case,
-)
+from utils.prediction.derivatives import ANATOMICAL, COUNT, CasePrediction, Numbering, number_vertebrae
 from utils.prediction.levels import (
     Levels,
     doubt_about,
@@ -53,16 +42,7 @@ from utils.prediction.networks import (
     uses_starter,
 )
 from utils.prediction.provenance import is_done, record_of, relabelled_record, scan_identity
-from utils.prediction.quality import (
-    HU_DOUBT,
-    LOW_PROBABILITY,
-    OTHER,
-    QUALITY_SUFFIX,
-    CaseQuality,
-    Remark,
-    case_remarks,
-    read_quality,
-)
+from utils.prediction.quality import CaseQuality, Remark
 from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings, worker_count
@@ -115,12 +95,9 @@ def infer(settings: InferenceSettings) -> int:
         failed = failed or bool(found.bad)
         if settings.report:
             print(f"{write_scan_report(settings.output)}: open it in a browser.", flush=True)
-    except CommandLineError as error:
-        _print_error(f"error: {error}")
-        return 2
     except ValueError as error:
         _print_error(f"error: {error}")
-        return 1
+        return 2 if isinstance(error, CommandLineError) else 1
     return 1 if failed and not settings.skip_bad else 0
 
 
@@ -137,7 +114,6 @@ def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> N
     if not settings.inputs:
         raise CommandLineError("expected at least one scan or folder, received none (see --help).")
     try:
-        number_vertebrae(0, settings.first_label)
         parse_fixed(settings.fix, settings.first_label)
         walk_settings(settings)
     except ValueError as error:
@@ -157,13 +133,8 @@ def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> N
 
 def walk_settings(settings: InferenceSettings, **of_networks: Any) -> WalkSettings:
     """Give how to walk: what the command line says, and what the networks fix (`Networks.walk`)."""
-    return WalkSettings(
-        heat_threshold=settings.heat_threshold,
-        max_steps=settings.max_steps,
-        max_vertebrae=settings.max_vertebrae,
-        min_volume_mm3=settings.min_volume_mm3,
-        **of_networks,
-    )
+    names = ("heat_threshold", "max_steps", "max_vertebrae", "min_volume_mm3")
+    return WalkSettings(**{name: getattr(settings, name) for name in names}, **of_networks)
 
 
 def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResult:
@@ -187,7 +158,7 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResul
     heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
     normalised = Volume(normalise_hu(working.data), working.affine)
     found = walk(normalised, heat, networks.patch, settings=settings)
-    vertebrae = tuple(from_the_top_down(found.vertebrae))
+    vertebrae = tuple(derivatives.from_the_top_down(found.vertebrae))
     return dataclasses.replace(found, vertebrae=vertebrae, labels=labels_of_walk(vertebrae, working.grid))
 
 
@@ -244,22 +215,23 @@ def predict_case(
     else:
         vertebrae = [each for each, code in zip(found.vertebrae, identification.codes) if code]
         numbering, doubt = numbering_of(identification), doubt_about(identification)
-    native = native_vertebrae(vertebrae, found.labels.affine, ct.grid, codes=numbering.codes)
-    table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
-    doubts = {HU_DOUBT: hu_text, OTHER if identification is None else LOW_PROBABILITY: doubt}
+    native = derivatives.native_vertebrae(vertebrae, found.labels.affine, ct.grid, codes=numbering.codes)
+    table = derivatives.vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
+    doubts = {quality.HU_DOUBT: hu_text, quality.LOW_PROBABILITY if identification else quality.OTHER: doubt}
     remarks = [Remark(kind, None, text) for kind, text in doubts.items() if text]
     names = [numbering.name(code) for code in numbering.codes]
-    quality = CaseQuality(
+    remarks += walk_remarks(found.remarks, vertebrae, names)
+    known = CaseQuality(
         scan.key,
         numbering.kind,
         **facts_of_labels(identification, settings.first_label),
         seconds=round(time.perf_counter() - started, 2),
         network_calls=found.calls,
-        warnings=case_remarks(table, [*remarks, *walk_remarks(found.remarks, vertebrae, names)]),
+        warnings=quality.case_remarks(table, remarks),
     )
     prediction = CasePrediction(
         *(scan.key, ct, native.labels, numbering, tuple(table), record_of(identity, networks, settings)),
-        quality=quality,
+        quality=known,
         trace=found.trace if settings.trace else (),
         identification=identification,
     )
@@ -321,14 +293,12 @@ def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
         model_directories(settings)  # a network that is not there ends the run before any scan
     jobs = [_Job(scan, settings) for scan in execution.in_shard(scans, settings.shard)]
     bad = 0
-    with tqdm(total=len(jobs), desc="infer", unit="scan") as bar:
-        for outcome in _outcomes(jobs, settings):
-            if outcome.message:
-                tqdm.write(outcome.message)
-            for line in filter(None, (outcome.warning, outcome.error)):
-                _print_error(line)
-            bad += bool(outcome.error)
-            bar.update()
+    for outcome in tqdm(_outcomes(jobs, settings), total=len(jobs), desc="infer", unit="scan"):
+        if outcome.message:
+            tqdm.write(outcome.message)
+        for line in filter(None, (outcome.warning, outcome.error)):
+            _print_error(line)
+        bad += bool(outcome.error)
     print(f"{settings.output}: {len(jobs) - bad} of {len(jobs)} scans predicted.", flush=True)
     return bad > 0
 
@@ -409,15 +379,14 @@ def _do_case(
     read: ReadScan | None = None,
 ) -> _Outcome:
     if is_done(scan, networks, settings):
-        kind = number_vertebrae(0, settings.first_label)
-        if is_identified(levels, settings):
-            kind = Numbering((), ANATOMICAL)
-        written = complete_case(settings.output, scan.key, kind, formats=settings.formats)
+        is_counted = settings.first_label is None and not is_identified(levels, settings)
+        kind = Numbering((), COUNT if is_counted else ANATOMICAL)
+        written = derivatives.complete_case(settings.output, scan.key, kind, formats=settings.formats)
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
     prediction, warning = predict_case(scan, networks, settings, levels=levels, read=read)
-    write_case(prediction, settings.output, formats=settings.formats)
+    derivatives.write_case(prediction, settings.output, formats=settings.formats)
     seconds = time.perf_counter() - started
     message = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
     return _Outcome(message, f"warning: {scan.name}: {warning}." if warning else "")
@@ -434,10 +403,12 @@ def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> 
         fixed=parse_fixed(settings.fix, settings.first_label),
         settings=record,
     )
-    known = read_quality(case_path(settings.output, scan.key, QUALITY_SUFFIX))
-    prediction = dataclasses.replace(prediction, quality=relabelled_quality(prediction, known))
+    path = derivatives.case_path(settings.output, scan.key, quality.QUALITY_SUFFIX)
+    known = relabelled_quality(prediction, quality.read_quality(path))
+    prediction = dataclasses.replace(prediction, quality=known)
     # The walk was that of this mask.
-    write_case(prediction, settings.output, formats=settings.formats, keep=(TRACE_SUFFIX,))
+    kept = (derivatives.TRACE_SUFFIX,)
+    derivatives.write_case(prediction, settings.output, formats=settings.formats, keep=kept)
     names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
     doubt = doubt_about(prediction.identification)
     return _Outcome(f"{scan.key}: relabelled {names}", f"warning: {scan.name}: {doubt}." if doubt else "")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.imaging.dicom import FoundSeries, Series, find_series, is_dicom
+from utils.imaging.dicom import Series, find_series, is_dicom
 from utils.imaging.formats import SCAN_SUFFIXES
 from utils.preparation.own_cases import own_key
 from utils.verse.cases import visible_files
@@ -106,7 +106,7 @@ def _scans_in(path: Path) -> FoundScans:
         raise ValueError(f"{path}: expected a scan or a folder, found no such file.")
     if _is_mask(path):
         raise ValueError(f"{path}: expected a CT, found a file named as a mask.")
-    if _is_named_dicom(path) or is_dicom(path):
+    if _may_be_dicom(path):
         raise ValueError(f"{path}: expected the folder of a DICOM series, found a file of one.")
     return FoundScans([Scan(path, _key(path))], [], [])
 
@@ -118,16 +118,13 @@ def _scans_in_folder(folder: Path) -> FoundScans:
     if of_verse:
         return FoundScans([Scan(file, _key(file)) for file in of_verse], [], [])
     others = (file for file in files if not file.name.lower().endswith(SCAN_SUFFIXES))
-    series = find_series(file for file in others if _is_named_dicom(file) or is_dicom(file))
+    series = find_series(filter(_may_be_dicom, others))
     scans = [Scan(file, _key(file)) for file in images] + _series_scans(series.scans)
     if not scans:
-        raise ValueError(f"{folder}: expected a folder with CT scans, found none in it{_reasons(series)}")
+        reasons = " ".join([*series.bad, *series.skipped])
+        found = f"none in it: {reasons}" if reasons else "none in it."
+        raise ValueError(f"{folder}: expected a folder with CT scans, found {found}")
     return FoundScans(scans, list(series.bad), list(series.skipped))
-
-
-def _reasons(series: FoundSeries) -> str:
-    lines = [*series.bad, *series.skipped]
-    return ": " + " ".join(lines) if lines else "."
 
 
 def _series_scans(found: Iterable[Series]) -> list[Scan]:
@@ -160,14 +157,11 @@ def _is_mask(path: Path) -> bool:
     return not path.name.endswith(_CT_SUFFIXES) and _MASK_NAME.search(path.name) is not None
 
 
-def _is_named_dicom(path: Path) -> bool:
-    return path.suffix.lower() in _DICOM_SUFFIXES
+def _may_be_dicom(path: Path) -> bool:
+    return path.suffix.lower() in _DICOM_SUFFIXES or is_dicom(path)
 
 
 def _key(path: Path) -> str:
     """Give the key of a file of any format by the rules for NIfTI."""
-    return own_key(path if path.name.lower().endswith((".nii", ".nii.gz")) else _as_nifti(path))
-
-
-def _as_nifti(path: Path) -> Path:
-    return path.with_name(_SUFFIX.sub("", path.name) + ".nii")
+    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+    return own_key(path if is_nifti else path.with_name(_SUFFIX.sub("", path.name) + ".nii"))

@@ -74,9 +74,8 @@ def snapshot_figure(
     """
     sagittal, coronal = curved_slices(ct, labels, points)
     widths = [each.ct.shape[1] / each.ct.shape[0] * HEIGHT_INCHES for each in (sagittal, coronal)]
-    figure = Figure(
-        figsize=(sum(widths) + 0.4, HEIGHT_INCHES + 0.5), dpi=110, facecolor="black", layout="compressed"
-    )
+    size = (sum(widths) + 0.4, HEIGHT_INCHES + 0.5)
+    figure = Figure(figsize=size, dpi=110, facecolor="black", layout="compressed")
     left, right = figure.subplots(1, 2, width_ratios=widths)
     _draw(left, sagittal, codes=points.codes, names=names, ends=("A", "P"))
     _draw(right, coronal, codes=points.codes, names=names, ends=("R", "L"))
@@ -101,9 +100,8 @@ def curved_slices(ct: Volume, labels: Volume, points: Centroids) -> tuple[Curved
     """
     extent_mm = float((np.array(ct.shape) * ct.spacing_mm).max())
     frame = working_grid(ct.grid, max(_FINEST_MM, extent_mm / _MOST_ROWS))
-    centres = points.voxels(frame)
-    if not len(centres):
-        centres = (np.array(frame.shape)[None] - 1) / 2
+    shown = points.voxels(frame)
+    centres = shown if len(shown) else (np.array(frame.shape)[None] - 1) / 2
     rows = np.arange(frame.shape[2])
     order = np.argsort(centres[:, 2])
     middle_p, middle_r = (np.interp(rows, centres[order, 2], centres[order, axis]) for axis in (0, 1))
@@ -111,7 +109,6 @@ def curved_slices(ct: Volume, labels: Volume, points: Centroids) -> tuple[Curved
     sagittal = np.stack(np.broadcast_arrays(across_p, middle_r[:, None], rows[:, None]), axis=-1)
     # Reversed: by convention the patient's right is shown on the left.
     coronal = np.stack(np.broadcast_arrays(middle_p[:, None], across_r[::-1], rows[:, None]), axis=-1)
-    shown = points.voxels(frame)
     return (
         _sample(ct, labels, frame, sagittal, shown[:, [2, 0]] - [0, across_p[0]]),
         _sample(ct, labels, frame, coronal, np.abs(shown[:, [2, 1]] - [0, across_r[-1]])),
