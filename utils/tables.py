@@ -1,8 +1,9 @@
-"""Tables in Markdown, for pages and for the terminal."""
+"""Tables and texts in Markdown, for pages and for the terminal."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,3 +23,22 @@ def cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def text_beside(module: str, name: str, **facts: Any) -> str:
+    """Give the text of a file that lies beside a module, with facts in the places of their names.
+
+    Parameters
+    ----------
+    module : str
+        The module's `__file__`.
+    name : str
+        Name of the file, in which "{fact}" stands for a fact.
+    **facts
+        Values by name.
+
+    Returns
+    -------
+    str
+    """
+    return Path(module).with_name(name).read_text(encoding="utf-8").format(**facts)

@@ -26,19 +26,12 @@ from utils.learning.model_files import model_file
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import DistillationSettings, SegmentationTrainingSettings
-from utils.tables import markdown_table
+from utils.tables import markdown_table, text_beside
 
 TIMED_RUNS = 7
 THRESHOLD = 0.5
 #: Okabe and Ito's blue, told apart from black with any colour vision.
 BAR_COLOUR = "#0072B2"
-
-_EXPLANATION = """\
-Dice and 95 % surface distance are means over {vertebrae} validation vertebrae, each in a patch centred on it,
-with the vertebrae above it in the memory, thresholded at .5. An empty prediction has Dice 0 and no surface
-distance; the column *empty* counts them. Seconds are the median of {runs} single patches of {edge}³ voxels
-on the {device}, in float32. MB is the size of the network's file.
-"""
 
 
 def compare_students(settings: DistillationSettings) -> int:
@@ -192,7 +185,8 @@ def explanation(table: pd.DataFrame, patches: ValidationPatches, chosen: Runtime
     """Say what the numbers of a table are."""
     vertebrae = int(table["vertebrae"].max())
     facts = {"edge": patches.settings.patch_voxels, "device": chosen.device.upper()}
-    return _EXPLANATION.format(vertebrae=vertebrae, runs=min(TIMED_RUNS, vertebrae), **facts)
+    facts |= {"vertebrae": vertebrae, "runs": min(TIMED_RUNS, vertebrae)}
+    return text_beside(__file__, "students_page.md", **facts)
 
 
 def write_students(table: pd.DataFrame, folder: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from scipy import stats
 from utils.evaluation import report
 from utils.evaluation.intervals import Resampling, mean_intervals
 from utils.evaluation.report import CaseResult
-from utils.tables import cell, markdown_table
+from utils.tables import cell, markdown_table, text_beside
 
 _FACTS = ["subject", "case", "name", "region", "label"]
 _COUNTS = ["vertebrae", "found", "missed", "extra", "partial"]
@@ -24,25 +24,6 @@ _LOWER_IS_BETTER = "_mm"
 _SMALLEST_P_SHOWN = 0.001
 _DECIMALS = 9
 _LONGEST_NAME = 30
-
-_EXPLANATION = """\
-A: {first}
-
-B: {second}
-
-How it was counted:
-
-- Both were scored on the same references, with the policies of evaluation.md. A scan that has no prediction
-  in one folder, or a bad one, has all its vertebrae missed there.
-- A *pair* is a reference vertebra with a value in both folders. Means and differences are over pairs, so the
-  distances leave out what either folder missed. A missed vertebra has Dice 0, so there all are pairs.
-- *Difference*: A − B, the mean over pairs. *95 % interval*: paired percentile bootstrap, {resamples}
-  resamples of the patients from the seed {seed}, each patient with all pairs; with one patient there is none.
-- *p*: Wilcoxon's signed-rank test, two-sided, on the mean difference of each patient. *patients* says how
-  many there are, *unequal* how many are left without those whose difference is 0, which the test drops. The p
-  are not corrected for their number.
-- Extra and partial vertebrae have no reference, so they are in no pair, only in the counts.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +182,9 @@ def write_comparison(
     counts = markdown_table(count_table(results, others))
     texts = {
         "comparison.csv": difference_rows(paired).to_csv(index=False),
-        "comparison.md": _page(paired, _EXPLANATION.format(**facts), f"{counts}\n\n{table}"),
+        "comparison.md": _page(
+            paired, text_beside(__file__, "comparison_page.md", **facts), f"{counts}\n\n{table}"
+        ),
     }
     figure = comparison_figure(paired, names=short_names(folders))
     report.write_pages(output, texts, {"comparison.png": figure})

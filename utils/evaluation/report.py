@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from utils.evaluation.intervals import RESAMPLING, Resampling, mean_intervals
 from utils.evaluation.metrics import NumberingKind, VertebraScore
 from utils.files import write_text_whole, written_whole
-from utils.tables import cell, markdown_table
+from utils.tables import cell, markdown_table, text_beside
 from utils.verse.anomalies import ANOMALIES, anomalies_of
 from utils.verse.cases import subject_of
 from utils.verse.labels import LEVEL_NAMES, name_of_code, rank_of_code, region_of_code
@@ -34,32 +34,6 @@ _FEWEST_FOR_BOX = 5
 
 #: Key in the summary of the intervals, which stand under the names of the means.
 INTERVALS = "intervals_95"
-
-_EXPLANATION = """\
-How it was counted:
-
-- *Found*: Dice of at least {found_dice:g} with the predicted vertebra of the same label (where a prediction
-  only counts vertebrae: with the one that overlaps most).
-- *Missed*: every other reference vertebra, those of a scan without a prediction too. It counts 0 in the
-  mean Dice. Surface and Hausdorff distances are means over the vertebrae whose match overlaps them, the
-  localisation error over those whose label was predicted: read them beside the number of missed ones.
-- *Extra*: predicted, at most a tenth of it in any reference vertebra, and not touching the border of the
-  scan. It lowers no mean: read the means beside the number of extra ones.
-- *Partial*: the same, but touching the border. VerSe does not annotate most vertebrae that the field of view
-  cuts, so these count neither for nor against the prediction. A vertebra at the border that the reference
-  does hold is scored as any other; the means over *complete* vertebrae leave it out.
-- *Unmatched*: any other prediction without a reference, such as a second piece or a wrong label; what counts
-  is the reference vertebra under it.
-- *Identified* (VerSe; Sekuboyina et al., 2021): the reference vertebra closest to the predicted centre of a
-  label has that label, and is less than 20 mm away. The rate is over all reference vertebrae. Centres are
-  those of the masks.
-- *Localisation error*: distance of the centres of the same label, over all that were predicted, and over the
-  identified ones alone.
-- *95 % interval*: percentile bootstrap, {resamples} resamples of the {subjects} patients (not of vertebrae or
-  scans) from the seed {seed}. With few patients it is too narrow, and with one there is none.
-
-"–" stands where nothing is defined, such as the label of vertebrae that are only counted.
-"""
 
 
 @dataclass(frozen=True)
@@ -305,7 +279,9 @@ def write_evaluation(
     texts = {
         "vertebrae.csv": vertebrae.to_csv(index=False),
         "cases.csv": cases.to_csv(index=False),
-        "evaluation.md": _page(vertebrae, cases, scores, _EXPLANATION.format(**facts)),
+        "evaluation.md": _page(
+            vertebrae, cases, scores, text_beside(__file__, "evaluation_page.md", **facts)
+        ),
         "summary.json": json.dumps(scores, indent=2) + "\n",
     }
     write_pages(output, texts, {"evaluation.png": dice_figure(vertebrae, found_dice=found_dice)})
