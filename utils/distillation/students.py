@@ -20,25 +20,19 @@ import tensorflow as tf
 from ML_3D_Unet.utils.history import read_history
 from ML_3D_Unet.utils.kd import DistillingTrainer
 from ML_3D_Unet.utils.train import Trainer
+from utils import settings as stages
 from utils.files import sha256_of
 from utils.learning import losses, models, panels, training, training_data
 from utils.learning.model_files import copy_model, has_model, model_file
 from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime, set_seed
 from utils.learning.vertebrae import segmentation_batch_builder
-from utils.settings import (
-    SETTINGS_FILE,
-    AugmentationSettings,
-    DistillationSettings,
-    RunSettings,
-    SegmentationTrainingSettings,
-    load_settings,
-)
+from utils.settings import SETTINGS_FILE, load_settings
 
 SCRATCH = "scratch"
 #: What of a student's settings is its own; the rest is the teacher's.
 _OWN_SETTINGS = (
-    *(field.name for field in dataclasses.fields(RunSettings)),
+    *(field.name for field in dataclasses.fields(stages.RunSettings)),
     *("work_dir", "name", "filters", "seed"),
 )
 #: What settings of earlier teachers lack: they were trained with its default.
@@ -85,7 +79,7 @@ class VertebraDistiller(training.VertebraLoss, DistillingTrainer):
         return self.distillation_fn(teacher, student, weights)
 
 
-def variants(settings: DistillationSettings) -> list[Variant]:
+def variants(settings: stages.DistillationSettings) -> list[Variant]:
     """Give the students to train: from scratch first, then one for each temperature and method."""
     students = [Variant(SCRATCH, "student")]
     if "soft" in settings.methods:
@@ -103,22 +97,24 @@ def _soft_variant(temperature: float) -> Variant:
     )
 
 
-def teacher_directory(settings: DistillationSettings) -> Path:
+def teacher_directory(settings: stages.DistillationSettings) -> Path:
     """Give the directory of the teacher."""
     return settings.segmentation or settings.work_dir / "models" / "segmentation"
 
 
-def student_directory(settings: DistillationSettings) -> Path:
+def student_directory(settings: stages.DistillationSettings) -> Path:
     """Give the directory that the best student with a teacher is copied to."""
     return training.model_directory(settings)
 
 
-def run_directory(settings: DistillationSettings, variant: Variant) -> Path:
+def run_directory(settings: stages.DistillationSettings, variant: Variant) -> Path:
     """Give the directory of one student's training."""
     return settings.work_dir / "models" / f"{settings.name}_runs" / variant.name
 
 
-def student_settings(found: dict[str, Any], settings: DistillationSettings) -> SegmentationTrainingSettings:
+def student_settings(
+    found: dict[str, Any], settings: stages.DistillationSettings
+) -> stages.SegmentationTrainingSettings:
     """Give the settings that students are trained with: the teacher's, but for size, seed and how they run.
 
     Parameters
@@ -137,7 +133,7 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     ValueError
         If the teacher's lack a field, or do not go with what is the student's own.
     """
-    fields = {field.name: field for field in dataclasses.fields(SegmentationTrainingSettings)}
+    fields = {field.name: field for field in dataclasses.fields(stages.SegmentationTrainingSettings)}
     # What is None by default may be younger than the teacher.
     needed = {name for name, kind in fields.items() if kind.default is not None}
     missing = sorted(needed - set(found) - set(_OWN_SETTINGS) - set(_LATER_SETTINGS))
@@ -152,8 +148,8 @@ def student_settings(found: dict[str, Any], settings: DistillationSettings) -> S
     left_out = tuple(dict.fromkeys([*found.get("exclude", ()), *settings.exclude]))
     changed = {"exclude": left_out, **({} if settings.epochs is None else {"epochs": settings.epochs})}
     try:
-        read["augmentation"] = AugmentationSettings(**ranges)
-        return SegmentationTrainingSettings(**{**read, **own, **changed})
+        read["augmentation"] = stages.AugmentationSettings(**ranges)
+        return stages.SegmentationTrainingSettings(**{**read, **own, **changed})
     except ValueError as error:
         raise ValueError(f"{teacher_directory(settings) / SETTINGS_FILE}: {error}") from None
 
@@ -180,7 +176,7 @@ class Inputs:
         teacher.
     """
 
-    settings: SegmentationTrainingSettings
+    settings: stages.SegmentationTrainingSettings
     data: SegmentationData
     held_out: SegmentationData
     bad: list[str]
@@ -188,7 +184,7 @@ class Inputs:
     teacher_facts: dict[str, Any]
 
 
-def read_inputs(settings: DistillationSettings, chosen: Runtime) -> Inputs:
+def read_inputs(settings: stages.DistillationSettings, chosen: Runtime) -> Inputs:
     """Read the settings of the teacher, and data of its spacing.
 
     Raises
@@ -216,7 +212,7 @@ def read_inputs(settings: DistillationSettings, chosen: Runtime) -> Inputs:
     return Inputs(student, data, held_out, bad, facts, teacher_facts)
 
 
-def train_students(inputs: Inputs, settings: DistillationSettings, chosen: Runtime) -> None:
+def train_students(inputs: Inputs, settings: stages.DistillationSettings, chosen: Runtime) -> None:
     """Train all students, and copy the best of those with a teacher to `work_dir/models/<name>`.
 
     Parameters
@@ -244,7 +240,7 @@ def train_students(inputs: Inputs, settings: DistillationSettings, chosen: Runti
 
 
 def _make_trainer(
-    variant: Variant, inputs: Inputs, settings: DistillationSettings, chosen: Runtime
+    variant: Variant, inputs: Inputs, settings: stages.DistillationSettings, chosen: Runtime
 ) -> Trainer:
     """Give the trainer of one student in its directory; all students begin with the same weights."""
     student = inputs.settings
@@ -277,7 +273,7 @@ def _make_trainer(
         return trainer
 
 
-def _copy_best(settings: DistillationSettings, students: list[Variant]) -> None:
+def _copy_best(settings: stages.DistillationSettings, students: list[Variant]) -> None:
     """Copy the student of the lowest validation loss (without validation, training loss), and settings."""
 
     def lowest_loss(variant: Variant) -> float:

@@ -19,21 +19,14 @@ import keras
 import tensorflow as tf
 
 from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
+from utils import settings as stages
 from utils.learning import datasets, epochs, labelling, losses, models, panels, runtime, training_data
 from utils.learning.heatmap import heatmap_batch_builder
 from utils.learning.model_files import WEIGHTS_SUFFIX
 from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
-from utils.settings import (
-    HeatmapTrainingSettings,
-    LabellingTrainingSettings,
-    RunSettings,
-    SegmentationTrainingSettings,
-    load_settings,
-    save_settings,
-    settings_as_json,
-)
+from utils.settings import load_settings, save_settings, settings_as_json
 
 #: Settings that may change between a run and its resume without making it another run.
 _FREE_SETTINGS = (
@@ -85,7 +78,7 @@ class VertebraTrainer(VertebraLoss, Trainer):
     """The training loop of the segmentation network."""
 
 
-def train_heatmap(settings: HeatmapTrainingSettings) -> int:
+def train_heatmap(settings: stages.HeatmapTrainingSettings) -> int:
     """Train the heatmap network on the prepared data, and leave it in `work_dir/models/<name>`.
 
     Parameters
@@ -101,7 +94,7 @@ def train_heatmap(settings: HeatmapTrainingSettings) -> int:
     return run_training(_train_heatmap, settings)
 
 
-def train_segmentation(settings: SegmentationTrainingSettings) -> int:
+def train_segmentation(settings: stages.SegmentationTrainingSettings) -> int:
     """Train the segmentation network on the prepared data, into `work_dir/models/<name>`.
 
     Parameters and result are those of `train_heatmap`.
@@ -158,7 +151,7 @@ def run_training(train: Callable[[Any, Runtime], list[str]], settings: Any) -> i
     return 1 if bad and not settings.skip_bad else 0
 
 
-def trainer_keywords(settings: RunSettings, chosen: Runtime) -> dict[str, Any]:
+def trainer_keywords(settings: stages.RunSettings, chosen: Runtime) -> dict[str, Any]:
     """Give what every training of the project hands to its `Trainer` alike.
 
     Parameters
@@ -185,7 +178,7 @@ def trainer_keywords(settings: RunSettings, chosen: Runtime) -> dict[str, Any]:
     }
 
 
-def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
+def _train_heatmap(settings: stages.HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
     draws = settings.mixture is not None and any(settings.mixture[2:])
     folder, facts = training_data.prepared_folder("heatmap", **_place_of_data(settings), label_maps=draws)
     cases, held_out, bad = training_data.read_heatmap_splits(folder, chosen, exclude=settings.exclude)
@@ -204,7 +197,7 @@ def _train_heatmap(settings: HeatmapTrainingSettings, chosen: Runtime) -> list[s
     return bad
 
 
-def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
+def _train_segmentation(settings: stages.SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
     folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
     data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
     facts |= training_data.case_facts(data, held_out, settings)
@@ -226,7 +219,7 @@ def _train_segmentation(settings: SegmentationTrainingSettings, chosen: Runtime)
 def segmentation_arguments(
     data: SegmentationData,
     held_out: SegmentationData,
-    settings: SegmentationTrainingSettings,
+    settings: stages.SegmentationTrainingSettings,
     *,
     spacing_mm: float,
 ) -> dict[str, Any]:
@@ -269,7 +262,7 @@ def _epoch_arguments(
 
 
 def fit_labelling_network(
-    settings: LabellingTrainingSettings, chosen: Runtime
+    settings: stages.LabellingTrainingSettings, chosen: Runtime
 ) -> tuple[list[str], SegmentationData]:
     """Train the labelling network on the data of the segmentation stage, into `work_dir/models/<name>`.
 
@@ -304,7 +297,7 @@ def fit_labelling_network(
     return bad, held_out
 
 
-def model_directory(settings: RunSettings) -> Path:
+def model_directory(settings: stages.RunSettings) -> Path:
     """Give the directory of a training's model, `work_dir/models/<name>`."""
     return settings.work_dir / "models" / settings.name
 
@@ -312,7 +305,7 @@ def model_directory(settings: RunSettings) -> Path:
 def _claim_trainer(
     kind: type[Trainer],
     network: keras.Model,
-    settings: RunSettings,
+    settings: stages.RunSettings,
     facts: dict[str, Any],
     chosen: Runtime,
     **keywords: Any,
@@ -323,7 +316,7 @@ def _claim_trainer(
     return kind(network, model_dir=directory, **keywords, **trainer_keywords(settings, chosen))
 
 
-def _place_of_data(settings: RunSettings) -> dict[str, Any]:
+def _place_of_data(settings: stages.RunSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in ("work_dir", "preset", "spacing_mm")}
 
 

@@ -9,20 +9,19 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils import settings as stages
 from utils.learning import epochs, prepared_data
 from utils.learning.runtime import Runtime
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
 from utils.presets import preset_settings
-from utils.settings import (
-    SETTINGS_FILE,
-    HeatmapPreparationSettings,
-    SegmentationPreparationSettings,
-    load_settings,
-)
+from utils.settings import SETTINGS_FILE, load_settings
 
 #: What later stages must know of prepared data, by stage.
 _FACTS = {"heatmap": ("spacing_mm", "heatmap_shape"), "segmentation": ("spacing_mm",)}
-_PREPARATIONS = {"heatmap": HeatmapPreparationSettings, "segmentation": SegmentationPreparationSettings}
+_PREPARATIONS = {
+    "heatmap": stages.HeatmapPreparationSettings,
+    "segmentation": stages.SegmentationPreparationSettings,
+}
 #: Keys that a message about an unknown one shows.
 _SHOWN_KEYS = 4
 

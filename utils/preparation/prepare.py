@@ -21,18 +21,12 @@ from typing import Any
 from tqdm import tqdm
 
 from utils import execution
+from utils import settings as stages
 from utils.imaging.nifti import native_bytes
 from utils.preparation import prepared, working_case
 from utils.preparation.prepared import PREPARED_SPLITS, SIDECAR
 from utils.preparation.working_case import CENTROIDS, CT, MASK, VERTEBRAE_FILE, write_table
-from utils.settings import (
-    SETTINGS_FILE,
-    HeatmapPreparationSettings,
-    SegmentationPreparationSettings,
-    load_settings,
-    save_settings,
-    settings_as_json,
-)
+from utils.settings import SETTINGS_FILE, load_settings, save_settings, settings_as_json
 from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.verse.cases import OWN_SPLIT_FOLDER, Case, index_cases
 
@@ -41,7 +35,7 @@ _PREPARATION = 3
 #: Peak memory of a case as a multiple of its CT in float32 (benchmarks/bench_preprocessing.py measures it).
 _PEAK_OF_NATIVE = 4
 
-PreparationSettings = HeatmapPreparationSettings | SegmentationPreparationSettings
+PreparationSettings = stages.HeatmapPreparationSettings | stages.SegmentationPreparationSettings
 
 
 @dataclass(frozen=True)
@@ -134,7 +128,7 @@ class _Outcome:
     error: str = ""
 
 
-def prepare_heatmap(settings: HeatmapPreparationSettings) -> int:
+def prepare_heatmap(settings: stages.HeatmapPreparationSettings) -> int:
     """Bring every CT of training and validation, and its centroids, to the heatmap network's grid.
 
     Writes `work_dir/heatmap/<spacing>/<split>/<key>_ct.nii` (int16 HU), `<key>_ctd.json` (VerSe form, on
@@ -155,7 +149,7 @@ def prepare_heatmap(settings: HeatmapPreparationSettings) -> int:
     return _prepare(settings)
 
 
-def prepare_segmentation(settings: SegmentationPreparationSettings) -> int:
+def prepare_segmentation(settings: stages.SegmentationPreparationSettings) -> int:
     """Resample every CT and mask of training and validation to the working grid, cropped to the spine.
 
     Writes `work_dir/segmentation/<spacing>/<split>/<key>_ct.nii` (int16 HU, uncompressed, for memory maps),
@@ -197,7 +191,7 @@ _SEGMENTATION = _Stage(
     sources=lambda case, _: {"ct": case.ct, "mask": case.mask},
     write_case=working_case.write_segmentation_case,
 )
-_STAGES = {HeatmapPreparationSettings: _HEATMAP, SegmentationPreparationSettings: _SEGMENTATION}
+_STAGES = {stages.HeatmapPreparationSettings: _HEATMAP, stages.SegmentationPreparationSettings: _SEGMENTATION}
 
 
 # A whole stage -------------------------------------------------------------------------------------

@@ -11,7 +11,10 @@ The *body frame* is millimetres along posterior, right, inferior, like the proje
 
 from __future__ import annotations
 
+import csv
+import functools
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -21,45 +24,7 @@ from utils.verse.labels import LEVEL_NAMES, code_of_name, name_of_code, region_o
 # Between subjects of all ages and both sexes body heights spread by a tenth and more.
 STATURE_SD, HEIGHT_SD, PROPORTION_SD = 0.09, 0.055, 0.04
 RATE_COLLAPSED_SPINE, RATE_COLLAPSED = 0.22, 0.2
-
-# In the order of the fields of `Size`: body height, width, depth; canal width, depth; pedicle width, height;
-# spinous process length and drop (degrees below the endplate); span of the transverse processes; disc below;
-# all mm but the drop.
-_MEANS = {
-    "C1": (10, 12, 9, 27, 22, 6, 8, 6, 5, 74, 4),
-    "C2": (17, 18, 15, 24, 19, 7, 9, 16, 24, 54, 4.5),
-    "C3": (13.5, 17.5, 15.5, 23, 16, 5.5, 7, 13, 22, 53, 5),
-    "C4": (13.2, 18, 15.5, 23, 15.5, 5.5, 7, 13, 22, 54, 5),
-    "C5": (13.2, 18.5, 15.6, 24, 15.5, 5.8, 6.8, 14, 24, 55, 5),
-    "C6": (13.4, 19.8, 16.3, 25, 15.5, 6, 7, 19, 26, 58, 5),
-    "C7": (14.8, 22, 17, 25, 15.5, 6.5, 7.5, 26, 28, 68, 5),
-    "T1": (16, 26.5, 17.5, 21, 16, 8, 9.5, 28, 32, 74, 4.5),
-    "T2": (17, 27, 18.5, 18.5, 16, 7.5, 11, 28, 36, 70, 4.2),
-    "T3": (17.5, 26.8, 20, 17.5, 16, 6.2, 11.5, 29, 42, 63, 4),
-    "T4": (18.2, 26.8, 21.5, 17, 16, 5.8, 12, 30, 48, 61, 4),
-    "T5": (18.8, 27.2, 23, 17, 16, 5.8, 12, 32, 54, 60, 4),
-    "T6": (19.4, 28, 24.5, 17, 16, 6, 12.3, 33, 56, 60, 4.2),
-    "T7": (20, 29, 26, 17, 16, 6.2, 12.3, 33, 56, 60, 4.5),
-    "T8": (20.6, 30.5, 27, 17.3, 16, 6.6, 12.6, 31, 53, 60, 4.8),
-    "T9": (21.2, 32, 28, 17.5, 16, 7.5, 13.5, 29, 45, 59, 5),
-    "T10": (22, 34, 29, 18, 16, 8, 14.5, 27, 36, 57, 5.5),
-    "T11": (23, 37, 29.5, 19.5, 16.5, 8.5, 15.5, 25, 24, 52, 6),
-    "T12": (24.5, 40, 30, 22, 17.5, 8.5, 15.5, 25, 16, 48, 6.5),
-    "T13": (25.3, 41, 31, 22.5, 17.5, 8.5, 15.5, 26, 14, 52, 7),
-    "L1": (26.5, 42, 31.5, 23, 17.5, 8.5, 15, 28, 12, 70, 8),
-    "L2": (27, 44, 33, 23, 17, 9, 14.5, 30, 11, 78, 9),
-    "L3": (27.5, 46, 34, 23.5, 17, 10.5, 14, 30, 10, 88, 10),
-    "L4": (27.5, 48, 34.5, 24, 17.5, 13, 14, 28, 10, 86, 11),
-    "L5": (27.5, 50, 35, 26, 18, 16, 14, 22, 14, 88, 10),
-    "L6": (27.5, 50, 35, 27, 18, 17, 14, 20, 14, 90, 9),
-}
-# Sagittal tilt of each level, degrees: positive where the body's axis, followed downwards, leans backwards.
-_TILT = {
-    **{"C1": -12, "C2": -11, "C3": -7, "C4": -2, "C5": 4, "C6": 10, "C7": 16},
-    **{"T1": 21, "T2": 21, "T3": 19, "T4": 15, "T5": 11, "T6": 6, "T7": 2, "T8": -2, "T9": -6},
-    **{"T10": -9, "T11": -12, "T12": -14, "T13": -14.5},
-    **{"L1": -14.5, "L2": -11, "L3": -4, "L4": 6, "L5": 18, "L6": 24},
-}
+#: Degrees, as the tilts of the levels.
 SACRAL_TILT = 38.0
 
 
@@ -81,8 +46,20 @@ class Size:
     heights: tuple[float, float, float]
 
 
-#: Names of what `_MEANS` holds.
+#: Names of the columns of sizes in `vertebra_sizes.csv`.
 _COLUMNS = tuple(field.name for field in fields(Size) if field.name != "heights")
+
+
+@functools.cache
+def _mean_sizes() -> dict[str, dict[str, float]]:
+    """Read the mean sizes of every level in mm (`spinous_drop` in degrees), and its sagittal tilt.
+
+    Height, width and depth are those of the body, `spinous_drop` is counted from the endplate, `disc` is the
+    height of the disc below. The tilt is in degrees, positive where the body's axis, followed downwards,
+    leans backwards.
+    """
+    with Path(__file__).with_name("vertebra_sizes.csv").open(newline="") as file:
+        return {row.pop("level"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
 
 
 @dataclass(frozen=True)
@@ -249,7 +226,9 @@ def _draw_sizes(rng: np.random.Generator, names: list[str], stature: float) -> l
     sizes = []
     for name in names:
         noise = np.exp(rng.normal(0, 0.03, len(_COLUMNS)))
-        values = np.array(_MEANS[name]) * stature * proportions * noise
+        values = (
+            np.array([_mean_sizes()[name][column] for column in _COLUMNS]) * stature * proportions * noise
+        )
         heights = (values[0] * _draw_heights(rng, name, brittle)).tolist()
         values[0] = (heights[0] + heights[2]) / 2
         sizes.append(Size(*values.tolist(), heights=tuple(heights)))
@@ -272,7 +251,9 @@ def _draw_heights(rng: np.random.Generator, name: str, brittle: bool) -> np.ndar
 def _draw_tilts(rng: np.random.Generator, names: list[str], sizes: list[Size]) -> np.ndarray:
     """Sagittal, coronal and axial angle of each vertebra and of the sacrum, degrees, shape (n + 1, 3)."""
     n = len(names)
-    sagittal = np.array([*(_TILT[name] for name in names), SACRAL_TILT]) * rng.uniform(0.65, 1.3)
+    sagittal = np.array([*(_mean_sizes()[name]["tilt"] for name in names), SACRAL_TILT]) * rng.uniform(
+        0.65, 1.3
+    )
     sagittal = sagittal + rng.normal(0, 3) + np.interp(np.arange(n + 1), [0, n / 2, n], rng.normal(0, 4, 3))
     # A wedged body bends the spine forwards: everything above it leans.
     wedging = [np.degrees((s.heights[2] - s.heights[0]) / s.depth) for s in sizes]
