@@ -182,7 +182,7 @@ def shipping_steps(recipe: Recipe, cases: list[RealCase]) -> list[Step]:
     return [
         CopyModel(models / f"heatmap{fold}", shipped / "heatmap"),
         CopyModel(models / "labelling", shipped / "labelling"),
-        script("-m", "utils.learning.averaging", *averaged, *output),
+        script("experiments/average.py", *averaged, *output),
     ]
 
 

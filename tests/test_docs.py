@@ -108,7 +108,7 @@ def test_marked_blocks_and_programs_are_run():
         "python infer.py scan.nii.gz --outptu predictions",
         "python no_such_script.py",
         "python -m utils.learning.no_such_module",
-        "python -m utils.learning.averaging A B --no-such-option",
+        "python experiments/average.py A B --no-such-option",
         "infer.py --no-such-option",
         "--no-such-option 3",
         "--epochs many",

@@ -146,7 +146,7 @@ def test_the_steps_stand_in_their_order(folder):
         *["get_verse_data.py"] * 7,
         *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
         *(script for script, _, _ in TRAINED),
-        *("copy", "copy", "-m"),
+        *("copy", "copy", "experiments/average.py"),
     ]
 
 
@@ -154,7 +154,7 @@ def test_what_is_shipped(folder):
     assert lines_of(folder)[-3:] == [
         "copy the network of s/work/models/heatmap to s/shipped/heatmap",
         "copy the network of s/work/models/labelling to s/shipped/labelling",
-        "-m utils.learning.averaging s/work/models/segmentation-turned s/work/models/segmentation-real "
+        "experiments/average.py s/work/models/segmentation-turned s/work/models/segmentation-real "
         "--shares 3 1 --output s/shipped/segmentation",
     ]
 

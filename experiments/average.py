@@ -4,7 +4,7 @@ Networks that began with the same weights and went different ways from there oft
 each alone, on scans of a kind that one of them has not seen most of all (Wortsman et al., Model soups, ICML
 2022). The weights of the starter are such an average (see models/starter/README.md).
 
-    python -m utils.learning.averaging MODEL MODEL [...] --output MODEL [--shares 3 1 ...]
+    python experiments/average.py MODEL MODEL [...] --output MODEL [--shares 3 1 ...]
 
 Reads   directories of trained networks of the same shapes, as the training scripts leave them.
 Writes  best.weights.h5 into the output, and the first network's settings.json with the directories averaged
@@ -22,7 +22,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from utils.files import written_whole
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.files import write_text_whole
 from utils.learning.models import load_model, save_weights
 from utils.settings import SETTINGS_FILE, load_settings
 
@@ -80,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     averages = {"average_of": [str(directory) for directory in chosen.models], "shares": shares}
     settings = {**load_settings(chosen.models[0]), **averages}
     save_weights(network, chosen.output)
-    with written_whole(chosen.output / SETTINGS_FILE) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    write_text_whole(chosen.output / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
     return 0
 
 

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from utils.learning import averaging, models
+from experiments import average as averaging
+from utils.learning import models
 from utils.settings import SegmentationTrainingSettings, save_settings
 
 TINY = SegmentationTrainingSettings(filters=(2, 3, 4, 5), patch_voxels=8, norm="instance")
