@@ -44,7 +44,7 @@ starter: .venv/installed
 	$(RUN) experiments/starter.py $(ARGUMENTS)
 
 test: .venv/installed-dev
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # On Python 3.10 where there is one; override with `make PYTHON_OLDEST=... test-oldest`.
 PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))

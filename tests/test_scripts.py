@@ -31,7 +31,7 @@ ALL_SCRIPTS = sorted(path.name for path in PROJECT.glob("*.py"))
 #: What takes a tenth of a second or more to load.
 HEAVY = {"dask", "keras", "matplotlib", "nibabel", "numpy", "pandas", "requests", "scipy", "tensorflow"}
 # Small enough for seconds: what is tested is that the parts fit together, not that the networks are good.
-TINY_NETWORK = ("--filters", "2", "4", "8", "8", "--patch-voxels", "32")
+TINY_NETWORK = ("--filters", "2", "4", "--patch-voxels", "32")
 TINY_PATCH = ("--filters", "2", "4", "--patch-voxels", "16", "16", "16")
 SHORT = ("--epochs", "2", "--examples-per-epoch", "2", "--validate-every", "2", "--batch-size", "2")
 
@@ -58,12 +58,12 @@ def pipeline(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
     steps = {
         "get_verse_data.py": ("--source", "phantom", *data, "--phantoms", "2", "1", "1", "--seed", "3"),
         "pre_processing_heatmap.py": (*data, *work, *small),
-        "train_heatmap.py": (*work, *small, *SHORT, "--filters", "2", "4", "4"),
+        "train_heatmap.py": (*work, *small, *SHORT, "--filters", "2", "4"),
         "pre_processing_segmentation.py": (*data, *work, *small),
         # Before the network that segments, whose predictions it would ask for: that takes twice the time.
         "train_labelling.py": (*work, *small, *SHORT, *TINY_PATCH),
         "train_segmentation.py": (*work, *small, *SHORT, *TINY_NETWORK),
-        "train_distillation.py": (*work, *small, "--filters", "2", "2", "4", "4", "--methods", "soft"),
+        "train_distillation.py": (*work, *small, "--filters", "2", "2", "--methods", "soft"),
         "infer.py": (folder / "data", *work, "--output", folder / "predictions"),
         "evaluate.py": (*data, *("--split", "test", "--predictions", folder / "predictions"), *output),
     }
@@ -149,7 +149,7 @@ def test_evaluation_counts_the_reference(pipeline):
 def test_a_second_training_says_that_it_is_done(pipeline):
     work = pipeline["folder"] / "work"
     again = run_script(
-        "train_heatmap.py", "--work-dir", work, "--preset", "small", *SHORT, "--filters", "2", "4", "4"
+        "train_heatmap.py", "--work-dir", work, "--preset", "small", *SHORT, "--filters", "2", "4"
     )
     assert again.returncode == 0
     assert "already complete" in again.stdout

@@ -26,7 +26,7 @@ TITLES = ["teacher", "student", "student + KD (soft, T = 2)", "student + KD (log
 
 
 def settings_of(work_dir, **changes):
-    tiny = {"filters": (2, 2, 2, 2), "epochs": 2, "device": "cpu", "tensorboard": False}
+    tiny = {"filters": (2, 2), "epochs": 2, "device": "cpu", "tensorboard": False}
     return preset_settings(DistillationSettings, "small", work_dir=Path(work_dir), **{**tiny, **changes})
 
 
@@ -144,7 +144,7 @@ def test_students_have_the_teachers_settings_but_their_own_size(tmp_path):
         of_teacher,
         work_dir=tmp_path,
         name="student",
-        filters=(2, 2, 2, 2),
+        filters=(2, 2),
         seed=9,
         accumulate=2,
         tensorboard=False,
@@ -219,7 +219,7 @@ def test_each_student_has_a_directory_of_its_own(work_dir):
         assert [row["epoch"] for row in examples.history_of(run)] == ["1", "2"]
         model, settings = models.load_model(run)
         assert model.output_shape == (None, 16, 16, 16, 1)
-        assert settings["filters"] == [2, 2, 2, 2] and settings["student"] == run.name
+        assert settings["filters"] == [2, 2] and settings["student"] == run.name
         weights.append(model.get_weights()[0])
     assert not np.array_equal(weights[0], weights[1]) and not np.array_equal(weights[0], weights[2])
 

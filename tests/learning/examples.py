@@ -96,7 +96,7 @@ def training_settings(work_dir: Path, **changes) -> SegmentationTrainingSettings
     """Settings of a training of seconds: 3 epochs of 4 examples, whose blocks all have one edge."""
     tiny = {
         "patch_voxels": 16,
-        "filters": (2, 3, 4, 4),
+        "filters": (2, 3),
         "epochs": 3,
         "examples_per_epoch": 4,
         "batch_size": 2,

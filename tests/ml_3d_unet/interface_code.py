@@ -28,7 +28,7 @@ FOLDER = sys.argv[1]
 SIZE, BATCH_SIZE = 16, 2
 ARGUMENTS = {
     "input_shape": (SIZE, SIZE, SIZE, 2),
-    "n_convs": 2,
+    "n_convs": 1,
     "ksize": [3, 3, 3],
     "padding": "same",
     "pooling": "max",
@@ -36,17 +36,17 @@ ARGUMENTS = {
     "dropout": [0],
     "upsampling": True,
     "activation": "relu",
-    "depth": 4,
+    "depth": 3,
 }
 
 print("layers:", all(issubclass(layer, tf.keras.layers.Layer) for layer in (
     ConvBlock, DownsampleBlock, EncoderBlock, DeconvBlock, UpsampleBlock, DecoderBlock, Unet3D_layer
 )), issubclass(Unet3D, tf.keras.Model))  # fmt: skip
 
-teacher = create_unet3d(n_filters=[4, 4, 8, 8], **ARGUMENTS)
-student = create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS)
+teacher = create_unet3d(n_filters=[4, 4, 8], **ARGUMENTS)
+student = create_unet3d_class(n_filters=[2, 2, 4], **ARGUMENTS)
 inputs = Input(shape=ARGUMENTS["input_shape"])
-unet = Unet3D_layer(2, [2, 2, 4, 4], [3, 3, 3], "same", "max", "batch_norm", [0], True, "relu", 4)
+unet = Unet3D_layer(1, [2, 2, 4], [3, 3, 3], "same", "max", "batch_norm", [0], True, "relu", 3)
 print("as layer:", Model(inputs=inputs, outputs=unet(inputs)).count_params() == student.count_params())
 print("outputs:", teacher.output_shape, student.output_shape)
 
@@ -65,7 +65,7 @@ train_ds = strategy.experimental_distribute_dataset(dataset(4, 0).repeat())
 valid_ds = strategy.experimental_distribute_dataset(dataset(2, 1).repeat())
 sizes = {"train_size": 4, "validation_size": 2}
 
-model = create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS)
+model = create_unet3d_class(n_filters=[2, 2, 4], **ARGUMENTS)
 trainer = Trainer(model, tf.keras.optimizers.Adam, 1e-3, f"{FOLDER}/alone")
 for epochs in (2, 4, 4):
     trainer.train(
@@ -80,8 +80,8 @@ for epochs in (2, 4, 4):
     )
 
 trainer = Trainer_KD(
-    create_unet3d_class(n_filters=[2, 2, 4, 4], **ARGUMENTS),
-    create_unet3d(n_filters=[4, 4, 8, 8], **ARGUMENTS),
+    create_unet3d_class(n_filters=[2, 2, 4], **ARGUMENTS),
+    create_unet3d(n_filters=[4, 4, 8], **ARGUMENTS),
     10,
     tf.keras.optimizers.Adam,
     1e-3,
