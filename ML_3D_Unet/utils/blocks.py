@@ -20,6 +20,7 @@ DEFAULT_FIRST_FILTERS = 8
 NORMS = (None, "batch_norm", "instance_norm")
 POOLINGS = {"max": keras.layers.MaxPooling3D, "avg": keras.layers.AveragePooling3D}
 
+Tensor = keras.KerasTensor
 Triple = tuple[int, int, int]
 Activation = str | Callable | None
 Norm = str | bool | None

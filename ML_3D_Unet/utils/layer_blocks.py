@@ -16,6 +16,7 @@ import keras
 from .blocks import (
     Activation,
     Norm,
+    Tensor,
     check_choice,
     conv_block_layers,
     doublings,
@@ -33,7 +34,6 @@ registered = keras.saving.register_keras_serializable(package="ML_3D_Unet")
 _LAYER_KEYWORDS = ("name", "dtype", "trainable", "autocast")
 _ACTIVATIONS = ("activation", "final_activation")
 
-Tensor = keras.KerasTensor
 Shape = tuple[int | None, ...]
 
 

@@ -15,6 +15,7 @@ import keras
 from .blocks import (
     Activation,
     Norm,
+    Tensor,
     check_choice,
     check_input_shape,
     conv_block_layers,
@@ -29,8 +30,6 @@ from .blocks import (
     pooling_layers,
     upsampling_layers,
 )
-
-Tensor = keras.KerasTensor
 
 
 def _apply(layers: Sequence[keras.layers.Layer], x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from utils.download.manifest import Manifest, size_on_disk
 from utils.download.osf import BAR_DELAY_S, NODES, TOKEN_VARIABLE, Pages, list_files
 from utils.download.remote import PATIENCE, Client, Patience, RemoteFile, note_of
 from utils.download.selection import Selection, case_file_at, lines_about_homeless, with_year
-from utils.download.transfer import PAGES_FOLDER, Job, Run, alone_in, check_room, print_line, tidy, work
+from utils.download.transfer import PAGES_FOLDER, Job, Run, alone_in, check_disk_room, print_line, tidy, work
 from utils.download.unpacking import archive_jobs
 from utils.files import flush_to_disk, hash_file, sha256_of
 from utils.settings import DataSettings
@@ -67,7 +67,7 @@ def _run(settings: DataSettings, plan: Callable[[Run], list[Job]], patience: Pat
             subjects = {path.split("/")[-2].casefold() for path in run.only}
             run.selection = replace(run.selection, subjects=subjects)
         jobs = plan(run)
-        check_room(settings.data_dir, jobs, connections=settings.connections)
+        check_disk_room(settings.data_dir, jobs, connections=settings.connections)
         work(run, jobs)
         run.bad += _name_unmet(run)
         tidy(run)

@@ -125,7 +125,7 @@ class Run:
             (self.data_dir / path).unlink(missing_ok=True)
 
 
-def check_room(data_dir: Path, jobs: Sequence[Job], *, connections: int) -> None:
+def check_disk_room(data_dir: Path, jobs: Sequence[Job], *, connections: int) -> None:
     """See before the first byte whether the disk can take what is missing.
 
     That is: what is missing of files; of archives, as many of the largest as there are connections, since

@@ -120,11 +120,11 @@ def group_table(vertebrae: pd.DataFrame, column: str, names: Sequence[str]) -> p
     names : sequence of str
         The values of that column, in the order of the rows.
     """
-    groups = groups_of(vertebrae, column, names).items()
+    groups = score_groups(vertebrae, column, names).items()
     return pd.DataFrame([{column: name, **vertebra_scores(rows)} for name, rows in groups])
 
 
-def groups_of(vertebrae: pd.DataFrame, column: str, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+def score_groups(vertebrae: pd.DataFrame, column: str, names: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Split a table of vertebrae by a column's values, leaving out those without reference vertebrae."""
     present = set(vertebrae.loc[vertebrae["kind"] == "reference", column])
     return {name: vertebrae[vertebrae[column] == name] for name in names if name in present}
@@ -214,7 +214,7 @@ def summary(results: Sequence[CaseResult], resampling: Resampling = RESAMPLING) 
         counts of scans) and of the scans with every anomaly, or none; and `bad_cases`, the keys of the cases
         that were not scored. A scan with two anomalies counts in both.
     """
-    regions, anomalies = groups_of(score_table(results), "region", REGIONS), anomaly_groups(results)
+    regions, anomalies = score_groups(score_table(results), "region", REGIONS), anomaly_groups(results)
     return {
         **scan_scores(results, resampling),
         "by_region": {name: scores_with_intervals(rows, resampling) for name, rows in regions.items()},

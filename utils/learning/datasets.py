@@ -242,7 +242,7 @@ def _placed(affine: np.ndarray, begin: np.ndarray, end: np.ndarray) -> Example:
 
 
 def _epoch_dataset(
-    data: epochs.Split,
+    data: epochs.SplitData,
     how: tuple[Callable[[int, np.random.Generator | None], Example], Callable[[list[Example]], Example]],
     settings: epochs.TrainingSettings,
     *,

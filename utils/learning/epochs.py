@@ -10,11 +10,15 @@ import numpy as np
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.learning.prepared_data import HeatmapCase, SegmentationData
-from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
+from utils.settings import (
+    HeatmapTrainingSettings,
+    LabellingTrainingSettings,
+    SegmentationTrainingSettings,
+    TrainingSettings,
+)
 
 #: A prepared split, and what a training on one is asked for.
-Split = list[HeatmapCase] | SegmentationData
-TrainingSettings = HeatmapTrainingSettings | SegmentationTrainingSettings | LabellingTrainingSettings
+SplitData = list[HeatmapCase] | SegmentationData
 #: Numbers that keep the random streams of an example, an epoch's order and a run's balance apart.
 _EXAMPLE, _ORDER, _BALANCE = 0, 1, 2
 
@@ -126,7 +130,7 @@ def segmentation_groups(
     return [items[balanced_positions(ranks[items].tolist(), settings.seed)] for items in groups]
 
 
-def expect_cts(groups: list[np.ndarray], data: Split, *, is_mixable: bool) -> None:
+def expect_cts(groups: list[np.ndarray], data: SplitData, *, is_mixable: bool) -> None:
     """Raise a `ValueError` that names the folder if its cases, all of them masks alone, give no example."""
     if not any(items.size for items in groups):
         is_heatmap = not isinstance(data, SegmentationData)
@@ -173,13 +177,13 @@ def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.nd
     return chosen % count, (chosen < count).astype(np.float32)
 
 
-def groups_of(data: Split, settings: TrainingSettings | None) -> list[np.ndarray]:
+def groups_of(data: SplitData, settings: TrainingSettings | None) -> list[np.ndarray]:
     """Give the items that an epoch over a split is made of: `heatmap_groups` or `segmentation_groups`."""
     is_heatmap = not isinstance(data, SegmentationData)
     return heatmap_groups(data, settings) if is_heatmap else segmentation_groups(data, settings)
 
 
-def examples_in_epoch(data: Split, settings: TrainingSettings) -> int:
+def examples_in_epoch(data: SplitData, settings: TrainingSettings) -> int:
     """Give the number of training examples in an epoch: the one asked for, or one balanced pass."""
     return examples_of_groups(groups_of(data, settings), settings)
 

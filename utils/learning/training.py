@@ -246,8 +246,8 @@ def segmentation_arguments(
 
 def _epoch_arguments(
     dataset: Callable[..., datasets.EpochDataset],
-    data: epochs.Split,
-    held_out: epochs.Split,
+    data: epochs.SplitData,
+    held_out: epochs.SplitData,
     settings: epochs.TrainingSettings,
 ) -> dict[str, Any]:
     """Give what all trainings hand to `Trainer.train` alike; `dataset` makes the pipeline of a split."""

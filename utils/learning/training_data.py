@@ -167,7 +167,7 @@ def excluded_cases(keys: Collection[str], patterns: Sequence[str], folder: Path)
 
 
 def case_facts(
-    data: epochs.Split, held_out: epochs.Split, settings: epochs.TrainingSettings
+    data: epochs.SplitData, held_out: epochs.SplitData, settings: epochs.TrainingSettings
 ) -> dict[str, list[str]]:
     """Give the keys of the cases that examples are made of: "training_cases" and "validation_cases"."""
     return {"training_cases": _taking_part(data, settings), "validation_cases": _taking_part(held_out, None)}
@@ -180,7 +180,7 @@ def print_bad_cases(bad: list[str], chosen: Runtime) -> list[str]:
     return bad
 
 
-def _taking_part(data: epochs.Split, settings: epochs.TrainingSettings | None) -> list[str]:
+def _taking_part(data: epochs.SplitData, settings: epochs.TrainingSettings | None) -> list[str]:
     """Give the keys of the items of all groups that have a share; items beyond the keys are drawn ones."""
     is_heatmap = not isinstance(data, prepared_data.SegmentationData)
     keys = [case.key for case in data] if is_heatmap else [vertebra.case for vertebra in data.vertebrae]

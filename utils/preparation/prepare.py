@@ -35,8 +35,6 @@ _PREPARATION = 3
 #: Peak memory of a case as a multiple of its CT in float32 (benchmarks/bench_preprocessing.py measures it).
 _PEAK_OF_NATIVE = 4
 
-PreparationSettings = stages.HeatmapPreparationSettings | stages.SegmentationPreparationSettings
-
 
 @dataclass(frozen=True)
 class _Stage:
@@ -46,10 +44,10 @@ class _Stage:
     suffixes: tuple[str, ...]
     decisive: tuple[str, ...]
     needed: Callable[[Case], tuple[str, ...]]
-    sources: Callable[[Case, PreparationSettings], dict[str, Path | None]]
-    write_case: Callable[[Case, PreparationSettings, Path], str]
+    sources: Callable[[Case, stages.PreparationSettings], dict[str, Path | None]]
+    write_case: Callable[[Case, stages.PreparationSettings, Path], str]
 
-    def made_with(self, settings: PreparationSettings) -> dict[str, Any]:
+    def made_with(self, settings: stages.PreparationSettings) -> dict[str, Any]:
         """Give what decides about the content of the prepared files beside their sources."""
         values = settings_as_json(settings)
         # Named only where it is asked for: without it files are what they were before it could be.
@@ -63,7 +61,7 @@ class _Job:
 
     case: Case
     folder: Path
-    settings: PreparationSettings
+    settings: stages.PreparationSettings
 
     @property
     def stage(self) -> _Stage:
@@ -197,7 +195,7 @@ _STAGES = {stages.HeatmapPreparationSettings: _HEATMAP, stages.SegmentationPrepa
 # A whole stage -------------------------------------------------------------------------------------
 
 
-def _prepare(settings: PreparationSettings) -> int:
+def _prepare(settings: stages.PreparationSettings) -> int:
     """Run a stage; what stops it as a whole (no data, a full disk) is one line and exit status 1."""
     try:
         return _run_stage(settings, _STAGES[type(settings)])
@@ -206,7 +204,7 @@ def _prepare(settings: PreparationSettings) -> int:
         return 1
 
 
-def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
+def _run_stage(settings: stages.PreparationSettings, stage: _Stage) -> int:
     if settings.scheduler is not None:
         # The cluster's workers may stand in other folders.
         places = {name: getattr(settings, name).absolute() for name in ("data_dir", "work_dir")}
@@ -230,14 +228,14 @@ def _run_stage(settings: PreparationSettings, stage: _Stage) -> int:
     return _conclude(jobs, waiting, bad, root)
 
 
-def _with_label_maps_there(settings: PreparationSettings, root: Path) -> PreparationSettings:
+def _with_label_maps_there(settings: stages.PreparationSettings, root: Path) -> stages.PreparationSettings:
     """Go on with label maps where a folder has them: they serve a training that needs none as well."""
     if settings.label_maps or not (root / SETTINGS_FILE).is_file():
         return settings
     return dataclasses.replace(settings, label_maps=bool(load_settings(root).get("label_maps")))
 
 
-def _complete_cases(cases: Sequence[Case], settings: PreparationSettings, stage: _Stage) -> list[Case]:
+def _complete_cases(cases: Sequence[Case], settings: stages.PreparationSettings, stage: _Stage) -> list[Case]:
     """Give the cases of both splits that have what the stage needs; name what the others lack.
 
     With `label_maps` a mask is enough for training.
@@ -263,7 +261,7 @@ def _complete_cases(cases: Sequence[Case], settings: PreparationSettings, stage:
     return usable
 
 
-def _discard_outdated(root: Path, settings: PreparationSettings, stage: _Stage) -> None:
+def _discard_outdated(root: Path, settings: stages.PreparationSettings, stage: _Stage) -> None:
     """Remove what was prepared with other settings, so that no folder ever mixes two spacings."""
     wanted = stage.made_with(settings)
     outdated = [
@@ -310,7 +308,7 @@ def _discard_moved(root: Path, cases: Sequence[Case], stage: _Stage) -> None:
                 (root / split / f"{key}{suffix}").unlink(missing_ok=True)
 
 
-def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: PreparationSettings) -> list[_Outcome]:
+def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: stages.PreparationSettings) -> list[_Outcome]:
     """Run all jobs, log a line for each, and give the bad ones."""
     bad = []
     places = {"workers": settings.workers, "scheduler": settings.scheduler}

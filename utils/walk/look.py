@@ -182,7 +182,7 @@ class Looker:
         box = box_around(mask)
         return FoundVertebra(
             begin=begin + [side.start for side in box],
-            probability=bounded(probability[box], mask[box], self.settings.probability_threshold),
+            probability=within_bounds(probability[box], mask[box], self.settings.probability_threshold),
             mask=mask[box].copy(),
             centre=centre,
             heat=float(heat_at(self.heat, centre[None], self.ct.affine)[0]),
@@ -297,7 +297,7 @@ def box_around(mask: np.ndarray) -> tuple[slice, ...]:
     )
 
 
-def bounded(probability: np.ndarray, mask: np.ndarray, threshold: float) -> np.ndarray:
+def within_bounds(probability: np.ndarray, mask: np.ndarray, threshold: float) -> np.ndarray:
     """Keep the probability under the threshold where the voxels are not this vertebra's.
 
     Specks and voxels of other vertebrae must not come back when the probability is brought to another

@@ -27,7 +27,7 @@ VARIANTS = {
     ),
     "rare": ("T13", "no T12", "L6", "no T12", "T13"),
 }
-STYLES = ("2019", "2020-ax", "2019", "2020-sag")
+VARIANT_STYLES = ("2019", "2020-ax", "2019", "2020-sag")
 #: Vertebrae seen whole.
 LEAST_LENGTH, MOST_LENGTH = 4, 10
 #: Keeps the draw of a field of view apart from those of the subjects.
@@ -72,7 +72,7 @@ def choose_spines(count: int, *, seed: int, variants: str) -> list[ChosenSpine]:
             waiting[variant_of(codes)].append((subject, codes))
         subject, codes = waiting[variant].pop(0)
         whole = _draw_field(np.random.default_rng([seed, position, _FIELD]), codes, variant, position)
-        chosen.append(ChosenSpine(subject, STYLES[position // 2 % len(STYLES)], whole))
+        chosen.append(ChosenSpine(subject, VARIANT_STYLES[position // 2 % len(VARIANT_STYLES)], whole))
     return chosen
 
 
