@@ -110,6 +110,13 @@ _STARTER: dict[type, dict[str, Any]] = {
 #: changes nothing.
 PRESETS: dict[str, dict[type, dict[str, Any]]] = {
     "paper": {
+        settings.HeatmapPreparationSettings: {"target": "spine", "spacing_mm": 1.0},
+        settings.HeatmapTrainingSettings: {
+            "target": "spine",
+            "spacing_mm": 1.0,
+            "filters": (8, 16, 32),
+            "norm": "batch",
+        },
         settings.SegmentationTrainingSettings: {"patch_kinds": "paper", "outside": "air"},
         settings.DistillationSettings: {"distillation_voxels": "even"},
     },

@@ -29,6 +29,7 @@ from utils.bounds import BELOW_1, FROM_0, FROM_1, NOT_NEGATIVE, POSITIVE, SHARE,
 from utils.files import write_text_whole
 
 Preset = Literal["paper", "full", "small", "starter"]
+HeatmapTarget = Literal["centres", "spine"]
 Device = Literal["auto", "gpu", "cpu"]
 Split = Literal["training", "validation", "test"]
 #: Shares of the CTs of phantoms, of other CTs, of images drawn from the masks of phantoms, and from others.
@@ -130,14 +131,23 @@ class PreparationSettings(CheckedSettings):
 
 @dataclass(frozen=True)
 class HeatmapPreparationSettings(PreparationSettings):
-    """Bring every CT and its centroids to the small grid of the heatmap network."""
+    """Bring every CT and its centroids to the grid of the network that finds the vertebrae."""
 
     work_dir: Path = Path("work")
     """Folder that receives `heatmap/<spacing>/training` and `heatmap/<spacing>/validation`."""
-    spacing_mm: float = bounded(1.0, _SPACING)
-    """Isotropic spacing of the working grid, in mm, that the CT is brought to before it is resized."""
+    target: HeatmapTarget = "centres"
+    """What the network is to find: every vertebra by the centre of its body, in the whole scan at the
+    spacing; or, as published, the spine as a whole, in a scan squeezed to `heatmap_shape`."""
+    spacing_mm: float = bounded(3.0, _SPACING)
+    """Isotropic spacing of the working grid, in mm (1 for "spine", before the scan is resized)."""
     heatmap_shape: tuple[int, int, int] = bounded((64, 64, 128), _EVEN_SHAPE)
-    """Shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
+    """With "spine": shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
+    drawn: tuple[int, int] = bounded((0, 0), bounds.several(FROM_0, count=2))
+    """With "centres": scans to draw beside those of the data set, for training and validation, with and
+    without a spine, in more kinds than any data set has; the seed decides which."""
+    organs: Path | None = None
+    """With "centres": folder with a CT (*_ct.nii.gz), the masks of its vertebrae (*_seg-vert_msk.nii.gz) and of
+    its organs (*_seg-total_msk.nii.gz, *_seg-total_names.csv), whose trunk every third scan is drawn from."""
     label_maps: bool = False
     """Prepare masks too, for images drawn from them, and training cases that have a mask but no CT. A folder
     that has label maps keeps them: they serve trainings that need none as well."""
@@ -226,24 +236,45 @@ class TrainingSettings(RunSettings):
 
 @dataclass(frozen=True)
 class HeatmapTrainingSettings(TrainingSettings):
-    """Train the network that finds the spine as a heatmap over the whole volume."""
+    """Train the network that finds and names the vertebrae, or, as published, the spine as a heatmap."""
 
     work_dir: Path = Path("work")
     """Folder with `heatmap/`; receives `models/<name>`."""
+    target: HeatmapTarget = "centres"
+    """What the network is to find: every vertebra by the centre of its body, and its level; or the spine."""
+    spacing_mm: float = bounded(3.0, _SPACING)
     name: str = bounded("heatmap", _NAME)
     """Name of the model's folder, so that several experiments may share a work folder."""
     start_from: Path | None = None
     """Directory of a trained network of the same filters, whose weights the training begins with, such as
     work/models/heatmap, to adapt it to data of your own; by default they are drawn from the seed."""
-    filters: tuple[int, ...] = bounded((8, 16, 32), _FILTERS)
+    filters: tuple[int, ...] = bounded((12, 24, 48, 64, 96), _FILTERS)
     """Filters a level of the U-Net, from full resolution down."""
-    norm: Literal["batch", "instance"] = "batch"
+    norm: Literal["batch", "instance"] = "instance"
     """Statistics of the normalisation: of a batch, and their moving average when the network is used; or of
     each example alone."""
+    crop_voxels: tuple[int, int, int] = bounded((64, 96, 96), _EVEN_SHAPE)
+    """With "centres": shape (P, R, I) of the crops that the network sees, of scans in tiles later on. At 3 mm
+    the default shows ribs from the spine to the side walls of the chest."""
+    sigma_mm: float = bounded(4.5, POSITIVE)
+    """With "centres": standard deviation of the Gaussian around a body's centre. Neighbours in the upper
+    chest, 15 to 18 mm apart, must stay apart."""
+    anywhere_share: float = bounded(0.25, SHARE)
+    """With "centres": share of crops that lie anywhere in the scan, the others around a vertebra of it."""
+    cut_share: float = bounded(0.35, SHARE)
+    """With "centres": share of examples that show a part of the scan alone, as one of a smaller field of view
+    would."""
+    cut_least_mm: tuple[float, float, float] = bounded((70.0, 70.0, 50.0), bounds.several(POSITIVE, count=3))
+    """With "centres": smallest such part along P, R and I, in mm."""
+    origins: tuple[float, float, float] | None = bounded(
+        None, bounds.several(NOT_NEGATIVE, count=3, not_all_0=True)
+    )
+    """With "centres": shares of an epoch: scans of phantoms of the data set, drawn scans, and all others.
+    Without it every scan counts alike."""
     sigma_voxels: float = bounded(10.0, POSITIVE)
-    """Standard deviation of the target's Gaussians, in voxels of the heatmap grid."""
+    """With "spine": standard deviation of the target's Gaussians, in voxels of the heatmap grid."""
     shift_voxels: float = bounded(20.0, NOT_NEGATIVE)
-    """Largest random shift along each axis, in voxels of the heatmap grid."""
+    """With "spine": largest random shift along each axis, in voxels of the heatmap grid."""
     outside: Literal["air", "edge"] = "air"
     """What an example shows where turns and shifts reach beyond the scan: air (as published), or its edge
     repeated. The network is only ever shown whole scans."""

@@ -18,8 +18,10 @@ from utils.imaging.crops import block_of_patch, box_between
 from utils.imaging.volume import Volume
 from utils.learning import augment, epochs
 from utils.learning.heatmap import draw_heatmap_example
+from utils.learning.localiser import draw_localiser_example
 from utils.learning.labelling import labelling_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData, kept_label_maps
+from utils.learning.spine_cases import SpineData
 from utils.learning.vertebrae import block_length, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
 from utils.synthetic.appearance import Appearance, draw_appearance
@@ -78,6 +80,39 @@ def heatmap_dataset(
         return {"ct_hu": case.ct_hu, **drawn}
 
     return _epoch_dataset(cases, (example, collate), settings, training=training)
+
+
+def localiser_dataset(
+    data: SpineData, settings: HeatmapTrainingSettings, *, training: bool
+) -> EpochDataset:
+    """Give the function from an epoch to its dataset of batches for `localiser_batch_builder`.
+
+    Parameters
+    ----------
+    data : SpineData
+        A prepared split.
+    settings : HeatmapTrainingSettings
+        Crops, augmentation, batch size and seed.
+    training : bool
+        False shows every scan once, in order, around the middle of its spine.
+
+    Returns
+    -------
+    callable (epoch, part=None) to tf.data.Dataset
+        Batches, all of one length, of what `draw_localiser_example` gives and "ct_hu", the block laid flat, and
+        "weight" float32 (batch,).
+    """
+
+    def example(item: int, generator: np.random.Generator | None) -> Example:
+        case = data.cases[item]
+        drawn = draw_localiser_example(generator, case.spine, case.shape, settings=settings)
+        return {"ct_hu": data.block(case, drawn.pop("begin"), drawn.pop("end")), **drawn}
+
+    def collate_blocks(examples: list[Example]) -> Example:
+        most = max(example["ct_hu"].size for example in examples)
+        return collate(examples, block_length(most, round(np.prod(settings.crop_voxels) ** (1 / 3))))
+
+    return _epoch_dataset(data, (example, collate_blocks), settings, training=training)
 
 
 def segmentation_dataset(

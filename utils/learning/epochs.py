@@ -10,6 +10,7 @@ import numpy as np
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.learning.prepared_data import HeatmapCase, SegmentationData
+from utils.learning.spine_cases import ORIGINS, SpineData
 from utils.settings import (
     HeatmapTrainingSettings,
     LabellingTrainingSettings,
@@ -18,7 +19,7 @@ from utils.settings import (
 )
 
 #: A prepared split, and what a training on one is asked for.
-SplitData = list[HeatmapCase] | SegmentationData
+SplitData = list[HeatmapCase] | SegmentationData | SpineData
 #: Numbers that keep the random streams of an example, an epoch's order and a run's balance apart.
 _EXAMPLE, _ORDER, _BALANCE = 0, 1, 2
 
@@ -130,10 +131,18 @@ def segmentation_groups(
     return [items[balanced_positions(ranks[items].tolist(), settings.seed)] for items in groups]
 
 
+def spine_groups(data: SpineData, settings: HeatmapTrainingSettings | None) -> list[np.ndarray]:
+    """Give the items of a split: one group of all scans, or, for a training with shares, one an origin."""
+    if settings is None or settings.origins is None:
+        return [np.arange(len(data))]
+    origins = np.array([case.origin for case in data.cases])
+    return [np.flatnonzero(origins == origin) for origin in ORIGINS]
+
+
 def expect_cts(groups: list[np.ndarray], data: SplitData, *, is_mixable: bool) -> None:
     """Raise a `ValueError` that names the folder if its cases, all of them masks alone, give no example."""
     if not any(items.size for items in groups):
-        is_heatmap = not isinstance(data, SegmentationData)
+        is_heatmap = isinstance(data, list)
         folder, cases = (data[0].folder, data) if is_heatmap else (data.folder, data.columns)
         drawn = ", or a --mixture that draws images from masks" if is_mixable else ""
         raise ValueError(f"{folder}: expected cases with a CT{drawn}, found {len(cases)} masks alone.")
@@ -178,9 +187,17 @@ def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.nd
 
 
 def groups_of(data: SplitData, settings: TrainingSettings | None) -> list[np.ndarray]:
-    """Give the items that an epoch over a split is made of: `heatmap_groups` or `segmentation_groups`."""
-    is_heatmap = not isinstance(data, SegmentationData)
-    return heatmap_groups(data, settings) if is_heatmap else segmentation_groups(data, settings)
+    """Give the items that an epoch over a split is made of: `heatmap_groups` or its like."""
+    if isinstance(data, SpineData):
+        return spine_groups(data, settings)
+    groups = heatmap_groups if isinstance(data, list) else segmentation_groups
+    return groups(data, settings)
+
+
+def shares_of(settings: TrainingSettings) -> tuple[float, ...]:
+    """Give the shares of the groups of an epoch that is mixed."""
+    is_localiser = isinstance(settings, HeatmapTrainingSettings) and settings.target == "centres"
+    return settings.origins if is_localiser else settings.mixture
 
 
 def examples_in_epoch(data: SplitData, settings: TrainingSettings) -> int:
@@ -198,5 +215,5 @@ def items_of_epoch(groups: list[np.ndarray], settings: TrainingSettings, epoch: 
     if len(groups) == 1:  # nothing is mixed
         return epoch_order(groups[0], settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
     count = examples_of_groups(groups, settings)
-    counts = group_counts([len(items) for items in groups], settings.mixture, count)
+    counts = group_counts([len(items) for items in groups], shares_of(settings), count)
     return mixed_epoch(groups, counts, epoch_order, seed=settings.seed, epoch=epoch)

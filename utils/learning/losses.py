@@ -168,3 +168,50 @@ def logit_difference(
     """
     difference = tf.cast(teacher_logits, tf.float32) - tf.cast(student_logits, tf.float32)
     return tf.reduce_mean(weights * tf.square(difference), axis=[1, 2, 3, 4])
+
+
+#: Weight of a voxel at a centre beside one of the background, whose voxels are a thousand times as many.
+CENTRE_WEIGHT = 100.0
+#: Parts of the heat, the levels, and the ribs in the loss of the localiser.
+HEAT_PART, LEVEL_PART, RIB_PART = 10.0, 0.2, 0.1
+
+
+def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
+    """Squared error of the heat, and cross-entropy of levels and ribs near the centres.
+
+    Parameters
+    ----------
+    truth : tf.Tensor of float32, (batch, P, R, I, 5)
+        See `utils.learning.localiser.localiser_target`.
+    prediction : tf.Tensor of float32, (batch, P, R, I, 3 + levels)
+        See `utils.learning.models.build_localiser`.
+
+    Returns
+    -------
+    tf.Tensor of float32, (batch,)
+        Loss of each example.
+    """
+    body, sacrum, counts, rank, rib = tf.unstack(truth, axis=-1)
+    heat = 0.0
+    for channel, wanted in enumerate((body, sacrum)):
+        weight = counts * (1.0 + (CENTRE_WEIGHT - 1.0) * wanted)
+        heat += _mean_over_voxels(tf.square(prediction[..., channel] - wanted), weight)
+    near = tf.cast(rank >= 0.0, tf.float32)
+    classes = tf.cast(tf.maximum(rank, 0.0), tf.int32)
+    level = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, prediction[..., 3:])
+    ribs = tf.nn.sigmoid_cross_entropy_with_logits(rib, prediction[..., 2])
+    parts = LEVEL_PART * _mean_over_voxels(level, near) + RIB_PART * _mean_over_voxels(ribs, near)
+    return HEAT_PART * heat + parts
+
+
+def centre_level_accuracy(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
+    """Share of the voxels near centres whose most probable level is the right one; 0 without a centre."""
+    rank = truth[..., 3]
+    is_right = tf.equal(tf.cast(tf.argmax(prediction[..., 3:], axis=-1), tf.float32), rank)
+    return _mean_over_voxels(tf.cast(is_right, tf.float32), tf.cast(rank >= 0.0, tf.float32))
+
+
+def _mean_over_voxels(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Weighted mean over the voxels of each example; 0 where nothing weighs."""
+    axes = [1, 2, 3]
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weight, axes), tf.reduce_sum(weight, axes))

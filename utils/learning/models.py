@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import keras
 
-from ML_3D_Unet.utils.layers_func import create_unet3d
+from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, n_conv_block, upsample_block
 from utils.files import written_whole
 from utils.imaging.file_checks import first_line
 from utils.learning.labelling import build_labelling_network
@@ -23,6 +23,10 @@ from utils.settings import (
     SegmentationTrainingSettings,
     load_settings,
 )
+from utils.verse.labels import MAX_RANK
+
+#: Where the logit of heat begins: hardly any voxel is a centre.
+RARE = -4.0
 
 
 def build_heatmap_network(
@@ -46,6 +50,57 @@ def build_heatmap_network(
     """
     outputs = {"n_outputs": 2, "final_activation": "softmax"}
     return _build_unet(settings, (*shape, 1), replicas, stem=False, **outputs)
+
+
+def build_localiser(settings: HeatmapTrainingSettings, *, replicas: int = 1) -> keras.Model:
+    """Build the network that finds and names vertebrae: a U-Net with two heads.
+
+    Heat comes from the decoder's last level. Levels and ribs come from the two levels before it, which see
+    farther and know where along the spine they are; their logits change little from voxel to voxel.
+
+    Parameters
+    ----------
+    settings : HeatmapTrainingSettings
+        Crop, filters (three or more), kind of normalisation, and the momentum of that of batches.
+    replicas : int
+        Devices that train together; several share the statistics of batch normalisation.
+
+    Returns
+    -------
+    keras.Model
+        From (batch, P, R, I, 1) to (batch, P, R, I, 3 + MAX_RANK) in float32: heat of bodies and of the first
+        sacral body (sigmoid), the logit of a rib, and those of the levels.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three levels.
+    """
+    filters = list(settings.filters)
+    if len(filters) < 3:
+        raise ValueError(f"Expected filters for three levels or more, received {tuple(filters)}.")
+    parts = {
+        "ksize": 3,
+        "norm": f"{settings.norm}_norm",
+        "norm_momentum": settings.norm_momentum,
+        "norm_synchronized": replicas > 1,
+    }
+    inputs = keras.Input((*settings.crop_voxels, 1), name="input")
+    skips, x = encoder_unet3d(inputs, n_filters=filters, name="encoder", **parts)
+    levels = []
+    for number in reversed(range(1, len(filters))):
+        x = upsample_block(skips, x, n_filters=filters[number - 1], depth=number, name="decoder", **parts)
+        levels.append(x)
+    heat = keras.layers.Conv3D(
+        2, 1, dtype="float32", name="last_logits", bias_initializer=keras.initializers.Constant(RARE)
+    )(levels[-1])
+    heat = keras.layers.Activation("sigmoid", dtype="float32", name="output")(heat)
+    deep = keras.layers.Concatenate(name="deep")([keras.layers.UpSampling3D(2)(levels[-3]), levels[-2]])
+    deep = n_conv_block(deep, 1, filters[2], **{**parts, "ksize": 1}, name="deep")
+    deep = keras.layers.Conv3D(1 + MAX_RANK, 1, dtype="float32", name="deep_logits")(deep)
+    deep = keras.layers.UpSampling3D(2, dtype="float32", name="deep_everywhere")(deep)
+    joined = keras.layers.Concatenate(name="joined", dtype="float32")([heat, deep])
+    return keras.Model(inputs, joined, name="localiser")
 
 
 def build_segmentation_network(settings: SegmentationTrainingSettings, *, replicas: int = 1) -> keras.Model:
@@ -90,6 +145,9 @@ def _build_unet(
 
 
 def _heatmap_network_of(found: dict[str, Any]) -> keras.Model:
+    if found.get("target") == "centres":
+        names = ("filters", "norm", "norm_momentum", "crop_voxels")
+        return build_localiser(HeatmapTrainingSettings(**_architecture(found, names)))
     settings = HeatmapTrainingSettings(**_architecture(found, ("filters", "norm", "norm_momentum")))
     return build_heatmap_network(settings, tuple(found["heatmap_shape"]))
 
@@ -283,6 +341,10 @@ def _is_statistic(weight: keras.Variable) -> bool:
     return weight.name in ("moving_mean", "moving_variance")
 
 
+#: Layers that compute in float32 in any case.
+_IN_FLOAT32 = ("last_logits", "output", "deep_logits", "deep_everywhere", "joined")
+
+
 def compute_in(model: keras.Model, precision: str) -> keras.Model:
     """Let the layers of a network compute in other numbers than those it was trained in; its weights stay.
 
@@ -299,6 +361,6 @@ def compute_in(model: keras.Model, precision: str) -> keras.Model:
         The same model.
     """
     for layer in model._flatten_layers(include_self=False):
-        is_last = layer.name in ("last_logits", "output")
+        is_last = layer.name in _IN_FLOAT32
         layer.dtype_policy = "float32" if is_last or precision == "float32" else f"mixed_{precision}"
     return model

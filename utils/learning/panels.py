@@ -59,6 +59,11 @@ def heatmap_panel(x: np.ndarray, y: np.ndarray, prediction: np.ndarray) -> np.nd
     return _tiles(ct, _fullest_slice(heat), ((heat, TARGET_COLOUR), (found, PREDICTION_COLOUR)))
 
 
+def localiser_panel(x: np.ndarray, y: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Draw CT, target and prediction of the localiser's heat, as `heatmap_panel` does."""
+    return heatmap_panel(x, y[..., :2], prediction[..., :2])
+
+
 def _fullest_slice(volume: np.ndarray) -> int:
     """Give the sagittal slice that holds most; the middle one of an empty volume."""
     amounts = volume.sum(axis=(0, 2))

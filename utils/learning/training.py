@@ -22,6 +22,7 @@ from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
 from utils import settings as stages
 from utils.learning import datasets, epochs, labelling, losses, models, panels, runtime, training_data
 from utils.learning.heatmap import heatmap_batch_builder
+from utils.learning.localiser import localiser_batch_builder
 from utils.learning.model_files import WEIGHTS_SUFFIX
 from utils.learning.prepared_data import SegmentationData
 from utils.learning.runtime import Runtime
@@ -179,6 +180,27 @@ def trainer_keywords(settings: stages.RunSettings, chosen: Runtime) -> dict[str,
 
 
 def _train_heatmap(settings: stages.HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
+    return (_train_localiser if settings.target == "centres" else _train_spine_heatmap)(settings, chosen)
+
+
+def _train_localiser(settings: stages.HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
+    folder, facts = training_data.prepared_folder("heatmap", **_place_of_data(settings))
+    data, held_out, bad = training_data.read_spine_splits(folder, chosen, exclude=settings.exclude)
+    facts |= training_data.case_facts(data, held_out, settings)
+    with chosen.strategy.scope():
+        network = models.build_localiser(settings, replicas=chosen.replicas)
+        models.take_over_weights(network, settings.start_from)
+        keywords = {"prepare": localiser_batch_builder(settings), "panel": panels.localiser_panel}
+        trainer = _claim_trainer(Trainer, network, settings, facts, chosen, **keywords)
+    trainer.train(
+        **_epoch_arguments(datasets.localiser_dataset, data, held_out, settings),
+        loss_fn=losses.localiser_loss,
+        accuracy_fn=losses.centre_level_accuracy,
+    )
+    return bad
+
+
+def _train_spine_heatmap(settings: stages.HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
     draws = settings.mixture is not None and any(settings.mixture[2:])
     folder, facts = training_data.prepared_folder("heatmap", **_place_of_data(settings), label_maps=draws)
     cases, held_out, bad = training_data.read_heatmap_splits(folder, chosen, exclude=settings.exclude)

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from utils import settings as stages
-from utils.learning import epochs, prepared_data
+from utils.learning import epochs, prepared_data, spine_cases
 from utils.learning.runtime import Runtime
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
 from utils.presets import preset_settings
 from utils.settings import SETTINGS_FILE, load_settings
 
 #: What later stages must know of prepared data, by stage.
-_FACTS = {"heatmap": ("spacing_mm", "heatmap_shape"), "segmentation": ("spacing_mm",)}
+_FACTS = {
+    "heatmap": ("spacing_mm", "target", "heatmap_shape"),
+    "segmentation": ("spacing_mm",),
+}
 _PREPARATIONS = {
     "heatmap": stages.HeatmapPreparationSettings,
     "segmentation": stages.SegmentationPreparationSettings,
@@ -115,6 +118,23 @@ def read_heatmap_splits(
     return cases, held_out, bad
 
 
+def read_spine_splits(
+    folder: Path, chosen: Runtime, *, exclude: Sequence[str] = ()
+) -> tuple[spine_cases.SpineData, spine_cases.SpineData, list[str]]:
+    """Read both splits of the scans for centres and levels without their bad ones, which are printed.
+
+    Parameters, result and errors are those of `read_heatmap_splits`.
+    """
+    keys = {key for split in PREPARED_SPLITS for key in spine_cases.spine_keys(folder / split)}
+    left_out = excluded_cases(keys, exclude, folder)
+    (data, bad), (held_out, bad_held_out) = (
+        spine_cases.read_spine_data(folder / split, exclude=left_out) for split in PREPARED_SPLITS
+    )
+    bad = print_bad_cases([*bad, *bad_held_out], chosen)
+    _expect_cases(data.cases, folder / "training", left_out)
+    return data, held_out, bad
+
+
 def read_segmentation_splits(
     folder: Path, chosen: Runtime, *, exclude: Sequence[str] = (), also_without: Iterable[str] = ()
 ) -> tuple[prepared_data.SegmentationData, prepared_data.SegmentationData, list[str]]:
@@ -182,10 +202,12 @@ def print_bad_cases(bad: list[str], chosen: Runtime) -> list[str]:
 
 def _taking_part(data: epochs.SplitData, settings: epochs.TrainingSettings | None) -> list[str]:
     """Give the keys of the items of all groups that have a share; items beyond the keys are drawn ones."""
-    is_heatmap = not isinstance(data, prepared_data.SegmentationData)
-    keys = [case.key for case in data] if is_heatmap else [vertebra.case for vertebra in data.vertebrae]
+    if isinstance(data, prepared_data.SegmentationData):
+        keys = [vertebra.case for vertebra in data.vertebrae]
+    else:
+        keys = [case.key for case in (data.cases if isinstance(data, spine_cases.SpineData) else data)]
     groups = epochs.groups_of(data, settings)
-    shares = settings.mixture if len(groups) > 1 else [1.0]
+    shares = epochs.shares_of(settings) if len(groups) > 1 else [1.0]
     used = [items for items, share in zip(groups, shares) if share]
     return sorted({keys[item % len(keys)] for items in used for item in items})
 

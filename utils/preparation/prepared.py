@@ -19,6 +19,8 @@ PREPARED_SPLITS = ("training", "validation")
 SIDECAR = "_prepared.json"
 #: Where a case comes from: generated, or anything else.
 PHANTOM, SCAN = "phantom", "scan"
+#: Keys of scans that no file stands for begin with it; they have no sidecar, as nothing can change them.
+DRAWN = "drawn"
 
 
 def spacing_folder(work_dir: Path, stage: str, spacing_mm: float) -> Path:

@@ -1,0 +1,211 @@
+"""Examples for the network that finds and names vertebrae: a crop of a scan, and what is to be seen in it.
+
+The host draws where a crop lies and how it is turned and zoomed (`draw_localiser_example`);
+`localiser_example` builds input and target from the scan's block on the device. A crop may lie anywhere in a
+scan, with and without spine, and may show it as a scan of a smaller field of view would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from utils.imaging.crops import block_of_patch
+from utils.learning import augment
+from utils.preparation.spine_case import KnownSpine
+from utils.settings import HeatmapTrainingSettings
+from utils.verse.labels import MAX_RANK
+
+#: Channels of the target: heat of bodies, heat of the first sacral body, what counts of both, rank, rib.
+BODY, SACRUM, COUNTS, RANK, RIB = range(5)
+#: Where a voxel belongs to no centre.
+NO_RANK = -1.0
+#: Unlabelled vertebrae beyond the ends of a scan of VerSe count for nothing: so many at each end, this near.
+ENDS, END_RADIUS_MM = 2, 16.0
+#: Step that the extrapolation takes where a scan has one point alone.
+USUAL_STEP_MM = 25.0
+#: Voxels up to this heat of a centre speak of its level and rib.
+NEAR_CENTRE = 0.5
+
+
+def draw_localiser_example(
+    generator: np.random.Generator | None,
+    spine: KnownSpine,
+    shape: tuple[int, int, int],
+    *,
+    settings: HeatmapTrainingSettings,
+) -> dict[str, np.ndarray]:
+    """Draw the parameters of one example.
+
+    Parameters
+    ----------
+    generator : np.random.Generator or None
+        Source of randomness; None shows the middle of the spine, or of the scan, as it is (validation).
+    spine : KnownSpine
+        What is known of the scan.
+    shape : tuple of int, 3
+        Shape of the scan.
+    settings : HeatmapTrainingSettings
+        Crop, shares and augmentation.
+
+    Returns
+    -------
+    dict of str to np.ndarray
+        "begin", "end" (3,) int: the block of the scan that the crop is made of; "affine" (3, 4) from the crop's
+        voxels to the block's; "last" (3,) int32; "points" (MAX_RANK, 3) in the crop's voxels, by rank, with
+        "present" and "rib" (MAX_RANK,); "sacrum" (3,), "has_sacrum"; "ends" (2 * ENDS, 3) with "end_counts";
+        and those of `Augmentation.of_intensities`.
+    """
+    drawn = augment.draw_augmentation(generator, settings.augmentation)
+    crop = np.array(settings.crop_voxels)
+    low, high = _field_of_view(generator, spine, shape, settings)
+    aim = _aim(generator, spine, (low, high), settings)
+    translation = aim - drawn.matrix @ ((crop - 1) / 2)
+    affine = np.column_stack([drawn.matrix, translation - low])
+    begin, end = block_of_patch(affine, settings.crop_voxels, high - low)
+    affine[:, 3] -= begin
+
+    def in_crop(points: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(drawn.matrix, (np.reshape(points, (-1, 3)) - translation).T).T
+
+    def is_shown(points: np.ndarray) -> np.ndarray:
+        return np.all((np.reshape(points, (-1, 3)) > low - 0.5) & (np.reshape(points, (-1, 3)) < high - 0.5), axis=1)
+
+    points, present, rib = np.zeros((MAX_RANK, 3)), np.zeros(MAX_RANK), np.zeros(MAX_RANK)
+    places = np.array(spine.ranks, int) - 1
+    points[places], present[places], rib[places] = in_crop(spine.points), is_shown(spine.points), spine.has_rib
+    ends = beyond_the_ends(spine, settings.spacing_mm)
+    sacrum = np.zeros((1, 3)) if spine.sacrum is None else spine.sacrum[None]
+    return {
+        "begin": begin + low,
+        "end": end + low,
+        "last": (end - begin - 1).astype(np.int32),
+        "affine": affine.astype(np.float32),
+        "points": points.astype(np.float32),
+        "present": present.astype(np.float32),
+        "rib": rib.astype(np.float32),
+        "sacrum": in_crop(sacrum)[0].astype(np.float32),
+        "has_sacrum": np.float32(spine.sacrum is not None and is_shown(sacrum)[0]),
+        "ends": np.resize(in_crop(ends), (2 * ENDS, 3)).astype(np.float32) if len(ends) else np.zeros((2 * ENDS, 3), np.float32),
+        "end_counts": np.float32(len(ends) > 0),
+        **drawn.of_intensities(),
+    }
+
+
+def beyond_the_ends(spine: KnownSpine, spacing_mm: float) -> np.ndarray:
+    """Give where vertebrae may lie that have no point, as those that the field of view cuts: (2 * ENDS, 3).
+
+    None, (0, 3), where every vertebra has its point, or none has.
+    """
+    points = spine.points
+    if spine.is_complete or not len(points):
+        return np.zeros((0, 3))
+    straight = np.array([[0.0, 0.0, USUAL_STEP_MM / spacing_mm]])
+    steps = np.diff(points, axis=0) if len(points) > 1 else straight
+    numbers = np.arange(1, ENDS + 1)[:, None]
+    return np.concatenate([points[0] - numbers * steps[0], points[-1] + numbers * steps[-1]])
+
+
+def _field_of_view(
+    generator: np.random.Generator | None,
+    spine: KnownSpine,
+    shape: tuple[int, int, int],
+    settings: HeatmapTrainingSettings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the part of a scan that one with a smaller field of view would show, around a vertebra of it."""
+    whole = np.array(shape)
+    if generator is None or not len(spine.points) or generator.random() >= settings.cut_share:
+        return np.zeros(3, int), whole
+    middle = spine.points[generator.integers(len(spine.points))]
+    least = np.array(settings.cut_least_mm) / settings.spacing_mm
+    size = np.maximum(generator.uniform(least, np.maximum(whole, least)), 8)
+    begin = middle - generator.uniform(0.2, 0.8, 3) * size
+    low = np.clip(np.floor(begin), 0, whole - 1).astype(int)
+    return low, np.clip(np.ceil(begin + size).astype(int), low + 1, whole)
+
+
+def _aim(
+    generator: np.random.Generator | None,
+    spine: KnownSpine,
+    field: tuple[np.ndarray, np.ndarray],
+    settings: HeatmapTrainingSettings,
+) -> np.ndarray:
+    """Draw what the middle of a crop shows: near a vertebra, or anywhere in the field of view."""
+    low, high = field
+    if generator is None:
+        return spine.points.mean(axis=0) if len(spine.points) else (low + high - 1) / 2
+    anywhere = generator.uniform(low, high)
+    if not len(spine.points) or generator.random() < settings.anywhere_share:
+        return anywhere
+    inside = np.all((spine.points >= low) & (spine.points < high), axis=1)
+    points = spine.points[inside] if inside.any() else spine.points
+    reach = 0.4 * np.array(settings.crop_voxels)
+    return points[generator.integers(len(points))] + generator.uniform(-reach, reach)
+
+
+@tf.function(jit_compile=True)
+def localiser_target(drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], sigma_voxels: float) -> tf.Tensor:
+    """Make the target of a crop: heat that is 1 at every centre, and whose voxels know rank and rib.
+
+    Parameters
+    ----------
+    drawn : dict of str to tf.Tensor
+        From `draw_localiser_example`.
+    shape : tuple of int, 3
+        Shape of the crop.
+    sigma_voxels : float
+        Standard deviation of the Gaussians.
+
+    Returns
+    -------
+    tf.Tensor of float32, (*shape, 5)
+        Channels as `BODY` and those after it; rank is an index from 0, or `NO_RANK`.
+    """
+    heat = _gaussians(drawn["points"], shape, sigma_voxels) * drawn["present"][:, None, None, None]
+    body = tf.reduce_max(heat, axis=0)
+    nearest = tf.argmax(heat, axis=0)
+    is_near = body > NEAR_CENTRE
+    rank = tf.where(is_near, tf.cast(nearest, tf.float32), NO_RANK)
+    rib = tf.where(is_near, tf.gather(drawn["rib"], nearest), 0.0)
+    sacrum = _gaussians(drawn["sacrum"][None], shape, sigma_voxels)[0] * drawn["has_sacrum"]
+    # Within the radius of an end the Gaussian of a third of it is over exp(-4.5).
+    near_ends = tf.reduce_max(_gaussians(drawn["ends"], shape, drawn["end_sigma"]), axis=0) > 0.0111
+    hides = near_ends & (drawn["end_counts"] > 0) & (body < NEAR_CENTRE)
+    counts = 1.0 - tf.cast(hides, tf.float32)
+    return tf.stack([body, sacrum, counts, rank, rib], axis=-1)
+
+
+def _gaussians(points: tf.Tensor, shape: tuple[int, int, int], sigma: tf.Tensor | float) -> tf.Tensor:
+    """Give a Gaussian of height 1 around each point, (n, *shape)."""
+    p, r, i = (
+        tf.exp(-0.5 * tf.square((tf.range(size, dtype=tf.float32) - points[:, axis, None]) / sigma))
+        for axis, size in enumerate(shape)
+    )
+    return p[:, :, None, None] * r[:, None, :, None] * i[:, None, None, :]
+
+
+@tf.function(jit_compile=True)
+def _moved(drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], outside: str) -> tf.Tensor:
+    coordinates = augment.sampling_coordinates(drawn["affine"], shape)
+    return augment.moved_ct(drawn["ct_hu"], coordinates, drawn["last"], drawn, outside)
+
+
+_blurred = tf.function(augment.blur, jit_compile=True)
+
+
+def localiser_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
+    """Give the `augment.batch_builder` of a batch of `utils.learning.datasets.localiser_dataset`."""
+    shape, spacing = tuple(settings.crop_voxels), settings.spacing_mm
+    # The blur is in voxels, hence a spacing of 1.
+    radius = augment.blur_radius(settings.augmentation, 1.0)
+
+    def one(drawn: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        image = _moved(drawn, shape, settings.outside)
+        image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
+        image = tf.clip_by_value(_blurred(image, drawn["blur_sigma"], radius), -1.0, 1.0)
+        known = {**drawn, "end_sigma": tf.constant(END_RADIUS_MM / 3 / spacing)}
+        return image[..., None], localiser_target(known, shape, settings.sigma_mm / spacing)
+
+    return augment.batch_builder(one)
