@@ -25,6 +25,8 @@ from utils import settings as stages
 from utils.imaging.nifti import native_bytes
 from utils.preparation import prepared, working_case
 from utils.preparation.prepared import PREPARED_SPLITS, SIDECAR
+from utils.preparation.drawn_cases import draw_cases
+from utils.preparation.spine_case import SPINE
 from utils.preparation.working_case import CENTROIDS, CT, MASK, VERTEBRAE_FILE, write_table
 from utils.settings import SETTINGS_FILE, load_settings, save_settings, settings_as_json
 from utils.synthetic.phantom.record import PHANTOM_RECORD
@@ -65,7 +67,7 @@ class _Job:
 
     @property
     def stage(self) -> _Stage:
-        return _STAGES[type(self.settings)]
+        return _stage_of(self.settings)
 
     def output(self, suffix: str) -> Path:
         return self.folder / f"{self.case.key}{suffix}"
@@ -189,7 +191,24 @@ _SEGMENTATION = _Stage(
     sources=lambda case, _: {"ct": case.ct, "mask": case.mask},
     write_case=working_case.write_segmentation_case,
 )
-_STAGES = {stages.HeatmapPreparationSettings: _HEATMAP, stages.SegmentationPreparationSettings: _SEGMENTATION}
+_CENTRES = _Stage(
+    name="heatmap",
+    suffixes=(CT, SPINE),
+    decisive=("spacing_mm", "target"),
+    needed=_HEATMAP.needed,
+    sources=lambda case, _: {
+        "ct": case.ct,
+        "centroids": case.centroids,
+        "mask": case.mask if case.centroids is None else None,
+    },
+    write_case=working_case.write_centres_case,
+)
+
+
+def _stage_of(settings: stages.PreparationSettings) -> _Stage:
+    if isinstance(settings, stages.SegmentationPreparationSettings):
+        return _SEGMENTATION
+    return _CENTRES if settings.target == "centres" else _HEATMAP
 
 
 # A whole stage -------------------------------------------------------------------------------------
@@ -198,7 +217,7 @@ _STAGES = {stages.HeatmapPreparationSettings: _HEATMAP, stages.SegmentationPrepa
 def _prepare(settings: stages.PreparationSettings) -> int:
     """Run a stage; what stops it as a whole (no data, a full disk) is one line and exit status 1."""
     try:
-        return _run_stage(settings, _STAGES[type(settings)])
+        return _run_stage(settings, _stage_of(settings))
     except (ValueError, OSError) as error:
         _print_error(f"error: {error}")
         return 1
@@ -222,6 +241,8 @@ def _run_stage(settings: stages.PreparationSettings, stage: _Stage) -> int:
     mine = execution.in_shard(jobs, settings.shard)
     waiting = [job for job in mine if not job.is_done]
     bad = _run_jobs(waiting, stage, settings)
+    if stage is _CENTRES:
+        draw_cases(settings, root)
     if "_" + VERTEBRAE_FILE in stage.suffixes:
         for split in PREPARED_SPLITS:
             _join_tables(root / split)

@@ -19,6 +19,7 @@ from utils.imaging.grids import cropped_grid, resized_grid, transform_points, wo
 from utils.imaging.nifti import read_ct, read_mask, read_pair, write_volume
 from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
 from utils.imaging.volume import Grid, Volume, touches_border
+from utils.preparation.spine_case import spine_of_points, write_spine_case
 from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSettings
 from utils.verse.cases import Case
 from utils.verse.labels import rank_of_code
@@ -65,6 +66,19 @@ def write_heatmap_case(case: Case, settings: HeatmapPreparationSettings, folder:
     write_centroids(folder / f"{case.key}{CENTROIDS}", centroids, small, source=source)
     derived = ", centroids derived from the mask" if source else ""
     return f"{len(centroids.codes)} vertebrae{derived}{'' if ct else ', no CT'}"
+
+
+def write_centres_case(case: Case, settings: HeatmapPreparationSettings, folder: Path) -> str:
+    """Write CT and body centres of a case at the spacing of the network that finds and names vertebrae.
+
+    Parameters and result are those of `write_heatmap_case`.
+    """
+    ct, mask = _read_case(case, needs_mask=case.centroids is None)
+    centroids, source = _centroids_of(case, mask, ct.grid)
+    working = working_ct(ct, settings.spacing_mm)
+    spine = spine_of_points(centroids.codes, centroids.voxels(working.affine))
+    write_spine_case(folder, case.key, working, spine)
+    return f"{len(centroids.codes)} vertebrae{', centroids derived from the mask' if source else ''}"
 
 
 def write_segmentation_case(case: Case, settings: SegmentationPreparationSettings, folder: Path) -> str:

@@ -35,3 +35,11 @@ class DrawnScan:
     sacrum: np.ndarray | None = None
     ribs_mm: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     kind: str = "phantom"
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Where its voxels lie, RAS+ mm, (4, 4): axes along posterior, right, inferior from the origin."""
+        affine = np.eye(4)
+        affine[[1, 0, 2], [0, 1, 2]] = np.array([-1.0, 1.0, -1.0]) * self.spacing_mm
+        affine[[0, 1, 2], [0, 1, 2]] *= [0.0, 0.0, 1.0]
+        return affine
