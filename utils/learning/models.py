@@ -87,7 +87,7 @@ def build_localiser(settings: HeatmapTrainingSettings, *, replicas: int = 1) -> 
     }
     inputs = keras.Input((*settings.crop_voxels, 1), name="input")
     skips, x = encoder_unet3d(inputs, n_filters=filters, name="encoder", **parts)
-    levels = []
+    levels = [x]
     for number in reversed(range(1, len(filters))):
         x = upsample_block(skips, x, n_filters=filters[number - 1], depth=number, name="decoder", **parts)
         levels.append(x)
