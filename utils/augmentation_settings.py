@@ -72,6 +72,20 @@ HEATMAP_AUGMENTATION = HeatmapAugmentationSettings(
     rotation_degrees=10.0,
     noise_sigma=(0.001, 0.005),
 )
+#: That of the network that finds and names vertebrae, which is to know all sizes and postures; its
+#: intensities are those of the preset small.
+LOCALISER_AUGMENTATION = HeatmapAugmentationSettings(
+    gain=(0.9, 1.1),
+    offset=(-0.05, 0.05),
+    zoom_p=(0.85, 1.18),
+    zoom_r=(0.85, 1.18),
+    zoom_i=(0.85, 1.18),
+    rotation_degrees=15.0,
+    noise_sigma=(0.001, 0.015),
+    noise_probability=0.5,
+    blur_sigma_voxels=(0.2, 0.6),
+    blur_probability=0.3,
+)
 #: Narrow ranges for the labelling network: how the sizes of a vertebra compare is what tells its level.
 LABELLING_AUGMENTATION = AugmentationSettings(
     gain=(0.9, 1.1),

@@ -27,26 +27,21 @@ SMALL_AUGMENTATION = AugmentationSettings(
 STARTER_AUGMENTATION = dataclasses.replace(
     SMALL_AUGMENTATION, zoom_p=(0.85, 1.15), zoom_r=(0.85, 1.15), zoom_i=(0.8, 1.2), rotation_degrees=15.0
 )
-#: The heatmap network's with the intensities of the preset small, for the reason given there.
-STARTER_HEATMAP_AUGMENTATION = dataclasses.replace(
-    HEATMAP_AUGMENTATION, gain=SMALL_AUGMENTATION.gain, offset=SMALL_AUGMENTATION.offset
-)
 
 #: A laptop's few hundred steps: small epochs, a falling rate, and statistics that keep up.
 _SMALL: dict[type, dict[str, Any]] = {
-    settings.PreparationSettings: {"spacing_mm": 2.0},
-    settings.TrainingSettings: {"spacing_mm": 2.0},
+    settings.SegmentationPreparationSettings: {"spacing_mm": 2.0},
     settings.HeatmapTrainingSettings: {
-        "epochs": 8,
-        "examples_per_epoch": 24,
+        "filters": (8, 16, 32, 48),
+        "crop_voxels": (48, 48, 64),
+        "epochs": 12,
+        "examples_per_epoch": 60,
         "batch_size": 1,
         "learning_rate": 3e-3,
         "final_learning_rate": 1e-4,
-        # With batches of one volume, and volumes of any field of view, no average of statistics fits all: on
-        # drawn scans of the whole trunk heat was .1 with them where the example's own gave .6.
-        "norm": "instance",
     },
     settings.SegmentationTrainingSettings: {
+        "spacing_mm": 2.0,
         "filters": (8, 16, 32, 64),
         "patch_voxels": 64,
         "augmentation": SMALL_AUGMENTATION,
@@ -62,6 +57,7 @@ _SMALL: dict[type, dict[str, Any]] = {
     },
     # Thirty-two thousand patches: about 20 minutes of CPU time (see benchmarks/trial_labelling.py).
     settings.LabellingTrainingSettings: {
+        "spacing_mm": 2.0,
         "filters": (12, 24, 48, 64),
         "epochs": 40,
         "examples_per_epoch": 800,
@@ -74,16 +70,15 @@ _SMALL: dict[type, dict[str, Any]] = {
 #: What the starter weights change of it: longer, on a mixture that carries over to real scans, and averaged.
 _STARTER: dict[type, dict[str, Any]] = {
     settings.PreparationSettings: {"label_maps": True},
+    settings.HeatmapPreparationSettings: {"drawn": (400, 24)},
     settings.HeatmapTrainingSettings: {
-        "epochs": 40,
+        "filters": (8, 24, 48, 64, 96),
+        "crop_voxels": (64, 96, 96),
+        "epochs": 60,
         "examples_per_epoch": 48,
-        # Scans of one centre show all of the trunk, of another the spine alone.
-        "crop_least_mm": (110.0, 75.0, 110.0),
-        "augmentation": STARTER_HEATMAP_AUGMENTATION,
-        # Phantoms show the surroundings of the spine alone; images from their masks show the whole trunk too.
-        "mixture": (0.2, 0.15, 0.4, 0.25),
+        "learning_rate": 2e-3,
+        "final_learning_rate": 1e-4,
         "moving_average": 0.99,
-        # Generated spines alone are held out, and say little of real scans.
         "keep_last": True,
     },
     settings.SegmentationTrainingSettings: {
@@ -116,13 +111,14 @@ PRESETS: dict[str, dict[type, dict[str, Any]]] = {
             "spacing_mm": 1.0,
             "filters": (8, 16, 32),
             "norm": "batch",
+            "augmentation": HEATMAP_AUGMENTATION,
         },
         settings.SegmentationTrainingSettings: {"patch_kinds": "paper", "outside": "air"},
         settings.DistillationSettings: {"distillation_voxels": "even"},
     },
     "full": {},
     "small": _SMALL,
-    "starter": {stage: {**_SMALL[stage], **_STARTER.get(stage, {})} for stage in _SMALL},
+    "starter": {s: {**_SMALL.get(s, {}), **_STARTER.get(s, {})} for s in {**_SMALL, **_STARTER}},
 }
 
 

@@ -20,8 +20,8 @@ import tyro
 
 from utils import bounds
 from utils.augmentation_settings import (
-    HEATMAP_AUGMENTATION,
     LABELLING_AUGMENTATION,
+    LOCALISER_AUGMENTATION,
     AugmentationSettings,
     HeatmapAugmentationSettings,
 )
@@ -284,7 +284,7 @@ class HeatmapTrainingSettings(TrainingSettings):
     mixture: Mixture | None = bounded(None, _SHARES)
     """Shares of an epoch: CTs of phantoms, other CTs, images drawn anew from the masks of phantoms, and from
     other masks. Without it every CT counts alike, and none is drawn."""
-    augmentation: HeatmapAugmentationSettings = HEATMAP_AUGMENTATION
+    augmentation: HeatmapAugmentationSettings = LOCALISER_AUGMENTATION
     """Random transformations of the training volumes."""
     epochs: int = bounded(300, FROM_1)
     examples_per_epoch: int = bounded(0, FROM_0)

@@ -17,7 +17,9 @@ import numpy as np
 
 from utils.files import sha256_of
 from utils.learning.model_files import MODEL_FILES, has_model, model_file
+from utils.localisation.tiles import LEVELS, PredictTile
 from utils.settings import InferenceSettings, RunSettings, load_settings
+from utils.verse.labels import MAX_RANK
 from utils.walk.locate import PredictHeat
 from utils.walk.records import PredictPatch
 
@@ -35,11 +37,20 @@ class Networks:
     Attributes
     ----------
     heat : callable
-        From the whole CT on the heatmap grid to the heat.
+        From a tile of the CT to what `utils.localisation.tiles` says, or, of a published heatmap network, from
+        the whole CT on the heatmap grid to the heat.
     patch : callable
         From the CT and the memory of a patch to the probability of the next vertebra.
     heatmap_shape : tuple of int, 3
-        Shape of the heatmap grid.
+        Shape of the tile, or of the heatmap grid.
+    heatmap_mm : float
+        Spacing of the tiles.
+    heatmap_outside : str
+        What the heatmap network was shown beyond the scan, "air" or "edge".
+    finds_centres : bool
+        Whether the heatmap network finds the vertebrae one by one, or the spine, as published.
+    temperature : float
+        What the levels' log-probabilities are divided by.
     patch_voxels : int
         Edge of the patch.
     spacing_mm : float
@@ -52,7 +63,7 @@ class Networks:
         What tells the networks from others; a case that was made with others is made again.
     """
 
-    heat: PredictHeat
+    heat: PredictHeat | PredictTile
     patch: PredictPatch
     heatmap_shape: tuple[int, int, int]
     patch_voxels: int
@@ -60,14 +71,15 @@ class Networks:
     preset: str
     origin: dict[str, Any]
     outside: Literal["air", "edge"] = "edge"
+    finds_centres: bool = True
+    heatmap_mm: float = 3.0
+    heatmap_outside: Literal["air", "edge"] = "edge"
+    temperature: float = 1.0
 
     @property
     def walk(self) -> dict[str, Any]:
-        """What the networks fix of a walk; `paper` walks as published and ends at an absolute heat."""
-        is_published = self.preset == "paper"
-        end_rule = "absolute" if is_published else "relative"
-        fixed = {name: getattr(self, name) for name in ("patch_voxels", "spacing_mm", "outside")}
-        return {**fixed, "end_rule": end_rule, "robust": not is_published}
+        """What the networks fix of a walk."""
+        return {name: getattr(self, name) for name in ("patch_voxels", "spacing_mm", "outside")}
 
 
 def load_networks(settings: InferenceSettings) -> Networks:
@@ -99,13 +111,14 @@ def load_networks(settings: InferenceSettings) -> Networks:
     heatmap, heatmap_trained = load_model(heatmap_dir)
     _check_kinds(segmentation_dir, segmentation, heatmap_dir, heatmap)
     spacing_mm, heatmap_mm = _spacing(segmentation_dir, trained), _spacing(heatmap_dir, heatmap_trained)
-    if not np.isclose(spacing_mm, heatmap_mm):
+    finds_centres = heatmap_trained.get("target") == "centres"
+    if not finds_centres and not np.isclose(spacing_mm, heatmap_mm):
         raise ValueError(
             f"{heatmap_dir}: a model of another preset: expected the spacing of {segmentation_dir}, "
             f"{spacing_mm:g} mm, found {heatmap_mm:g} mm."
         )
     return Networks(
-        heat=_heat_function(without_norms(heatmap)),
+        heat=(_tile_function if finds_centres else _heat_function)(without_norms(heatmap)),
         patch=_patch_function(without_norms(segmentation)),
         heatmap_shape=tuple(heatmap.input_shape[1:4]),
         patch_voxels=segmentation.input_shape[1],
@@ -116,6 +129,10 @@ def load_networks(settings: InferenceSettings) -> Networks:
             "heatmap": identity_of_model(heatmap_dir),
         },
         outside=_outside(segmentation_dir, trained),
+        finds_centres=finds_centres,
+        heatmap_mm=heatmap_mm,
+        heatmap_outside=_outside(heatmap_dir, heatmap_trained),
+        temperature=float(heatmap_trained.get("temperature", 1.0)),
     )
 
 
@@ -168,7 +185,7 @@ def _check_kinds(
     if len(shape) != 5 or shape[4] != 2 or len(set(shape[1:4])) != 1 or segmentation.output_shape[-1] != 1:
         raise ValueError(f"{segmentation_dir}: expected a segmentation network, found input shape {shape}.")
     shape = heatmap.input_shape
-    if len(shape) != 5 or shape[4] != 1 or heatmap.output_shape[-1] != 2:
+    if len(shape) != 5 or shape[4] != 1 or heatmap.output_shape[-1] not in (2, LEVELS + MAX_RANK):
         raise ValueError(f"{heatmap_dir}: expected a heatmap network, found input shape {shape}.")
 
 
@@ -195,6 +212,11 @@ def _outside(directory: Path, trained: dict[str, Any]) -> Literal["air", "edge"]
 def _heat_function(model: keras.Model) -> PredictHeat:
     run = _compiled(model)
     return lambda ct: run(ct[None, ..., None])[0, ..., 0]
+
+
+def _tile_function(model: keras.Model) -> PredictTile:
+    run = _compiled(model)
+    return lambda ct: run(ct[None, ..., None])[0]
 
 
 def _patch_function(model: keras.Model) -> PredictPatch:
