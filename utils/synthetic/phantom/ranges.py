@@ -85,7 +85,7 @@ class Ranges:
     rate_cervical_rib: float = 0.0
     rate_lumbar_rib: float = 0.0
     slice_mm: Range = (0.3, 3.0)
-    noise_hu: Range = (8, 60)
+    noise_hu: Range = (12, 55)
 
 
 USUAL = Ranges("usual")
