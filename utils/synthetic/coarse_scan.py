@@ -1,4 +1,4 @@
-"""Scan a rendered volume for the localiser: slices as exact averages, one spacing, sharpness, noise, padding."""
+"""Scan a rendered volume for the localiser: slices as exact averages, one spacing, noise, padding."""
 
 from __future__ import annotations
 

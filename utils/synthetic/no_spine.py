@@ -31,8 +31,8 @@ def draw_no_spine(seed: int, number: int, *, kind: str, spacing_mm: float = 3.0)
     seed, number : int
         Fix all that is drawn.
     kind : str
-        "thigh" (one or two, some with a knee), "arm" (upper arm or forearm), "head" (a skull above C1), "air",
-        "noise", or "mr" (a trunk without its spine, values of 0 to 1200 units).
+        "thigh" (one or two, some with a knee), "arm" (upper arm or forearm), "head" (a skull above C1),
+        "air", "noise", or "mr" (a trunk without its spine, values of 0 to 1200 units).
     spacing_mm : float
         Edge of the scan's voxels.
 
@@ -53,7 +53,9 @@ def draw_no_spine(seed: int, number: int, *, kind: str, spacing_mm: float = 3.0)
     draw = {"thigh": _thigh, "arm": _arm, "head": _head, "air": _air, "noise": _noise, "mr": _mr}[kind]
     hu = draw(rng)
     if kind in ("air", "noise", "mr"):
-        scan = replace(scan, noise_hu=0.0 if kind == "noise" else scan.noise_hu * 0.3, streaks=0.0)
+        scan = replace(
+            scan, noise_hu=0.0 if kind == "noise" else scan.noise_hu * 0.3, streaks=0.0, padding_hu=None
+        )
     return DrawnScan(scan_coarsely(hu, scan, step_mm=_STEP_MM, spacing_mm=spacing_mm), spacing_mm, kind=kind)
 
 
@@ -85,7 +87,7 @@ def _arm(rng: np.random.Generator) -> np.ndarray:
     grid = _grid(np.array([3.2 * radius, 3.2 * radius, length]))
     hu = np.full(grid.shape, AIR_HU, np.float32)
     start = np.array([*rng.normal(0, 6, 2), 0.0])
-    ends = start, start + [*rng.normal(0, 10, 2), length]
+    ends = start, start + np.append(rng.normal(0, 10, 2), length)
     _limb(hu, grid, rng, ends, radii=(radius, radius * rng.uniform(0.7, 1)), fat=rng.uniform(3, 14))
     if rng.random() < 0.5:
         _long_bone(hu, grid, rng, ends, radius=rng.uniform(9, 13))
@@ -133,10 +135,10 @@ def _knee(hu: np.ndarray, grid: BodyGrid, rng: np.random.Generator, end: np.ndar
     bone, height = rng.uniform(150, 350), rng.uniform(30, 70)
     for down, half in ((-height, (32, 26, 30)), (-height + 45, (28, 30, 20))):
         for side in SIDES:
-            centre = end + [0, side * 20, down]
+            centre = end + np.array([0, side * 20, down])
             paint_ellipsoid(hu, grid, centre, np.array(half, float), 900.0)
             paint_ellipsoid(hu, grid, centre, np.array(half, float) - 3, bone)
-    paint_ellipsoid(hu, grid, end + [-48, 0, -height], np.array([10.0, 20, 20]), 700.0)
+    paint_ellipsoid(hu, grid, end + np.array([-48, 0, -height]), np.array([10.0, 20, 20]), 700.0)
 
 
 def _head(rng: np.random.Generator) -> np.ndarray:
@@ -197,7 +199,7 @@ def _noise(rng: np.random.Generator) -> np.ndarray:
 
 
 def _mr(rng: np.random.Generator) -> np.ndarray:
-    """Soft tissue of a trunk in the units of a magnetic resonance scanner, muscle in the place of the spine."""
+    """Soft tissue of a trunk in units as of magnetic resonance, with muscle in the place of the spine."""
     anatomy = draw_subject(rng, ranges=WIDE)
     values = draw_tissue_within(rng, anatomy, WIDE)
     first = int(rng.integers(5, 18))

@@ -31,7 +31,7 @@ _STERNUM = 2.95
 
 @dataclass(frozen=True, eq=False)
 class Cage:
-    """The cage's section at any height: `heights` in mm along I, and (n, 4): centre P, R, half depth, width."""
+    """The cage's section at any height: by `heights` (n,) centre P, R, half depth, width (n, 4), mm."""
 
     heights: np.ndarray
     sections: np.ndarray
@@ -160,11 +160,12 @@ def _shoulder(
     socket = joint - np.array([-4, side * 26, 0]) * s
     across = outer - inner
     wide = float(np.linalg.norm(across)) / 2
+    clavicle = notch + np.array([0, side * 22 * s, -8]), joint + np.array([0, -side * 12, -30 * s])
     return [
         Plate((inner + outer) / 2, low, (1.6 * s, 2 * s), across, (wide, 4.0)),
-        Plate(inner, socket + [12 * s, 0, -10], (2.2 * s, 4 * s), INFERIOR, (4, 6)),
+        Plate(inner, socket + np.array([12 * s, 0, -10]), (2.2 * s, 4 * s), INFERIOR, (4, 6)),
         Plate(outer, socket, (4 * s, 8 * s), INFERIOR, (6, 10)),
-        Plate(notch + [0, side * 22 * s, -8], joint + [0, -side * 12, -30 * s], (5 * s, 5 * s), RIGHT),
+        Plate(*clavicle, (5 * s, 5 * s), RIGHT),
         Plate(joint, joint + 0.12 * way, (23 * s, 15 * s), RIGHT),
         Plate(joint + 0.1 * way, joint + way, (11 * s, 11 * s), RIGHT),
     ]

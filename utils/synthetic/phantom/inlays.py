@@ -1,6 +1,8 @@
-"""What disease and surgery leave in the bones: sclerotic end plates, cement, screws and rods with their streaks."""
+"""What disease and surgery leave in bones: sclerotic end plates, cement, screws and rods, with streaks."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -77,7 +79,7 @@ def _screws(rng: np.random.Generator, vertebrae: list[Vertebra]) -> list[Inlay]:
             back = size.depth / 2 + size.canal_depth + 12
             heads.append(vertebra.world(back, side * (beside + 6), -0.2 * size.height))
             found.append(Inlay(Plate(tip, heads[-1], (thick, thick), RIGHT), 3071.0))
-        found += [Inlay(Plate(a, b, (2.8, 2.8), RIGHT), 3071.0) for a, b in zip(heads, heads[1:])]
+        found += [Inlay(Plate(a, b, (2.8, 2.8), RIGHT), 3071.0) for a, b in pairwise(heads)]
     return found
 
 

@@ -2,9 +2,9 @@
 
 Ribs and names belong together, by VerSe's rule: a vertebra with a rib of 40 mm or more, on either side, is
 thoracic. So the lowest thoracic vertebra of a subject always has such a rib, T13 as well as T12. A subject
-whose last ribs are all shorter has no T12 by that rule: it is drawn as one whose T12 is absent, and whose L1
-carries the stumps, of 0 to 39 mm. Half of these keep their count of 24 vertebrae above the sacrum, so that the
-last is an L6. Cervical ribs and other lumbar ribs stay below 40 mm for the same reason.
+whose last ribs are all shorter has no T12 by that rule: it is drawn as one whose T12 is absent, and whose
+L1 carries the stumps, of 0 to 39 mm. Half of these keep their count of 24 vertebrae above the sacrum, so
+that the last is an L6. Cervical ribs and other lumbar ribs stay below 40 mm for the same reason.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ spine, as in `soft_tissue`, and within the rib cage.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -217,7 +218,7 @@ def _paint_great_vessels(hu: np.ndarray, scene: _Scene) -> None:
     lines += [([at("C6", -32, 0), at("T2", -38, 0), at("T5", -42, 3)], 8.5, airway)]
     lines += [([at("T5", -42, 3), at("T6", -45, side * 38)], 6.0, airway) for side in SIDES]
     for points, radius, value in lines:
-        for a, b in zip(points, points[1:]):
+        for a, b in pairwise(points):
             paint_shape(hu, scene.grid, Plate(a, b, (radius * s,) * 2, RIGHT), value)
     for plate in cartilages(scene.anatomy):
         paint_shape(hu, scene.grid, plate, 110.0)
@@ -256,9 +257,11 @@ def _paint_belly(hu: np.ndarray, scene: _Scene, cavity: np.ndarray, lowest: np.n
         paint_ellipsoid(hu, scene.grid, scene.place(*where), np.multiply(half, s), value)
     for side, level in zip(SIDES, ("L2", "L1")):
         centre = scene.place(level, -6, side * 60)
-        paint_ellipsoid(hu, scene.grid, centre, np.array([34, 38, 66]) * s, FAT_HU)
+        paint_ellipsoid(hu, scene.grid, centre, np.array([29, 32, 62]) * s, FAT_HU)
         paint_ellipsoid(hu, scene.grid, centre, np.array([25, 28, 55]) * s, scene.values.kidney_hu)
-        paint_ellipsoid(hu, scene.grid, centre + [0, -side * 14, 0], np.array([10, 12, 25]) * s, FAT_HU)
+        paint_ellipsoid(
+            hu, scene.grid, centre - np.array([0, side * 14, 0]), np.array([10, 12, 25]) * s, FAT_HU
+        )
     psoas = np.square((u + 4) / (20 * s)) + np.square((beside - scene.course.body_width - 15) / (14 * s))
     np.copyto(hu, np.float32(MUSCLE_HU + 5), where=psoas < scene.course.lumbar)
     for vessel in scene.values.vessels[:4]:
@@ -277,7 +280,7 @@ def _paint_neck_and_head(hu: np.ndarray, scene: _Scene) -> None:
     for vessel in scene.values.vessels[4:]:
         soft.paint_tube(hu, (scene.u, scene.v, i), vessel)
     throat = [at("C1", -32, 0, -30), at("C3", -24, 0), at("C6", -32, 0)]
-    for a, b in zip(throat, throat[1:]):
+    for a, b in pairwise(throat):
         paint_shape(hu, scene.grid, Plate(a, b, (7.0, 7.0), RIGHT), AIR_HU)
     paint_shape(hu, scene.grid, Plate(at("C1", -75, 0, -45), at("C1", -40, 0, -38), (9, 9), RIGHT), -950.0)
 
