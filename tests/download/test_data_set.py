@@ -177,6 +177,7 @@ def test_a_path_without_a_data_set_ends_with_status_1_and_names_it(tmp_path, kin
         ({"source": "pairs", "ct": Path("a.nii.gz")}, "both --ct and --mask"),
         ({"source": "phantom", "ct": Path("a.nii.gz")}, "with --source pairs only"),
         ({"source": "osf", "phantoms": (1, 1, 0)}, "--phantoms: expected with --source phantom only"),
+        ({"source": "osf", "ranges": "wide"}, "--ranges: expected with --source phantom only"),
         ({"source": "osf", "variants": "half"}, "--variants: expected with --source phantom only"),
         ({"source": "zip"}, "--source zip: expected --zip-url"),
         ({"source": "zip", "zip_url": "lab/verse"}, "--zip-url: expected an address such as"),
@@ -213,16 +214,16 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path, capsys):
 def test_phantoms_are_asked_for_as_set(tmp_path, monkeypatch):
     calls = []
 
-    def write(data_dir, counts, *, seed, variants, workers):
-        calls.append((counts, seed, variants, workers))
+    def write(data_dir, counts, *, seed, variants, ranges, workers):
+        calls.append((counts, seed, variants, ranges, workers))
         put_tree(data_dir, CASE)
 
     monkeypatch.setattr(phantom_files, "write_phantom_data_set", write)
     asked = {"phantoms": (1, 0, 2), "seed": 7, "workers": 3}
-    for more in ({}, {"variants": "rare"}):
+    for more in ({}, {"variants": "rare", "ranges": "wide"}):
         sources = {"phantom": phantom_files.write_phantoms}
         assert get_data(settings(tmp_path, "phantom", **asked, **more), sources=sources) == 0
-    assert calls == [((1, 0, 2), 7, None, 3), ((1, 0, 2), 7, "rare", 3)]
+    assert calls == [((1, 0, 2), 7, None, "usual", 3), ((1, 0, 2), 7, "rare", "wide", 3)]
 
 
 def test_a_further_source_is_one_more_entry(tmp_path):
@@ -235,7 +236,7 @@ def test_a_further_source_is_one_more_entry(tmp_path):
 
 
 def test_phantoms_that_could_not_be_written_are_named_and_the_others_listed(tmp_path, monkeypatch, capsys):
-    def write(data_dir, counts, *, seed, variants, workers):
+    def write(data_dir, counts, *, seed, variants, ranges, workers):
         put_tree(data_dir, CASE)
         raise phantom_files.UnwrittenPhantoms("a_ct.nii.gz: killed\nb_ct.nii.gz: killed")
 

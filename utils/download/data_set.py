@@ -94,6 +94,7 @@ def _options_of_sources(settings: DataSettings) -> list[tuple[str, tuple[str, ..
         ("--key", ("pairs",), bool(settings.key)),
         ("--phantoms", ("phantom",), settings.phantoms != DataSettings.phantoms),
         ("--variants", ("phantom",), settings.variants is not None),
+        ("--ranges", ("phantom",), settings.ranges != DataSettings.ranges),
         ("--subset", downloads, settings.subset != "all"),
         ("--split", downloads, settings.split is not None and settings.source != "pairs"),
         ("--subjects", downloads, bool(settings.subjects)),

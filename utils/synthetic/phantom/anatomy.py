@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -77,12 +78,16 @@ class Quirks:
     spurs : tuple of (float, float, float)
         Bone spurs on the rim of the body: angle from the front in radians, -1 at the upper rim or 1 at the
         lower, length in mm.
+    spur_rise : float
+        How far spurs rise over the disc, as a share of their length and of the disc's height; from .5 on, two
+        that face each other are a bridge.
     """
 
     spinous_turn: float
     transverse_lift: tuple[float, float]
     thickness: float
     spurs: tuple[tuple[float, float, float], ...]
+    spur_rise: float = 0.35
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,34 @@ class Vertebra:
         return self.origin + self.rotation @ np.asarray(point, float)
 
 
+@dataclass(frozen=True)
+class Habitus:
+    """Ribs and trunk of a subject of the wide ranges.
+
+    Attributes
+    ----------
+    ribs_mm : mapping of int to tuple of float, 2
+        VerSe code, and lengths along the arc of its right and left rib, mm; 0 where there is none.
+    rib_slope : float
+        How far ribs descend a mm of their way around the cage, 1 on average.
+    cage_scale : tuple of float, 2
+        Factors of the cage's half depth and half width.
+    lung_margin_mm : float
+        Soft tissue between lung and vertebral bodies.
+    arms : str
+        "up", "down" or "away".
+    lying : str
+        "supine", "prone", "right" or "left": where the table is.
+    """
+
+    ribs_mm: Mapping[int, tuple[float, float]]
+    rib_slope: float
+    cage_scale: tuple[float, float]
+    lung_margin_mm: float
+    arms: str
+    lying: str
+
+
 @dataclass(frozen=True, eq=False)  # compared by identity, so that what follows from it can be cached
 class Anatomy:
     """One subject.
@@ -143,6 +176,8 @@ class Anatomy:
         Circumference of the trunk for its stature, 1 on average.
     sacrum : tuple of np.ndarray
         Centre of the sacrum's first body, and its axes.
+    habitus : Habitus or None
+        Ribs and trunk of a subject of the wide ranges; None for the usual ribs and trunk.
     """
 
     vertebrae: tuple[Vertebra, ...]
@@ -150,6 +185,7 @@ class Anatomy:
     fat_mm: float
     girth: float
     sacrum: tuple[np.ndarray, np.ndarray]
+    habitus: Habitus | None = None
 
     def vertebra(self, code: int) -> Vertebra:
         """The vertebra with a VerSe code; `ValueError` where the subject has none."""
@@ -178,14 +214,57 @@ def draw_anatomy(rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> Ana
     Anatomy
         The subject.
     """
-    names = _draw_levels(rng, [name_of_code(code) for code in keep])
-    stature = float(np.clip(rng.normal(1.0, STATURE_SD), 0.76, 1.24))
-    sizes = _draw_sizes(rng, names, stature)
-    tilts = _draw_tilts(rng, names, sizes)
-    origins, rotations = _stack(sizes, tilts)
+    names = draw_levels(rng, [name_of_code(code) for code in keep])
+    stature = draw_stature(rng)
+    sizes = draw_sizes(rng, names, stature)
+    tilts = draw_tilts(rng, names, sizes)
     gaps = rng.uniform(0.2, 1.2, (len(names), 2))
     worn = rng.choice([0.0, 0.3, 1.2])
-    quirks = [_draw_quirks(rng, name, worn) for name in names]
+    quirks = [draw_quirks(rng, name, worn) for name in names]
+    return assemble(rng, names, stature, sizes=sizes, tilts=tilts, gaps=gaps, quirks=quirks)
+
+
+def draw_stature(rng: np.random.Generator) -> float:
+    """Draw the size of a body, 1 on average."""
+    return float(np.clip(rng.normal(1.0, STATURE_SD), 0.76, 1.24))
+
+
+def assemble(
+    rng: np.random.Generator,
+    names: list[str],
+    stature: float,
+    *,
+    sizes: list[Size],
+    tilts: np.ndarray,
+    gaps: np.ndarray,
+    quirks: list[Quirks],
+    habitus: Habitus | None = None,
+) -> Anatomy:
+    """Stack the vertebrae whose sizes and angles are drawn, and draw the trunk's fat and girth.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+        Source of fat and girth.
+    names : list of str
+        Levels from C1 down.
+    stature : float
+        Size of the body.
+    sizes, quirks : list
+        Of each level.
+    tilts : np.ndarray of float, (n + 1, 3)
+        Angles of each level and the sacrum, degrees; see `rotation_of`.
+    gaps : np.ndarray of float, (n, 2)
+        Joint spaces below each, mm.
+    habitus : Habitus, optional
+        Ribs and trunk of the wide ranges.
+
+    Returns
+    -------
+    Anatomy
+        The subject.
+    """
+    origins, rotations = stack(sizes, tilts)
     vertebrae = tuple(
         Vertebra(code_of_name(n), s, o, r, (float(g[0]), float(g[1])), q)
         for n, s, o, r, g, q in zip(names, sizes, origins, rotations, gaps, quirks)
@@ -196,11 +275,17 @@ def draw_anatomy(rng: np.random.Generator, *, keep: tuple[int, ...] = ()) -> Ana
         fat_mm=float(rng.uniform(8, 32)),
         girth=float(rng.uniform(0.85, 1.2)),
         sacrum=(origins[-1], rotations[-1]),
+        habitus=habitus,
     )
 
 
-def _draw_levels(rng: np.random.Generator, keep: list[str]) -> list[str]:
-    has_t13, has_l6, no_t12 = rng.random(3) < (RATE_T13, RATE_L6, RATE_NO_T12)
+def draw_levels(
+    rng: np.random.Generator,
+    keep: list[str],
+    rates: tuple[float, float, float] = (RATE_T13, RATE_L6, RATE_NO_T12),
+) -> list[str]:
+    """Draw the names of a subject's levels; `rates` of T13, L6 and an absent T12, `keep` must be there."""
+    has_t13, has_l6, no_t12 = rng.random(3) < rates
     absent = {"T13"} if not has_t13 else set()
     absent |= {"L6"} if not has_l6 else set()
     # A twelfth rib pair is missing or a thirteenth is there, never both.
@@ -208,7 +293,8 @@ def _draw_levels(rng: np.random.Generator, keep: list[str]) -> list[str]:
     return [name for name in LEVEL_NAMES if name not in absent - set(keep)]
 
 
-def _draw_quirks(rng: np.random.Generator, name: str, worn: float) -> Quirks:
+def draw_quirks(rng: np.random.Generator, name: str, worn: float) -> Quirks:
+    """Draw how one vertebra departs from symmetry; `worn` is its mean number of spurs."""
     spurs = []
     for _ in range(rng.poisson(worn)):
         longest = 2.5 if name.startswith("C") else 5.0
@@ -217,7 +303,8 @@ def _draw_quirks(rng: np.random.Generator, name: str, worn: float) -> Quirks:
     return Quirks(rng.normal(0, 0.06), (lift[0], lift[1]), float(np.exp(rng.normal(0, 0.08))), tuple(spurs))
 
 
-def _draw_sizes(rng: np.random.Generator, names: list[str], stature: float) -> list[Size]:
+def draw_sizes(rng: np.random.Generator, names: list[str], stature: float) -> list[Size]:
+    """Draw the sizes of the levels of one spine."""
     proportions = np.exp(rng.normal(0, PROPORTION_SD, len(_COLUMNS)))
     proportions[0] = np.exp(rng.normal(0, HEIGHT_SD))
     proportions[_COLUMNS.index("spinous_drop")] = 1 / stature  # an angle does not grow with the body
@@ -248,7 +335,7 @@ def _draw_heights(rng: np.random.Generator, name: str, brittle: bool) -> np.ndar
     return normal * (1 - severity * (1 - np.array(kind)))
 
 
-def _draw_tilts(rng: np.random.Generator, names: list[str], sizes: list[Size]) -> np.ndarray:
+def draw_tilts(rng: np.random.Generator, names: list[str], sizes: list[Size]) -> np.ndarray:
     """Sagittal, coronal and axial angle of each vertebra and of the sacrum, degrees, shape (n + 1, 3)."""
     n = len(names)
     sagittal = np.array([*(_mean_sizes()[name]["tilt"] for name in names), SACRAL_TILT]) * rng.uniform(
@@ -278,7 +365,7 @@ def rotation_of(angles_deg: np.ndarray) -> np.ndarray:
     return tilt @ lean @ turn
 
 
-def _stack(sizes: list[Size], tilts: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def stack(sizes: list[Size], tilts: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Place the vertebrae on top of each other, the sacrum last: origins and rotations."""
     rotations = [rotation_of(angles) for angles in tilts]
     origins = [np.zeros(3)]

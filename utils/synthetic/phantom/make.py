@@ -10,9 +10,12 @@ import numpy as np
 from utils.imaging.grids import oriented
 from utils.imaging.volume import Volume
 from utils.synthetic.phantom import acquisition
-from utils.synthetic.phantom.anatomy import Anatomy, draw_anatomy
+from utils.synthetic.phantom.anatomy import Anatomy
+from utils.synthetic.phantom.ranges import USUAL, Ranges
+from utils.synthetic.phantom.subject import draw_subject
 from utils.synthetic.phantom.tissue import render_tissue
-from utils.synthetic.phantom.values import TissueValues, draw_tissue
+from utils.synthetic.phantom.values import TissueValues
+from utils.synthetic.phantom.wide_values import draw_tissue_within
 
 STEP_MM = 0.8
 #: Share of scans of the second release that are stored in an orientation of their own.
@@ -69,6 +72,7 @@ def make_phantom(
     style: str = "2019",
     whole: tuple[int, int] | None = None,
     step_mm: float = STEP_MM,
+    ranges: Ranges = USUAL,
 ) -> Phantom:
     """Make one scan of one phantom.
 
@@ -84,13 +88,15 @@ def make_phantom(
         Codes of the first and the last vertebra to be seen whole; drawn if left out.
     step_mm : float
         Spacing of the grid on which the body is rendered.
+    ranges : Ranges
+        Bounds of what is drawn.
 
     Returns
     -------
     Phantom
         The scan; the same arguments give the same arrays.
     """
-    anatomy, scan, values = draw_scan(seed, subject, series, style=style, whole=whole)
+    anatomy, scan, values = draw_scan(seed, subject, series, style=style, whole=whole, ranges=ranges)
     tissue = render_tissue(anatomy, values, acquisition.grid_of(scan, step_mm))
     labelled = acquisition.whole_codes(anatomy, scan)
     ct, mask, bone = acquisition.acquire(tissue, scan, labelled)
@@ -112,11 +118,17 @@ def draw_storage(rng: np.random.Generator, style: str) -> str | None:
 
 
 def draw_scan(
-    seed: int, subject: int, series: int, *, style: str, whole: tuple[int, int] | None
+    seed: int,
+    subject: int,
+    series: int,
+    *,
+    style: str,
+    whole: tuple[int, int] | None,
+    ranges: Ranges = USUAL,
 ) -> tuple[Anatomy, acquisition.Acquisition, TissueValues]:
     """Draw all that `make_phantom` renders and scans with the same arguments."""
     # The anatomy belongs to the subject, everything else to the series.
-    anatomy = draw_anatomy(np.random.default_rng([seed, subject]), keep=whole or ())
+    anatomy = draw_subject(np.random.default_rng([seed, subject]), keep=whole or (), ranges=ranges)
     rng = np.random.default_rng([seed, subject, series + 1])
     scan = acquisition.draw_acquisition(rng, anatomy, style=style, whole=whole)
-    return anatomy, scan, draw_tissue(rng, anatomy)
+    return anatomy, scan, draw_tissue_within(rng, anatomy, ranges)

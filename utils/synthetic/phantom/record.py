@@ -14,12 +14,20 @@ from typing import Any
 import numpy as np
 
 from utils.files import written_whole
+from utils.synthetic.phantom.ranges import USUAL
 
 #: Stands in a folder of phantoms.
 PHANTOM_RECORD = "phantom.json"
 
 
-def enter_phantoms(data_dir: Path, counts: tuple[int, int, int], *, seed: int, variants: str | None) -> None:
+def enter_phantoms(
+    data_dir: Path,
+    counts: tuple[int, int, int],
+    *,
+    seed: int,
+    variants: str | None,
+    ranges: str = USUAL.name,
+) -> None:
     """Enter phantoms that are to be made into the record of a folder.
 
     Parameters
@@ -32,11 +40,15 @@ def enter_phantoms(data_dir: Path, counts: tuple[int, int, int], *, seed: int, v
         Their seed.
     variants : str, optional
         What they were looked for; None for those named like VerSe's, of which a folder holds one seed.
+    ranges : str
+        Name of the ranges that they are drawn in. Of those named like VerSe's a folder holds one kind; others
+        have a list, and names, of their own.
 
     Raises
     ------
     ValueError
-        If the record cannot be read, if it holds another seed, or if a spine would change its split.
+        If the record cannot be read, if it holds another seed or other ranges, or if a spine would change
+        its split.
     """
     path = data_dir / PHANTOM_RECORD
     found = _read_record(path) if path.exists() else {}
@@ -45,8 +57,14 @@ def enter_phantoms(data_dir: Path, counts: tuple[int, int, int], *, seed: int, v
             raise ValueError(
                 f"{data_dir}: expected phantoms of seed {seed}, found those of seed {found['seed']}."
             )
-        entered = {**found, "seed": seed}
+        if "seed" in found and found.get("ranges", USUAL.name) != ranges:
+            raise ValueError(
+                f"{data_dir}: expected phantoms of the {ranges} ranges, "
+                f"found those of the {found.get('ranges', USUAL.name)} ones."
+            )
+        entered = {**found, "seed": seed} | ({} if ranges == USUAL.name else {"ranges": ranges})
     else:
+        variants = set_name(variants, ranges)
         seeds = found.get("variants", {}).get(variants, {})
         counts = _grown_counts(data_dir, seeds.get(str(seed), (0, 0, 0)), counts)
         sets = {**found.get("variants", {}), variants: {**seeds, str(seed): list(counts)}}
@@ -54,6 +72,11 @@ def enter_phantoms(data_dir: Path, counts: tuple[int, int, int], *, seed: int, v
     if entered != found:
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(entered))
+
+
+def set_name(variants: str, ranges: str) -> str:
+    """Give the name of a set of spines looked for their levels, such as "half", or "widehalf"."""
+    return variants if ranges == USUAL.name else ranges + variants
 
 
 def _read_record(path: Path) -> dict[str, Any]:

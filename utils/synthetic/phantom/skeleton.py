@@ -8,18 +8,21 @@ from itertools import pairwise
 import numpy as np
 
 from utils.synthetic.phantom.anatomy import Anatomy, Vertebra
+from utils.synthetic.phantom.cage import girdle_solids, wide_rib_solids
 from utils.synthetic.phantom.shapes import INFERIOR, POSTERIOR, RIGHT, SIDES, Body, Plate, Solid
 from utils.synthetic.phantom.vertebra import Joint, condyle_joints, facet_joints, vertebra_solids
 
-RIB, SACRUM, SKULL = 101, 102, 103
+RIB, SACRUM, SKULL, GIRDLE = 101, 102, 103, 104
 
 
 def bones(anatomy: Anatomy) -> list[tuple[int, Solid]]:
-    """Every bone with its code: a VerSe code, or `RIB`, `SACRUM`, `SKULL`; vertebrae come first."""
+    """Every bone with its code: a VerSe code, or `RIB`, `SACRUM`, `SKULL`, `GIRDLE`; vertebrae first."""
     found = list(vertebra_solids(anatomy))
     found += [(RIB, rib) for vertebra in anatomy.vertebrae for rib in rib_solids(anatomy, vertebra)]
     found.append((SACRUM, sacrum_solid(anatomy, facet_joints(anatomy, len(anatomy.vertebrae) - 1))))
     found += [(SACRUM, wing) for wing in _iliac_wings(anatomy)]
+    if anatomy.habitus is not None:
+        found += [(GIRDLE, part) for part in girdle_solids(anatomy)]
     return found + [(SKULL, part) for part in skull_solids(anatomy.vertebrae[0])]
 
 
@@ -37,6 +40,8 @@ def cage_at(anatomy: Anatomy, vertebra: Vertebra) -> tuple[np.ndarray, float, fl
 
 def rib_solids(anatomy: Anatomy, vertebra: Vertebra) -> list[Solid]:
     """Both ribs of a thoracic vertebra, each as a chain of short flat bars, head first."""
+    if anatomy.habitus is not None:
+        return wide_rib_solids(anatomy, vertebra)
     if vertebra.region != "thoracic":
         return []
     number, size = int(vertebra.name[1:]), vertebra.size

@@ -34,7 +34,7 @@ def smooth_field(rng: np.random.Generator, grid: BodyGrid, length_mm: float) -> 
 
 
 @dataclass(frozen=True)
-class _Course:
+class Course:
     """What changes along the body, for every slice of the grid: everything in mm, shape (1, 1, n)."""
 
     spine_p: np.ndarray
@@ -55,7 +55,8 @@ class _Course:
     lumbar: np.ndarray
 
 
-def _course(anatomy: Anatomy, grid: BodyGrid) -> _Course:
+def course_of(anatomy: Anatomy, grid: BodyGrid) -> Course:
+    """Give the course of the body of a subject over the slices of a grid."""
     slices = grid.axes()[2].ravel()
     vertebrae, sizes = anatomy.vertebrae, [v.size for v in anatomy.vertebrae]
     at = anatomy.body_centres()[:, 2]
@@ -69,7 +70,7 @@ def _course(anatomy: Anatomy, grid: BodyGrid) -> _Course:
     cages = [cage_at(anatomy, v) for v in vertebrae]
     canals = np.array([v.world(v.size.depth / 2 + v.size.canal_depth / 2, 0, 0) for v in vertebrae])
     heights, depths, widths, back = _trunk(anatomy, names)
-    return _Course(
+    return Course(
         spine_p=along(spine[:, 0], spine[:, 2]),
         spine_r=along(spine[:, 1], spine[:, 2]),
         half_depth=along(depths, heights),
@@ -109,7 +110,7 @@ def soft_tissue(
     anatomy: Anatomy, values: TissueValues, grid: BodyGrid, rng: np.random.Generator
 ) -> np.ndarray:
     """Air, skin, fat, muscle, lungs, organs, gas, vessels, and the contents of the canal."""
-    course = _course(anatomy, grid)
+    course = course_of(anatomy, grid)
     p, r, i = grid.axes()
     coarse = smooth_field(rng, grid, 14.0)
     u, v = p - course.spine_p, r - course.spine_r
@@ -121,15 +122,15 @@ def soft_tissue(
     _fill_cavity(hu, (u, v, cage, coarse), course, values, smooth_field(rng, grid, 9.0))
     for vessel in values.vessels:
         paint_tube(hu, (u, v, i), vessel)
-    _paint_plaques(hu, (u, v, i), values.plaques)
-    _fill_canal(hu, (p, r), course)
+    paint_plaques(hu, (u, v, i), values.plaques)
+    fill_canal(hu, (p, r), course)
     hu[under_skin < 2.0] = 10.0
     hu[under_skin < 0] = AIR_HU
     return hu
 
 
 def _fill_cavity(
-    hu: np.ndarray, place: tuple[np.ndarray, ...], course: _Course, values: TissueValues, fine: np.ndarray
+    hu: np.ndarray, place: tuple[np.ndarray, ...], course: Course, values: TissueValues, fine: np.ndarray
 ) -> None:
     """Lungs in the chest; fat, organs, bowel with gas or contrast in the belly; airway in the neck."""
     u, v, cage, coarse = place
@@ -144,14 +145,14 @@ def _fill_cavity(
     hu[lung] = (LUNG_HU + 60 * np.clip(fine, -1, 4) + 500 * (fine > 2.7))[lung]
     belly = (cage < 0.95) & (u < -course.body_width * 0.72) & (course.base <= dome)
     liver = belly & (v > 8) & (course.base > 0) & (coarse > -1.3)
-    hu[belly] = _bowel(values, coarse, fine)[belly]
+    hu[belly] = bowel(values, coarse, fine)[belly]
     hu[liver] = np.float32(values.organ_hu)
     psoas = np.square((u + 4) / 20) + np.square((beside - course.body_width - 15) / 14) < course.lumbar
     hu[psoas & ~chest] = MUSCLE_HU + 5
     hu[(np.square((u + 34) / 8) + np.square(v / 9) < 1) & (course.apex < 1)] = AIR_HU + 20
 
 
-def _bowel(values: TissueValues, coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
+def bowel(values: TissueValues, coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
     """Loops in fat, some of them filled with contrast or gas."""
     content = np.where(coarse > 0.1, np.float32(values.organ_hu), np.float32(FAT_HU))
     content[(coarse > 1.0) & (fine > 0.3)] = values.bowel_contrast_hu
@@ -181,7 +182,8 @@ def paint_tube(hu: np.ndarray, place: tuple[np.ndarray, ...], vessel: Vessel) ->
         np.copyto(hu[part], np.float32(vessel.hu), where=square < vessel.radius_mm**2)
 
 
-def _paint_plaques(hu: np.ndarray, place: tuple[np.ndarray, ...], plaques: np.ndarray) -> None:
+def paint_plaques(hu: np.ndarray, place: tuple[np.ndarray, ...], plaques: np.ndarray) -> None:
+    """Paint calcified plaques (n, 5) at places as those of `paint_tube`."""
     u, v, i = place
     for p, r, height, radius, value in plaques:
         rows = np.flatnonzero(np.abs(i - height) < 2 * radius)
@@ -192,7 +194,7 @@ def _paint_plaques(hu: np.ndarray, place: tuple[np.ndarray, ...], plaques: np.nd
             hu[:, :, span][square < radius**2] = value
 
 
-def _fill_canal(hu: np.ndarray, place: tuple[np.ndarray, ...], course: _Course) -> None:
+def fill_canal(hu: np.ndarray, place: tuple[np.ndarray, ...], course: Course) -> None:
     """Epidural fat, fluid and the cord."""
     u = (place[0] - course.canal_p) / (course.canal_depth + 1)
     v = (place[1] - course.canal_r) / (course.canal_width + 1)

@@ -13,9 +13,11 @@ import numpy as np
 from scipy import ndimage
 
 from utils.synthetic.phantom.anatomy import Anatomy
+from utils.synthetic.phantom.inlays import paint_inlays
 from utils.synthetic.phantom.shapes import FAR_MM, Body, BodyGrid, body_distance, solid_distance
 from utils.synthetic.phantom.skeleton import RIB, bones
 from utils.synthetic.phantom.soft import soft_tissue
+from utils.synthetic.phantom.trunk import trunk_tissue
 from utils.synthetic.phantom.values import BoneValues, TissueValues
 
 # How far outside a bone its name is still known, so that a mask can be read off at any finer spacing.
@@ -74,10 +76,12 @@ def render_tissue(anatomy: Anatomy, values: TissueValues, grid: BodyGrid) -> Tis
         Hounsfield units, and which bone lies where.
     """
     rng = np.random.default_rng(values.seed)
-    hu = soft_tissue(anatomy, values, grid, rng)
+    paint_trunk = soft_tissue if anatomy.habitus is None else trunk_tissue
+    hu = paint_trunk(anatomy, values, grid, rng)
     _paint_discs(hu, anatomy, values, grid)
     distance = np.full(grid.shape, FAR_MM, np.float32)
     nearest = np.zeros(grid.shape, np.uint8)
+    blur_mm = 0.0 if anatomy.habitus is None else grid.step_mm
     bone_hu = np.zeros(grid.shape, np.float32)
     for index, (code, solid) in enumerate(bones(anatomy)):
         window = grid.window(*solid.bounds(3.0))
@@ -87,21 +91,40 @@ def render_tissue(anatomy: Anatomy, values: TissueValues, grid: BodyGrid) -> Tis
             closer = field < distance[window]
             distance[window][closer] = field[closer]
             nearest[window][closer & (field < NAME_MARGIN_MM)] = code
-            bone_hu[window][closer] = _bone_hu(field, body, values.bone, spread)[closer]
+            value = _bone_hu(field, body, values.bone, spread, blur_mm)
+            bone_hu[window][closer] = value[closer]
     filled = np.clip(0.5 - distance / np.float32(grid.step_mm), 0, 1)
     bone_hu += values.bone.texture * _texture(rng, grid)
     hu += filled * (bone_hu - hu)
+    paint_inlays(hu, grid, values.inlays)
     return Tissue(grid, hu, distance, nearest)
 
 
-def _bone_hu(field: np.ndarray, body: np.ndarray, values: BoneValues, spread: float) -> np.ndarray:
-    """Cancellous bone under a cortex that fades over its own thickness."""
+def _bone_hu(
+    field: np.ndarray, body: np.ndarray, values: BoneValues, spread: float, blur_mm: float
+) -> np.ndarray:
+    """Cancellous bone under a cortex that fades over its own thickness, averaged over `blur_mm`."""
     in_body = body < 0.5
     inside = np.where(in_body, np.float32(values.body + spread), np.float32(values.arch + spread))
     # The arch carries the joints on a thicker cortex.
     thickness = np.where(in_body, np.float32(values.shell_mm), np.float32(1.5 * values.shell_mm))
-    shell = np.clip(1.25 + field / thickness, 0, 1)
+    shell = np.clip(1.25 + field / thickness, 0, 1) if blur_mm == 0 else _shell(field, thickness, blur_mm)
     return inside + shell * (np.float32(values.cortex) - inside)
+
+
+def _shell(field: np.ndarray, thickness: np.ndarray, width_mm: float) -> np.ndarray:
+    """Mean share of cortex in the bone of a cube that a flat cortex, thinner than the cube, passes through.
+
+    It is the integral of the share over depth, between the faces of the cube that lie in the bone.
+    """
+    near = np.minimum(field - width_mm / 2, 0) / thickness
+    far = np.minimum(field + width_mm / 2, 0) / thickness
+
+    def whole(depth: np.ndarray) -> np.ndarray:
+        ramp = np.clip(depth + 1.25, 0, 1)
+        return ramp * ramp / 2 + np.maximum(depth + 0.25, 0)
+
+    return (whole(far) - whole(near)) / np.maximum(far - near, np.float32(1e-3))
 
 
 def _texture(rng: np.random.Generator, grid: BodyGrid) -> np.ndarray:

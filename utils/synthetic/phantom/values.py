@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from utils.synthetic.phantom.anatomy import Anatomy
+from utils.synthetic.phantom.shapes import Body, Plate
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,19 @@ class Vessel:
 
 
 @dataclass(frozen=True)
+class Inlay:
+    """What lies in a bone and is not bone: its shape, and its value in HU."""
+
+    shape: Plate | Body
+    hu: float
+
+
+@dataclass(frozen=True)
 class TissueValues:
-    """All that the tissue step draws: bone, vessels, plaques, gas, and the seed of its textures."""
+    """All that the tissue step draws: bone, vessels, plaques, gas, and the seed of its textures.
+
+    Only the trunk of the wide ranges uses `heart_hu` and `kidney_hu`; inlays are painted after all bone.
+    """
 
     bone: BoneValues
     vessels: tuple[Vessel, ...]
@@ -66,6 +78,9 @@ class TissueValues:
     disc_hu: np.ndarray
     disc_gas: np.ndarray
     seed: int
+    heart_hu: float = 42.0
+    kidney_hu: float = 35.0
+    inlays: tuple[Inlay, ...] = ()
 
 
 def draw_tissue(rng: np.random.Generator, anatomy: Anatomy) -> TissueValues:

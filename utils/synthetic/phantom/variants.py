@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.synthetic.phantom.anatomy import draw_anatomy
+from utils.synthetic.phantom.ranges import USUAL, Ranges
+from utils.synthetic.phantom.subject import draw_subject
 from utils.verse.labels import code_of_name
 
 #: Levels in the order in which spines take them, again and again: about as often as in VerSe (L6 .12,
@@ -43,7 +44,7 @@ class ChosenSpine:
     whole: tuple[int, int]
 
 
-def choose_spines(count: int, *, seed: int, variants: str) -> list[ChosenSpine]:
+def choose_spines(count: int, *, seed: int, variants: str, ranges: Ranges = USUAL) -> list[ChosenSpine]:
     """Look for subjects with the levels asked for.
 
     Parameters
@@ -54,6 +55,8 @@ def choose_spines(count: int, *, seed: int, variants: str) -> list[ChosenSpine]:
         Seed of the data set.
     variants : str
         A key of `VARIANTS`.
+    ranges : Ranges
+        Bounds of what is drawn of a subject.
 
     Returns
     -------
@@ -67,7 +70,7 @@ def choose_spines(count: int, *, seed: int, variants: str) -> list[ChosenSpine]:
         variant = order[position % len(order)]
         while not waiting[variant]:
             subject = next(subjects)
-            anatomy = draw_anatomy(np.random.default_rng([seed, subject]))
+            anatomy = draw_subject(np.random.default_rng([seed, subject]), ranges=ranges)
             codes = tuple(vertebra.code for vertebra in anatomy.vertebrae)
             waiting[variant_of(codes)].append((subject, codes))
         subject, codes = waiting[variant].pop(0)

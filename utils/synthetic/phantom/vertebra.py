@@ -204,7 +204,7 @@ def _spurs(vertebra: Vertebra) -> list[Plate]:
     for angle, end, length in vertebra.quirks.spurs:
         out = np.array([-np.cos(angle), np.sin(angle), 0])
         rim = out * (size.depth / 2, size.width / 2, 0) * 0.93 + (0, 0, end * (size.height / 2 - 2.5))
-        tip = rim + out * length + (0, 0, end * min(0.35 * length, 0.35 * size.disc))
+        tip = rim + out * length + (0, 0, end * vertebra.quirks.spur_rise * min(length, size.disc))
         found.append(Plate(rim, tip, (2.4, 1.3), np.cross(out, INFERIOR), (3.5, 1.5)))
     return found
 

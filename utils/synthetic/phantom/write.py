@@ -21,7 +21,8 @@ from utils.imaging.grids import oriented_grid
 from utils.imaging.volume import Grid
 from utils.settings import DataSettings, worker_count
 from utils.synthetic.phantom.make import STEP_MM, Phantom, make_phantom
-from utils.synthetic.phantom.record import enter_phantoms
+from utils.synthetic.phantom.ranges import RANGES, USUAL
+from utils.synthetic.phantom.record import enter_phantoms, set_name
 from utils.synthetic.phantom.variants import choose_spines
 
 FOLDERS = {
@@ -94,7 +95,9 @@ def plan_data_set(counts: tuple[int, int, int]) -> list[PhantomSeries]:
     return [_plan_series(split, k) for split, count in enumerate(counts) for k in range(count)]
 
 
-def plan_variants(counts: tuple[int, int, int], *, seed: int, variants: str) -> list[PhantomSeries]:
+def plan_variants(
+    counts: tuple[int, int, int], *, seed: int, variants: str, ranges: str = USUAL.name
+) -> list[PhantomSeries]:
     """Decide which series there are where spines are looked for their levels (see `choose_spines`).
 
     Parameters
@@ -105,6 +108,8 @@ def plan_variants(counts: tuple[int, int, int], *, seed: int, variants: str) -> 
         Seed of the data set.
     variants : str
         "natural", "half" or "rare".
+    ranges : str
+        Name of the ranges that they are drawn in.
 
     Returns
     -------
@@ -112,8 +117,8 @@ def plan_variants(counts: tuple[int, int, int], *, seed: int, variants: str) -> 
         Their names hold variants, seed and number, so that sets of several seeds may lie in one folder.
     """
     folders = [folder for folder, count in zip(FOLDERS["2020"], counts) for _ in range(count)]
-    keys = [f"sub-{variants}{seed}x{number:03d}" for number in range(len(folders))]
-    spines = choose_spines(len(folders), seed=seed, variants=variants)
+    keys = [f"sub-{set_name(variants, ranges)}{seed}x{number:03d}" for number in range(len(folders))]
+    spines = choose_spines(len(folders), seed=seed, variants=variants, ranges=RANGES[ranges])
     return [
         PhantomSeries(folder, key, key, spine.style, spine.subject, 0, spine.whole)
         for folder, key, spine in zip(folders, keys, spines)
@@ -151,7 +156,12 @@ def write_phantoms(settings: DataSettings) -> list[str]:
         A line for every series whose process was killed.
     """
     workers = worker_count(settings.workers)
-    how = {"seed": settings.seed, "variants": settings.variants, "workers": workers}
+    how = {
+        "seed": settings.seed,
+        "variants": settings.variants,
+        "ranges": settings.ranges,
+        "workers": workers,
+    }
     try:
         write_phantom_data_set(settings.data_dir, settings.phantoms, **how)
     except UnwrittenPhantoms as error:
@@ -169,6 +179,7 @@ def write_phantom_data_set(
     *,
     seed: int,
     variants: str | None = None,
+    ranges: str = USUAL.name,
     workers: int | None = None,
     step_mm: float = STEP_MM,
 ) -> list[Path]:
@@ -184,6 +195,8 @@ def write_phantom_data_set(
         Seed of the data set: the same seed gives the same arrays.
     variants : str, optional
         Look for spines with rare levels: "natural", "half" or "rare" (see `plan_variants`).
+    ranges : str
+        Name of the ranges that they are drawn in, "usual" or "wide".
     workers : int, optional
         Processes; as many as there are cores, up to 8, if left out. With one, all runs in this process.
     step_mm : float
@@ -197,18 +210,19 @@ def write_phantom_data_set(
     Raises
     ------
     ValueError
-        If a count is negative, or the folder holds phantoms of another seed (see `enter_phantoms`);
-        `UnwrittenPhantoms` if a process was killed.
+        If a count is negative, or the folder holds phantoms of another seed or other ranges (see
+        `enter_phantoms`); `UnwrittenPhantoms` if a process was killed.
     """
     data_dir = Path(data_dir)
     if len(counts) != 3 or min(counts) < 0:
         raise ValueError(
             f"Expected three counts of 0 or more (training, validation, test), received {counts}."
         )
-    enter_phantoms(data_dir, counts, seed=seed, variants=variants)
-    plan = plan_data_set(counts) if variants is None else plan_variants(counts, seed=seed, variants=variants)
+    drawn = {"seed": seed, "variants": variants, "ranges": ranges}
+    enter_phantoms(data_dir, counts, **drawn)
+    plan = plan_data_set(counts) if variants is None else plan_variants(counts, **drawn)
     missing = [s for s in plan if not all(p.exists() for p in s.paths(data_dir, seed).values())]
-    write = partial(_write_series, data_dir=data_dir, seed=seed, step_mm=step_mm)
+    write = partial(_write_series, data_dir=data_dir, seed=seed, ranges=ranges, step_mm=step_mm)
     workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
     bad = []
     bar = tqdm(total=len(plan), initial=len(plan) - len(missing), desc="phantoms", unit="scan")
@@ -238,9 +252,9 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _write_series(series: PhantomSeries, *, data_dir: Path, seed: int, step_mm: float) -> None:
+def _write_series(series: PhantomSeries, *, data_dir: Path, seed: int, ranges: str, step_mm: float) -> None:
     chosen = {name: getattr(series, name) for name in ("subject", "series", "style", "whole")}
-    phantom = make_phantom(seed, **chosen, step_mm=step_mm)
+    phantom = make_phantom(seed, **chosen, step_mm=step_mm, ranges=RANGES[ranges])
     rng = np.random.default_rng([seed, series.subject, series.series, 8])
     paths = series.paths(data_dir, seed)
     is_2019 = series.style == "2019"
