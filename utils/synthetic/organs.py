@@ -8,6 +8,7 @@ the map and draws it anew.
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -325,10 +326,10 @@ def _usable_centres(
     shape: tuple[int, ...],
     step: float,
 ) -> tuple[dict[int, np.ndarray], tuple[float, float]]:
-    """Body centres of which the volume shows enough, and the part of the volume that they belong to, mm on I.
+    """The body centres that are known, and the part of the volume that they belong to, mm on I.
 
-    A vertebra that the volume cuts has its centre where the two next to it say; where too little of it is seen
-    its centre is not known, and the map ends before it.
+    A vertebra that the volume cuts has its centre where the two next to it say; where too little of it is
+    seen its centre is not known, and the map ends before it.
     """
     usual = np.median([box[2].stop - box[2].start for box in boxes.values()])
     seen = {code: (box[2].stop - box[2].start) / usual for code, box in boxes.items()}
@@ -352,7 +353,7 @@ def _mark_rims_and_discs(
     near_bone = ndimage.distance_transform_edt(tissue < BONE, sampling=spacing_mm) <= _RIM_MM
     tissue[(tissue == BRIGHT) & near_bone] = RIM
     points = np.array([*centres.values()])
-    for above, below in zip(points, points[1:]):
+    for above, below in itertools.pairwise(points):
         low = np.maximum(np.floor((np.minimum(above, below) - _DISC_MM) / spacing_mm), 0).astype(int)
         high = np.ceil((np.maximum(above, below) + _DISC_MM) / spacing_mm).astype(int)
         box = tuple(slice(b, e) for b, e in zip(low, high))

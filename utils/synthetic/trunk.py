@@ -7,6 +7,7 @@ view. Levels stay what they are: the map holds C7 to L3, so no drawn scan has a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,7 @@ def _middle_mm(organs: OrganMap) -> np.ndarray:
     return (points.min(axis=0) + points.max(axis=0)) / 2
 
 
-def _from_middle(organs: OrganMap, places_mm) -> np.ndarray:
+def _from_middle(organs: OrganMap, places_mm: Iterable[np.ndarray]) -> np.ndarray:
     return np.array([*places_mm], float).reshape(-1, 3) - _middle_mm(organs)
 
 
@@ -92,8 +93,11 @@ def _cut_ribs(rng: np.random.Generator, organs: OrganMap, pose: Pose) -> _Cuts:
     if wanted.max() < _THORACIC_MM:
         wanted[rng.integers(2)] = rng.uniform(_THORACIC_MM + 5, _LONGEST_MM)
     ends, lengths = np.full(len(organs.rib_list) + 1, np.inf), {}
+    paths = [rib.path_mm - _middle_mm(organs) for rib in organs.rib_list]
+    places = drawn_places(np.concatenate([np.zeros((0, 3)), *paths]), pose)
+    starts = np.cumsum([0, *map(len, paths)])
     for number, rib in enumerate(organs.rib_list, start=1):
-        drawn = path_lengths(drawn_places(rib.path_mm - _middle_mm(organs), pose))
+        drawn = path_lengths(places[starts[number - 1] : starts[number]])
         length = drawn[-1]
         if rib.level == _T12 and wanted[rib.side] < length:
             length = wanted[rib.side]
@@ -124,11 +128,9 @@ def _draw_field(
     return low, np.maximum(high - low, _LEAST_MM)
 
 
-def _trunk_box(
-    rng: np.random.Generator, organs: OrganMap, pose: Pose
-) -> tuple[np.ndarray, np.ndarray]:
+def _trunk_box(rng: np.random.Generator, organs: OrganMap, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
     """The box around the drawn trunk, with some air; along I as far as the spine is known, mm."""
-    places = np.argwhere(organs.skin_mm[::12, ::12, ::12] > 0) * 12 * organs.spacing_mm
+    places = np.argwhere(organs.skin_mm[::16, ::16, ::16] > 0) * 16 * organs.spacing_mm
     body = drawn_places(_from_middle(organs, places), pose)
     low, high = (np.percentile(body, q, axis=0) for q in (0.5, 99.5))
     air = rng.uniform(-10, 50, (2, 2))
@@ -180,7 +182,9 @@ def _real_voxels(
     places = ((real_places(grid, pose) + _middle_mm(organs)) / step).astype(np.float32)
     for axis, x in enumerate(fine):
         left = (x // _COARSE_MM).astype(int)
-        weight = (x / _COARSE_MM - left).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(4)])
+        weight = (
+            (x / _COARSE_MM - left).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(4)])
+        )
         low = places.take(left, axis)
         places = low + weight * (places.take(left + 1, axis) - low)
     index, outside = np.zeros(tuple(shape), np.int64), np.zeros(tuple(shape), bool)
@@ -264,7 +268,7 @@ def _scanned(
                                slab_mm=values.slab_mm if axis == values.slab_axis else 0.0)  # fmt: skip
         hu = np.moveaxis(np.tensordot(weights, hu, (1, axis)), 0, axis)
     noise = rng.standard_normal(hu.shape, np.float32)
-    noise = noise + np.float32(0.8) * ndimage.uniform_filter(noise, 2)
+    noise = np.float32(0.8) * noise + np.float32(0.8) * ndimage.uniform_filter(noise, 2)
     hu = hu + np.float32(values.look.noise_hu) * noise
     if values.look.streak_hu:
         streaks = rng.standard_normal((hu.shape[0], 1, hu.shape[2]), np.float32)

@@ -19,7 +19,8 @@ _LEVER_MM = 75.0
 _KNOT_MM = 60.0
 #: The half length of the real spine along I, mm, on which the bends are laid out.
 _HALF_MM = 160.0
-_ROUNDS = 80
+#: Steps in which a drawn place is found, and the part of the error that each takes away.
+_ROUNDS, _STEP_PART = 40, 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +61,8 @@ def draw_pose(rng: np.random.Generator, *, side: bool) -> Pose:
     Returns
     -------
     Pose
-        Kyphosis by -20 to 30 degrees other than the real one, a neck up to 22 degrees steeper, scoliosis up to
-        10 degrees of tilt, twist, a size from a child's to a tall man's.
+        Kyphosis by -20 to 30 degrees other than the real one, a neck up to 22 degrees steeper, scoliosis up
+        to 10 degrees of tilt, twist, a size from a child's to a tall man's.
     """
     at = np.arange(-_REACH_MM, _REACH_MM + _STEP_MM, _STEP_MM)
     sagittal = _sagittal_tilt(rng, at)
@@ -111,7 +112,7 @@ def drawn_places(real_mm: np.ndarray, pose: Pose) -> np.ndarray:
     """Give where points of the real trunk lie in the drawn one, the inverse of `real_places`, (..., 3)."""
     bent = np.array(real_mm, float)
     for _ in range(_ROUNDS):
-        bent += 0.6 * (real_mm - _unbent(bent, pose))
+        bent += _STEP_PART * (real_mm - _unbent(bent, pose))
     return bent @ pose.matrix.T
 
 
@@ -128,7 +129,11 @@ def _unbent(bent: np.ndarray, pose: Pose) -> np.ndarray:
         [p * np.cos(angle) - r * np.sin(angle), p * np.sin(angle) + r * np.cos(angle), i], axis=-1
     )
     knots = np.moveaxis((bent + _REACH_MM) / _KNOT_MM, -1, 0)
-    moved = [ndimage.map_coordinates(axis, knots, order=2, mode="nearest") for axis in pose.knots_mm]
+    # Knots are weights of B-splines: a smooth field that need not pass through them.
+    moved = [
+        ndimage.map_coordinates(axis, knots, order=2, mode="nearest", prefilter=False)
+        for axis in pose.knots_mm
+    ]
     return straight + np.stack(moved, axis=-1)
 
 

@@ -16,8 +16,28 @@ _BONY = ("bone", "rib", "vertebra", "rim")
 _PHASES = {
     "none": ((0, 0),) * 9,
     "lung": ((200, 450), (80, 300), (300, 900), (0, 20), (0, 20), (0, 30), (0, 5), (0, 20), (150, 350)),
-    "artery": ((150, 350), (200, 400), (100, 500), (0, 60), (20, 80), (80, 180), (5, 25), (50, 150), (80, 300)),
-    "vein": ((90, 170), (90, 170), (80, 160), (80, 160), (100, 190), (110, 190), (40, 80), (60, 100), (60, 160)),
+    "artery": (
+        (150, 350),
+        (200, 400),
+        (100, 500),
+        (0, 60),
+        (20, 80),
+        (80, 180),
+        (5, 25),
+        (50, 150),
+        (80, 300),
+    ),
+    "vein": (
+        (90, 170),
+        (90, 170),
+        (80, 160),
+        (80, 160),
+        (100, 190),
+        (110, 190),
+        (40, 80),
+        (60, 100),
+        (60, 160),
+    ),
     "late": ((30, 80), (30, 80), (30, 80), (30, 80), (30, 80), (80, 160), (15, 45), (20, 60), (30, 80)),
 }
 
@@ -104,7 +124,7 @@ def _draw_bone_and_noise(rng: np.random.Generator) -> Appearance:
         shell_mm=rng.uniform(0.4, 1.2) + 0.4 * dense,
         texture=rng.uniform(10, 30 + 50 * dense),
     )
-    return dataclasses.replace(look, bone=bone, noise_hu=float(np.exp(rng.uniform(np.log(4), np.log(55)))))
+    return dataclasses.replace(look, bone=bone, noise_hu=float(np.exp(rng.uniform(np.log(4), np.log(40)))))
 
 
 def _draw_means(rng: np.random.Generator) -> dict[str, float]:
