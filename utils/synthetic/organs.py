@@ -56,7 +56,7 @@ _NODE_MM = 6.0
 _CORE = 0.6
 #: A vertebra that the volume cuts has a centre if as much of the usual height is seen; the map ends so far
 #: after a centre that is not known, mm.
-_SEEN, _AFTER_MM = 0.55, 4.0
+_SEEN, _AFTER_MM = 0.45, 4.0
 #: End plates lie within as many mm of a body's top and bottom.
 _PLATE_MM = 4.0
 #: The most that a voxel differs from its tissue, HU.

@@ -12,7 +12,7 @@ from utils.synthetic.organs import TISSUES
 
 _ENHANCED = ("heart", "artery", "vein", "lower_vein", "portal", "kidney", "liver", "spleen", "bright")
 _BONY = ("bone", "rib", "vertebra", "rim")
-#: Contrast of each phase in these tissues, HU: none, arteries of the lungs, arteries, veins of the liver, late.
+#: Contrast of each phase in these tissues, HU: none, arteries of the lungs, arteries, veins, late.
 _PHASES = {
     "none": ((0, 0),) * 9,
     "lung": ((200, 450), (80, 300), (300, 900), (0, 20), (0, 20), (0, 30), (0, 5), (0, 20), (150, 350)),
