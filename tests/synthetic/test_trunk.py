@@ -84,6 +84,14 @@ def test_a_vertebra_of_which_little_is_seen_has_no_centre_and_ends_the_map():
     assert 0 < found.span_mm[0] < found.centres[T11][2]
 
 
+def test_a_cut_vertebra_lies_where_its_neighbours_say():
+    _, vertebrae, hu = small_trunk()
+    cut = [array[..., :39] for array in (np.zeros_like(vertebrae), vertebrae, hu)]
+    found = organ_map_of(cut[0], {}, cut[1], cut[2], spacing_mm=STEP_MM)
+    np.testing.assert_allclose(found.centres[L1] / STEP_MM, (23, 35, 38), atol=0.01)
+    assert found.span_mm == (-STEP_MM / 2, 38.5 * STEP_MM)
+
+
 def test_a_drawn_place_is_the_inverse_of_a_real_place():
     places = np.random.default_rng(0).uniform([-200, -170, -160], [60, 170, 160], (200, 3))
     for seed in range(12):
@@ -182,6 +190,11 @@ def test_a_real_chest_gives_all_ribs_and_scans():
     )
     names = ("C7", *(f"T{n}" for n in range(1, 13)), "L1", "L2", "L3")
     assert tuple(organs.centres) == tuple(code_of_name(name) for name in names)
+    points = np.array([*organs.centres.values()])
+    apart = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    assert apart.min() > 14 and apart.max() < 36
+    # Vertebrae grow, and so do the steps between them: L3 is cut, C7 too.
+    assert abs(apart[0] - apart[1]) < 5 and abs(apart[-1] - apart[-2]) < 5
     assert len(organs.rib_list) == 24
     for name, low, high in (("T1", 70, 150), ("T7", 200, 350), ("T12", 40, 140)):
         assert all(low < length < high for length in organs.ribs_mm[code_of_name(name)])

@@ -54,9 +54,11 @@ _RIM_MM, _DISC_MM = 5.0, 19.0
 _NODE_MM = 6.0
 #: A body centre is the middle of what is as deep as this, as a part of the deepest, under the surface.
 _CORE = 0.6
-#: A vertebra that the volume cuts has a centre if as much of the usual height is seen; the map ends so far
-#: after a centre that is not known, mm.
-_SEEN, _AFTER_MM = 0.45, 4.0
+#: A vertebra at the end of the volume has a centre of its own if this part of the usual height is seen (it may
+#: be the tip of a process that is cut), and one by its neighbours if the second part is.
+_WHOLE, _SEEN = 0.9, 0.45
+#: The map ends so far before a centre that is not known, mm.
+_AFTER_MM = 4.0
 #: End plates lie within as many mm of a body's top and bottom.
 _PLATE_MM = 4.0
 #: The most that a voxel differs from its tissue, HU.
@@ -333,12 +335,14 @@ def _usable_centres(
     """
     usual = np.median([box[2].stop - box[2].start for box in boxes.values()])
     seen = {code: (box[2].stop - box[2].start) / usual for code, box in boxes.items()}
-    cut = {code for code, box in boxes.items() if box[2].start == 0 or box[2].stop == shape[2]}
+    at_end = {code for code, box in boxes.items() if box[2].start == 0 or box[2].stop == shape[2]}
+    cut = {code for code in at_end if seen[code] < _WHOLE}
     known = {code: at for code, at in centres.items() if code not in cut or seen[code] >= _SEEN}
     whole = [code for code in known if code not in cut]
-    for code in cut & set(known) if len(whole) > 2 else ():
-        near, next_one = whole[:2] if rank_of_code(code) < rank_of_code(whole[0]) else whole[:-3:-1]
-        known[code] = 2 * centres[near] - centres[next_one]
+    for code in cut & set(known) if len(whole) > 1 else ():
+        near, next_one = sorted(whole, key=lambda other: abs(rank_of_code(other) - rank_of_code(code)))[:2]
+        away = abs(rank_of_code(near) - rank_of_code(code))
+        known[code] = centres[near] + away * (centres[near] - centres[next_one])
     lost = [centres[code][2] for code in centres if code not in known]
     middle = shape[2] * step / 2
     low = max([at + _AFTER_MM for at in lost if at < middle], default=-step / 2)
