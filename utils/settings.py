@@ -149,9 +149,11 @@ class HeatmapPreparationSettings(PreparationSettings):
     drawn: tuple[int, int] = bounded((0, 0), bounds.several(FROM_0, count=2))
     """With "centres": scans to draw beside those of the data set, for training and validation, with and
     without a spine, in more kinds than any data set has; the seed decides which."""
-    organs: Path | None = None
-    """With "centres": folder with a CT (*_ct.nii.gz), the masks of its vertebrae (*_seg-vert_msk.nii.gz) and of
-    its organs (*_seg-total_msk.nii.gz, *_seg-total_names.csv), whose trunk every third scan is drawn from."""
+    organs: tuple[Path, Path, Path, Path] | None = None
+    """With "centres": masks of the organs of a CT, the table of their names (code, structure), the mask of its
+    vertebrae, and the CT, whose trunk is drawn anew."""
+    trunks: int = bounded(0, FROM_0)
+    """With "organs": training scans to draw from them."""
     label_maps: bool = False
     """Prepare masks too, for images drawn from them, and training cases that have a mask but no CT. A folder
     that has label maps keeps them: they serve trainings that need none as well."""

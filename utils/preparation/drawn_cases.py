@@ -19,14 +19,11 @@ from utils.preparation.prepared import DRAWN, PREPARED_SPLITS
 from utils.preparation.spine_case import SPINE, spine_of_drawn, write_spine_case
 from utils.settings import HeatmapPreparationSettings
 from utils.synthetic.drawn import draw_scan
-from utils.synthetic.trunk import OrganMap, draw_trunk_scan, read_organ_map
+from utils.synthetic.organs import OrganMap, read_organ_map
+from utils.synthetic.trunk import draw_trunk_scan
 
 #: Numbers of drawn validation scans begin here, so that either split may grow.
 _FIRST_HELD_OUT = 1_000_000
-#: Every so many scans one is drawn from organs, where there are any.
-_TRUNK_EVERY = 3
-#: Voxels of a trunk's organs, mm.
-_ORGANS_MM = 2.0
 #: Memory that drawing a scan takes.
 _PEAK_BYTES = 1500 * 2**20
 
@@ -37,11 +34,8 @@ class _Drawing:
 
     folder: Path
     number: int
+    is_trunk: bool
     settings: HeatmapPreparationSettings
-
-    @property
-    def is_trunk(self) -> bool:
-        return self.settings.organs is not None and self.number % _TRUNK_EVERY == 0
 
     @property
     def key(self) -> str:
@@ -75,7 +69,9 @@ def draw_cases(settings: HeatmapPreparationSettings, root: Path) -> None:
 def _drawings(settings: HeatmapPreparationSettings, root: Path) -> Iterator[_Drawing]:
     for split, count, first in zip(PREPARED_SPLITS, settings.drawn, (0, _FIRST_HELD_OUT)):
         for number in range(first, first + count):
-            yield _Drawing(root / split, number, settings)
+            yield _Drawing(root / split, number, False, settings)
+    for number in range(settings.trunks if settings.organs else 0):
+        yield _Drawing(root / PREPARED_SPLITS[0], number, True, settings)
 
 
 def _is_there(job: _Drawing) -> bool:
@@ -94,6 +90,6 @@ def _draw(job: _Drawing) -> None:
 
 
 @lru_cache(maxsize=1)
-def _organs(folder: Path) -> OrganMap:
+def _organs(paths: tuple[Path, ...]) -> OrganMap:
     """Read the organs once a process."""
-    return read_organ_map(folder, spacing_mm=_ORGANS_MM)
+    return read_organ_map(*paths)
