@@ -119,7 +119,7 @@ def cartilages(anatomy: Anatomy) -> list[Plate]:
     plates = []
     for vertebra in anatomy.vertebrae:
         if vertebra.region == "thoracic" and int(vertebra.name[1:]) <= 7:
-            for side, length in zip(SIDES, anatomy.habitus.ribs_mm[vertebra.code]):
+            for side, length in zip(SIDES, anatomy.habitus.ribs_mm.get(vertebra.code, ())):
                 path = cut_path(rib_path(anatomy, vertebra, side), length, 1e4)
                 plates += [Plate(a, b, (4.5, 4.5), INFERIOR, (1.5, 1.5)) for a, b in pairwise(path)]
     return plates

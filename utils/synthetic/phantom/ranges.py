@@ -2,7 +2,8 @@
 
 The wide ranges reach from what a textbook shows to what a clinic sees: bone as thin as in old age, kyphoses
 of 20 to 70 degrees (Fon et al., AJR 134 (1980) 979-983, give 20 to 45 for the middle of life and more with
-age), twelfth ribs from none to 140 mm, wear, collapse, cement, screws, every phase of contrast, every posture.
+age), twelfth ribs from none to 140 mm, wear, collapse, cement, screws, every phase of contrast, every
+posture.
 """
 
 from __future__ import annotations

@@ -82,6 +82,9 @@ def trunk_tissue(
 def _scene(anatomy: Anatomy, values: TissueValues, grid: BodyGrid, rng: np.random.Generator) -> _Scene:
     course = soft.course_of(anatomy, grid)
     p, r, _ = grid.axes()
+    levels = {v.name: v.origin for v in anatomy.vertebrae} | {"S1": anatomy.sacrum[0]}
+    # Organs lie where they lie, whether or not the level beside them is counted.
+    levels.setdefault("T12", (levels["T11"] + levels["L1"]) / 2)
     return _Scene(
         anatomy,
         values,
@@ -92,7 +95,7 @@ def _scene(anatomy: Anatomy, values: TissueValues, grid: BodyGrid, rng: np.rando
         fine=soft.smooth_field(rng, grid, 8.0),
         u=p - course.spine_p,
         v=r - course.spine_r,
-        levels={v.name: v.origin for v in anatomy.vertebrae} | {"S1": anatomy.sacrum[0]},
+        levels=levels,
     )
 
 

@@ -68,8 +68,8 @@ def draw_wide_bone(rng: np.random.Generator, count: int, ranges: Ranges) -> Bone
     body = low + (high - low) * dense
 
     def along(bounds: tuple[float, float]) -> float:
-        """Half of it follows the density of the bone, half is its own."""
-        return bounds[0] + (bounds[1] - bounds[0]) * (0.5 * dense + 0.5 * rng.uniform(0, 1))
+        """A part of it follows the density of the bone; the rest is its own, more often high than low."""
+        return bounds[0] + (bounds[1] - bounds[0]) * (0.35 * dense + 0.65 * rng.uniform(0, 1) ** 0.6)
 
     return BoneValues(
         body=body,
