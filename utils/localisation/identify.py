@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from utils.verse.anomalies import RATE_L6, RATE_NO_T12, RATE_T13
+from utils.verse.anomalies import following_rates, level_rates
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name, code_of_rank, name_of_code, rank_of_code
 
 #: Rates of what a walk does wrong: a vertebra missed between two, something found that is none.
@@ -288,29 +288,6 @@ def gap_ratios(centres_mm: np.ndarray) -> np.ndarray:
             step = np.median(near) if len(near) >= LEAST_GAPS else np.array(STEPS_MM)
             ratios[upper, lower] = np.linalg.norm(centres_mm[lower] - centres_mm[upper]) / step
     return ratios
-
-
-@functools.cache
-def level_rates() -> np.ndarray:
-    """Give the share of spines that have each level, (26,)."""
-    rates = np.ones(MAX_RANK)
-    for name, rate in (("T12", 1 - RATE_NO_T12), ("T13", RATE_T13), ("L6", RATE_L6)):
-        rates[LEVEL_NAMES.index(name)] = rate
-    return rates
-
-
-@functools.cache
-def following_rates() -> np.ndarray:
-    """Give the probability that a level (column) is the next one below another (row), (26, 26).
-
-    From T11 on T12 or, where it is absent, L1; from T12 on L1 or T13; below L5 comes L6, or no vertebra.
-    """
-    following = np.diag(np.ones(MAX_RANK - 1), 1)
-    t11, t12, t13, l1, l5, l6 = (LEVEL_NAMES.index(n) for n in ("T11", "T12", "T13", "L1", "L5", "L6"))
-    following[t11, [t12, l1]] = 1 - RATE_NO_T12, RATE_NO_T12
-    following[t12, [t13, l1]] = RATE_T13, 1 - RATE_T13
-    following[l5, l6] = RATE_L6
-    return following
 
 
 @functools.cache
