@@ -63,6 +63,9 @@ class ChainSettings:
     scale_spread: float = 0.15
 
 
+USUAL = ChainSettings()
+
+
 @dataclass(frozen=True, eq=False)
 class Chain:
     """The vertebrae of a scan, from the top down.
@@ -94,7 +97,7 @@ class Chain:
         return self.log_evidence > 0
 
 
-def chain_of(candidates: Candidates, settings: ChainSettings = ChainSettings()) -> Chain:
+def chain_of(candidates: Candidates, settings: ChainSettings = USUAL) -> Chain:
     """Find the most plausible chain of candidates.
 
     Parameters
