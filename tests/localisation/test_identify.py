@@ -7,6 +7,7 @@ import pytest
 
 from utils.localisation import identify as module
 from utils.localisation.identify import identify, names_of, parse_fixed, uniform_votes
+from utils.localisation.sequences import MOST_MISSED, gap_ratios
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
 
 CLASSES = MAX_RANK + 1
@@ -75,7 +76,7 @@ def weight_of(sequence, emissions, ratios):
         weight *= sum(
             chance * 0.01**missed * np.exp(-((ratio - missed - 1) ** 2) / (2 * 0.25**2))
             for missed, chance in ways(r, s)
-            if missed <= module.MOST_MISSED
+            if missed <= MOST_MISSED
         )
     return weight
 
@@ -100,7 +101,7 @@ def test_best_second_and_posterior_are_those_of_all_sequences(block):
         weights = (0.3 + 0.7 * complete)[:, None] / temperature
         emissions = votes * weights + np.log(0.98)
         emissions[:, 0] += np.log(0.02) - np.log(0.98)
-        ratios = module.gap_ratios(centres)
+        ratios = gap_ratios(centres)
         sequences = list(itertools.product(allowed, repeat=len(votes)))
         all_weights = np.array([weight_of(sequence, emissions, ratios) for sequence in sequences])
         order = np.argsort(-all_weights)

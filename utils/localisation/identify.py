@@ -1,54 +1,59 @@
 """The levels of a column of vertebrae, decided together: the most likely sequence that goes down by one.
 
-The labelling network looks at one vertebra at a time and gives each level, and *not a vertebra*, a
-probability. Here these votes meet what is known of spines: levels follow one another downwards; T12 is
-absent, T13 or L6 are there in a few of a hundred; a vertebra may have been missed, which shows in the gap.
-All sequences of a column are weighed against one another exactly (Viterbi, forward and backward sums over
-segments between labelled vertebrae). Pure NumPy on a few numbers a vertebra; no image, no TensorFlow.
+A network looks at one vertebra at a time and gives each level a probability. Here these votes meet what is
+known of spines: levels follow one another downwards; T12 is absent, T13 or L6 are there in a few of a
+hundred; a vertebra may have been missed, or two taken for one, which shows in the gap; something found may
+be none. All sequences of a column are weighed against one another exactly (`utils.localisation.sequences`).
+Pure NumPy on a few numbers a vertebra; no image, no TensorFlow.
 
 The log-weight of a sequence is the sum of
 
 - the votes, divided by a temperature that was fitted on validation columns (neighbours' votes are not
-  independent: their patches overlap), those of cut vertebrae less;
+  independent: they see the same parts of the image), those of cut vertebrae less;
+- the likelihoods of the anchors in view (`utils.localisation.anchors`), which no temperature divides;
 - the rate at which a level is there at all, for the first one, and at which it follows the one before;
 - for `m` vertebrae missed between two, `m` times the log of the rate of misses, and how well the gap, as a
   multiple of the gaps near by, fits `m + 1` steps.
+
+The answer is also given as a set: the fewest sequences whose probabilities add up to 95 %. Where no anchor
+is in view that set is wide.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.optimize import minimize_scalar
 
-from utils.verse.anomalies import RATE_L6, RATE_NO_T12, RATE_T13
-from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name, code_of_rank, name_of_code, rank_of_code
+from utils.localisation.anchors import (
+    SKULL_BASE,
+    Anchors,
+    anchor_weights,
+    skull_place,
+    speaking_anchors,
+    total_weights,
+    voted_anchors,
+)
+from utils.localisation.sequences import (
+    NO_VERTEBRA,
+    Column,
+    emissions_of,
+    k_best,
+    posterior,
+    sequence_weight,
+    transitions_of,
+)
+from utils.verse.labels import MAX_RANK, code_of_name, code_of_rank, name_of_code, rank_of_code
 
-#: Rates of what a walk does wrong: a vertebra missed between two, something found that is none.
-RATE_MISSED, RATE_NO_VERTEBRA = 0.01, 0.02
 #: Part of its vote that a vertebra keeps although the field of view certainly cuts it.
 CUT_WEIGHT = 0.3
-#: Spread of the gap between neighbours, as a multiple of the gaps near by.
-GAP_SPREAD = 0.25
-#: Gaps that give the step of a place: so many on either side; with fewer than two, the typical step counts.
-GAPS_NEAR, LEAST_GAPS = 2, 2
-MOST_MISSED = 8
-#: Typical distance from each level to the next one, C1 first, in mm: those of a typical adult, rounded;
-#: compare Busscher et al., European Spine Journal 19 (2010) 1104.
-STEPS_MM = (16, *[17] * 5, 18, 20, 21, 21, 22, 22, 23, 24, 25, 26, 27, 29, 31, 32, 33, 35, 36, 36, 35, 34)
-#: What the count of levels can hold on to, the levels of which one shows it, and those that vote for it.
-ANCHORS = (
-    ("C1/C2 in view", ("C1", "C2"), ("C1", "C2")),
-    ("last rib", ("T12", "T13", "L1"), ("T11", "T12", "T13", "L1")),
-    ("sacrum below", ("L5", "L6"), ("L5", "L6")),
-)
-#: Probability that a sequence must have by the votes of an anchor's vertebrae alone.
-ANCHORED = 0.5
-_NONE, _NEVER = 0, -50.0
+#: What the probabilities of a set of sequences add up to, and how many it has at most.
+COVERAGE, MOST_SEQUENCES = 0.95, 64
+#: Range of temperatures, and the least log-probability of a true sequence that counts in fitting one.
+TEMPERATURES, LEAST_LOG_PROBABILITY = (0.25, 20.0), -50.0
+_NEVER = -50.0
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,12 @@ class Identification:
     decisive : tuple of float
         What each vertebra's vote speaks for the first sequence against the second, in natural logarithms.
     anchor : str
-        What the count holds on to: those of `ANCHORS` whose vertebrae alone, the others without a vote, would
-        give the same sequence with a probability of a half or more; "given" for levels that the user named;
-        else "none".
+        What the count holds on to: the anchors that alone, without any vote, would give the same sequence
+        with a probability of a half or more; "given" for levels that the user named; else "none".
+    sequence_set : tuple of (tuple of int, float)
+        The fewest sequences, as codes, whose probabilities add up to `COVERAGE`, the most probable first.
+    set_probability : float
+        What they add up to; less than `COVERAGE` only where `MOST_SEQUENCES` do not reach it.
     """
 
     codes: tuple[int, ...]
@@ -85,6 +93,8 @@ class Identification:
     second_probability: float
     decisive: tuple[float, ...]
     anchor: str
+    sequence_set: tuple[tuple[tuple[int, ...], float], ...] = ()
+    set_probability: float = 1.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,13 +119,15 @@ def identify(
     *,
     temperature: float = 1.0,
     fixed: Mapping[int, int] | None = None,
+    anchors: Anchors | None = None,
 ) -> Identification:
     """Decide the levels of a column together.
 
     Parameters
     ----------
     log_probabilities : np.ndarray, (n, 27)
-        Votes from the top down: natural logarithms over ranks, place 0 for *not a vertebra*.
+        Votes from the top down: natural logarithms over ranks, place 0 for *not a vertebra*
+        (`votes_of_levels` makes them of the level head's).
     complete : np.ndarray, (n,)
         Probabilities that a vertebra is not cut by the field of view.
     centres_mm : np.ndarray, (n, 3)
@@ -124,6 +136,9 @@ def identify(
         What the votes are divided by.
     fixed : mapping of int to int, optional
         Codes that are known, by place from 0.
+    anchors : Anchors, optional
+        What was read beside the votes, and the rates of errors. Without it the votes alone decide, and an
+        anchor is what their vertebrae show.
 
     Returns
     -------
@@ -134,32 +149,84 @@ def identify(
     ValueError
         If the arrays do not fit one another, or no sequence has the fixed levels.
     """
-    count = len(log_probabilities)
-    shapes = [np.shape(array) for array in (log_probabilities, complete, centres_mm)]
-    if shapes != [(count, MAX_RANK + 1), (count,), (count, 3)]:
-        raise ValueError(f"Expected arrays (n, {MAX_RANK + 1}), (n,) and (n, 3), received {shapes}.")
-    if not count:
+    parts = ColumnVotes(log_probabilities, complete, centres_mm, anchors)
+    if not len(log_probabilities):
         return Identification((), (), (), 1.0, (), 0.0, (), "none")
-    votes = weighed_votes(log_probabilities, complete, temperature)
-    column = Column(_emissions(votes, fixed or {}), transitions_of(centres_mm))
-    (best, score), (second, second_score) = two_best(column)
-    if best is None:
+    evidence = _evidence(parts, temperature)
+    column = _column(parts, evidence, fixed or {})
+    if not k_best(column, 1):
         levels = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
         raise ValueError(f"Expected levels that follow one another downwards, received {levels}.")
     marginals, total = posterior(column)
-    places = np.arange(count)
-    alternative = second if second is not None else best
-    decisive = votes[places, best] - votes[places, alternative]
+    ranked = _likely_sequences(column, total)
+    best, alternative = ranked[0][0], ranked[min(1, len(ranked) - 1)][0]
     return Identification(
         codes=_codes(best),
-        probabilities=tuple(marginals[places, best].tolist()),
+        probabilities=tuple(marginals[np.arange(len(best)), best].tolist()),
         complete=tuple(float(value) for value in complete),
-        sequence_probability=float(np.exp(score - total)),
-        second_codes=() if second is None else _codes(second),
-        second_probability=float(np.exp(second_score - total)),
-        decisive=tuple(decisive.tolist()),
-        anchor="given" if fixed else _anchor(best, votes, column),
+        sequence_probability=ranked[0][1],
+        second_codes=_codes(alternative) if len(ranked) > 1 else (),
+        second_probability=ranked[1][1] if len(ranked) > 1 else 0.0,
+        decisive=_differences(evidence, best, alternative),
+        anchor="given" if fixed else _anchor(parts, best, column, evidence),
+        **_set_of(ranked),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnVotes:
+    """What is known of a column before its levels are decided: the arguments of `identify`.
+
+    Attributes
+    ----------
+    log_probabilities : np.ndarray, (n, 27)
+        Votes from the top down, place 0 for *not a vertebra*.
+    complete : np.ndarray, (n,)
+        Probabilities that a vertebra is not cut by the field of view.
+    centres_mm : np.ndarray, (n, 3)
+        Centres in mm.
+    anchors : Anchors, optional
+        What was read beside the votes.
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit one another.
+    """
+
+    log_probabilities: np.ndarray
+    complete: np.ndarray
+    centres_mm: np.ndarray
+    anchors: Anchors | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        count = len(self.log_probabilities)
+        shapes = [np.shape(array) for array in (self.log_probabilities, self.complete, self.centres_mm)]
+        if shapes != [(count, MAX_RANK + 1), (count,), (count, 3)]:
+            raise ValueError(f"Expected arrays (n, {MAX_RANK + 1}), (n,) and (n, 3), received {shapes}.")
+
+    def read_anchors(self) -> dict[str, np.ndarray]:
+        """Give the log-likelihoods of the anchors in view, (n, 27), by name."""
+        return {} if self.anchors is None else anchor_weights(self.log_probabilities, self.anchors)
+
+
+def votes_of_levels(level_log_probabilities: np.ndarray) -> np.ndarray:
+    """Make votes of the level head's log-probabilities.
+
+    Parameters
+    ----------
+    level_log_probabilities : np.ndarray, (n, 26)
+        Natural logarithms, by rank from C1.
+
+    Returns
+    -------
+    np.ndarray, (n, 27)
+        The head never says *not a vertebra*: where there is none it may give any level, one as likely as
+        another.
+    """
+    none = np.full((len(level_log_probabilities), 1), -np.log(MAX_RANK))
+    return np.concatenate([none, level_log_probabilities], axis=1)
 
 
 def parse_fixed(fix: Sequence[str], first_label: str | None = None) -> dict[int, int]:
@@ -198,50 +265,11 @@ def parse_fixed(fix: Sequence[str], first_label: str | None = None) -> dict[int,
 def uniform_votes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give votes that say nothing, for columns that are labelled from what the user knows alone."""
     log_probabilities = np.full((count, MAX_RANK + 1), -np.log(MAX_RANK))
-    log_probabilities[:, _NONE] = _NEVER  # below the last level there is still no other choice
+    log_probabilities[:, NO_VERTEBRA] = _NEVER  # below the last level there is still no other choice
     return log_probabilities, np.ones(count), np.full((count, 3), np.nan)
 
 
 # Weights -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """The log-weights of a column.
-
-    Attributes
-    ----------
-    emissions : np.ndarray, (n, 27)
-        Of every class of every vertebra.
-    transitions : dict of (int, int) to np.ndarray, (26, 26)
-        Of a vertebra, with each rank, and one below it, with each rank, following one another.
-    """
-
-    emissions: np.ndarray
-    transitions: Mapping[tuple[int, int], np.ndarray]
-
-    @property
-    def count(self) -> int:
-        """Number of vertebrae."""
-        return len(self.emissions)
-
-    def none_between(self, first: int, last: int) -> float:
-        """Give the log-weight of all from `first` up to, not including, `last` being no vertebrae."""
-        return float(self.emissions[first:last, _NONE].sum())
-
-    def step(self, upper: int, lower: int) -> np.ndarray:
-        """Give the log-weights (26, 26), upper by lower rank, of two vertebrae with none between them."""
-        return (
-            self.transitions[upper, lower] + self.none_between(upper + 1, lower) + self.emissions[lower, 1:]
-        )
-
-
-def transitions_of(centres_mm: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Give the `transitions` of a column from its centres (n, 3) in mm."""
-    ratios = gap_ratios(np.asarray(centres_mm, float))
-    pairs = [(upper, lower) for lower in range(len(ratios)) for upper in range(lower)]
-    # All at once: a call of `logsumexp` costs more than the sums of one pair.
-    return dict(zip(pairs, transition(np.array([ratios[pair] for pair in pairs]).reshape(-1, MAX_RANK))))
 
 
 def weighed_votes(log_probabilities: np.ndarray, complete: np.ndarray, temperature: float) -> np.ndarray:
@@ -250,201 +278,61 @@ def weighed_votes(log_probabilities: np.ndarray, complete: np.ndarray, temperatu
     return np.asarray(log_probabilities, float) * weight[:, None] / temperature
 
 
-def _emissions(votes: np.ndarray, fixed: Mapping[int, int]) -> np.ndarray:
-    emissions = votes + np.log(1 - RATE_NO_VERTEBRA)
-    emissions[:, _NONE] = votes[:, _NONE] + np.log(RATE_NO_VERTEBRA)
-    for place, code in fixed.items():
-        if not place < len(votes):
-            raise ValueError(
-                f"Expected a place up to {len(votes)}, received {place + 1}={name_of_code(code)}."
-            )
-        emissions[place, np.arange(MAX_RANK + 1) != rank_of_code(code)] = -np.inf
-    return emissions
+def _evidence(parts: ColumnVotes, temperature: float) -> np.ndarray:
+    """Give the log-likelihoods of the levels by votes and anchors together, (n, 27)."""
+    votes = weighed_votes(parts.log_probabilities, parts.complete, temperature)
+    read = parts.read_anchors()
+    if SKULL_BASE in read:
+        # That vertebra's vote is the anchor itself: it counts once.
+        votes[skull_place(parts.log_probabilities, parts.anchors.rates.certain)] = 0.0
+    return votes + total_weights(read, votes.shape)
 
 
-def gap_ratios(centres_mm: np.ndarray) -> np.ndarray:
-    """Give the gaps of a column as multiples of the steps there.
-
-    The step at a gap is the median of the gaps near it; where there are too few, the typical one of the upper
-    vertebra's level.
-
-    Parameters
-    ----------
-    centres_mm : np.ndarray, (n, 3)
-        Centres from the top down.
-
-    Returns
-    -------
-    np.ndarray, (n, n, 26)
-        From one vertebra to another below it, by the rank of the upper one; NaN where it is not known.
-    """
-    count = len(centres_mm)
-    gaps = np.linalg.norm(np.diff(centres_mm, axis=0), axis=1)
-    ratios = np.full((count, count, MAX_RANK), np.nan)
-    for upper in range(count):
-        for lower in range(upper + 1, count):
-            near = np.concatenate([gaps[max(upper - GAPS_NEAR, 0) : upper], gaps[lower : lower + GAPS_NEAR]])
-            near = near[np.isfinite(near) & (near > 0)]
-            step = np.median(near) if len(near) >= LEAST_GAPS else np.array(STEPS_MM)
-            ratios[upper, lower] = np.linalg.norm(centres_mm[lower] - centres_mm[upper]) / step
-    return ratios
+def _column(parts: ColumnVotes, evidence: np.ndarray, fixed: Mapping[int, int]) -> Column:
+    if parts.anchors is None:
+        return Column(emissions_of(evidence, fixed), transitions_of(parts.centres_mm))
+    rates = parts.anchors.rates
+    transitions = transitions_of(parts.centres_mm, missed=rates.missed)
+    return Column(emissions_of(evidence, fixed, rates.no_vertebra), transitions)
 
 
-@functools.cache
-def level_rates() -> np.ndarray:
-    """Give the share of spines that have each level, (26,)."""
-    rates = np.ones(MAX_RANK)
-    for name, rate in (("T12", 1 - RATE_NO_T12), ("T13", RATE_T13), ("L6", RATE_L6)):
-        rates[LEVEL_NAMES.index(name)] = rate
-    return rates
+def _anchor(parts: ColumnVotes, best: np.ndarray, column: Column, evidence: np.ndarray) -> str:
+    if parts.anchors is None:
+        found = voted_anchors(best, evidence, column)
+    else:
+        found = speaking_anchors(best, parts.read_anchors(), column, parts.anchors.rates)
+    return " and ".join(found) or "none"
 
 
-@functools.cache
-def following_rates() -> np.ndarray:
-    """Give the probability that a level (column) is the next one below another (row), (26, 26).
-
-    From T11 on T12 or, where it is absent, L1; from T12 on L1 or T13; below L5 comes L6, or no vertebra.
-    """
-    following = np.diag(np.ones(MAX_RANK - 1), 1)
-    t11, t12, t13, l1, l5, l6 = (LEVEL_NAMES.index(n) for n in ("T11", "T12", "T13", "L1", "L5", "L6"))
-    following[t11, [t12, l1]] = 1 - RATE_NO_T12, RATE_NO_T12
-    following[t12, [t13, l1]] = RATE_T13, 1 - RATE_T13
-    following[l5, l6] = RATE_L6
-    return following
+def _likely_sequences(column: Column, total: float) -> list[tuple[np.ndarray, float]]:
+    """Give sequences with their probabilities: at least two, and enough of them to reach the coverage."""
+    count = 4
+    while True:
+        ranked = [(ranks, float(np.exp(weight - total))) for ranks, weight in k_best(column, count)]
+        reached = sum(share for _, share in ranked) >= COVERAGE
+        if reached or len(ranked) < count or count >= MOST_SEQUENCES:
+            return ranked
+        count *= 4
 
 
-@functools.cache
-def _paths() -> np.ndarray:
-    """Give the log-probabilities (m + 1, 26, 26) of reaching a level from another with 0 to m between."""
-    steps = following_rates()
-    powers = [steps]
-    for _ in range(MOST_MISSED):
-        powers.append(powers[-1] @ steps)
-    with np.errstate(divide="ignore"):
-        return np.log(np.array(powers))
+def _set_of(ranked: Sequence[tuple[np.ndarray, float]]) -> dict[str, object]:
+    """Give the two fields of `Identification` on the set of sequences."""
+    sums = np.cumsum([share for _, share in ranked])
+    count = min(int(np.searchsorted(sums, COVERAGE)) + 1, len(ranked))
+    chosen = tuple((_codes(ranks), share) for ranks, share in ranked[:count])
+    return {"sequence_set": chosen, "set_probability": float(min(sums[count - 1], 1.0))}
 
 
-def transition(ratio: np.ndarray) -> np.ndarray:
-    """Give the log-weights, upper by lower rank, of two vertebrae that follow one another.
-
-    Parameters
-    ----------
-    ratio : np.ndarray, (..., 26)
-        The gap as a multiple of the step there, by the upper rank; NaN: nothing is known of it, and nothing
-        was missed.
-
-    Returns
-    -------
-    np.ndarray, (..., 26, 26)
-        Sum over the numbers of vertebrae that may have been missed; -inf where the lower is not below.
-    """
-    missed = np.arange(MOST_MISSED + 1)[:, None]
-    ratio = ratio[..., None, :]
-    misfit = (ratio - (missed + 1)) ** 2 / (2 * GAP_SPREAD**2)
-    fit = np.where(np.isnan(ratio), np.where(missed == 0, 0.0, -np.inf), -misfit)
-    # The largest number stands for all above it: a gap of twenty steps is as good as one of nine.
-    return logsumexp(_paths() + (missed * np.log(RATE_MISSED) + fit)[..., None], axis=-3)
+def _differences(evidence: np.ndarray, best: np.ndarray, alternative: np.ndarray) -> tuple[float, ...]:
+    places = np.arange(len(best))
+    return tuple((evidence[places, best] - evidence[places, alternative]).tolist())
 
 
-def _start(column: Column) -> np.ndarray:
-    """Give the log-weights (n, 26) of each vertebra being the first that is one, with each rank."""
-    none = np.array([column.none_between(0, place) for place in range(column.count)])
-    return none[:, None] + np.log(level_rates() / MAX_RANK) + column.emissions[:, 1:]
+def _codes(ranks: np.ndarray) -> tuple[int, ...]:
+    return tuple(code_of_rank(rank) if rank else 0 for rank in ranks.tolist())
 
 
-def _end(column: Column) -> np.ndarray:
-    """Give the log-weights (n,) of nothing below each vertebra being one."""
-    return np.array([column.none_between(place + 1, column.count) for place in range(column.count)])
-
-
-# Sequences -----------------------------------------------------------------------------------------
-
-
-def two_best(column: Column) -> list[tuple[np.ndarray | None, float]]:
-    """Find the two sequences of the largest weight (Viterbi with two survivors a state).
-
-    Parameters
-    ----------
-    column : Column
-        Its weights.
-
-    Returns
-    -------
-    list of (ranks, log-weight), 2
-        Ranks (n,), 0 for no vertebra; None and -inf where there is no such sequence.
-    """
-    count = column.count
-    score = np.full((count, MAX_RANK, 2), -np.inf)
-    came_from = np.full((count, MAX_RANK, 2), -1)  # flat index into `score`; -1 begins the sequence
-    start, end = _start(column), _end(column)
-    for lower in range(count):
-        options = [start[lower][None]]
-        for upper in range(lower):
-            onward = score[upper][:, :, None] + column.step(upper, lower)[:, None, :]
-            options.append(onward.reshape(-1, MAX_RANK))
-        options = np.concatenate(options)
-        order = np.argsort(-options, axis=0, kind="stable")[:2]
-        taken = np.take_along_axis(options, order, axis=0).T
-        score[lower, :, : taken.shape[1]], came_from[lower, :, : taken.shape[1]] = taken, order.T - 1
-    finished = (score + end[:, None, None]).ravel()
-    ends = [*zip(finished, range(len(finished))), (column.none_between(0, count), -1)]
-    ends.sort(key=lambda pair: -pair[0])
-    return [
-        (_trace_back(came_from, last), float(weight)) if weight > -np.inf else (None, -np.inf)
-        for weight, last in ends[:2]
-    ]
-
-
-def _trace_back(came_from: np.ndarray, last: int) -> np.ndarray:
-    """Follow a sequence back from its last vertebra."""
-    ranks = np.zeros(len(came_from), int)
-    while last >= 0:
-        place, rank, survivor = np.unravel_index(last, came_from.shape)
-        ranks[place] = rank + 1
-        last = came_from[place, rank, survivor]
-    return ranks
-
-
-def posterior(column: Column) -> tuple[np.ndarray, float]:
-    """Sum over all sequences, forward and backward.
-
-    Parameters
-    ----------
-    column : Column
-        Its weights; at least one sequence must have one.
-
-    Returns
-    -------
-    marginals : np.ndarray, (n, 27)
-        Probability of every class of every vertebra.
-    total : float
-        Log-weight of all sequences together.
-    """
-    count = column.count
-    steps = {(u, v): column.step(u, v) for u, v in column.transitions}
-    forward, backward = _start(column), np.tile(_end(column)[:, None], (1, MAX_RANK))
-    for place in range(count):
-        above = [forward[u][:, None] + steps[u, place] for u in range(place)]
-        forward[place] = logsumexp(np.concatenate([forward[place][None], *above]), axis=0)
-    for place in reversed(range(count)):
-        below = [steps[place, v] + backward[v] for v in range(place + 1, count)]
-        backward[place] = logsumexp(np.concatenate([backward[place][:, None], *below], axis=1), axis=1)
-    ends = (forward + _end(column)[:, None]).ravel()
-    total = float(logsumexp(np.array([*ends, column.none_between(0, count)]), axis=0))
-    marginals = np.zeros((count, MAX_RANK + 1))
-    marginals[:, 1:] = np.exp(forward + backward - total)
-    marginals[:, _NONE] = np.clip(1 - marginals[:, 1:].sum(axis=1), 0, 1)
-    return marginals, total
-
-
-def sequence_weight(column: Column, ranks: Sequence[int]) -> float:
-    """Give the log-weight of one sequence of ranks, 0 for no vertebra."""
-    places = [place for place, rank in enumerate(ranks) if rank]
-    if not places:
-        return column.none_between(0, column.count)
-    weight = _start(column)[places[0], ranks[places[0]] - 1] + _end(column)[places[-1]]
-    pairs = itertools.pairwise(places)
-    return float(weight + sum(column.step(u, v)[ranks[u] - 1, ranks[v] - 1] for u, v in pairs))
+# Temperature ---------------------------------------------------------------------------------------
 
 
 def sequence_log_probability(
@@ -474,27 +362,61 @@ def sequence_log_probability(
         -inf for a sequence that the rules do not allow.
     """
     votes = weighed_votes(log_probabilities, complete, temperature)
-    column = Column(_emissions(votes, {}), transitions)
-    ranks = [rank_of_code(code) if code else _NONE for code in codes]
+    column = Column(emissions_of(votes, {}), transitions)
+    ranks = [rank_of_code(code) if code else NO_VERTEBRA for code in codes]
     return sequence_weight(column, ranks) - posterior(column)[1]
 
 
-def _codes(ranks: np.ndarray) -> tuple[int, ...]:
-    return tuple(code_of_rank(rank) if rank else 0 for rank in ranks.tolist())
+def true_log_probability(parts: ColumnVotes, codes: Sequence[int], *, temperature: float) -> float:
+    """Give the log-probability of the true sequence of a column, its anchors heard.
+
+    Parameters
+    ----------
+    parts : ColumnVotes
+        What is known of the column.
+    codes : sequence of int
+        The truth: VerSe's codes, 0 for what is no vertebra.
+    temperature : float
+        What the votes are divided by.
+
+    Returns
+    -------
+    float
+        -inf for a sequence that the rules do not allow.
+    """
+    column = _column(parts, _evidence(parts, temperature), {})
+    ranks = [rank_of_code(code) if code else NO_VERTEBRA for code in codes]
+    return sequence_weight(column, ranks) - posterior(column)[1]
 
 
-def _anchor(best: np.ndarray, votes: np.ndarray, column: Column) -> str:
-    """Say which of `ANCHORS` alone would give the best sequence too."""
-    names = ["-" if not rank else LEVEL_NAMES[rank - 1] for rank in best.tolist()]
-    found = []
-    for words, shown_by, voters in ANCHORS:
-        silent = [name not in ("-", *voters) for name in names]
-        if not set(names) & set(shown_by):
-            continue
-        heard = votes.copy()
-        heard[silent] = 0.0
-        heard[silent, _NONE] = _NEVER
-        alone = Column(_emissions(heard, {}), column.transitions)
-        if sequence_weight(alone, best) - posterior(alone)[1] >= np.log(ANCHORED):
-            found.append(words)
-    return " and ".join(found) or "none"
+def fit_temperature(columns: Sequence[ColumnVotes], truths: Sequence[Sequence[int]]) -> float:
+    """Give the temperature under which the true sequences of held-out columns are the most probable.
+
+    Parameters
+    ----------
+    columns : sequence of ColumnVotes
+        At least one.
+    truths : sequence of sequence of int
+        The codes of each, 0 for what is no vertebra.
+
+    Returns
+    -------
+    float
+        Within `TEMPERATURES`.
+
+    Raises
+    ------
+    ValueError
+        If there is no column, or not one truth for each.
+    """
+    if not columns or len(columns) != len(truths):
+        raise ValueError(f"Expected columns and as many truths, received {len(columns)} and {len(truths)}.")
+
+    def loss(log_temperature: float) -> float:
+        temperature = float(np.exp(log_temperature))
+        logs = [true_log_probability(*pair, temperature=temperature) for pair in zip(columns, truths)]
+        # A sequence that the rules do not allow (L6 below T12, say) must not rule every temperature out.
+        return -float(np.mean(np.maximum(logs, LEAST_LOG_PROBABILITY)))
+
+    bounds = tuple(np.log(TEMPERATURES))
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 0.02}).x))

@@ -5,9 +5,12 @@ Source of the counts: Sekuboyina et al., Medical Image Analysis 73 (2021) 102166
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
-from utils.verse.labels import code_of_name
+import numpy as np
+
+from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
 
 #: Levels that most people do not have: their absence is no gap.
 SUPERNUMERARY = ("T13", "L6")
@@ -38,3 +41,26 @@ def anomalies_of(codes: Sequence[int]) -> list[str]:
     if {_T11, _L1} <= set(codes) and _T12 not in codes:
         found.append(T12_ABSENT)
     return sorted(found)
+
+
+@functools.cache
+def level_rates() -> np.ndarray:
+    """Give the share of spines that have each level, (26,)."""
+    rates = np.ones(MAX_RANK)
+    for name, rate in (("T12", 1 - RATE_NO_T12), ("T13", RATE_T13), ("L6", RATE_L6)):
+        rates[LEVEL_NAMES.index(name)] = rate
+    return rates
+
+
+@functools.cache
+def following_rates() -> np.ndarray:
+    """Give the probability that a level (column) is the next one below another (row), (26, 26).
+
+    From T11 on T12 or, where it is absent, L1; from T12 on L1 or T13; below L5 comes L6, or no vertebra.
+    """
+    following = np.diag(np.ones(MAX_RANK - 1), 1)
+    t11, t12, t13, l1, l5, l6 = (LEVEL_NAMES.index(n) for n in ("T11", "T12", "T13", "L1", "L5", "L6"))
+    following[t11, [t12, l1]] = 1 - RATE_NO_T12, RATE_NO_T12
+    following[t12, [t13, l1]] = RATE_T13, 1 - RATE_T13
+    following[l5, l6] = RATE_L6
+    return following

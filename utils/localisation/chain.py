@@ -1,0 +1,245 @@
+"""From candidate peaks to the column of vertebrae: the most plausible chain from the top down.
+
+A peak may be the heart, a rib or the same vertebra once more. A chain is weighed as a whole: by the heat of
+its peaks, by how far, in which direction and with which bend each follows the one above it, and by whether
+the levels read there follow one another. The log-weight of a chain is a sum of log-likelihood ratios, "a
+spine" against "peaks at random", and a constant for there being a spine at all; a scan has a spine if the
+best chain's sum is positive. The best chain is found exactly, by dynamic programming over pairs of peaks for
+each of a few body scales: O(s n^3) for n peaks.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp
+
+from utils.localisation.peaks import Candidates
+from utils.localisation.steps import typical_steps
+from utils.verse.anomalies import following_rates
+from utils.verse.labels import MAX_RANK
+
+#: Share of steps that spread more than the table says, and how much more.
+ODD_STEPS, ODD_SPREAD = 0.05, 2.5
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """What a chain is weighed with.
+
+    Attributes
+    ----------
+    heat_slope, heat_middle : float
+        The log-odds of a peak being a vertebra are `heat_slope * (heat - heat_middle)`.
+    no_spine : float
+        Logarithm of the odds that a chain must overcome: peaks at random also form chains, and a
+        scan holds no spine now and then.
+    step : float
+        What a step of typical length, direction and bend speaks for a chain.
+    skip : float
+        What it costs to pass over one vertebra that has no peak.
+    tilt_degrees, bend_degrees : float
+        Spread of a step's angle with the vertical, and with the step above it.
+    levels : float
+        Weight of whether the levels of neighbours follow one another.
+    level_error : float
+        Share of peaks whose levels mean nothing.
+    scales : tuple of float
+        Body sizes that are tried, 1 for a typical adult; their logarithms spread by `scale_spread`.
+    """
+
+    heat_slope: float = 12.0
+    heat_middle: float = 0.35
+    no_spine: float = -4.0
+    step: float = 1.5
+    skip: float = -3.0
+    tilt_degrees: float = 30.0
+    bend_degrees: float = 18.0
+    levels: float = 0.5
+    level_error: float = 0.3
+    scales: tuple[float, ...] = (0.75, 0.82, 0.9, 1.0, 1.1, 1.2, 1.3)
+    scale_spread: float = 0.15
+
+
+USUAL = ChainSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """The vertebrae of a scan, from the top down.
+
+    Attributes
+    ----------
+    candidates : Candidates
+        Those in the chain, in its order.
+    missed : np.ndarray of bool, (n,)
+        Whether a vertebra without a peak seems to lie between each and the one above it.
+    log_evidence : float
+        Natural logarithm of the odds of a spine with this chain against none; `-inf` without a candidate.
+    body_scale : float
+        Size of the body, 1 for a typical adult.
+    """
+
+    candidates: Candidates
+    missed: np.ndarray
+    log_evidence: float
+    body_scale: float
+
+    def __len__(self) -> int:
+        """Number of vertebrae."""
+        return len(self.candidates)
+
+    @property
+    def has_spine(self) -> bool:
+        """Whether the evidence for a spine outweighs that against one."""
+        return self.log_evidence > 0
+
+
+def chain_of(candidates: Candidates, settings: ChainSettings = USUAL) -> Chain:
+    """Find the most plausible chain of candidates.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        In any order.
+    settings : ChainSettings
+        What a chain is weighed with.
+
+    Returns
+    -------
+    Chain
+        The best one also where the evidence speaks against a spine (`Chain.has_spine`).
+    """
+    if not len(candidates):
+        return Chain(candidates, np.zeros(0, bool), -np.inf, 1.0)
+    ordered = take(candidates, np.argsort(-candidates.points_mm[:, 2], kind="stable"))
+    steps, skips = step_weights(ordered, settings)
+    bends = _bends(ordered.points_mm, settings)
+    places, scale, weight = _best_chain(_heat_weights(ordered, settings), steps, bends, settings)
+    missed = np.zeros(len(places), bool)
+    missed[1:] = skips[scale, places[:-1], places[1:]]
+    return Chain(take(ordered, places), missed, weight + settings.no_spine, settings.scales[scale])
+
+
+def take(candidates: Candidates, places: np.ndarray) -> Candidates:
+    """Give the candidates at places, in their order."""
+    return Candidates(
+        candidates.points_voxels[places],
+        candidates.affine,
+        candidates.heat[places],
+        candidates.level_log_probabilities[places],
+        candidates.rib_probability[places],
+    )
+
+
+def _heat_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
+    return settings.heat_slope * (candidates.heat - settings.heat_middle)
+
+
+def step_weights(candidates: Candidates, settings: ChainSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Weigh every step from one candidate to another.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        From the top down.
+    settings : ChainSettings
+        What they are weighed with.
+
+    Returns
+    -------
+    weights : np.ndarray, (scales, n, n)
+        From upper (row) to lower (column); -inf where the lower is not below.
+    skips : np.ndarray of bool, same shape
+        Where the step passes over a vertebra.
+    """
+    points = candidates.points_mm
+    between = points[None] - points[:, None]
+    distance = np.linalg.norm(between, axis=2)
+    below = between[..., 2] < -1e-6
+    tilt = np.degrees(np.arccos(np.clip(-between[..., 2] / np.maximum(distance, 1e-6), -1, 1)))
+    angle = -((tilt / settings.tilt_degrees) ** 2) / 2
+    levels = _trusted_levels(candidates, settings)
+    single, double = (
+        _lengths(distance, levels, settings, skipped) + settings.levels * _agreement(levels, skipped)
+        for skipped in (0, 1)
+    )
+    double = double + settings.skip
+    best = np.maximum(single, double) + settings.step + angle
+    return np.where(below, best, -np.inf), double > single
+
+
+def _trusted_levels(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
+    """Give the levels' probabilities, (n, 26), with the share that means nothing spread over all."""
+    error = settings.level_error
+    return (1 - error) * np.exp(candidates.level_log_probabilities) + error / MAX_RANK
+
+
+def _lengths(distance: np.ndarray, levels: np.ndarray, settings: ChainSettings, skipped: int) -> np.ndarray:
+    """Give how well distances fit one step, or two, (scales, n, n): 0 at the expected distance."""
+    table = typical_steps()
+    mean = table.mean_mm + (np.append(table.mean_mm[1:], table.mean_mm[-1]) if skipped else 0)
+    expected = np.log(mean) + np.log(settings.scales)[:, None]  # (scales, 26)
+    misfit = (np.log(np.maximum(distance, 1e-6))[None, ..., None] - expected[:, None, None]) / table.spread
+    # A collapsed body, or a peak off its centre, must not break a chain: some steps spread wider.
+    usual, odd = -(misfit**2) / 2, np.log(ODD_STEPS) - (misfit / ODD_SPREAD) ** 2 / 2
+    return logsumexp(np.logaddexp(usual, odd) + np.log(levels)[None, :, None, :], axis=3)
+
+
+def _agreement(levels: np.ndarray, skipped: int) -> np.ndarray:
+    """Give the log-ratio, (n, n), of the levels following one another against being independent."""
+    return np.log(MAX_RANK * levels @ _followers(skipped) @ levels.T)
+
+
+@functools.cache
+def _followers(skipped: int) -> np.ndarray:
+    """Give the probability (26, 26) that a level follows another, with so many between them."""
+    rates = np.linalg.matrix_power(following_rates(), skipped + 1)
+    # Below the last level nothing is known; a small share everywhere keeps logarithms finite.
+    return 0.98 * rates + 0.02 / MAX_RANK
+
+
+def _bends(points_mm: np.ndarray, settings: ChainSettings) -> np.ndarray:
+    """Weigh the angle between a step and the one above it, (n, n, n) by top, middle, bottom."""
+    between = points_mm[None] - points_mm[:, None]
+    unit = between / np.maximum(np.linalg.norm(between, axis=2, keepdims=True), 1e-6)
+    cosine = np.einsum("hic,ijc->hij", unit, unit)
+    return -((np.degrees(np.arccos(np.clip(cosine, -1, 1))) / settings.bend_degrees) ** 2) / 2
+
+
+def _best_chain(
+    heat: np.ndarray, steps: np.ndarray, bends: np.ndarray, settings: ChainSettings
+) -> tuple[np.ndarray, int, float]:
+    """Find the best chain: its places from the top down, the place of its scale, and its weight.
+
+    `pair[s, i, j]` is the weight of the best chain that ends with the step from i to j. Candidates are
+    ordered from the top down, so that all pairs that end at i are known before those that begin there.
+    """
+    count = len(heat)
+    pair = np.full(steps.shape, -np.inf)
+    above = np.full(steps.shape, -1)
+    for middle in range(count):
+        onward = pair[:, :, middle, None] + bends[None, :, middle]  # (scales, top, bottom)
+        top = onward.argmax(axis=1)
+        best = np.take_along_axis(onward, top[:, None], axis=1)[:, 0]
+        begins = heat[middle] >= best
+        above[:, middle] = np.where(begins, -1, top)
+        pair[:, middle] = np.maximum(best, heat[middle]) + steps[:, middle] + heat
+    return _trace(heat, pair, above, settings)
+
+
+def _trace(
+    heat: np.ndarray, pair: np.ndarray, above: np.ndarray, settings: ChainSettings
+) -> tuple[np.ndarray, int, float]:
+    prior = -((np.log(settings.scales) / settings.scale_spread) ** 2) / 2
+    finished = pair + prior[:, None, None]
+    scale, upper, lower = np.unravel_index(finished.argmax(), finished.shape)
+    alone = int(heat.argmax())
+    if heat[alone] >= finished[scale, upper, lower]:
+        return np.array([alone]), int(prior.argmax()), float(heat[alone])
+    places = [int(lower), int(upper)]
+    while (top := above[scale, places[-1], places[-2]]) >= 0:
+        places.append(int(top))
+    return np.array(places[::-1]), int(scale), float(finished[scale, upper, lower])

@@ -1,0 +1,191 @@
+"""From the localisation network's output to candidate points: local maxima, and what is read at each.
+
+The output has 29 channels at every voxel: heat of the centres of vertebral bodies, heat of the centre of the
+first sacral body, the logit of "carries a rib of at least 40 mm", and the logits of the 26 levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.special import expit, log_softmax
+
+from utils.imaging.grids import transform_points
+from utils.imaging.volume import Volume
+from utils.verse.labels import MAX_RANK
+
+VERTEBRA, SACRUM, RIB, LEVELS = 0, 1, 2, slice(3, 3 + MAX_RANK)
+CHANNELS = LEVELS.stop
+#: Two peaks nearer than this are one: bodies of the upper chest are at least 15 mm apart.
+LEAST_APART_MM = 6.0
+#: A whole spine has at most 25 vertebrae; three times as many candidates leave room for false ones.
+MOST_PEAKS = 80
+#: Smoothing before the search, in voxels: enough to break plateaus and the ripple between tiles.
+SMOOTHING_VOXELS = 0.6
+#: A fraction of the peak below which heat counts as none when the top is fitted.
+_LEAST_FRACTION = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Peaks:
+    """Local maxima of a heat, the highest first.
+
+    Attributes
+    ----------
+    points_voxels : np.ndarray of float64, (n, 3)
+        Where they are, in voxel indices with fractions.
+    affine : np.ndarray of float64, (4, 4)
+        Voxel index to world, in mm, RAS+.
+    heat : np.ndarray of float64, (n,)
+        How high they are.
+    """
+
+    points_voxels: np.ndarray
+    affine: np.ndarray
+    heat: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of peaks."""
+        return len(self.heat)
+
+    @property
+    def points_mm(self) -> np.ndarray:
+        """The points in the world, mm, RAS+, (n, 3)."""
+        return transform_points(self.points_voxels, self.affine, np.eye(4))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates(Peaks):
+    """Peaks of the vertebral heat, with what the network says of the vertebra there.
+
+    Attributes
+    ----------
+    level_log_probabilities : np.ndarray of float64, (n, 26)
+        Natural logarithms, by rank from C1.
+    rib_probability : np.ndarray of float64, (n,)
+        That it carries a rib of at least 40 mm, on either side.
+    """
+
+    level_log_probabilities: np.ndarray
+    rib_probability: np.ndarray
+
+
+def find_peaks(
+    heat: Volume, *, least: float, apart_mm: float = LEAST_APART_MM, most: int = MOST_PEAKS
+) -> Peaks:
+    """Find the local maxima of a heat, among the 26 neighbours of each voxel.
+
+    Parameters
+    ----------
+    heat : Volume of float
+        One channel; its affine may have any axes.
+    least : float
+        Heat that a peak has at least.
+    apart_mm : float
+        A peak nearer than this to a higher one is left out.
+    most : int
+        Number of peaks that are kept at most, the highest ones.
+
+    Returns
+    -------
+    Peaks
+        The place along each axis is the top of a parabola through the logarithms of three voxels, which is
+        exact for a Gaussian.
+    """
+    data = np.asarray(heat.data, np.float32)
+    smooth = ndimage.gaussian_filter(data, SMOOTHING_VOXELS, mode="nearest")
+    is_peak = (smooth == ndimage.maximum_filter(smooth, 3, mode="nearest")) & (data >= least)
+    voxels = np.argwhere(is_peak)
+    voxels = voxels[np.argsort(-smooth[is_peak], kind="stable")]
+    points = voxels + _offsets(smooth, voxels)
+    world = transform_points(points, heat.affine, np.eye(4))
+    kept = _far_from_higher(world, apart_mm, most)
+    return Peaks(points[kept], heat.affine, data[tuple(voxels[kept].T)].astype(np.float64))
+
+
+def read_candidates(output: np.ndarray, affine: np.ndarray, *, least: float) -> tuple[Candidates, Peaks]:
+    """Find vertebrae and sacra in the network's output.
+
+    Parameters
+    ----------
+    output : np.ndarray of float, (P, R, I, 29)
+        The channels named in the module's docstring.
+    affine : np.ndarray, (4, 4)
+        Voxel index to world, in mm, RAS+.
+    least : float
+        Heat that a peak has at least.
+
+    Returns
+    -------
+    vertebrae : Candidates
+        Logits are interpolated linearly at the peaks, then turned into probabilities.
+    sacra : Peaks
+        Of the centre of S1; a scan with one sacrum may have several candidates.
+
+    Raises
+    ------
+    ValueError
+        If the output has another number of axes or channels.
+    """
+    if output.ndim != 4 or output.shape[3] != CHANNELS:
+        raise ValueError(f"Expected an output (P, R, I, {CHANNELS}), received {output.shape}.")
+    peaks = find_peaks(Volume(output[..., VERTEBRA], affine), least=least)
+    levels = values_at(output[..., LEVELS], peaks.points_voxels)
+    rib = values_at(output[..., RIB, None], peaks.points_voxels)[:, 0]
+    parts = (peaks.points_voxels, peaks.affine, peaks.heat)
+    vertebrae = Candidates(*parts, log_softmax(levels, axis=1), expit(rib))
+    return vertebrae, find_peaks(Volume(output[..., SACRUM], affine), least=least)
+
+
+def values_at(channels: np.ndarray, points_voxels: np.ndarray) -> np.ndarray:
+    """Interpolate channels linearly at points.
+
+    Parameters
+    ----------
+    channels : np.ndarray of float, (P, R, I, C)
+        Values.
+    points_voxels : np.ndarray, (n, 3)
+        Voxel indices with fractions; beyond the border the values there hold.
+
+    Returns
+    -------
+    np.ndarray of float64, (n, C)
+    """
+    points = np.clip(points_voxels, 0, np.array(channels.shape[:3]) - 1)
+    low = np.floor(points).astype(int)
+    high = np.minimum(low + 1, np.array(channels.shape[:3]) - 1)
+    part = points - low
+    total = np.zeros((len(points), channels.shape[3]))
+    for corner in np.ndindex(2, 2, 2):
+        weight = np.prod(np.where(corner, part, 1 - part), axis=1)
+        total += weight[:, None] * channels[tuple(np.where(corner, high, low).T)]
+    return total
+
+
+def _offsets(heat: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Give how far the top of a parabola lies from each voxel along each axis, at most half a voxel."""
+    offsets = np.zeros(voxels.shape)
+    middle = heat[tuple(voxels.T)]
+    for axis in range(3):
+        sides = []
+        for step in (-1, 1):
+            beside = voxels.copy()
+            beside[:, axis] = np.clip(beside[:, axis] + step, 0, heat.shape[axis] - 1)
+            sides.append(np.log(np.maximum(heat[tuple(beside.T)] / middle, _LEAST_FRACTION)))
+        bend = sides[0] + sides[1]
+        shift = (sides[0] - sides[1]) / (2 * np.minimum(bend, -1e-9))
+        offsets[:, axis] = np.where(bend < -1e-9, np.clip(shift, -0.5, 0.5), 0.0)
+    return offsets
+
+
+def _far_from_higher(points_mm: np.ndarray, apart_mm: float, most: int) -> list[int]:
+    """Give the places of the points, ordered by falling height, that lie apart from all kept before them."""
+    kept: list[int] = []
+    for place, point in enumerate(points_mm):
+        if len(kept) == most:
+            break
+        if not kept or np.linalg.norm(points_mm[kept] - point, axis=1).min() >= apart_mm:
+            kept.append(place)
+    return kept
