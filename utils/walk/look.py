@@ -142,23 +142,12 @@ class Looker:
         self.trace.append(WalkStep(self.part, "a vertebra that is new", where, centre, voxels, call))
 
     def _predicted(self, origin: np.ndarray, memory: np.ndarray) -> Sight | None:
-        shape = memory.shape
-        # As in the training.
-        fill = LOWEST if self.settings.outside == "air" else "edge"
-        ct = crop(self.ct, origin, shape, fill=fill).data.astype(np.float32)
-        probability = np.asarray(self.predict(ct, memory.astype(np.float32)))
-        if probability.shape != shape:
-            raise ValueError(f"Expected a prediction of shape {shape}, received {probability.shape}.")
-        if np.isnan(probability).any():
-            raise ValueError("Expected probabilities, received NaN from the segmentation network.")
-        in_scan, in_patch = overlap(origin, shape, self.ct.shape)
-        probability = probability[in_patch]
+        begin, probability = read_patch(self.ct, memory, origin, self.predict, self.settings)
         mask = without_specks(probability >= self.settings.probability_threshold)
         if not mask.any():
             return None
         box = box_around(mask)
-        begin = np.array([scan.start + side.start for scan, side in zip(in_scan, box)])
-        return Sight(begin, probability[box].astype(np.float16), mask[box].copy())
+        return Sight(begin + [side.start for side in box], probability[box].astype(np.float16), mask[box].copy())
 
     def view(self, sight: Sight, origin: np.ndarray, labels: np.ndarray) -> View | None:
         """Give the vertebra of a sight that no label holds yet."""
@@ -187,6 +176,48 @@ class Looker:
             centre=centre,
             heat=float(heat_at(self.heat, centre[None], self.ct.affine)[0]),
         )
+
+
+def read_patch(
+    ct: Volume, memory: np.ndarray, origin: np.ndarray, predict: PredictPatch, settings: WalkSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ask the network for the next vertebra in one patch.
+
+    Parameters
+    ----------
+    ct : Volume
+        CT in the working grid, in [-1, 1].
+    memory : np.ndarray of bool, (n, n, n)
+        What the patch shows of the vertebrae found so far; empty outside the scan.
+    origin : np.ndarray of int, (3,)
+        Voxel of the working grid at which the patch begins; may be negative.
+    predict : callable
+        The segmentation network.
+    settings : WalkSettings
+        What the patch shows beyond the scan.
+
+    Returns
+    -------
+    begin : np.ndarray of int, (3,)
+        First voxel of the patch that lies in the scan.
+    probability : np.ndarray of float32, (p, r, i)
+        The answer, as far as the patch lies in the scan.
+
+    Raises
+    ------
+    ValueError
+        If `predict` gives another shape than the patch's, or NaN.
+    """
+    # As in the training.
+    fill = LOWEST if settings.outside == "air" else "edge"
+    shown = crop(ct, origin, memory.shape, fill=fill).data.astype(np.float32)
+    probability = np.asarray(predict(shown, memory.astype(np.float32)))
+    if probability.shape != memory.shape:
+        raise ValueError(f"Expected a prediction of shape {memory.shape}, received {probability.shape}.")
+    if np.isnan(probability).any():
+        raise ValueError("Expected probabilities, received NaN from the segmentation network.")
+    in_scan, in_patch = overlap(origin, memory.shape, ct.shape)
+    return np.array([side.start for side in in_scan]), probability[in_patch]
 
 
 def come_to_rest(
