@@ -73,7 +73,9 @@ class _Walk:
         r = radius / self.settings.spacing_mm
         lo = np.clip(np.floor(c - r), 0, np.array(self.ct.shape) - 1).astype(int)
         hi = np.clip(np.ceil(c + r) + 1, lo + 1, self.ct.shape).astype(int)
-        g = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(lo, hi)], indexing="ij"), -1).reshape(-1, 3)
+        g = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(lo, hi)], indexing="ij"), -1).reshape(
+            -1, 3
+        )
         g = g[np.linalg.norm(g - c, axis=1) <= max(r, 1)]
         return tuple(g.T)
 
@@ -122,7 +124,9 @@ class _Walk:
                 again += 1
                 # the lower face of the patch half way to the next
                 gap = self.gap(index)
-                point = point + np.array([0, 0, gap / 2 - s.patch_voxels / 2 if held else s.patch_voxels / 2 - gap])
+                point = point + np.array(
+                    [0, 0, gap / 2 - s.patch_voxels / 2 if held else s.patch_voxels / 2 - gap]
+                )
                 continue
             break
         if s.holds_places:
@@ -168,7 +172,9 @@ class _Walk:
             if s.asks_for_cut:
                 answer = self.ask(point, upper)
                 answer = answer & piece
-                self.note2(f"cut asked: upper {upper.sum()} of {piece.sum()}, answer {answer.sum()} holds {self.held(answer)}")
+                self.note2(
+                    f"cut asked: upper {upper.sum()} of {piece.sum()}, answer {answer.sum()} holds {self.held(answer)}"
+                )
                 if index + 1 in self.held(answer) and index not in self.held(answer):
                     own = piece & ~answer
                 self.begin, self.probability = begin, probability
@@ -183,14 +189,18 @@ class _Walk:
         self.found[index] = FoundVertebra(
             begin=np.array([b.start for b in box]),
             probability=within_bounds(probability[box], piece[box], 0.5),
-            mask=piece[box].copy(), centre=com, index=index,
+            mask=piece[box].copy(),
+            centre=com,
+            index=index,
         )
         self.labels[piece] = index + 1
         if self.settings.learns_offset:
             self.offset = com - self.centres[index]
 
     def note(self, index, point, com, n, held):
-        self.trace.append(f"{index} at {np.round(point)} com {None if com is None else np.round(com)} n {n} holds {held}")
+        self.trace.append(
+            f"{index} at {np.round(point)} com {None if com is None else np.round(com)} n {n} holds {held}"
+        )
 
     def note2(self, words):
         self.trace.append("   " + words)
@@ -201,4 +211,6 @@ class _Walk:
         vs = [self.found[i] for i in sorted(self.found)]
         for k, v in enumerate(vs, 1):
             labels[v.box][v.mask] = k
-        return WalkResult(tuple(vs), Volume(labels, self.ct.affine), self.calls, (), tuple(self.trace), missed)
+        return WalkResult(
+            tuple(vs), Volume(labels, self.ct.affine), self.calls, (), tuple(self.trace), missed
+        )
