@@ -93,18 +93,14 @@ class WalkSettings:
     """Most places in a row that are held for vertebrae that the network does not give."""
     max_second_starts: int = 4
     """Most starts where the heatmap has spine that is not covered."""
-    moves: bool = True
-    """Along known centres: move a patch once, if its prediction's own centre asks for it."""
-    learns_offset: bool = True
-    """Along known centres: place patches as the last vertebra lay about its centre."""
-    passes_fragments: bool = True
-    """Along known centres: keep in the memory alone what lies above the first centre."""
+    passes_others: bool = True
+    """Along known centres: write a prediction of another centre, or keep it in the memory, and ask again."""
     cuts_merged: bool = True
     """Along known centres: cut a prediction that holds two centres."""
     asks_for_cut: bool = True
     """Along known centres: ask the network where such a prediction is to be cut."""
-    looks_again: bool = True
-    """Along known centres: look again, with another patch, where a prediction belongs to another centre."""
+    moves: bool = True
+    """Along known centres: move a patch once, if its prediction's own centre asks for it."""
     holds_places: bool = True
     """Along known centres: hold the place of a vertebra that is not given in the memory."""
     lowers_threshold: bool = True
