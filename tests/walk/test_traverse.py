@@ -19,7 +19,8 @@ from utils.imaging.nifti import read_mask
 from utils.imaging.resampling import resample_labels
 from utils.imaging.volume import Volume
 from utils.verse.labels import ranks_of_mask
-from utils.walk.checks import field_of, leaves_enough, search_points, strays
+from utils.walk.checks import leaves_enough, search_points, strays
+from utils.walk.look import field_of
 from utils.walk.records import WalkSettings
 from utils.walk.traverse import walk
 

@@ -63,8 +63,6 @@ _LEAST_FIRST = 0.4
 _LEAK_UPPER = 0.25
 #: Distance of neighbours where no others say it, in mm: as in the mid thorax.
 USUAL_DISTANCE_MM = 25.0
-#: HU of what lies around a scan are -1024, normalised -1; a slice is of the scan from this on.
-_IN_SCAN = -1 + 0.005
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,16 +363,6 @@ def _height_above(upper: np.ndarray, lower: np.ndarray) -> float:
 # Borders -------------------------------------------------------------------------------------------
 
 
-def field_of(ct: Volume) -> tuple[slice, ...]:
-    """Give the box of a normalised CT that the scan shows, without padding of -1024 HU around it."""
-    inside = ct.data > _IN_SCAN
-    sides = []
-    for axis in range(3):
-        shown = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
-        sides.append(slice(int(shown[0]), int(shown[-1]) + 1) if shown.size else slice(0, ct.shape[axis]))
-    return tuple(sides)
-
-
 def search_points(field: tuple[slice, ...], step: float) -> list[np.ndarray]:
     """Give points that patches are placed on to find a spine anywhere in a scan.
 
@@ -398,19 +386,6 @@ def search_points(field: tuple[slice, ...], step: float) -> list[np.ndarray]:
     middle = [(side.start + side.stop) / 2 for side in field[:2]]
     places = sorted(itertools.product(*axes[:2]), key=lambda place: np.hypot(*np.subtract(place, middle)))
     return [np.array([*place, height]) for height in axes[2] for place in places]
-
-
-def is_cut(vertebra: FoundVertebra, field: tuple[slice, ...]) -> bool:
-    """Tell whether a vertebra reaches the first or last voxel that a scan shows along any axis.
-
-    The working grid reaches less than a voxel over the scan (`working_grid`).
-    """
-    for axis, side in enumerate(field):
-        along = np.flatnonzero(vertebra.mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        first, last = vertebra.begin[axis] + along[0], vertebra.begin[axis] + along[-1]
-        if first <= side.start or last >= side.stop - 1:
-            return True
-    return False
 
 
 # Heat ----------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ _COMPARABLE = 0.5
 #: Where less than half of a prediction is new: least share of the prediction, and of the new voxels that
 #: must lie inside, not at the surface, for a vertebra that a leak hides. A rim around one has none inside.
 _NEW_SHARE, _INNER_SHARE = 0.3, 0.15
+#: HU of what lies around a scan are -1024, normalised -1; a slice is of the scan from this on.
+_IN_SCAN = -1 + 0.005
 _NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 
@@ -142,23 +144,14 @@ class Looker:
         self.trace.append(WalkStep(self.part, "a vertebra that is new", where, centre, voxels, call))
 
     def _predicted(self, origin: np.ndarray, memory: np.ndarray) -> Sight | None:
-        shape = memory.shape
-        # As in the training.
-        fill = LOWEST if self.settings.outside == "air" else "edge"
-        ct = crop(self.ct, origin, shape, fill=fill).data.astype(np.float32)
-        probability = np.asarray(self.predict(ct, memory.astype(np.float32)))
-        if probability.shape != shape:
-            raise ValueError(f"Expected a prediction of shape {shape}, received {probability.shape}.")
-        if np.isnan(probability).any():
-            raise ValueError("Expected probabilities, received NaN from the segmentation network.")
-        in_scan, in_patch = overlap(origin, shape, self.ct.shape)
-        probability = probability[in_patch]
+        begin, probability = read_patch(self.ct, memory, origin, self.predict, self.settings)
         mask = without_specks(probability >= self.settings.probability_threshold)
         if not mask.any():
             return None
         box = box_around(mask)
-        begin = np.array([scan.start + side.start for scan, side in zip(in_scan, box)])
-        return Sight(begin, probability[box].astype(np.float16), mask[box].copy())
+        return Sight(
+            begin + [side.start for side in box], probability[box].astype(np.float16), mask[box].copy()
+        )
 
     def view(self, sight: Sight, origin: np.ndarray, labels: np.ndarray) -> View | None:
         """Give the vertebra of a sight that no label holds yet."""
@@ -187,6 +180,127 @@ class Looker:
             centre=centre,
             heat=float(heat_at(self.heat, centre[None], self.ct.affine)[0]),
         )
+
+
+class PatchReader:
+    """Asks the network about patches of one scan, counts the calls, and writes down every step.
+
+    The network is deterministic: a patch that was seen with the same memory is looked up.
+
+    Parameters
+    ----------
+    ct : Volume
+        CT in the working grid, in [-1, 1].
+    predict : callable
+        The segmentation network.
+    settings : WalkSettings
+        The patch, the threshold, and the most calls.
+    least_probability : float, optional
+        Answers are kept where they reach this; without it, where they reach the threshold of the mask.
+    """
+
+    def __init__(
+        self,
+        ct: Volume,
+        predict: PredictPatch,
+        settings: WalkSettings,
+        *,
+        least_probability: float | None = None,
+    ) -> None:
+        self.ct, self.predict, self.settings = ct, predict, settings
+        self.least = settings.probability_threshold if least_probability is None else least_probability
+        self.calls = 0
+        self.exhausted = False
+        self.trace: list[WalkStep] = []
+        self._seen: dict[tuple, Sight | None] = {}
+
+    def read(self, point: np.ndarray, memory: np.ndarray) -> Sight | None:
+        """Give the answer for the patch around a point, with a memory (not 0, working grid); None if empty.
+
+        None too once the network was asked `WalkSettings.max_calls` times.
+        """
+        patch = (self.settings.patch_voxels,) * 3
+        origin = np.floor(np.asarray(point) + 0.5).astype(int) - patch[0] // 2
+        # Outside the scan the memory is empty.
+        in_patch = crop(Volume(memory, self.ct.affine), origin, patch, fill=0).data > 0
+        key = (*map(int, origin), hashlib.blake2b(np.packbits(in_patch).tobytes()).digest())
+        is_new = key not in self._seen
+        if is_new and self.calls >= self.settings.max_calls:
+            self.exhausted = True
+            return None
+        if is_new:
+            self.calls += 1
+            self._seen[key] = self._predicted(origin, in_patch)
+        self._note_answer(self._seen[key], origin, self.calls if is_new else None)
+        return self._seen[key]
+
+    def note(self, words: str, vertebra: FoundVertebra | None = None) -> None:
+        """Write down what was decided."""
+        if vertebra is None:
+            self.trace.append(WalkStep("down", words))
+            return
+        centre, voxels = tuple(map(float, vertebra.centre)), int(np.count_nonzero(vertebra.mask))
+        self.trace.append(WalkStep("down", words, centre=centre, voxels=voxels))
+
+    def _predicted(self, origin: np.ndarray, memory: np.ndarray) -> Sight | None:
+        begin, probability = read_patch(self.ct, memory, origin, self.predict, self.settings)
+        kept = probability >= self.least
+        if not kept.any():
+            return None
+        box = box_around(kept)
+        mask = without_specks(probability[box] >= self.settings.probability_threshold)
+        return Sight(begin + [side.start for side in box], probability[box].astype(np.float16), mask)
+
+    def _note_answer(self, sight: Sight | None, origin: np.ndarray, call: int | None) -> None:
+        where = tuple(map(int, origin))
+        if sight is None or not sight.mask.any():
+            self.trace.append(WalkStep("down", "nothing", where, call=call))
+            return
+        centre = tuple(float(each) for each in np.add(ndimage.center_of_mass(sight.mask), sight.begin))
+        voxels = int(np.count_nonzero(sight.mask))
+        self.trace.append(WalkStep("down", "an answer", where, centre, voxels, call))
+
+
+def read_patch(
+    ct: Volume, memory: np.ndarray, origin: np.ndarray, predict: PredictPatch, settings: WalkSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ask the network for the next vertebra in one patch.
+
+    Parameters
+    ----------
+    ct : Volume
+        CT in the working grid, in [-1, 1].
+    memory : np.ndarray of bool, (n, n, n)
+        What the patch shows of the vertebrae found so far; empty outside the scan.
+    origin : np.ndarray of int, (3,)
+        Voxel of the working grid at which the patch begins; may be negative.
+    predict : callable
+        The segmentation network.
+    settings : WalkSettings
+        What the patch shows beyond the scan.
+
+    Returns
+    -------
+    begin : np.ndarray of int, (3,)
+        First voxel of the patch that lies in the scan.
+    probability : np.ndarray of float32, (p, r, i)
+        The answer, as far as the patch lies in the scan.
+
+    Raises
+    ------
+    ValueError
+        If `predict` gives another shape than the patch's, or NaN.
+    """
+    # As in the training.
+    fill = LOWEST if settings.outside == "air" else "edge"
+    shown = crop(ct, origin, memory.shape, fill=fill).data.astype(np.float32)
+    probability = np.asarray(predict(shown, memory.astype(np.float32)))
+    if probability.shape != memory.shape:
+        raise ValueError(f"Expected a prediction of shape {memory.shape}, received {probability.shape}.")
+    if np.isnan(probability).any():
+        raise ValueError("Expected probabilities, received NaN from the segmentation network.")
+    in_scan, in_patch = overlap(origin, memory.shape, ct.shape)
+    return np.array([side.start for side in in_scan]), probability[in_patch]
 
 
 def come_to_rest(
@@ -286,6 +400,42 @@ def new_piece(predicted: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.
     if new >= _NEW_SHARE * all_of_it and inner >= _INNER_SHARE * new:
         return piece, whole
     return nothing, nothing
+
+
+def vertebra_of(
+    begin: np.ndarray, probability: np.ndarray, mask: np.ndarray, threshold: float
+) -> FoundVertebra:
+    """Make a vertebra of a mask (not empty) in a box that begins at a voxel of the working grid."""
+    box = box_around(mask)
+    return FoundVertebra(
+        begin=np.array([first + side.start for first, side in zip(begin, box)]),
+        probability=within_bounds(probability[box], mask[box], threshold),
+        mask=mask[box].copy(),
+        centre=np.array(ndimage.center_of_mass(mask)) + begin,
+    )
+
+
+def field_of(ct: Volume) -> tuple[slice, ...]:
+    """Give the box of a normalised CT that the scan shows, without padding of -1024 HU around it."""
+    inside = ct.data > _IN_SCAN
+    sides = []
+    for axis in range(3):
+        shown = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
+        sides.append(slice(int(shown[0]), int(shown[-1]) + 1) if shown.size else slice(0, ct.shape[axis]))
+    return tuple(sides)
+
+
+def is_cut(vertebra: FoundVertebra, field: tuple[slice, ...]) -> bool:
+    """Tell whether a vertebra reaches the first or last voxel that a scan shows along any axis.
+
+    The working grid reaches less than a voxel over the scan (`working_grid`).
+    """
+    for axis, side in enumerate(field):
+        along = np.flatnonzero(vertebra.mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        first, last = vertebra.begin[axis] + along[0], vertebra.begin[axis] + along[-1]
+        if first <= side.start or last >= side.stop - 1:
+            return True
+    return False
 
 
 def box_around(mask: np.ndarray) -> tuple[slice, ...]:

@@ -93,6 +93,18 @@ class WalkSettings:
     """Most places in a row that are held for vertebrae that the network does not give."""
     max_second_starts: int = 4
     """Most starts where the heatmap has spine that is not covered."""
+    passes_others: bool = True
+    """Along known centres: write a prediction of another centre, or keep it in the memory, and ask again."""
+    cuts_merged: bool = True
+    """Along known centres: cut a prediction that holds two centres."""
+    asks_for_cut: bool = True
+    """Along known centres: ask the network where such a prediction is to be cut."""
+    moves: bool = True
+    """Along known centres: move a patch once, if its prediction's own centre asks for it."""
+    holds_places: bool = True
+    """Along known centres: hold the place of a vertebra that is not given in the memory."""
+    lowers_threshold: bool = True
+    """Along known centres: take bone of low probability around a centre."""
 
     def __post_init__(self) -> None:
         """Refuse what no walk can follow."""
@@ -131,8 +143,8 @@ class FoundVertebra:
     """bool, the box: the voxels that the walk gave to this vertebra."""
     centre: np.ndarray
     """(3,) float: centre of mass of the prediction, voxel index in the working grid."""
-    heat: float
-    """Heat at the centre."""
+    heat: float = 0.0
+    """Heat at the centre; 0 along known centres, which need none."""
     steps: int = 1
     """Patches looked at."""
     converged: bool = False
@@ -143,6 +155,8 @@ class FoundVertebra:
     """Whether it reaches the border of what the scan shows, which then cuts it."""
     remarks: tuple[str, ...] = ()
     """Of `REMARKS`."""
+    index: int | None = None
+    """Which of the known centres it belongs to, from 0; None where none were known."""
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
@@ -192,3 +206,5 @@ class WalkResult:
     """What belongs to no vertebra: `SPINE_NOT_COVERED`, `CALLS_USED_UP`."""
     trace: tuple[WalkStep, ...] = ()
     """Every step in order."""
+    missed: tuple[int, ...] = ()
+    """Known centres, from 0, at which no vertebra was found."""

@@ -55,7 +55,7 @@ from scipy import ndimage
 
 from utils.imaging.volume import Volume
 from utils.walk import checks, records
-from utils.walk.look import Looker, View, come_to_rest, largest_piece
+from utils.walk.look import Looker, View, come_to_rest, field_of, is_cut, largest_piece
 from utils.walk.spine_heat import SpineHeat
 
 #: Fewer vertebrae than this, which a wrong heatmap may lead to, are not believed without a search.
@@ -134,7 +134,7 @@ class _Walk:
         self.labels = np.zeros(ct.shape, np.uint8)
         #: By their number in `labels`, in the order of finding.
         self.found: dict[int, records.FoundVertebra] = {}
-        self.field = checks.field_of(ct)
+        self.field = field_of(ct)
         #: Voxels of the second vertebra, where the first one is a piece that nothing is to be measured by.
         self.below_piece: int | None = None
         #: Heights at which the patch showed nothing new.
@@ -338,7 +338,7 @@ class _Walk:
             steps=steps,
             converged=converged,
             calls=self.looker.calls - before,
-            partial=checks.is_cut(view.vertebra, self.field),
+            partial=is_cut(view.vertebra, self.field),
             remarks=() if converged else (records.WALK_NO_CONVERGENCE,),
         )
         view = dataclasses.replace(view, vertebra=vertebra)
@@ -430,7 +430,7 @@ class _Walk:
             mask=cut.mask,
             centre=cut.centre,
             heat=cut.heat,
-            partial=checks.is_cut(cut, self.field),
+            partial=is_cut(cut, self.field),
             remarks=tuple(dict.fromkeys((*vertebra.remarks, records.WALK_LEAK))),
         )
 
