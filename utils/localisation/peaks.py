@@ -1,8 +1,4 @@
-"""From the localisation network's output to candidate points: local maxima, and what is read at each.
-
-The output has 29 channels at every voxel: heat of the centres of vertebral bodies, heat of the centre of the
-first sacral body, the logit of "carries a rib of at least 40 mm", and the logits of the 26 levels.
-"""
+"""From what the network says of a scan to candidate points: local maxima, and what is read at each."""
 
 from __future__ import annotations
 
@@ -14,10 +10,8 @@ from scipy.special import expit, log_softmax
 
 from utils.imaging.grids import transform_points
 from utils.imaging.volume import Volume
-from utils.verse.labels import MAX_RANK
+from utils.localisation.tiles import STEP, LocalisedScan
 
-VERTEBRA, SACRUM, RIB, LEVELS = 0, 1, 2, slice(3, 3 + MAX_RANK)
-CHANNELS = LEVELS.stop
 #: Two peaks nearer than this are one: bodies of the upper chest are at least 15 mm apart.
 LEAST_APART_MM = 6.0
 #: A whole spine has at most 25 vertebrae; three times as many candidates leave room for false ones.
@@ -105,15 +99,13 @@ def find_peaks(
     return Peaks(points[kept], heat.affine, data[tuple(voxels[kept].T)].astype(np.float64))
 
 
-def read_candidates(output: np.ndarray, affine: np.ndarray, *, least: float) -> tuple[Candidates, Peaks]:
-    """Find vertebrae and sacra in the network's output.
+def read_candidates(scan: LocalisedScan, *, least: float) -> tuple[Candidates, Peaks]:
+    """Find vertebrae and sacra in what the network says of a scan.
 
     Parameters
     ----------
-    output : np.ndarray of float, (P, R, I, 29)
-        The channels named in the module's docstring.
-    affine : np.ndarray, (4, 4)
-        Voxel index to world, in mm, RAS+.
+    scan : LocalisedScan
+        Heat, and the logits of ribs and levels.
     least : float
         Heat that a peak has at least.
 
@@ -123,20 +115,12 @@ def read_candidates(output: np.ndarray, affine: np.ndarray, *, least: float) -> 
         Logits are interpolated linearly at the peaks, then turned into probabilities.
     sacra : Peaks
         Of the centre of S1; a scan with one sacrum may have several candidates.
-
-    Raises
-    ------
-    ValueError
-        If the output has another number of axes or channels.
     """
-    if output.ndim != 4 or output.shape[3] != CHANNELS:
-        raise ValueError(f"Expected an output (P, R, I, {CHANNELS}), received {output.shape}.")
-    peaks = find_peaks(Volume(output[..., VERTEBRA], affine), least=least)
-    levels = values_at(output[..., LEVELS], peaks.points_voxels)
-    rib = values_at(output[..., RIB, None], peaks.points_voxels)[:, 0]
+    peaks = find_peaks(scan.heat, least=least)
+    logits = values_at(scan.logits, (peaks.points_voxels - (STEP - 1) / 2) / STEP)
     parts = (peaks.points_voxels, peaks.affine, peaks.heat)
-    vertebrae = Candidates(*parts, log_softmax(levels, axis=1), expit(rib))
-    return vertebrae, find_peaks(Volume(output[..., SACRUM], affine), least=least)
+    vertebrae = Candidates(*parts, log_softmax(logits[:, 1:], axis=1), expit(logits[:, 0]))
+    return vertebrae, find_peaks(scan.sacrum, least=least)
 
 
 def values_at(channels: np.ndarray, points_voxels: np.ndarray) -> np.ndarray:

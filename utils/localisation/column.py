@@ -1,0 +1,90 @@
+"""The column of vertebrae in a scan: where each is, which it is, and whether there is one at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.imaging.volume import Volume
+from utils.localisation.anchors import Anchors, Sacrum, sacrum_below
+from utils.localisation.chain import Chain, chain_of
+from utils.localisation.identify import Identification, identify, votes_of_levels
+from utils.localisation.peaks import read_candidates
+from utils.localisation.tiles import PredictTile, localise
+
+#: Peaks of less heat are noise; the chain decides about all others.
+LEAST_HEAT = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """The vertebrae of a scan, from the top down.
+
+    Attributes
+    ----------
+    chain : Chain
+        The peaks that follow one another best; it says too whether they are a spine.
+    sacrum : Sacrum or None
+        The first sacral body below them.
+    """
+
+    chain: Chain
+    sacrum: Sacrum | None
+
+    @property
+    def centres_mm(self) -> np.ndarray:
+        """Centres of the bodies, RAS+ mm, (n, 3); none where there is no spine."""
+        return self.chain.candidates.points_mm if self.chain.has_spine else np.zeros((0, 3))
+
+
+def find_column(ct: Volume, predict: PredictTile, shape: Sequence[int], *, outside: str) -> Column:
+    """Find the vertebrae of a scan.
+
+    Parameters
+    ----------
+    ct, predict, shape, outside
+        As `utils.localisation.tiles.localise` takes them.
+
+    Returns
+    -------
+    Column
+    """
+    vertebrae, sacra = read_candidates(localise(ct, predict, shape, outside=outside), least=LEAST_HEAT)
+    chain = chain_of(vertebrae)
+    return Column(chain, sacrum_below(chain, sacra))
+
+
+def number_column(
+    column: Column, *, temperature: float = 1.0, fixed: Mapping[int, int] | None = None
+) -> Identification:
+    """Decide the levels of a column.
+
+    Parameters
+    ----------
+    column : Column
+        With a spine.
+    temperature : float
+        What the levels' log-probabilities are divided by.
+    fixed : mapping of int to int, optional
+        Codes that are known, by place from 0.
+
+    Returns
+    -------
+    Identification
+
+    Raises
+    ------
+    ValueError
+        If no sequence has the fixed levels.
+    """
+    found = column.chain.candidates
+    return identify(
+        votes_of_levels(found.level_log_probabilities),
+        np.ones(len(found)),
+        found.points_mm,
+        temperature=temperature,
+        fixed=fixed,
+        anchors=Anchors(found.rib_probability, column.sacrum),
+    )
