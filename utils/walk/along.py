@@ -3,14 +3,14 @@
 The segmentation network sees a patch of the CT and the *memory*, all vertebrae found so far, and gives the
 first vertebra that the memory does not hold. The centres say how many vertebrae there are and where each
 lies, so nothing is searched for: every centre gets a patch, and a prediction belongs to the centres that it
-holds. A centre above the first and one below the last are extrapolated, as neighbours of those two.
+holds, or else to the nearest, among them one above the first and one below the last, which are extrapolated.
 
 What goes beyond one patch a centre has a switch each (`WalkSettings`; `benchmarks/trial_walk_parts.py`
 measures them):
 
 - `passes_others`: a prediction of a centre further up that has no vertebra yet is written for that one; what
-  belongs to none, such as what the border of the scan leaves above the first, goes into the memory alone. Then
-  the network is asked again. One of a centre further down waits for that one's own patch.
+  belongs to none, such as what the border of the scan leaves above the first, goes into the memory alone.
+  Then the network is asked again. One of a centre further down waits for that one's own patch.
 - `cuts_merged`: a prediction that holds two centres is cut between them, by the plane half-way.
 - `asks_for_cut`: the network says where to cut: with the part above that plane in its memory, it gives the
   lower of the two.
@@ -35,6 +35,8 @@ from utils.walk import records
 from utils.walk.look import PatchReader, Sight, field_of, is_cut, pieces, vertebra_of, without_specks
 from utils.walk.records import FoundVertebra, PredictPatch, WalkResult, WalkSettings
 
+#: The parts that can be switched off.
+PARTS = ("passes_others", "cuts_merged", "asks_for_cut", "moves", "holds_places", "lowers_threshold")
 #: A vertebra's centre of mass lies so far behind the centre of its body (`utils.imaging.centroids`).
 BEHIND_MM = 11.0
 #: A prediction holds a centre if it has this share of the ball around it.
@@ -150,7 +152,7 @@ class _Walk:
         if not piece.any():
             return ()
         voxels = 4 / 3 * np.pi * (BALL_MM / self.settings.spacing_mm) ** 3
-        numbers = range(len(self.centres))
+        numbers = range(1, len(self.centres) - 1)
         held = [n for n in numbers if np.count_nonzero(piece[self._ball(n, sight)]) >= BALL_SHARE * voxels]
         middle = np.add(ndimage.center_of_mass(piece), sight.begin)
         middle[0] -= BEHIND_MM / self.settings.spacing_mm
