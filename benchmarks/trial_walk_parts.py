@@ -9,22 +9,22 @@ Writes  nothing
 
     python benchmarks/trial_walk_parts.py --phantoms 10 --jitter-mm 3
 
-Takes five seconds a scan and row on two cores. A column in the table, over all scans:
+Takes five to ten seconds a scan on two cores, since the rows share most answers of the network. A column in
+the table, over all scans:
 
 - `own`: centres with a vertebra of their own, of all: most of the voxels within 5 mm of the centre that
   are of a vertebra are of one that no other centre has; `cut` the same of those that the scan's border cuts
 - `Dice`: mean over the vertebrae of a mask, on the working grid, and how many; a missed one counts 0
 - `calls`: calls of the network a centre
-- `seconds`: of the walk alone, a scan
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +40,13 @@ from utils.imaging.intensities import normalise_hu  # noqa: E402
 from utils.imaging.nifti import read_mask  # noqa: E402
 from utils.imaging.resampling import resample_labels, working_ct  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
-from utils.prediction.networks import Networks, load_networks  # noqa: E402
+from utils.prediction.networks import load_networks  # noqa: E402
 from utils.prediction.predict import walk_settings  # noqa: E402
 from utils.settings import InferenceSettings  # noqa: E402
 from utils.synthetic.phantom.make import make_phantom  # noqa: E402
 from utils.verse.labels import code_of_name, rank_of_code  # noqa: E402
 from utils.walk.along import PARTS, walk_along  # noqa: E402
-from utils.walk.records import WalkResult, WalkSettings  # noqa: E402
+from utils.walk.records import PredictPatch, WalkResult, WalkSettings  # noqa: E402
 
 SHARED = PROJECT.parent / "shared"
 FACTS = PROJECT / "experiments" / "real" / "centres.json"
@@ -107,7 +107,7 @@ def labels_at(labels: np.ndarray, centres: np.ndarray, radius: float) -> np.ndar
     return np.array(found)
 
 
-def scores(scan: Scan, result: WalkResult, seconds: float) -> dict[str, list[float]]:
+def scores(scan: Scan, result: WalkResult) -> dict[str, list[float]]:
     """Give the numbers of one walk, each a list to be pooled over scans."""
     labels = result.labels.data
     at = labels_at(labels, scan.centres, OWN_MM / float(result.labels.spacing_mm[0]))
@@ -122,20 +122,32 @@ def scores(scan: Scan, result: WalkResult, seconds: float) -> dict[str, list[flo
     whole = [is_own for is_own, code in zip(own, scan.codes) if code not in scan.cut]
     cut = [is_own for is_own, code in zip(own, scan.codes) if code in scan.cut]
     calls = [result.calls / len(scan.centres)]
-    return {"own": whole, "cut": cut, "Dice": dice, "calls": calls, "seconds": [seconds]}
+    return {"own": whole, "cut": cut, "Dice": dice, "calls": calls}
+
+
+def remembering(predict: PredictPatch) -> PredictPatch:
+    """Give the network with a memory of its answers: the rows of the table ask much the same."""
+    known: dict[bytes, np.ndarray] = {}
+
+    def answer(ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
+        key = hashlib.blake2b(ct.tobytes() + memory.tobytes()).digest()
+        if key not in known:
+            known[key] = predict(ct, memory).astype(np.float16)
+        return known[key].astype(np.float32)
+
+    return answer
 
 
 def walk_all(
-    scans: Sequence[Scan], networks: Networks, settings: WalkSettings, jitter_mm: float
+    scans: Sequence[Scan], predict: PredictPatch, settings: WalkSettings, jitter_mm: float
 ) -> dict[str, list[float]]:
     """Walk every scan and pool the numbers."""
-    pooled: dict[str, list[float]] = {name: [] for name in ("own", "cut", "Dice", "calls", "seconds")}
+    pooled: dict[str, list[float]] = {name: [] for name in ("own", "cut", "Dice", "calls")}
     for scan in scans:
         rng = np.random.default_rng([7, len(scan.centres)])
         moved = scan.centres + rng.normal(0, jitter_mm / settings.spacing_mm, scan.centres.shape)
-        started = time.perf_counter()
-        result = walk_along(scan.ct, moved, networks.patch, settings=settings)
-        for name, numbers in scores(scan, result, time.perf_counter() - started).items():
+        result = walk_along(scan.ct, moved, predict, settings=settings)
+        for name, numbers in scores(scan, result).items():
             pooled[name] += numbers
     return pooled
 
@@ -145,7 +157,7 @@ def row(title: str, pooled: dict[str, list[float]]) -> str:
     own, cut, dice = (pooled[name] for name in ("own", "cut", "Dice"))
     mean = f"{np.mean(dice):.4f} of {len(dice)}" if dice else "no mask"
     counts = f"{sum(own):>5} of {len(own):<5}{sum(cut):>4} of {len(cut):<4}"
-    return f"{title:24}{counts}{mean:>16}{np.mean(pooled['calls']):8.2f}{np.mean(pooled['seconds']):9.1f}"
+    return f"{title:24}{counts}{mean:>16}{np.mean(pooled['calls']):8.2f}"
 
 
 def main() -> int:
@@ -159,6 +171,7 @@ def main() -> int:
     options = parser.parse_args()
     inference = InferenceSettings(work_dir=options.work_dir)
     networks = load_networks(inference)
+    predict = remembering(networks.patch)
     whole = walk_settings(inference, **networks.walk)
     off = {f"without {part}": {part: False} for part in PARTS}
     rows = {"all parts": {}, **off, "one patch a centre": dict.fromkeys(PARTS, False)}
@@ -169,11 +182,11 @@ def main() -> int:
     for kind, scans in sets.items():
         if not scans:
             continue
-        heads = f"{'own':>7}{'cut':>15}{'Dice':>16}{'calls':>12}{'seconds':>9}"
+        heads = f"{'own':>7}{'cut':>15}{'Dice':>16}{'calls':>8}"
         print(f"{kind} ({len(scans)})".ljust(24) + heads, flush=True)
         for title, changes in rows.items():
             settings = dataclasses.replace(whole, **changes)
-            print(row(title, walk_all(scans, networks, settings, options.jitter_mm)), flush=True)
+            print(row(title, walk_all(scans, predict, settings, options.jitter_mm)), flush=True)
     return 0
 
 
