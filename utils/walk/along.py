@@ -122,7 +122,7 @@ class _Walk:
             self.reader.note(f"centre {number}: no vertebra")
             self._hold(number)
             return
-        self._take(number, view.sight, piece)
+        self._take(number, view, piece)
         self.found[number] = dataclasses.replace(self.found[number], calls=self.reader.calls - before)
 
     def _look(self, number: int, point: np.ndarray) -> _View | None:
@@ -170,7 +170,7 @@ class _Walk:
         number = view.held[0]
         piece = self._upper_part(number, view)
         if number > 0 and number not in self.found and self._is_enough(piece):
-            self._take(number, view.sight, piece)
+            self._take(number, view, piece)
         else:
             self.labels.data[view.sight.box][piece] = records.FRAGMENT
             self.reader.note("what belongs to no centre goes into the memory")
@@ -205,11 +205,16 @@ class _Walk:
         self.reader.note(f"centre {number}: cut from the next one, {'asked' if confirmed else 'by a plane'}")
         return self._piece_at(number, view.sight, view.piece & ~lower if confirmed else upper)
 
-    def _take(self, number: int, sight: Sight, piece: np.ndarray) -> None:
-        full = self.settings.probability_threshold
+    def _take(self, number: int, view: _View, piece: np.ndarray) -> None:
+        sight, full = view.sight, self.settings.probability_threshold
         vertebra = vertebra_of(sight.begin, sight.probability, piece, full)
-        partial = is_cut(vertebra, self.field)
-        self.found[number] = dataclasses.replace(vertebra, index=number - 1, converged=True, partial=partial)
+        self.found[number] = dataclasses.replace(
+            vertebra,
+            index=number - 1,
+            converged=True,
+            partial=is_cut(vertebra, self.field),
+            remarks=() if piece is view.piece else (records.WALK_LEAK,),
+        )
         self.labels.data[vertebra.box][vertebra.mask] = number
         self.reader.note(f"centre {number}: accepted", vertebra)
 
@@ -230,13 +235,20 @@ class _Walk:
         numbers = np.zeros(256, np.uint8)
         numbers[order] = np.arange(1, len(order) + 1)
         return WalkResult(
-            tuple(self.found[number] for number in order),
+            tuple(self._with_gap(number) for number in order),
             Volume(numbers[self.labels.data], self.labels.affine),
             self.reader.calls,
             (records.CALLS_USED_UP,) if self.reader.exhausted else (),
             tuple(self.reader.trace),
             tuple(n - 1 for n in range(1, len(self.centres) - 1) if n not in self.found),
         )
+
+    def _with_gap(self, number: int) -> FoundVertebra:
+        """Give a vertebra, with a remark where the centre between it and one above it has none."""
+        vertebra = self.found[number]
+        if number - 1 in self.found or number == min(self.found):
+            return vertebra
+        return dataclasses.replace(vertebra, remarks=(records.GAP_ABOVE, *vertebra.remarks))
 
 
 def _with_ends(centres: np.ndarray, usual: float) -> np.ndarray:
