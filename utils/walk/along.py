@@ -3,22 +3,20 @@
 The segmentation network sees a patch of the CT and the *memory*, all vertebrae found so far, and gives the
 first vertebra that the memory does not hold. The centres say how many vertebrae there are and where each
 lies, so nothing is searched for: every centre gets a patch, and a prediction belongs to the centres that it
-holds. A centre above the first and one below the last are extrapolated, as neighbours of those two.
+holds, or else to the nearest, among them one above the first and one below the last, which are extrapolated.
 
 What goes beyond one patch a centre has a switch each (`WalkSettings`; `benchmarks/trial_walk_parts.py`
 measures them):
 
 - `passes_others`: a prediction of a centre further up that has no vertebra yet is written for that one; what
-  belongs to none, such as what the border of the scan leaves above the first, goes into the memory alone. Then
-  the network is asked again. One of a centre further down waits for that one's own patch.
+  belongs to none, such as what the border of the scan leaves above the first, goes into the memory alone.
+  Then the network is asked again. One of a centre further down waits for that one's own patch.
 - `cuts_merged`: a prediction that holds two centres is cut between them, by the plane half-way.
 - `asks_for_cut`: the network says where to cut: with the part above that plane in its memory, it gives the
   lower of the two.
 - `moves`: the patch moves once, to where the prediction's own centre lies.
 - `holds_places`: the place of a vertebra that is not given is held in the memory, in the shape of the one
   above, or it would remain the first that the memory does not hold and hide the next ones.
-- `lowers_threshold`: where the probability around a centre is low, as in an old man's dull bone, half of its
-  maximum there is the threshold, between the planes half-way to the neighbours.
 
 Nothing given to one vertebra is given to another. Every loop is bounded, whatever the network answers.
 """
@@ -35,6 +33,8 @@ from utils.walk import records
 from utils.walk.look import PatchReader, Sight, field_of, is_cut, pieces, vertebra_of, without_specks
 from utils.walk.records import FoundVertebra, PredictPatch, WalkResult, WalkSettings
 
+#: The parts that can be switched off.
+PARTS = ("passes_others", "cuts_merged", "asks_for_cut", "moves", "holds_places")
 #: A vertebra's centre of mass lies so far behind the centre of its body (`utils.imaging.centroids`).
 BEHIND_MM = 11.0
 #: A prediction holds a centre if it has this share of the ball around it.
@@ -43,8 +43,6 @@ BALL_MM, BALL_SHARE = 8.0, 0.1
 MOST_OTHERS = 3
 #: A patch is moved if the prediction's own centre lies further from the middle of the patch.
 MOVE_MM = 12.0
-#: Bone of low probability is taken from this share of the maximum around the centre on, and from this on.
-DULL_SHARE, LEAST_PROBABILITY = 0.5, 0.1
 #: Distance of neighbours where there is one centre alone: as in the mid thorax.
 USUAL_DISTANCE_MM = 25.0
 
@@ -103,7 +101,7 @@ class _Walk:
     ) -> None:
         self.settings = settings
         self.centres = _with_ends(centres, USUAL_DISTANCE_MM / settings.spacing_mm)
-        self.reader = PatchReader(ct, predict, settings, least_probability=LEAST_PROBABILITY)
+        self.reader = PatchReader(ct, predict, settings)
         self.labels = Volume(np.zeros(ct.shape, np.uint8), ct.affine)
         self.field = field_of(ct)
         self.found: dict[int, FoundVertebra] = {}
@@ -119,13 +117,13 @@ class _Walk:
             self._pass(view)
             view = self._look(number, point)
         view = self._moved(number, view) if self.settings.moves else view
-        piece, scale = (None, 1.0) if view is None else self._own_part(number, view)
-        if piece is None:
+        piece = None if view is None or number not in view.held else self._upper_part(number, view)
+        if piece is None or not self._is_enough(piece):
             self.reader.note(f"centre {number}: no vertebra")
             self._hold(number)
-        else:
-            self._take(number, view.sight, piece, scale)
-            self.found[number] = dataclasses.replace(self.found[number], calls=self.reader.calls - before)
+            return
+        self._take(number, view, piece)
+        self.found[number] = dataclasses.replace(self.found[number], calls=self.reader.calls - before)
 
     def _look(self, number: int, point: np.ndarray) -> _View | None:
         sight = self.reader.read(point, self.labels.data)
@@ -150,7 +148,7 @@ class _Walk:
         if not piece.any():
             return ()
         voxels = 4 / 3 * np.pi * (BALL_MM / self.settings.spacing_mm) ** 3
-        numbers = range(len(self.centres))
+        numbers = range(1, len(self.centres) - 1)
         held = [n for n in numbers if np.count_nonzero(piece[self._ball(n, sight)]) >= BALL_SHARE * voxels]
         middle = np.add(ndimage.center_of_mass(piece), sight.begin)
         middle[0] -= BEHIND_MM / self.settings.spacing_mm
@@ -172,7 +170,7 @@ class _Walk:
         number = view.held[0]
         piece = self._upper_part(number, view)
         if number > 0 and number not in self.found and self._is_enough(piece):
-            self._take(number, view.sight, piece, 1.0)
+            self._take(number, view, piece)
         else:
             self.labels.data[view.sight.box][piece] = records.FRAGMENT
             self.reader.note("what belongs to no centre goes into the memory")
@@ -186,14 +184,6 @@ class _Walk:
             return view
         moved = self._look(number, own)
         return view if moved is None or number not in moved.held else moved
-
-    def _own_part(self, number: int, view: _View) -> tuple[np.ndarray | None, float]:
-        """Give a centre's part of a view and what its probability is multiplied by; None for nothing."""
-        piece, scale = self._upper_part(number, view), 1.0
-        if self.settings.lowers_threshold and number + 1 not in view.held:
-            piece, scale = self._dull(number, view)
-        is_own = number in view.held or number in self._held(view.sight, piece)
-        return (piece, scale) if is_own and self._is_enough(piece) else (None, 1.0)
 
     def _is_enough(self, piece: np.ndarray) -> bool:
         return np.count_nonzero(piece) * self.settings.spacing_mm**3 >= self.settings.min_volume_mm3
@@ -215,24 +205,16 @@ class _Walk:
         self.reader.note(f"centre {number}: cut from the next one, {'asked' if confirmed else 'by a plane'}")
         return self._piece_at(number, view.sight, view.piece & ~lower if confirmed else upper)
 
-    def _dull(self, number: int, view: _View) -> tuple[np.ndarray, float]:
-        """Give the piece at a centre from half of the probability there on, if that is a lower threshold."""
+    def _take(self, number: int, view: _View, piece: np.ndarray) -> None:
         sight, full = view.sight, self.settings.probability_threshold
-        between = ~self._is_above_middle(number - 1, sight) & self._is_above_middle(number, sight)
-        own = np.where(between & self._is_free(sight), sight.probability.astype(np.float32), 0)
-        most = own[self._ball(number, sight)].max(initial=0.0)
-        threshold = max(DULL_SHARE * most, LEAST_PROBABILITY)
-        if threshold >= full or most < LEAST_PROBABILITY:
-            return view.piece, 1.0
-        rest = view.piece if number in view.held else np.zeros_like(view.piece)
-        self.reader.note(f"centre {number}: taken from a probability of {threshold:.2f} on")
-        return self._piece_at(number, sight, (own >= threshold) | rest), full / threshold
-
-    def _take(self, number: int, sight: Sight, piece: np.ndarray, scale: float) -> None:
-        probability = np.minimum(sight.probability.astype(np.float32) * scale, 1)
-        vertebra = vertebra_of(sight.begin, probability, piece, self.settings.probability_threshold)
-        partial = is_cut(vertebra, self.field)
-        self.found[number] = dataclasses.replace(vertebra, index=number - 1, converged=True, partial=partial)
+        vertebra = vertebra_of(sight.begin, sight.probability, piece, full)
+        self.found[number] = dataclasses.replace(
+            vertebra,
+            index=number - 1,
+            converged=True,
+            partial=is_cut(vertebra, self.field),
+            remarks=() if piece is view.piece else (records.WALK_LEAK,),
+        )
         self.labels.data[vertebra.box][vertebra.mask] = number
         self.reader.note(f"centre {number}: accepted", vertebra)
 
@@ -253,13 +235,20 @@ class _Walk:
         numbers = np.zeros(256, np.uint8)
         numbers[order] = np.arange(1, len(order) + 1)
         return WalkResult(
-            tuple(self.found[number] for number in order),
+            tuple(self._with_gap(number) for number in order),
             Volume(numbers[self.labels.data], self.labels.affine),
             self.reader.calls,
             (records.CALLS_USED_UP,) if self.reader.exhausted else (),
             tuple(self.reader.trace),
             tuple(n - 1 for n in range(1, len(self.centres) - 1) if n not in self.found),
         )
+
+    def _with_gap(self, number: int) -> FoundVertebra:
+        """Give a vertebra, with a remark where the centre between it and one above it has none."""
+        vertebra = self.found[number]
+        if number - 1 in self.found or number == min(self.found):
+            return vertebra
+        return dataclasses.replace(vertebra, remarks=(records.GAP_ABOVE, *vertebra.remarks))
 
 
 def _with_ends(centres: np.ndarray, usual: float) -> np.ndarray:

@@ -195,20 +195,10 @@ class PatchReader:
         The segmentation network.
     settings : WalkSettings
         The patch, the threshold, and the most calls.
-    least_probability : float, optional
-        Answers are kept where they reach this; without it, where they reach the threshold of the mask.
     """
 
-    def __init__(
-        self,
-        ct: Volume,
-        predict: PredictPatch,
-        settings: WalkSettings,
-        *,
-        least_probability: float | None = None,
-    ) -> None:
+    def __init__(self, ct: Volume, predict: PredictPatch, settings: WalkSettings) -> None:
         self.ct, self.predict, self.settings = ct, predict, settings
-        self.least = settings.probability_threshold if least_probability is None else least_probability
         self.calls = 0
         self.exhausted = False
         self.trace: list[WalkStep] = []
@@ -244,12 +234,13 @@ class PatchReader:
 
     def _predicted(self, origin: np.ndarray, memory: np.ndarray) -> Sight | None:
         begin, probability = read_patch(self.ct, memory, origin, self.predict, self.settings)
-        kept = probability >= self.least
-        if not kept.any():
+        mask = without_specks(probability >= self.settings.probability_threshold)
+        if not mask.any():
             return None
-        box = box_around(kept)
-        mask = without_specks(probability[box] >= self.settings.probability_threshold)
-        return Sight(begin + [side.start for side in box], probability[box].astype(np.float16), mask)
+        box = box_around(mask)
+        return Sight(
+            begin + [side.start for side in box], probability[box].astype(np.float16), mask[box].copy()
+        )
 
     def _note_answer(self, sight: Sight | None, origin: np.ndarray, call: int | None) -> None:
         where = tuple(map(int, origin))

@@ -103,8 +103,6 @@ class WalkSettings:
     """Along known centres: move a patch once, if its prediction's own centre asks for it."""
     holds_places: bool = True
     """Along known centres: hold the place of a vertebra that is not given in the memory."""
-    lowers_threshold: bool = True
-    """Along known centres: take bone of low probability around a centre."""
 
     def __post_init__(self) -> None:
         """Refuse what no walk can follow."""
