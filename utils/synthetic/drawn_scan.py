@@ -19,8 +19,8 @@ class DrawnScan:
     spacing_mm : float
         Edge of its voxels.
     points : mapping of int to np.ndarray of float, (3,)
-        VerSe code of every vertebra whose body centre lies in the scan, and that centre in voxels, from the top
-        down. The point of C1 lies in the dens, within its ring. Empty for a scan without a spine.
+        VerSe code of every vertebra whose body centre lies in the scan, and that centre in voxels, from the
+        top down. The point of C1 lies in the dens, within its ring. Empty for a scan without a spine.
     sacrum : np.ndarray of float, (3,), or None
         Centre of the first sacral body in voxels; None where it is not in the scan.
     ribs_mm : mapping of int to tuple of float, 2
