@@ -24,7 +24,7 @@ from utils.imaging.nifti import read_ct, read_mask
 from utils.imaging.resampling import resample_ct, resample_labels
 from utils.imaging.volume import Grid, Volume, label_boxes
 from utils.settings import HU_RANGE
-from utils.synthetic.label_maps import DEPTH_UNIT_MM
+from utils.synthetic.label_maps import DEPTH_UNIT_MM, level_of
 from utils.verse.labels import code_of_name, rank_of_code
 
 #: What a voxel is made of; a tissue's number is its place.
@@ -54,8 +54,8 @@ _RIM_MM, _DISC_MM = 5.0, 19.0
 _NODE_MM = 6.0
 #: A body centre is the middle of what is as deep as this, as a part of the deepest, under the surface.
 _CORE = 0.6
-#: A vertebra at the end of the volume has a centre of its own if this part of the usual height is seen (it may
-#: be the tip of a process that is cut), and one by its neighbours if the second part is.
+#: A vertebra at the end of the volume has a centre of its own if this part of the usual height is seen (the
+#: tip of a process may be cut), and one by its neighbours if the second part is.
 _WHOLE, _SEEN = 0.9, 0.45
 #: The map ends so far before a centre that is not known, mm.
 _AFTER_MM = 4.0
@@ -340,8 +340,8 @@ def _usable_centres(
     known = {code: at for code, at in centres.items() if code not in cut or seen[code] >= _SEEN}
     whole = [code for code in known if code not in cut]
     for code in cut & set(known) if len(whole) > 1 else ():
-        near, next_one = sorted(whole, key=lambda other: abs(rank_of_code(other) - rank_of_code(code)))[:2]
-        away = abs(rank_of_code(near) - rank_of_code(code))
+        near, next_one = sorted(whole, key=lambda other: abs(level_of(other) - level_of(code)))[:2]
+        away = abs(level_of(near) - level_of(code))
         known[code] = centres[near] + away * (centres[near] - centres[next_one])
     lost = [centres[code][2] for code in centres if code not in known]
     middle = shape[2] * step / 2
