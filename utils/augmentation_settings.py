@@ -86,14 +86,3 @@ LOCALISER_AUGMENTATION = HeatmapAugmentationSettings(
     blur_sigma_voxels=(0.2, 0.6),
     blur_probability=0.3,
 )
-#: Narrow ranges for the labelling network: how the sizes of a vertebra compare is what tells its level.
-LABELLING_AUGMENTATION = AugmentationSettings(
-    gain=(0.9, 1.1),
-    offset=(-0.05, 0.05),
-    zoom_p=(0.93, 1.07),
-    zoom_r=(0.93, 1.07),
-    zoom_i=(0.93, 1.07),
-    rotation_degrees=10.0,
-    noise_sigma=(0.001, 0.02),
-    blur_probability=0.5,
-)

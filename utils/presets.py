@@ -55,15 +55,6 @@ _SMALL: dict[type, dict[str, Any]] = {
         "final_learning_rate": 1e-4,
         "norm_momentum": 0.9,
     },
-    # Thirty-two thousand patches: about 20 minutes of CPU time (see benchmarks/trial_labelling.py).
-    settings.LabellingTrainingSettings: {
-        "spacing_mm": 2.0,
-        "filters": (12, 24, 48, 64),
-        "epochs": 40,
-        "examples_per_epoch": 800,
-        "learning_rate": 2e-3,
-        "norm_momentum": 0.95,
-    },
     # The segmentation network of this preset has the size of the others' student.
     settings.DistillationSettings: {"filters": (4, 8, 16, 32)},
 }

@@ -20,7 +20,6 @@ import tyro
 
 from utils import bounds
 from utils.augmentation_settings import (
-    LABELLING_AUGMENTATION,
     LOCALISER_AUGMENTATION,
     AugmentationSettings,
     HeatmapAugmentationSettings,
@@ -150,8 +149,8 @@ class HeatmapPreparationSettings(PreparationSettings):
     """With "centres": scans to draw beside those of the data set, for training and validation, with and
     without a spine, in more kinds than any data set has; the seed decides which."""
     organs: tuple[Path, Path, Path, Path] | None = None
-    """With "centres": masks of the organs of a CT, the table of their names (code, structure), the mask of its
-    vertebrae, and the CT, whose trunk is drawn anew."""
+    """With "centres": masks of the organs of a CT, the table of their names (code, structure), the mask of
+    its vertebrae, and the CT, whose trunk is drawn anew."""
     trunks: int = bounded(0, FROM_0)
     """With "organs": training scans to draw from them."""
     label_maps: bool = False
@@ -342,40 +341,6 @@ class SegmentationTrainingSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
-class LabellingTrainingSettings(TrainingSettings):
-    """Train the network that tells the level of one segmented vertebra, and whether the scan cuts it."""
-
-    name: str = bounded("labelling", _NAME)
-    """Name of the model's folder, so that several experiments may share a work folder."""
-    segmentation: Path | None = None
-    """Directory of the segmentation network whose masks the confidence is fitted on; by default
-    work_dir/models/segmentation. Without it and the heatmap network reference masks serve."""
-    heatmap: Path | None = None
-    """Directory of the heatmap network that goes with it; by default the one beside it, or
-    work_dir/models/heatmap."""
-    filters: tuple[int, ...] = bounded((16, 32, 64, 96), _FILTERS)
-    """Filters a level of the classifier; each level halves the resolution."""
-    patch_voxels: tuple[int, int, int] = bounded((40, 44, 72), bounds.several(FROM_1, count=3))
-    """Shape of the patch (P, R, I) in voxels of 2 mm: ribs beside the vertebra, and the skull or the sacrum
-    from two or three vertebrae away."""
-    rank_smoothing: float = bounded(0.1, SHARE)
-    """Part of a target's probability that goes to the levels next to it."""
-    not_a_vertebra_share: float = bounded(0.1, SHARE)
-    """Share of examples whose mask is no vertebra: blobs, fragments, halves of two, pieces of other bones."""
-    cut_share: float = bounded(0.2, SHARE)
-    """Share of examples whose vertebra is cut by the field of view."""
-    dropout: float = bounded(0.3, BELOW_1)
-    """Dropout before the last layers."""
-    augmentation: AugmentationSettings = LABELLING_AUGMENTATION
-    """Random transformations of the training patches."""
-    epochs: int = bounded(60, FROM_1)
-    batch_size: int = bounded(8, FROM_1)
-    final_learning_rate: float = bounded(1e-5, NOT_NEGATIVE)
-    """Learning rate that a cosine reaches in the last epoch."""
-    validate_every: int = bounded(1, FROM_1)
-
-
-@dataclass(frozen=True)
 class DistillationSettings(RunSettings):
     """Train small segmentation networks, alone and with the trained one as their teacher, and compare them.
 
@@ -433,9 +398,6 @@ class InferenceSettings(CheckedSettings):
     heatmap: Annotated[Path | None, tyro.conf.arg(aliases=["--heatmap-model"])] = None
     """Directory of the heatmap network; by default the one beside the segmentation network, or
     work_dir/models/heatmap."""
-    labelling_model: Path | None = None
-    """Directory of the labelling network; by default the one beside the segmentation network, or
-    work_dir/models/labelling. Without any, vertebrae are counted from 1."""
     first_label: str | None = None
     """Level of the top-most vertebra, such as L1; the others follow from it."""
     fix: tuple[str, ...] = ()

@@ -19,11 +19,10 @@ from utils.imaging.volume import Volume
 from utils.learning import augment, epochs
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.localiser import draw_localiser_example
-from utils.learning.labelling import labelling_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData, kept_label_maps
 from utils.learning.spine_cases import SpineData
 from utils.learning.vertebrae import block_length, draw_kind, draw_patch
-from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
+from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
 from utils.synthetic.appearance import Appearance, draw_appearance
 from utils.synthetic.label_images import field_of_view, label_image
 from utils.synthetic.label_maps import LabelMap
@@ -82,9 +81,7 @@ def heatmap_dataset(
     return _epoch_dataset(cases, (example, collate), settings, training=training)
 
 
-def localiser_dataset(
-    data: SpineData, settings: HeatmapTrainingSettings, *, training: bool
-) -> EpochDataset:
+def localiser_dataset(data: SpineData, settings: HeatmapTrainingSettings, *, training: bool) -> EpochDataset:
     """Give the function from an epoch to its dataset of batches for `localiser_batch_builder`.
 
     Parameters
@@ -99,7 +96,7 @@ def localiser_dataset(
     Returns
     -------
     callable (epoch, part=None) to tf.data.Dataset
-        Batches, all of one length, of what `draw_localiser_example` gives and "ct_hu", the block laid flat, and
+        Batches, all of one length, of what `draw_localiser_example` gives, "ct_hu", the block laid flat, and
         "weight" float32 (batch,).
     """
 
@@ -151,39 +148,6 @@ def segmentation_dataset(
         return collate(examples, block_length(most, settings.patch_voxels))
 
     return _epoch_dataset(data, (example, collate_blocks), settings, training=training)
-
-
-def labelling_dataset(
-    data: SegmentationData, settings: LabellingTrainingSettings, *, training: bool
-) -> EpochDataset:
-    """Give the function from an epoch to its dataset of batches for `labelling_batch_builder`.
-
-    Parameters
-    ----------
-    data : SegmentationData
-        A prepared split.
-    settings : LabellingTrainingSettings
-        Patches, augmentation, batch size and seed.
-    training : bool
-        False shows every vertebra once, in order, as it is.
-
-    Returns
-    -------
-    callable (epoch, part=None) to tf.data.Dataset
-        Batches, all of one length, of what `labelling_example` gives, and "weight" float32 (batch,).
-
-    Raises
-    ------
-    ValueError
-        If there are masks alone.
-    """
-
-    def example(item: int, generator: np.random.Generator | None) -> Example:
-        vertebra = data.vertebrae[item]
-        ct, ranks = data.labelling_scan(vertebra.case)
-        return labelling_example((ct.data, ranks.data), vertebra.rank, generator, settings=settings)
-
-    return _epoch_dataset(data, (example, collate), settings, training=training)
 
 
 def segmentation_example(
@@ -286,8 +250,7 @@ def _epoch_dataset(
     """The one pipeline: order, share out, draw, read, prefetch. `how` makes examples and collates them."""
     example, collated = how
     groups = epochs.groups_of(data, settings if training else None)
-    is_mixable = training and not isinstance(settings, LabellingTrainingSettings)
-    epochs.expect_cts(groups, data, is_mixable=is_mixable)
+    epochs.expect_cts(groups, data, is_mixable=training)
     batch_size = settings.batch_size * settings.accumulate
     first = int(epochs.items_of_epoch(groups, settings, 0)[0] if training else groups[0][0])
     one = example(first, epochs.generator_of(settings.seed, 0, 0) if training else None)

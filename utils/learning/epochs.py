@@ -13,7 +13,6 @@ from utils.learning.prepared_data import HeatmapCase, SegmentationData
 from utils.learning.spine_cases import ORIGINS, SpineData
 from utils.settings import (
     HeatmapTrainingSettings,
-    LabellingTrainingSettings,
     SegmentationTrainingSettings,
     TrainingSettings,
 )
@@ -113,18 +112,17 @@ def _balanced_over_levels(items: np.ndarray, cases: list[HeatmapCase], seed: int
 
 
 def segmentation_groups(
-    data: SegmentationData, settings: SegmentationTrainingSettings | LabellingTrainingSettings | None
+    data: SegmentationData, settings: SegmentationTrainingSettings | None
 ) -> list[np.ndarray]:
     """Give the items of training, balanced over levels within each group, or those of validation (None).
 
-    Parameters and result are those of `heatmap_groups`. The labelling network learns from CTs alone: a mask
-    shows nothing to tell levels by.
+    Parameters and result are those of `heatmap_groups`.
     """
     has_ct = [vertebra.case not in data.masks_alone for vertebra in data.vertebrae]
     groups = [np.flatnonzero(has_ct)]
     if settings is None:
         return groups
-    if isinstance(settings, SegmentationTrainingSettings) and settings.mixture is not None:
+    if settings.mixture is not None:
         is_phantom = [vertebra.case in data.phantoms for vertebra in data.vertebrae]
         groups = item_groups(is_phantom, has_ct, [True] * len(has_ct))
     ranks = np.array([vertebra.rank for vertebra in data.vertebrae] * 2)

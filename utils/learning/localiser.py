@@ -53,44 +53,58 @@ def draw_localiser_example(
     Returns
     -------
     dict of str to np.ndarray
-        "begin", "end" (3,) int: the block of the scan that the crop is made of; "affine" (3, 4) from the crop's
-        voxels to the block's; "last" (3,) int32; "points" (MAX_RANK, 3) in the crop's voxels, by rank, with
-        "present" and "rib" (MAX_RANK,); "sacrum" (3,), "has_sacrum"; "ends" (2 * ENDS, 3) with "end_counts";
-        and those of `Augmentation.of_intensities`.
+        "begin", "end" (3,) int: the block of the scan that the crop is made of; "affine" (3, 4) from the
+        crop's voxels to the block's; "last" (3,) int32; "points" (MAX_RANK, 3) in the crop's voxels, by rank,
+        with "present" and "rib" (MAX_RANK,); "sacrum" (3,), "has_sacrum"; "ends" (2 * ENDS, 3) with
+        "has_ends"; and those of `Augmentation.of_intensities`.
     """
     drawn = augment.draw_augmentation(generator, settings.augmentation)
-    crop = np.array(settings.crop_voxels)
-    low, high = _field_of_view(generator, spine, shape, settings)
-    aim = _aim(generator, spine, (low, high), settings)
-    translation = aim - drawn.matrix @ ((crop - 1) / 2)
-    affine = np.column_stack([drawn.matrix, translation - low])
-    begin, end = block_of_patch(affine, settings.crop_voxels, high - low)
+    field = _field_of_view(generator, spine, shape, settings)
+    aim = _aim(generator, spine, field, settings)
+    translation = aim - drawn.matrix @ ((np.array(settings.crop_voxels) - 1) / 2)
+    affine = np.column_stack([drawn.matrix, translation - field[0]])
+    begin, end = block_of_patch(affine, settings.crop_voxels, field[1] - field[0])
     affine[:, 3] -= begin
-
-    def in_crop(points: np.ndarray) -> np.ndarray:
-        return np.linalg.solve(drawn.matrix, (np.reshape(points, (-1, 3)) - translation).T).T
-
-    def is_shown(points: np.ndarray) -> np.ndarray:
-        return np.all((np.reshape(points, (-1, 3)) > low - 0.5) & (np.reshape(points, (-1, 3)) < high - 0.5), axis=1)
-
-    points, present, rib = np.zeros((MAX_RANK, 3)), np.zeros(MAX_RANK), np.zeros(MAX_RANK)
-    places = np.array(spine.ranks, int) - 1
-    points[places], present[places], rib[places] = in_crop(spine.points), is_shown(spine.points), spine.has_rib
-    ends = beyond_the_ends(spine, settings.spacing_mm)
-    sacrum = np.zeros((1, 3)) if spine.sacrum is None else spine.sacrum[None]
     return {
-        "begin": begin + low,
-        "end": end + low,
+        "begin": begin + field[0],
+        "end": end + field[0],
         "last": (end - begin - 1).astype(np.int32),
         "affine": affine.astype(np.float32),
-        "points": points.astype(np.float32),
-        "present": present.astype(np.float32),
-        "rib": rib.astype(np.float32),
-        "sacrum": in_crop(sacrum)[0].astype(np.float32),
-        "has_sacrum": np.float32(spine.sacrum is not None and is_shown(sacrum)[0]),
-        "ends": np.resize(in_crop(ends), (2 * ENDS, 3)).astype(np.float32) if len(ends) else np.zeros((2 * ENDS, 3), np.float32),
-        "end_counts": np.float32(len(ends) > 0),
+        **_seen(spine, field, drawn.matrix, translation, settings.spacing_mm),
         **drawn.of_intensities(),
+    }
+
+
+def _seen(
+    spine: KnownSpine,
+    field: tuple[np.ndarray, np.ndarray],
+    matrix: np.ndarray,
+    translation: np.ndarray,
+    spacing_mm: float,
+) -> dict[str, np.ndarray]:
+    """Give what a field of view shows of a spine, in a crop's voxels."""
+    low, high = field
+
+    def in_crop(points: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(matrix, (points - translation).T).T.astype(np.float32)
+
+    def is_shown(points: np.ndarray) -> np.ndarray:
+        return np.all((points > low - 0.5) & (points < high - 0.5), axis=1).astype(np.float32)
+
+    by_rank = np.zeros((MAX_RANK, 5), np.float32)
+    by_rank[np.array(spine.ranks, int) - 1] = np.column_stack(
+        [in_crop(spine.points), is_shown(spine.points), spine.has_rib]
+    )
+    ends = beyond_the_ends(spine, spacing_mm)
+    sacrum = np.zeros((1, 3)) if spine.sacrum is None else spine.sacrum[None]
+    return {
+        "points": by_rank[:, :3],
+        "present": by_rank[:, 3],
+        "rib": by_rank[:, 4],
+        "sacrum": in_crop(sacrum)[0],
+        "has_sacrum": is_shown(sacrum)[0] * (spine.sacrum is not None),
+        "ends": in_crop(ends) if len(ends) else np.zeros((2 * ENDS, 3), np.float32),
+        "has_ends": np.float32(len(ends) > 0),
     }
 
 
@@ -146,7 +160,9 @@ def _aim(
 
 
 @tf.function(jit_compile=True)
-def localiser_target(drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], sigma_voxels: float) -> tf.Tensor:
+def localiser_target(
+    drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], sigma_voxels: float
+) -> tf.Tensor:
     """Make the target of a crop: heat that is 1 at every centre, and whose voxels know rank and rib.
 
     Parameters
@@ -172,7 +188,7 @@ def localiser_target(drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], s
     sacrum = _gaussians(drawn["sacrum"][None], shape, sigma_voxels)[0] * drawn["has_sacrum"]
     # Within the radius of an end the Gaussian of a third of it is over exp(-4.5).
     near_ends = tf.reduce_max(_gaussians(drawn["ends"], shape, drawn["end_sigma"]), axis=0) > 0.0111
-    hides = near_ends & (drawn["end_counts"] > 0) & (body < NEAR_CENTRE)
+    hides = near_ends & (drawn["has_ends"] > 0) & (body < NEAR_CENTRE)
     counts = 1.0 - tf.cast(hides, tf.float32)
     return tf.stack([body, sacrum, counts, rank, rib], axis=-1)
 

@@ -173,7 +173,7 @@ def logit_difference(
 #: Weight of a voxel at a centre beside one of the background, whose voxels are a thousand times as many.
 CENTRE_WEIGHT = 100.0
 #: Parts of the heat, the levels, and the ribs in the loss of the localiser.
-HEAT_PART, LEVEL_PART, RIB_PART = 10.0, 0.2, 0.1
+HEAT_PART, LEVEL_PART, RIB_PART = 100.0, 0.3, 0.2
 
 
 def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:

@@ -14,12 +14,10 @@ import keras
 from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, n_conv_block, upsample_block
 from utils.files import written_whole
 from utils.imaging.file_checks import first_line
-from utils.learning.labelling import build_labelling_network
 from utils.learning.model_files import MODEL_FILES, WEIGHTS_SUFFIX, model_file
 from utils.settings import (
     SETTINGS_FILE,
     HeatmapTrainingSettings,
-    LabellingTrainingSettings,
     SegmentationTrainingSettings,
     load_settings,
 )
@@ -157,16 +155,10 @@ def _segmentation_network_of(found: dict[str, Any]) -> keras.Model:
     return build_segmentation_network(SegmentationTrainingSettings(**_architecture(found, names)))
 
 
-def _labelling_network_of(found: dict[str, Any]) -> keras.Model:
-    names = ("filters", "norm_momentum", "patch_voxels", "dropout")
-    return build_labelling_network(LabellingTrainingSettings(**_architecture(found, names)))
-
-
 #: From the "stage" of `settings.json` to what builds its network.
 _NETWORK_OF_STAGE: dict[str, Callable[[dict[str, Any]], keras.Model]] = {
     "HeatmapTrainingSettings": _heatmap_network_of,
     "SegmentationTrainingSettings": _segmentation_network_of,
-    "LabellingTrainingSettings": _labelling_network_of,
 }
 #: What settings that are younger than some trained networks were before one could choose.
 _BEFORE_THEY_WERE_SETTINGS = {"norm": "batch"}
@@ -192,7 +184,7 @@ def build_network(found: dict[str, Any], *, source: Path) -> keras.Model:
     Returns
     -------
     keras.Model
-        A heatmap, segmentation or labelling network.
+        A heatmap or segmentation network.
 
     Raises
     ------

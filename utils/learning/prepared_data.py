@@ -14,17 +14,15 @@ import numpy as np
 
 from utils.imaging.centroids import read_centroids
 from utils.imaging.crops import box_between
-from utils.imaging.intensities import whole_hu
 from utils.imaging.nifti import StoredVolume, open_memory_map, stored_volume
 from utils.imaging.volume import Grid, Volume
-from utils.learning.labelling import on_labelling_grid
 from utils.learning.recent import RecentlyUsed
 from utils.learning.vertebrae import Target
 from utils.preparation.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
 from utils.synthetic.appearance import draw_appearance
 from utils.synthetic.label_images import label_scan
 from utils.synthetic.label_maps import LabelMap, label_map_of, with_narrow_discs
-from utils.verse.labels import rank_of_code, ranks_of_mask
+from utils.verse.labels import rank_of_code
 
 #: Cases of a split that stay mapped. Each holds two files open: training and validation together hold half of
 #: the 1,024 that a process may usually open. Mapping anew reads the pages anew: 8 ms an example at 1 mm.
@@ -96,10 +94,6 @@ def _kept_maps() -> RecentlyUsed[tuple[Volume | None, Volume]]:
     return RecentlyUsed(MAPPED_CASES)
 
 
-def _kept_scans() -> RecentlyUsed[tuple[Volume, Volume]]:
-    return RecentlyUsed(KEPT_BYTES, lambda scan: sum(volume.data.nbytes for volume in scan))
-
-
 @dataclass
 class Found:
     """What is found once about the cases of a split, or again where there is no room to keep it."""
@@ -107,7 +101,6 @@ class Found:
     stored: dict[str, tuple[StoredVolume | None, StoredVolume]] = field(default_factory=dict)
     mapped: RecentlyUsed[tuple[Volume | None, Volume]] = field(default_factory=_kept_maps)
     targets: dict[tuple[str, int], Target] = field(default_factory=dict)
-    at_2_mm: RecentlyUsed[tuple[Volume, Volume]] = field(default_factory=_kept_scans)
     label_maps: RecentlyUsed[LabelMap] = field(default_factory=kept_label_maps)
 
 
@@ -191,20 +184,6 @@ class SegmentationData:
     def cases_with_ct(self) -> list[str]:
         """The cases that were prepared with a CT."""
         return [case for case in self.columns if case not in self.masks_alone]
-
-    def working_scan(self, case: str) -> tuple[Volume, Volume]:
-        """Give CT (HU) and ranks of a case that has a CT, on the working grid."""
-        ct, codes = self.scan(case)
-        return ct, Volume(ranks_of_mask(np.asarray(codes.data)), codes.affine)
-
-    def labelling_scan(self, case: str) -> tuple[Volume, Volume]:
-        """Give CT (HU) and ranks of a case that has a CT, on the labelling grid; kept while there is room."""
-        return self._found.at_2_mm.get(case, lambda: self._resampled(case))
-
-    def _resampled(self, case: str) -> tuple[Volume, Volume]:
-        ct, codes = on_labelling_grid(*self.scan(case))
-        ranks = Volume(ranks_of_mask(np.asarray(codes.data)), codes.affine)
-        return Volume(whole_hu(ct.data), ct.affine), ranks
 
     def target(self, vertebra: PreparedVertebra) -> Target:
         """Look a vertebra's voxels up in its mask, once; `ValueError` if it has none there."""

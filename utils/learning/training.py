@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
 from utils import settings as stages
-from utils.learning import datasets, epochs, labelling, losses, models, panels, runtime, training_data
+from utils.learning import datasets, epochs, losses, models, panels, runtime, training_data
 from utils.learning.heatmap import heatmap_batch_builder
 from utils.learning.localiser import localiser_batch_builder
 from utils.learning.model_files import WEIGHTS_SUFFIX
@@ -281,42 +281,6 @@ def _epoch_arguments(
         "EPOCHS": settings.epochs,
         "save_step": settings.validate_every,
     }
-
-
-def fit_labelling_network(
-    settings: stages.LabellingTrainingSettings, chosen: Runtime
-) -> tuple[list[str], SegmentationData]:
-    """Train the labelling network on the data of the segmentation stage, into `work_dir/models/<name>`.
-
-    Parameters
-    ----------
-    settings : LabellingTrainingSettings
-        All of the training.
-    chosen : Runtime
-        What it runs on.
-
-    Returns
-    -------
-    bad : list of str
-        A line for every bad case.
-    held_out : SegmentationData
-        The validation split, which the temperature of the votes is fitted on.
-    """
-    folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
-    data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
-    # Patches have a spacing of their own, whatever that of the data.
-    facts = {"spacing_mm": labelling.SPACING_MM, "data_spacing_mm": facts["spacing_mm"]}
-    facts |= training_data.case_facts(data, held_out, settings)
-    with chosen.strategy.scope():
-        network = labelling.build_labelling_network(settings, replicas=chosen.replicas)
-        keywords = {"prepare": labelling.labelling_batch_builder}
-        trainer = _claim_trainer(Trainer, network, settings, facts, chosen, **keywords)
-    trainer.train(
-        **_epoch_arguments(datasets.labelling_dataset, data, held_out, settings),
-        loss_fn=labelling.labelling_loss(settings.rank_smoothing),
-        accuracy_fn=labelling.level_accuracy,
-    )
-    return bad, held_out
 
 
 def model_directory(settings: stages.RunSettings) -> Path:

@@ -282,35 +282,6 @@ def _heard(weights: np.ndarray, best: np.ndarray, rates: Rates) -> np.ndarray:
     return emissions
 
 
-# Anchors of votes alone ----------------------------------------------------------------------------
-
-#: Where nothing but votes is known: what the count can hold on to, the levels of which one shows it, and
-#: those that vote for it.
-VOTED_ANCHORS = (
-    ("C1/C2 in view", ("C1", "C2"), ("C1", "C2")),
-    ("last rib", ("T12", "T13", "L1"), ("T11", "T12", "T13", "L1")),
-    ("sacrum below", ("L5", "L6"), ("L5", "L6")),
-)
-_NEVER = -50.0
-
-
-def voted_anchors(best: np.ndarray, votes: np.ndarray, column: Column) -> tuple[str, ...]:
-    """Name those of `VOTED_ANCHORS` whose vertebrae alone, no other voting, would give `best` too."""
-    names = ["-" if not rank else LEVEL_NAMES[rank - 1] for rank in best.tolist()]
-    found = []
-    for words, shown_by, voters in VOTED_ANCHORS:
-        silent = [name not in ("-", *voters) for name in names]
-        if not set(names) & set(shown_by):
-            continue
-        heard = votes.copy()
-        heard[silent] = 0.0
-        heard[silent, NO_VERTEBRA] = _NEVER
-        alone = Column(emissions_of(heard, {}), column.transitions)
-        if sequence_weight(alone, best) - posterior(alone)[1] >= np.log(ANCHORED):
-            found.append(words)
-    return tuple(found)
-
-
 def total_weights(parts: Mapping[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """Add the log-likelihoods of anchors, (n, 27); zeros where none is in view."""
     return sum(parts.values(), np.zeros(shape))

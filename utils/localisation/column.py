@@ -19,6 +19,31 @@ LEAST_HEAT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
+class Votes:
+    """What the network says of a column, all that its levels are decided from.
+
+    Attributes
+    ----------
+    level_log_probabilities : np.ndarray, (n, 26)
+        Natural logarithms, by rank from C1, from the top down.
+    rib_probability : np.ndarray, (n,)
+        That each carries a rib of at least 40 mm.
+    centres_mm : np.ndarray, (n, 3)
+        Centres of the bodies, RAS+ mm.
+    sacrum : Sacrum or None
+        The first sacral body below them.
+    temperature : float
+        What the levels' log-probabilities are divided by.
+    """
+
+    level_log_probabilities: np.ndarray
+    rib_probability: np.ndarray
+    centres_mm: np.ndarray
+    sacrum: Sacrum | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
 class Column:
     """The vertebrae of a scan, from the top down.
 
@@ -38,6 +63,12 @@ class Column:
         """Centres of the bodies, RAS+ mm, (n, 3); none where there is no spine."""
         return self.chain.candidates.points_mm if self.chain.has_spine else np.zeros((0, 3))
 
+    def votes(self, temperature: float) -> Votes:
+        """Give what its levels are decided from."""
+        found = self.chain.candidates
+        parts = (found.level_log_probabilities, found.rib_probability, found.points_mm)
+        return Votes(*parts, self.sacrum, temperature)
+
 
 def find_column(ct: Volume, predict: PredictTile, shape: Sequence[int], *, outside: str) -> Column:
     """Find the vertebrae of a scan.
@@ -56,17 +87,13 @@ def find_column(ct: Volume, predict: PredictTile, shape: Sequence[int], *, outsi
     return Column(chain, sacrum_below(chain, sacra))
 
 
-def number_column(
-    column: Column, *, temperature: float = 1.0, fixed: Mapping[int, int] | None = None
-) -> Identification:
+def number_column(votes: Votes, *, fixed: Mapping[int, int] | None = None) -> Identification:
     """Decide the levels of a column.
 
     Parameters
     ----------
-    column : Column
-        With a spine.
-    temperature : float
-        What the levels' log-probabilities are divided by.
+    votes : Votes
+        What the network says of it.
     fixed : mapping of int to int, optional
         Codes that are known, by place from 0.
 
@@ -79,12 +106,10 @@ def number_column(
     ValueError
         If no sequence has the fixed levels.
     """
-    found = column.chain.candidates
     return identify(
-        votes_of_levels(found.level_log_probabilities),
-        np.ones(len(found)),
-        found.points_mm,
-        temperature=temperature,
+        votes_of_levels(votes.level_log_probabilities),
+        votes.centres_mm,
+        temperature=votes.temperature,
         fixed=fixed,
-        anchors=Anchors(found.rib_probability, column.sacrum),
+        anchors=Anchors(votes.rib_probability, votes.sacrum),
     )

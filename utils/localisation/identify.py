@@ -9,7 +9,7 @@ Pure NumPy on a few numbers a vertebra; no image, no TensorFlow.
 The log-weight of a sequence is the sum of
 
 - the votes, divided by a temperature that was fitted on validation columns (neighbours' votes are not
-  independent: they see the same parts of the image), those of cut vertebrae less;
+  independent: they see the same parts of the image);
 - the likelihoods of the anchors in view (`utils.localisation.anchors`), which no temperature divides;
 - the rate at which a level is there at all, for the first one, and at which it follows the one before;
 - for `m` vertebrae missed between two, `m` times the log of the rate of misses, and how well the gap, as a
@@ -22,7 +22,7 @@ is in view that set is wide.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -34,7 +34,6 @@ from utils.localisation.anchors import (
     skull_place,
     speaking_anchors,
     total_weights,
-    voted_anchors,
 )
 from utils.localisation.sequences import (
     NO_VERTEBRA,
@@ -47,8 +46,6 @@ from utils.localisation.sequences import (
 )
 from utils.verse.labels import MAX_RANK, code_of_name, code_of_rank, name_of_code, rank_of_code
 
-#: Part of its vote that a vertebra keeps although the field of view certainly cuts it.
-CUT_WEIGHT = 0.3
 #: What the probabilities of a set of sequences add up to, and how many it has at most.
 COVERAGE, MOST_SEQUENCES = 0.95, 64
 #: Range of temperatures, and the least log-probability of a true sequence that counts in fitting one.
@@ -66,8 +63,6 @@ class Identification:
         VerSe code of every vertebra; 0 for what is no vertebra.
     probabilities : tuple of float
         Of each of these labels, over all sequences.
-    complete : tuple of float
-        Probability that the field of view does not cut the vertebra.
     sequence_probability : float
         Of this sequence among all.
     second_codes : tuple of int
@@ -87,7 +82,6 @@ class Identification:
 
     codes: tuple[int, ...]
     probabilities: tuple[float, ...]
-    complete: tuple[float, ...]
     sequence_probability: float
     second_codes: tuple[int, ...]
     second_probability: float
@@ -106,6 +100,24 @@ class Identification:
         """Names of the second sequence."""
         return names_of(self.second_codes)
 
+    def of_places(self, places: Sequence[int]) -> Identification:
+        """Give the same decision on some of the vertebrae; sequences that differ elsewhere become one."""
+
+        def part(values: tuple) -> tuple:
+            return tuple(values[place] for place in places) if values else ()
+
+        chosen: dict[tuple[int, ...], float] = {}
+        for codes, share in self.sequence_set:
+            chosen[part(codes)] = chosen.get(part(codes), 0.0) + share
+        return replace(
+            self,
+            codes=part(self.codes),
+            probabilities=part(self.probabilities),
+            second_codes=part(self.second_codes),
+            decisive=part(self.decisive),
+            sequence_set=tuple(chosen.items()),
+        )
+
 
 def names_of(codes: Sequence[int]) -> tuple[str, ...]:
     """Give the names of codes; "-" for 0."""
@@ -114,7 +126,6 @@ def names_of(codes: Sequence[int]) -> tuple[str, ...]:
 
 def identify(
     log_probabilities: np.ndarray,
-    complete: np.ndarray,
     centres_mm: np.ndarray,
     *,
     temperature: float = 1.0,
@@ -128,8 +139,6 @@ def identify(
     log_probabilities : np.ndarray, (n, 27)
         Votes from the top down: natural logarithms over ranks, place 0 for *not a vertebra*
         (`votes_of_levels` makes them of the level head's).
-    complete : np.ndarray, (n,)
-        Probabilities that a vertebra is not cut by the field of view.
     centres_mm : np.ndarray, (n, 3)
         Centres of the vertebrae in mm; NaN where there is none.
     temperature : float
@@ -137,8 +146,7 @@ def identify(
     fixed : mapping of int to int, optional
         Codes that are known, by place from 0.
     anchors : Anchors, optional
-        What was read beside the votes, and the rates of errors. Without it the votes alone decide, and an
-        anchor is what their vertebrae show.
+        What was read beside the votes, and the rates of errors. Without it the votes alone decide.
 
     Returns
     -------
@@ -149,9 +157,9 @@ def identify(
     ValueError
         If the arrays do not fit one another, or no sequence has the fixed levels.
     """
-    parts = ColumnVotes(log_probabilities, complete, centres_mm, anchors)
+    parts = ColumnVotes(log_probabilities, centres_mm, anchors)
     if not len(log_probabilities):
-        return Identification((), (), (), 1.0, (), 0.0, (), "none")
+        return Identification((), (), 1.0, (), 0.0, (), "none")
     evidence = _evidence(parts, temperature)
     column = _column(parts, evidence, fixed or {})
     if not k_best(column, 1):
@@ -163,12 +171,11 @@ def identify(
     return Identification(
         codes=_codes(best),
         probabilities=tuple(marginals[np.arange(len(best)), best].tolist()),
-        complete=tuple(float(value) for value in complete),
         sequence_probability=ranked[0][1],
         second_codes=_codes(alternative) if len(ranked) > 1 else (),
         second_probability=ranked[1][1] if len(ranked) > 1 else 0.0,
         decisive=_differences(evidence, best, alternative),
-        anchor="given" if fixed else _anchor(parts, best, column, evidence),
+        anchor="given" if fixed else _anchor(parts, best, column),
         **_set_of(ranked),
     )
 
@@ -181,8 +188,6 @@ class ColumnVotes:
     ----------
     log_probabilities : np.ndarray, (n, 27)
         Votes from the top down, place 0 for *not a vertebra*.
-    complete : np.ndarray, (n,)
-        Probabilities that a vertebra is not cut by the field of view.
     centres_mm : np.ndarray, (n, 3)
         Centres in mm.
     anchors : Anchors, optional
@@ -195,16 +200,15 @@ class ColumnVotes:
     """
 
     log_probabilities: np.ndarray
-    complete: np.ndarray
     centres_mm: np.ndarray
     anchors: Anchors | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes."""
         count = len(self.log_probabilities)
-        shapes = [np.shape(array) for array in (self.log_probabilities, self.complete, self.centres_mm)]
-        if shapes != [(count, MAX_RANK + 1), (count,), (count, 3)]:
-            raise ValueError(f"Expected arrays (n, {MAX_RANK + 1}), (n,) and (n, 3), received {shapes}.")
+        shapes = [np.shape(array) for array in (self.log_probabilities, self.centres_mm)]
+        if shapes != [(count, MAX_RANK + 1), (count, 3)]:
+            raise ValueError(f"Expected arrays (n, {MAX_RANK + 1}) and (n, 3), received {shapes}.")
 
     def read_anchors(self) -> dict[str, np.ndarray]:
         """Give the log-likelihoods of the anchors in view, (n, 27), by name."""
@@ -262,25 +266,19 @@ def parse_fixed(fix: Sequence[str], first_label: str | None = None) -> dict[int,
     return fixed
 
 
-def uniform_votes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def uniform_votes(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Give votes that say nothing, for columns that are labelled from what the user knows alone."""
     log_probabilities = np.full((count, MAX_RANK + 1), -np.log(MAX_RANK))
     log_probabilities[:, NO_VERTEBRA] = _NEVER  # below the last level there is still no other choice
-    return log_probabilities, np.ones(count), np.full((count, 3), np.nan)
+    return log_probabilities, np.full((count, 3), np.nan)
 
 
 # Weights -------------------------------------------------------------------------------------------
 
 
-def weighed_votes(log_probabilities: np.ndarray, complete: np.ndarray, temperature: float) -> np.ndarray:
-    """Give the votes as they count: over the temperature, and less for what is cut."""
-    weight = CUT_WEIGHT + (1 - CUT_WEIGHT) * np.asarray(complete, float)
-    return np.asarray(log_probabilities, float) * weight[:, None] / temperature
-
-
 def _evidence(parts: ColumnVotes, temperature: float) -> np.ndarray:
     """Give the log-likelihoods of the levels by votes and anchors together, (n, 27)."""
-    votes = weighed_votes(parts.log_probabilities, parts.complete, temperature)
+    votes = np.asarray(parts.log_probabilities, float) / temperature
     read = parts.read_anchors()
     if SKULL_BASE in read:
         # That vertebra's vote is the anchor itself: it counts once.
@@ -296,12 +294,10 @@ def _column(parts: ColumnVotes, evidence: np.ndarray, fixed: Mapping[int, int]) 
     return Column(emissions_of(evidence, fixed, rates.no_vertebra), transitions)
 
 
-def _anchor(parts: ColumnVotes, best: np.ndarray, column: Column, evidence: np.ndarray) -> str:
+def _anchor(parts: ColumnVotes, best: np.ndarray, column: Column) -> str:
     if parts.anchors is None:
-        found = voted_anchors(best, evidence, column)
-    else:
-        found = speaking_anchors(best, parts.read_anchors(), column, parts.anchors.rates)
-    return " and ".join(found) or "none"
+        return "none"
+    return " and ".join(speaking_anchors(best, parts.read_anchors(), column, parts.anchors.rates)) or "none"
 
 
 def _likely_sequences(column: Column, total: float) -> list[tuple[np.ndarray, float]]:
@@ -333,38 +329,6 @@ def _codes(ranks: np.ndarray) -> tuple[int, ...]:
 
 
 # Temperature ---------------------------------------------------------------------------------------
-
-
-def sequence_log_probability(
-    log_probabilities: np.ndarray,
-    complete: np.ndarray,
-    transitions: Mapping[tuple[int, int], np.ndarray],
-    codes: Sequence[int],
-    *,
-    temperature: float,
-) -> float:
-    """Give the log-probability of a known sequence among all: what the temperature is fitted by.
-
-    Parameters
-    ----------
-    log_probabilities, complete : np.ndarray
-        As for `identify`.
-    transitions : mapping
-        Of the centres (`transitions_of`): they do not depend on the temperature.
-    codes : sequence of int
-        The sequence: VerSe's codes, 0 for what is no vertebra.
-    temperature : float
-        What the votes are divided by.
-
-    Returns
-    -------
-    float
-        -inf for a sequence that the rules do not allow.
-    """
-    votes = weighed_votes(log_probabilities, complete, temperature)
-    column = Column(emissions_of(votes, {}), transitions)
-    ranks = [rank_of_code(code) if code else NO_VERTEBRA for code in codes]
-    return sequence_weight(column, ranks) - posterior(column)[1]
 
 
 def true_log_probability(parts: ColumnVotes, codes: Sequence[int], *, temperature: float) -> float:

@@ -18,7 +18,7 @@ from utils.imaging.volume import Volume
 
 #: From a CT in [-1, 1], (P, R, I), to its outputs (P, R, I, channels).
 PredictTile = Callable[[np.ndarray], np.ndarray]
-#: Channels: heat of the bodies' centres, of the first sacral body, logit of a rib, and from there on the levels.
+#: Channels: heat of the bodies' centres, of the first sacral body, logit of a rib, and then the levels.
 BODY, SACRUM, RIB, LEVELS = 0, 1, 2, 3
 #: Voxels that two tiles share at least, and the weight of a face beside that of the middle.
 OVERLAP, LEAST_WEIGHT = 24, 0.05

@@ -5,53 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from utils.localisation.identify import Identification
+from utils.localisation.identify import Identification, names_of
 from utils.prediction.derivatives import CasePrediction
-from utils.prediction.quality import GAP, HU_DOUBT, LEAK, ODD_VOLUME, OTHER, CaseQuality, Remark, case_remarks
+from utils.prediction.quality import GAP, HU_DOUBT, OTHER, CaseQuality, Remark, case_remarks
 from utils.walk import records
-from utils.walk.records import FoundVertebra
+from utils.walk.records import WalkResult
 
-#: The walk's remarks as those of the quality file. What it found above the start is no reason to look, and
-#: that it did not come to rest stands in the table.
-_VERTEBRA_REMARKS = {
-    records.WALK_LEAK: (LEAK, "predicted together with part of its neighbour, which was cut off"),
-    records.WALK_ODD_VOLUME: (ODD_VOLUME, "volume out of proportion to its neighbours' during the walk"),
-    records.SECOND_LOOK: (OTHER, "found on a second look into a gap"),
-    records.SEARCHED: (OTHER, "found by a search of the whole scan, where the heatmap led to nothing"),
-    records.SECOND_START: (OTHER, "found on a second start, where the heatmap had more spine"),
-}
+#: The walk's remarks as those of the quality file.
 _WALK_REMARKS = {
-    records.SPINE_NOT_COVERED: (GAP, "the heatmap has spine where no vertebra was found"),
     records.CALLS_USED_UP: (OTHER, "the walk ended because it had asked the network as often as it may"),
 }
 
 
-def walk_remarks(
-    of_walk: Sequence[str], vertebrae: Sequence[FoundVertebra], names: Sequence[str]
-) -> list[Remark]:
+def walk_remarks(found: WalkResult, names: Sequence[str]) -> list[Remark]:
     """Give the remarks of a walk.
 
     Parameters
     ----------
-    of_walk : sequence of str
-        `WalkResult.remarks`.
-    vertebrae : sequence of FoundVertebra
-        From the top down.
+    found : WalkResult
+        What the walk found.
     names : sequence of str
-        Their labels; those without one are left out.
+        Labels of its vertebrae, from the top down.
 
     Returns
     -------
     list of Remark
-        Those on the whole walk first. A gap stands at the vertebra above it, as those that follow from the
-        table do.
+        A centre at which no vertebra could be outlined is a gap at the vertebra above it.
     """
-    remarks = [Remark(kind, None, text) for word, (kind, text) in _WALK_REMARKS.items() if word in of_walk]
-    for place, (vertebra, name) in enumerate(zip(vertebrae, names)):
-        if records.GAP_ABOVE in vertebra.remarks and place:
-            remarks.append(Remark(GAP, names[place - 1], f"a vertebra may be missing above {name}"))
-        found = [_VERTEBRA_REMARKS[word] for word in vertebra.remarks if word in _VERTEBRA_REMARKS]
-        remarks += [Remark(kind, name, text) for kind, text in found]
+    remarks = [Remark(kind, None, text) for kind, text in (_WALK_REMARKS[word] for word in found.remarks)]
+    places = [vertebra.index for vertebra in found.vertebrae]
+    for place in found.missed:
+        above = [name for own, name in zip(places, names) if own is not None and own < place]
+        text = f"a vertebra was found below {above[-1]}" if above else "a vertebra was found above the first"
+        remarks.append(Remark(GAP, above[-1] if above else None, f"{text}, but could not be outlined"))
     return remarks
 
 
@@ -64,6 +50,7 @@ def facts_of_labels(identification: Identification | None, first_label: str | No
         "sequence_probability": round(identification.sequence_probability, 4),
         "second_names": identification.second_names or None,
         "second_probability": round(identification.second_probability, 4),
+        "sequences": tuple((names_of(codes), round(p, 4)) for codes, p in identification.sequence_set),
     }
 
 
@@ -87,6 +74,7 @@ def relabelled_quality(prediction: CasePrediction, known: CaseQuality | None) ->
         prediction.key,
         prediction.numbering.kind,
         **facts_of_labels(prediction.identification, None),
+        no_spine=known.no_spine,
         seconds=known.seconds,
         network_calls=known.network_calls,
         warnings=case_remarks(prediction.table, kept),

@@ -35,13 +35,15 @@ from utils.walk.records import FoundVertebra, WalkStep
 TABLE_COLUMNS = (
     *("case", "label", "name", "numbering", "volume_mm3", "mean_hu"),
     *("centre_x", "centre_y", "centre_z", "steps", "converged", "mean_probability"),
-    *("label_probability", "complete_probability", "partial"),
+    *("label_probability", "partial"),
 )
 COUNT = "count"
 ANATOMICAL = "anatomical"
 #: Ends of the names of a case's files, in the order of writing. The mask is last: a case is done when it is
 #: there, so a run that was killed does the case again. Files for other programs are made from the mask.
 SETTINGS_SUFFIX = "_settings.json"
+#: What the labels were decided from, where a network gave it.
+COLUMN_SUFFIX = "_column.json"
 TABLE_SUFFIX = "_vertebrae.csv"
 CENTROIDS_SUFFIX = "_seg-vb_ctd.json"
 SNAPSHOT_SUFFIX = "_seg-vert_snp.png"
@@ -49,7 +51,8 @@ MASK_SUFFIX = "_seg-vert_msk.nii.gz"
 #: Written only if asked for (`InferenceSettings.trace`).
 TRACE_SUFFIX = "_trace.jsonl"
 #: Files that not every prediction has: those of an older one must not stay beside a new mask.
-OPTIONAL_SUFFIXES = (QUALITY_SUFFIX, TRACE_SUFFIX, *(export.suffix for export in EXPORTS.values()))
+_EXPORTED = tuple(export.suffix for export in EXPORTS.values())
+OPTIONAL_SUFFIXES = (QUALITY_SUFFIX, COLUMN_SUFFIX, TRACE_SUFFIX, *_EXPORTED)
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,11 @@ class Numbering:
         `COUNT` (1 for the top-most vertebra found) or `ANATOMICAL` (VerSe codes).
     label_probabilities : tuple of float
         Of each label; empty where no network decided.
-    complete_probabilities : tuple of float
-        Of the field of view not cutting each vertebra; empty where no network decided.
     """
 
     codes: tuple[int, ...]
     kind: str
     label_probabilities: tuple[float, ...] = ()
-    complete_probabilities: tuple[float, ...] = ()
 
     def name(self, code: int) -> str:
         """Give the name of a label: its level, or its number where vertebrae are only counted."""
@@ -116,6 +116,8 @@ class CasePrediction:
         The steps of the walk, if they are to be written.
     identification : Identification, optional
         How the levels were decided, with the second sequence; None where vertebrae are only counted.
+    column : str
+        Text of the file that says what they were decided from; "" for none.
     """
 
     key: str
@@ -127,6 +129,7 @@ class CasePrediction:
     quality: CaseQuality | None = None
     trace: tuple[WalkStep, ...] = ()
     identification: Identification | None = None
+    column: str = ""
 
 
 def from_the_top_down(vertebrae: Sequence[FoundVertebra]) -> list[FoundVertebra]:
@@ -234,8 +237,8 @@ def vertebra_table(
     -------
     list of dict
         `TABLE_COLUMNS`. Volume in cubic mm, centre of mass in world mm (RAS+), mean probability over
-        the vertebra's voxels, probabilities of the label and of being complete where a network gave them, and
-        1 for a vertebra that reaches the border of the scan.
+        the vertebra's voxels, probability of the label where a network gave it, and 1 for a vertebra that
+        reaches the border of the scan.
     """
     boxes = native.labels.label_boxes
     voxel_mm3 = abs(np.linalg.det(ct.affine[:3, :3]))
@@ -262,12 +265,9 @@ def vertebra_table(
 
 
 def probability_columns(numbering: Numbering, place: int) -> dict[str, float | str]:
-    """Give two columns of a row: how sure its label and its completeness are; "" if not known."""
-    given = {
-        "label_probability": numbering.label_probabilities,
-        "complete_probability": numbering.complete_probabilities,
-    }
-    return {name: round(values[place], 4) if values else "" for name, values in given.items()}
+    """Give the column of a row that says how sure its label is; "" if that is not known."""
+    known = numbering.label_probabilities
+    return {"label_probability": round(known[place], 4) if known else ""}
 
 
 def vertebra_points(labels: Volume, numbering: Numbering) -> Centroids:
@@ -329,6 +329,8 @@ def write_case(
         writer.writerows(prediction.table)
     if prediction.quality is not None:
         write_quality(path(QUALITY_SUFFIX), prediction.quality)
+    if prediction.column:
+        write_text_whole(path(COLUMN_SUFFIX), prediction.column)
     if prediction.trace:
         steps = [json.dumps(step.as_json()) + "\n" for step in prediction.trace]
         write_text_whole(path(TRACE_SUFFIX), "".join(steps))

@@ -1,124 +1,30 @@
-"""Anatomical labels in practice: the trained labelling network, a scan's vertebrae, and labels changed later.
+"""Anatomical labels in practice: those of the vertebrae that the walk found, and labels changed later.
 
-The network votes once for every vertebra (`utils.learning.labelling`), `identify` decides, and the labels go
-into a `Numbering`. TensorFlow is imported only when a network is loaded.
+What the network says of each vertebra is written beside the prediction (`<key>_column.json`), so that labels
+can be decided anew from it, without any network.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils.imaging.grids import SAME_GRID_VOXELS, oriented_grid, transform_points, voxels_apart
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Grid, Volume
+from utils.localisation.anchors import Sacrum
+from utils.localisation.column import Votes, number_column
 from utils.localisation.identify import Identification, identify, uniform_votes
 from utils.prediction import derivatives
 from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
 from utils.verse.labels import MAX_CODE, name_of_code
 from utils.walk.records import FoundVertebra
-
-if TYPE_CHECKING:
-    from utils.learning.labelling import PredictLevel
-
-
-@dataclass(frozen=True, eq=False)
-class Levels:
-    """The trained labelling network as a function, and what belongs to it.
-
-    Attributes
-    ----------
-    predict : callable
-        From a patch to its logits.
-    patch_voxels : tuple of int, 3
-        Shape of the patch.
-    temperature : float
-        What its votes are divided by.
-    """
-
-    predict: PredictLevel
-    patch_voxels: tuple[int, int, int]
-    temperature: float
-
-
-def load_levels(directory: Path) -> Levels:
-    """Load a labelling network.
-
-    Parameters
-    ----------
-    directory : Path
-        A model directory, as `train_labelling.py` leaves it.
-
-    Returns
-    -------
-    Levels
-
-    Raises
-    ------
-    ValueError
-        If there is none, it is of another kind, or its temperature was not fitted; the text names the
-        directory.
-    """
-    from utils.learning.labelling import CLASSES, level_function
-    from utils.learning.models import load_model
-
-    network, trained = load_model(directory)
-    shape = network.input_shape
-    if len(shape) != 5 or shape[4] != 3 or network.output_shape[1:] != (CLASSES + 1,):
-        raise ValueError(f"{directory}: expected a labelling network, found input shape {shape}.")
-    temperature = trained.get("temperature")
-    if not isinstance(temperature, (int, float)) or not temperature > 0:
-        raise ValueError(
-            f"{directory / 'settings.json'}: expected the temperature of the training, found "
-            f"{temperature!r}; start train_labelling.py again, it goes on where it stopped."
-        )
-    return Levels(level_function(network), tuple(shape[1:4]), float(temperature))
-
-
-def identify_vertebrae(
-    ct: Volume,
-    labels: Volume,
-    numbers: Sequence[int],
-    *,
-    levels: Levels | None,
-    fixed: Mapping[int, int],
-) -> Identification:
-    """Give the levels of the vertebrae of a scan.
-
-    Parameters
-    ----------
-    ct : Volume
-        CT in HU.
-    labels : Volume of uint8
-        Numbers of the vertebrae, on any grid with axes parallel to the CT's.
-    numbers : sequence of int
-        The vertebrae, from the top down.
-    levels : Levels or None
-        The network; without one the fixed codes alone decide.
-    fixed : mapping of int to int
-        Codes that are known, by place from 0.
-
-    Returns
-    -------
-    Identification
-
-    Raises
-    ------
-    ValueError
-        If no sequence of levels has the fixed codes.
-    """
-    if levels is None:
-        return identify(*uniform_votes(len(numbers)), fixed=fixed)
-    from utils.learning.labelling import vertebra_votes
-
-    votes = vertebra_votes(ct, labels, numbers, predict=levels.predict, shape=levels.patch_voxels)
-    parts = (votes.log_probabilities, votes.complete, votes.centres_mm)
-    return identify(*parts, temperature=levels.temperature, fixed=fixed)
 
 
 def labels_of_walk(vertebrae: Sequence[FoundVertebra], grid: Grid) -> Volume:
@@ -129,6 +35,45 @@ def labels_of_walk(vertebrae: Sequence[FoundVertebra], grid: Grid) -> Volume:
     return Volume(labels, grid.affine)
 
 
+def identify_found(votes: Votes, places: Sequence[int], *, fixed: Mapping[int, int]) -> Identification:
+    """Give the levels of the vertebrae that the walk found, decided with those that it did not find.
+
+    Parameters
+    ----------
+    votes : Votes
+        What the network says of the whole column.
+    places : sequence of int
+        Places in the column of the vertebrae found, from the top down.
+    fixed : mapping of int to int
+        Codes that are known, by place among the vertebrae found, from 0.
+
+    Returns
+    -------
+    Identification
+        Of the vertebrae found.
+
+    Raises
+    ------
+    ValueError
+        If no sequence of levels has the fixed codes.
+    """
+    _check_places(fixed, len(places))
+    whole = number_column(votes, fixed={places[place]: code for place, code in fixed.items()})
+    return whole.of_places(places)
+
+
+def identify_counted(count: int, *, fixed: Mapping[int, int]) -> Identification:
+    """Give the levels of vertebrae that nothing is known of but some codes; errors as `identify_found`."""
+    _check_places(fixed, count)
+    return identify(*uniform_votes(count), fixed=fixed)
+
+
+def _check_places(fixed: Mapping[int, int], count: int) -> None:
+    for place, code in fixed.items():
+        if place >= count:
+            raise ValueError(f"Expected a place up to {count}, received {place + 1}={name_of_code(code)}.")
+
+
 def numbering_of(identification: Identification) -> Numbering:
     """Give the labels of the vertebrae that have one, from the top down, with their probabilities."""
     has_label = [place for place, code in enumerate(identification.codes) if code]
@@ -136,7 +81,6 @@ def numbering_of(identification: Identification) -> Numbering:
         tuple(identification.codes[place] for place in has_label),
         ANATOMICAL,
         tuple(identification.probabilities[place] for place in has_label),
-        tuple(identification.complete[place] for place in has_label),
     )
 
 
@@ -155,17 +99,78 @@ def doubt_about(identification: Identification) -> str:
     return "; ".join(doubts)
 
 
+# What the network said, on disk --------------------------------------------------------------------
+
+
+def column_json(votes: Votes, places: Sequence[int], codes: Sequence[int]) -> str:
+    """Give the text of `<key>_column.json`.
+
+    Parameters
+    ----------
+    votes : Votes
+        What the network says of the whole column.
+    places : sequence of int
+        Places of the vertebrae found.
+    codes : sequence of int
+        Their labels in the mask, 0 for none.
+
+    Returns
+    -------
+    str
+        A JSON object; "label" is that of the mask, 0 for a vertebra without voxels.
+    """
+    labels = dict(zip(places, codes))
+    rows = [
+        {
+            "label": int(labels.get(place, 0)),
+            "centre_mm": [round(float(value), 2) for value in centre],
+            "rib_probability": round(float(rib), 4),
+            "level_log_probabilities": [round(float(value), 3) for value in levels],
+        }
+        for place, (centre, rib, levels) in enumerate(
+            zip(votes.centres_mm, votes.rib_probability, votes.level_log_probabilities)
+        )
+    ]
+    sacrum = None if votes.sacrum is None else dataclasses.asdict(votes.sacrum)
+    content = {"temperature": votes.temperature, "sacrum": sacrum, "vertebrae": rows}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def read_column(path: Path) -> tuple[Votes, list[int]] | None:
+    """Read what `column_json` gave: the votes, and the label of each vertebra in the mask.
+
+    Returns
+    -------
+    tuple of Votes and list of int, or None
+        None where there is no such file: nothing but a count was known.
+
+    Raises
+    ------
+    ValueError
+        If the file holds something else; the text names it.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        rows = found["vertebrae"]
+        votes = Votes(
+            np.array([row["level_log_probabilities"] for row in rows], float),
+            np.array([row["rib_probability"] for row in rows], float),
+            np.array([row["centre_mm"] for row in rows], float).reshape(-1, 3),
+            None if found["sacrum"] is None else Sacrum(**found["sacrum"]),
+            float(found["temperature"]),
+        )
+        return votes, [int(row["label"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected what is known of a column, found {error!r}.") from None
+
+
 # Labels changed later ------------------------------------------------------------------------------
 
 
 def relabel_case(
-    ct: Volume,
-    output: Path,
-    key: str,
-    *,
-    levels: Levels | None,
-    fixed: Mapping[int, int],
-    settings: Mapping[str, Any],
+    ct: Volume, output: Path, key: str, *, fixed: Mapping[int, int], settings: Mapping[str, Any]
 ) -> CasePrediction:
     """Give a finished case with its labels decided anew; its masks stay as they are.
 
@@ -177,8 +182,6 @@ def relabel_case(
         Folder of the predictions, which holds the case.
     key : str
         The case.
-    levels : Levels or None
-        The network; without one the fixed codes alone decide.
     fixed : mapping of int to int
         Codes that are known, by place from 0, counted among the vertebrae in the mask.
     settings : mapping
@@ -199,15 +202,24 @@ def relabel_case(
     mask = read_mask(path)
     if mask.shape != ct.shape or voxels_apart(ct.grid, mask.affine) > SAME_GRID_VOXELS:
         raise ValueError(f"{path}: expected the grid of the scan, {ct.shape}, found {mask.shape}, or moved.")
-    numbers = numbers_from_the_top(mask)
-    identification = identify_vertebrae(ct, mask, numbers, levels=levels, fixed=fixed)
+    known = read_column(derivatives.case_path(output, key, derivatives.COLUMN_SUFFIX))
+    if known is None:
+        numbers = numbers_from_the_top(mask)
+        identification, column = identify_counted(len(numbers), fixed=fixed), ""
+    else:
+        votes, labels = known
+        places = [place for place, label in enumerate(labels) if label]
+        numbers = [labels[place] for place in places]
+        identification = identify_found(votes, places, fixed=fixed)
+        column = column_json(votes, places, identification.codes)
     look_up = np.zeros(max(MAX_CODE, *numbers, 0) + 1, np.uint8)
     look_up[numbers] = identification.codes
     labels = Volume(look_up[mask.data], mask.affine)
     numbering = numbering_of(identification)
-    table = derivatives.case_path(output, key, derivatives.TABLE_SUFFIX)
-    rows = _relabelled_rows(table, look_up, numbering)
-    return CasePrediction(key, ct, labels, numbering, rows, dict(settings), identification=identification)
+    rows = _relabelled_rows(derivatives.case_path(output, key, derivatives.TABLE_SUFFIX), look_up, numbering)
+    return CasePrediction(
+        *(key, ct, labels, numbering, rows, dict(settings)), identification=identification, column=column
+    )
 
 
 def numbers_from_the_top(mask: Volume) -> list[int]:

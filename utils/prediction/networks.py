@@ -37,8 +37,8 @@ class Networks:
     Attributes
     ----------
     heat : callable
-        From a tile of the CT to what `utils.localisation.tiles` says, or, of a published heatmap network, from
-        the whole CT on the heatmap grid to the heat.
+        From a tile of the CT to the channels of `utils.localisation.tiles`, or, of a published heatmap
+        network, from the whole CT on the heatmap grid to the heat.
     patch : callable
         From the CT and the memory of a patch to the probability of the next vertebra.
     heatmap_shape : tuple of int, 3
@@ -142,20 +142,6 @@ def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
     segmentation = settings.segmentation or _expected_model("segmentation", (models, STARTER_DIR), settings)
     heatmap = settings.heatmap or _expected_model("heatmap", (segmentation.parent, models), settings)
     return segmentation, heatmap
-
-
-def labelling_directory(settings: InferenceSettings) -> Path | None:
-    """Give the directory of the labelling network: the one named, the first there is, or None.
-
-    The one shipped goes with the segmentation network shipped: what the user's own network finds is counted
-    until there is a labelling network of the user's own, or one is named.
-    """
-    if settings.labelling_model is not None:
-        return settings.labelling_model
-    named = settings.segmentation
-    beside = [] if named is None else [named.absolute().parent / "labelling"]
-    shipped = [STARTER_DIR / "labelling"] if uses_starter(settings) else []
-    return _first_with_model((*beside, settings.work_dir / "models" / "labelling", *shipped))
 
 
 def uses_starter(settings: InferenceSettings) -> bool:

@@ -14,41 +14,39 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from utils import execution
 from utils.imaging.formats import hu_doubt, read_scan, scan_bytes
+from utils.imaging.grids import transform_points
 from utils.imaging.intensities import normalise_hu
 from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
+from utils.localisation.column import Votes, find_column
 from utils.localisation.identify import Identification, parse_fixed
 from utils.prediction import derivatives, quality
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.derivatives import ANATOMICAL, COUNT, CasePrediction, Numbering, number_vertebrae
 from utils.prediction.levels import (
-    Levels,
+    column_json,
     doubt_about,
-    identify_vertebrae,
+    identify_counted,
+    identify_found,
     labels_of_walk,
-    load_levels,
     numbering_of,
     relabel_case,
 )
-from utils.prediction.networks import (
-    Networks,
-    labelling_directory,
-    load_networks,
-    model_directories,
-    uses_starter,
-)
+from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
 from utils.prediction.provenance import is_done, record_of, relabelled_record, scan_identity
 from utils.prediction.quality import CaseQuality, Remark
 from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings, worker_count
+from utils.walk.along import walk_along
 from utils.walk.locate import locate_spine
+from utils.walk.published import walk_published
 from utils.walk.records import WalkResult, WalkSettings
-from utils.walk.traverse import walk
 
 #: Peak memory of a scan: TensorFlow with networks of the preset `full` at work (`small` takes 1 GB less), and
 #: a multiple of the scan in float32. int16 takes 1.1, float32 1.6 (benchmarks/bench_inference.py measures
@@ -103,7 +101,7 @@ def infer(settings: InferenceSettings) -> int:
 
 def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
     """The workers of a cluster may stand in other folders."""
-    names = ("work_dir", "output", "segmentation", "heatmap", "labelling_model")
+    names = ("work_dir", "output", "segmentation", "heatmap")
     places = {name: getattr(settings, name) for name in names}
     absolute = {name: place.absolute() for name, place in places.items() if place is not None}
     inputs = tuple(path.absolute() for path in settings.inputs)
@@ -137,7 +135,7 @@ def walk_settings(settings: InferenceSettings, **of_networks: Any) -> WalkSettin
     return WalkSettings(**{name: getattr(settings, name) for name in names}, **of_networks)
 
 
-def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResult:
+def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[WalkResult, Votes | None]:
     """Find the vertebrae of a scan.
 
     Parameters
@@ -151,15 +149,25 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResul
 
     Returns
     -------
-    WalkResult
-        From the top down, whatever the order of finding, on the working grid.
+    found : WalkResult
+        From the top down, on the working grid.
+    votes : Votes or None
+        What the network says of their levels; None with a published heatmap network, which says nothing.
     """
     working = working_ct(ct, networks.spacing_mm)
-    heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
     normalised = Volume(normalise_hu(working.data), working.affine)
-    found = walk(normalised, heat, networks.patch, settings=settings)
-    vertebrae = tuple(derivatives.from_the_top_down(found.vertebrae))
-    return dataclasses.replace(found, vertebrae=vertebrae, labels=labels_of_walk(vertebrae, working.grid))
+    if not networks.finds_centres:
+        heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
+        found, votes = walk_published(normalised, heat, networks.patch, settings=settings), None
+    else:
+        coarse = working_ct(ct, networks.heatmap_mm)
+        how = {"outside": networks.heatmap_outside}
+        column = find_column(coarse, networks.heat, networks.heatmap_shape, **how)
+        centres = transform_points(column.centres_mm, np.eye(4), working.affine)
+        found = walk_along(normalised, centres, networks.patch, settings=settings)
+        votes = column.votes(networks.temperature)
+    labels = labels_of_walk(found.vertebrae, working.grid)
+    return dataclasses.replace(found, labels=labels), votes
 
 
 def read_with_identity(scan: Scan) -> ReadScan:
@@ -173,7 +181,6 @@ def predict_case(
     networks: Networks,
     settings: InferenceSettings,
     *,
-    levels: Levels | None = None,
     read: ReadScan | None = None,
 ) -> tuple[CasePrediction, str]:
     """Read, segment and number one scan.
@@ -186,8 +193,6 @@ def predict_case(
         The networks that segment it.
     settings : InferenceSettings
         How to segment and number.
-    levels : Levels, optional
-        The network that tells levels; without it and without known levels vertebrae are counted.
     read : tuple of Volume and dict, optional
         From `read_with_identity`, if the scan has been read already.
 
@@ -206,25 +211,28 @@ def predict_case(
     started = time.perf_counter()
     ct, identity = read_with_identity(scan) if read is None else read
     hu_text = hu_doubt(ct)  # at once, before there is more in memory than the scan
-    found = segment(ct, networks, walk_settings(settings, **networks.walk))
-    identification = _identify(ct, found, levels, settings)
+    found, votes = segment(ct, networks, walk_settings(settings, **networks.walk))
+    places = [vertebra.index for vertebra in found.vertebrae]
+    identification = _identify(found, votes, settings)
+    vertebrae, column = found.vertebrae, ""
     if identification is None:
-        vertebrae = found.vertebrae
         numbering = number_vertebrae(len(vertebrae), settings.first_label)
         doubt = _warning(len(vertebrae), len(numbering.codes), settings.first_label)
     else:
-        vertebrae = [each for each, code in zip(found.vertebrae, identification.codes) if code]
+        vertebrae = tuple(each for each, code in zip(vertebrae, identification.codes) if code)
         numbering, doubt = numbering_of(identification), doubt_about(identification)
+        column = "" if votes is None else column_json(votes, places, identification.codes)
     native = derivatives.native_vertebrae(vertebrae, found.labels.affine, ct.grid, codes=numbering.codes)
     table = derivatives.vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
     doubts = {quality.HU_DOUBT: hu_text, quality.LOW_PROBABILITY if identification else quality.OTHER: doubt}
     remarks = [Remark(kind, None, text) for kind, text in doubts.items() if text]
     names = [numbering.name(code) for code in numbering.codes]
-    remarks += walk_remarks(found.remarks, vertebrae, names)
+    remarks += walk_remarks(dataclasses.replace(found, vertebrae=vertebrae), names)
     known = CaseQuality(
         scan.key,
         numbering.kind,
         **facts_of_labels(identification, settings.first_label),
+        no_spine=not found.vertebrae,
         seconds=round(time.perf_counter() - started, 2),
         network_calls=found.calls,
         warnings=quality.case_remarks(table, remarks),
@@ -234,25 +242,18 @@ def predict_case(
         quality=known,
         trace=found.trace if settings.trace else (),
         identification=identification,
+        column=column,
     )
     doubts = (hu_text, doubt if vertebrae else "no vertebra found")
     return prediction, "; ".join(filter(None, doubts))
 
 
-def _identify(
-    ct: Volume, found: WalkResult, levels: Levels | None, settings: InferenceSettings
-) -> Identification | None:
+def _identify(found: WalkResult, votes: Votes | None, settings: InferenceSettings) -> Identification | None:
     """Decide the levels of what was found; None where vertebrae are to be counted."""
-    if not is_identified(levels, settings):
-        return None
     fixed = parse_fixed(settings.fix, settings.first_label)
-    numbers = range(1, len(found.vertebrae) + 1)
-    return identify_vertebrae(ct, found.labels, numbers, levels=levels, fixed=fixed)
-
-
-def is_identified(levels: Levels | None, settings: InferenceSettings) -> bool:
-    """Whether levels are decided together, not counted from the top: with a network, or by levels named."""
-    return levels is not None or bool(settings.fix)
+    if votes is not None:
+        return identify_found(votes, [each.index for each in found.vertebrae], fixed=fixed)
+    return identify_counted(len(found.vertebrae), fixed=fixed) if settings.fix else None
 
 
 def _warning(found: int, labelled: int, first_label: str | None) -> str:
@@ -287,9 +288,11 @@ def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
     """Run all scans; tells whether one was bad."""
     if uses_starter(settings) and not settings.relabel:
         print(STARTER_NOTE.format(models=settings.work_dir / "models"), flush=True)
-    if not _is_divided(settings):
+    if settings.relabel:
+        pass  # labels are decided anew from what is written beside the predictions
+    elif not _is_divided(settings):
         _networks_of_process(settings)
-    elif not settings.relabel:
+    else:
         model_directories(settings)  # a network that is not there ends the run before any scan
     jobs = [_Job(scan, settings) for scan in execution.in_shard(scans, settings.shard)]
     bad = 0
@@ -322,8 +325,7 @@ def _outcomes(jobs: Sequence[_Job], settings: InferenceSettings) -> Iterator[_Ou
 
 def _read(job: _Job) -> ReadScan | None:
     """Read a scan; None if it is done or only its labels are to change, and it is not needed yet."""
-    networks, _ = _networks_of_process(job.settings)
-    if networks is None or is_done(job.scan, networks, job.settings):
+    if job.settings.relabel or is_done(job.scan, _networks_of_process(job.settings), job.settings):
         return None
     return read_with_identity(job.scan)
 
@@ -338,10 +340,9 @@ def _attempt(job: _Job, read: Callable[[], ReadScan | None] = lambda: None) -> _
     """Do one scan; whatever is wrong with it must not end the others."""
     scan = job.scan
     try:
-        networks, levels = _networks_of_process(job.settings)
-        if networks is None:
-            return _relabel(scan, levels, job.settings)
-        return _do_case(scan, networks, levels, job.settings, read=read())
+        if job.settings.relabel:
+            return _relabel(scan, job.settings)
+        return _do_case(scan, _networks_of_process(job.settings), job.settings, read=read())
     except ValueError as error:
         return _bad(scan, str(error))
     except Exception as error:
@@ -355,51 +356,38 @@ def _bad(scan: Scan, error: str) -> _Outcome:
 
 
 @functools.lru_cache(maxsize=1)
-def _networks_of_process(settings: InferenceSettings) -> tuple[Networks | None, Levels | None]:
-    """Choose the device and load the networks, once a process; to relabel, only that of the levels."""
+def _networks_of_process(settings: InferenceSettings) -> Networks:
+    """Choose the device and load the networks, once a process."""
     from utils.learning.runtime import choose_device
 
     choose_device(settings.device)
-    directory = labelling_directory(settings)
-    levels = None if directory is None else load_levels(directory)
-    if settings.relabel and not is_identified(levels, settings) and settings.first_label is None:
-        raise ValueError(
-            f"{settings.work_dir / 'models' / 'labelling'}: expected a labelling network for --relabel, "
-            "found none. Train one with train_labelling.py, or name levels with --first-label or --fix."
-        )
-    return None if settings.relabel else load_networks(settings), levels
+    return load_networks(settings)
 
 
 def _do_case(
-    scan: Scan,
-    networks: Networks,
-    levels: Levels | None,
-    settings: InferenceSettings,
-    *,
-    read: ReadScan | None = None,
+    scan: Scan, networks: Networks, settings: InferenceSettings, *, read: ReadScan | None = None
 ) -> _Outcome:
     if is_done(scan, networks, settings):
-        is_counted = settings.first_label is None and not is_identified(levels, settings)
+        is_counted = not (networks.finds_centres or settings.first_label or settings.fix)
         kind = Numbering((), COUNT if is_counted else ANATOMICAL)
         written = derivatives.complete_case(settings.output, scan.key, kind, formats=settings.formats)
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
-    prediction, warning = predict_case(scan, networks, settings, levels=levels, read=read)
+    prediction, warning = predict_case(scan, networks, settings, read=read)
     derivatives.write_case(prediction, settings.output, formats=settings.formats)
     seconds = time.perf_counter() - started
     message = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
     return _Outcome(message, f"warning: {scan.name}: {warning}." if warning else "")
 
 
-def _relabel(scan: Scan, levels: Levels | None, settings: InferenceSettings) -> _Outcome:
+def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     """Change the labels of a finished case; all else of its record stays, so it counts as done with them."""
     record = relabelled_record(scan, settings)
     prediction = relabel_case(
         read_scan(scan.path, scan.series),
         settings.output,
         scan.key,
-        levels=levels,
         fixed=parse_fixed(settings.fix, settings.first_label),
         settings=record,
     )

@@ -16,17 +16,17 @@ from utils.files import sha256_of
 from utils.imaging.file_checks import check_is_file
 from utils.imaging.formats import files_of_scan
 from utils.prediction.derivatives import read_case_settings
-from utils.prediction.networks import Networks, identity_of_model, labelling_directory
+from utils.prediction.networks import Networks
 from utils.prediction.scans import Scan
 from utils.settings import InferenceSettings, settings_as_json
 
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
-    *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling_model", "relabel"),
+    *("inputs", "output", "work_dir", "segmentation", "heatmap", "relabel"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
 )
 #: Counted up when predictions change their meaning, so that older ones are made again.
-_INFERENCE = 2
+_INFERENCE = 3
 
 
 def scan_identity(scan: Scan) -> dict[str, Any]:
@@ -114,9 +114,7 @@ def relabelled_record(scan: Scan, settings: InferenceSettings) -> dict[str, Any]
             f"{scan.path}: expected the scan that the prediction in {settings.output} is of, found another, "
             "or no hash of it there: predict it again."
         )
-    networks = {name: origin for name, origin in old["networks"].items() if name != "labelling"}
-    levels = {"first_label": settings.first_label, "fix": list(settings.fix)}
-    return {**old, **levels, "networks": {**networks, **_labelling_origin(settings)}}
+    return {**old, "first_label": settings.first_label, "fix": list(settings.fix)}
 
 
 def is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:
@@ -133,12 +131,7 @@ def _made_with(networks: Networks, settings: InferenceSettings) -> dict[str, Any
     for name in _INDIFFERENT:
         del plain[name]
     facts = {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
-    return {**plain, **facts, "networks": {**networks.origin, **_labelling_origin(settings)}}
-
-
-def _labelling_origin(settings: InferenceSettings) -> dict[str, Any]:
-    directory = labelling_directory(settings)
-    return {} if directory is None else {"labelling": identity_of_model(directory)}
+    return {**plain, **facts, "networks": networks.origin}
 
 
 def _files_of(scan: Scan) -> tuple[Path, ...]:

@@ -95,6 +95,10 @@ class CaseQuality:
         The runner-up labels from the top down.
     second_probability : float, optional
         Their probability.
+    sequences : tuple of (tuple of str, float), optional
+        The fewest sequences of labels, with their probabilities, that together have 95 %.
+    no_spine : bool
+        Whether no vertebra was found.
     seconds : float, optional
         Time that the case took.
     network_calls : int, optional
@@ -109,6 +113,8 @@ class CaseQuality:
     sequence_probability: float | None = None
     second_names: tuple[str, ...] | None = None
     second_probability: float | None = None
+    sequences: tuple[tuple[tuple[str, ...], float], ...] | None = None
+    no_spine: bool = False
     seconds: float | None = None
     network_calls: int | None = None
     warnings: tuple[Remark, ...] = ()
@@ -285,9 +291,17 @@ def _quality_of(plain: Mapping[str, Any]) -> CaseQuality:
             **{name: number_in(known, name) for name in _NUMBERS},
             "network_calls": known.get("network_calls") and int(known["network_calls"]),
             "second_names": None if second is None else tuple(map(str, second)),
+            "sequences": _sequences_of(known.get("sequences")),
+            "no_spine": bool(known.get("no_spine", False)),
             "warnings": tuple(_remark_of(each) for each in known.get("warnings", ())),
         }
     )
+
+
+def _sequences_of(plain: Any) -> tuple[tuple[tuple[str, ...], float], ...] | None:
+    if plain is None:
+        return None
+    return tuple((tuple(map(str, names)), float(share)) for names, share in plain)
 
 
 def _remark_of(plain: Mapping[str, Any]) -> Remark:

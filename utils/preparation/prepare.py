@@ -24,8 +24,8 @@ from utils import execution
 from utils import settings as stages
 from utils.imaging.nifti import native_bytes
 from utils.preparation import prepared, working_case
-from utils.preparation.prepared import PREPARED_SPLITS, SIDECAR
 from utils.preparation.drawn_cases import draw_cases
+from utils.preparation.prepared import PREPARED_SPLITS, SIDECAR
 from utils.preparation.spine_case import SPINE
 from utils.preparation.working_case import CENTROIDS, CT, MASK, VERTEBRAE_FILE, write_table
 from utils.settings import SETTINGS_FILE, load_settings, save_settings, settings_as_json

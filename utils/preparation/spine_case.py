@@ -55,7 +55,7 @@ class KnownSpine:
 
 
 def spine_of_points(codes: np.ndarray, points: np.ndarray, **known: Any) -> KnownSpine:
-    """Give a spine known by its points alone: thoracic vertebrae have ribs, since that makes them thoracic."""
+    """Give a spine known by its points alone: a vertebra with a rib is thoracic by definition."""
     has_rib = tuple(region_of_code(int(code)) == "thoracic" for code in codes)
     return KnownSpine(tuple(int(code) for code in codes), np.asarray(points, float), has_rib, **known)
 
