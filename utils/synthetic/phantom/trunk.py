@@ -74,6 +74,8 @@ def trunk_tissue(
     _paint_neck_and_head(hu, scene)
     _paint_canal(hu, scene)
     hu[outside] = AIR_HU
+    _paint_face(hu, scene, outside)
+    _paint_head(hu, scene)
     _paint_table(hu, scene)
     _paint_arms(hu, scene)
     return hu
@@ -162,12 +164,14 @@ def _diaphragm(scene: _Scene) -> np.ndarray:
 
 def _paint_chest(hu: np.ndarray, scene: _Scene, chest: np.ndarray) -> None:
     """Lungs, and between them the mediastinum."""
-    s, u, beside = scene.anatomy.stature, scene.u, np.abs(scene.v)
+    s, u, beside, i = scene.anatomy.stature, scene.u, np.abs(scene.v), scene.grid.axes()[2]
     margin = scene.course.body_width + scene.anatomy.habitus.lung_margin_mm
     middle = np.interp(u / s, [-150, -105, -60, -32, -18], [8, 22, 26, 22, 0]) * s
     # Beside the bodies and the arches the lungs come up to the bone; behind them ribs and muscles begin.
     near = np.where(u > -20 * s, margin + np.maximum(u - 14 * s, 0) * 1.2, middle).astype(np.float32)
-    lung = chest & (beside > near)
+    # Above T3 the lungs taper to a dome on either side.
+    apex = scene.levels["T2"][2] + s * (-22 + 30 * np.square((beside - 48 * s) / (42 * s)))
+    lung = chest & (beside > near) & ((i > apex) | (i > scene.levels["T5"][2]))
     hu[chest] = (FAT_HU * 0.75 + 50 * np.clip(scene.coarse + 0.3, 0, 2))[chest]
     grain = LUNG_HU + 35 * scene.coarse + 25 * scene.fine + np.clip(u, -60, 40)
     grain += 750 * np.clip(scene.fine - 1.6, 0, 1)  # vessels
@@ -288,6 +292,17 @@ def _paint_neck_and_head(hu: np.ndarray, scene: _Scene) -> None:
     paint_shape(hu, scene.grid, Plate(at("C1", -75, 0, -45), at("C1", -40, 0, -38), (9, 9), RIGHT), -950.0)
 
 
+def _paint_face(hu: np.ndarray, scene: _Scene, outside: np.ndarray) -> None:
+    """Flesh of face and jaw where the neck has ended, and fat under its skin."""
+    atlas, s = scene.anatomy.vertebrae[0], scene.anatomy.stature
+    flesh = hu.copy()
+    for centre, half in (((-58, 0, -38), (66, 66, 72)), ((-62, 0, 22), (48, 58, 48))):
+        for inset, value in ((0, FAT_HU), (7, MUSCLE_HU)):
+            radii = np.array(half) * s - inset
+            paint_ellipsoid(flesh, scene.grid, atlas.world(*np.multiply(centre, s)), radii, value)
+    np.copyto(hu, flesh, where=outside)
+
+
 def _paint_head(hu: np.ndarray, scene: _Scene) -> None:
     """Scalp, skull and brain above C1."""
     atlas, s = scene.anatomy.vertebrae[0], scene.anatomy.stature
@@ -302,7 +317,6 @@ def _paint_canal(hu: np.ndarray, scene: _Scene) -> None:
 
 def _paint_arms(hu: np.ndarray, scene: _Scene) -> None:
     """Muscles, fat and skin of shoulders and upper arms."""
-    _paint_head(hu, scene)
     s, muscles = scene.anatomy.stature, (MUSCLE_HU + 8 * scene.coarse).astype(np.float32)
     for side in SIDES:
         joint, way = shoulder_joint(scene.anatomy, side)
