@@ -30,6 +30,7 @@ from scipy.optimize import minimize_scalar
 from utils.localisation.anchors import (
     SKULL_BASE,
     Anchors,
+    Rates,
     anchor_weights,
     skull_place,
     speaking_anchors,
@@ -51,6 +52,8 @@ COVERAGE, MOST_SEQUENCES = 0.95, 64
 #: Range of temperatures, and the least log-probability of a true sequence that counts in fitting one.
 TEMPERATURES, LEAST_LOG_PROBABILITY = (0.25, 20.0), -50.0
 _NEVER = -50.0
+
+Transitions = Mapping[tuple[int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def identify(
     if not len(log_probabilities):
         return Identification((), (), 1.0, (), 0.0, (), "none")
     evidence = _evidence(parts, temperature)
-    column = _column(parts, evidence, fixed or {})
+    column = Column(emissions_of(evidence, fixed or {}, parts.rates.no_vertebra), _transitions(parts))
     if not k_best(column, 1):
         levels = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
         raise ValueError(f"Expected levels that follow one another downwards, received {levels}.")
@@ -209,6 +212,11 @@ class ColumnVotes:
         shapes = [np.shape(array) for array in (self.log_probabilities, self.centres_mm)]
         if shapes != [(count, MAX_RANK + 1), (count, 3)]:
             raise ValueError(f"Expected arrays (n, {MAX_RANK + 1}) and (n, 3), received {shapes}.")
+
+    @property
+    def rates(self) -> Rates:
+        """The rates of errors."""
+        return Rates() if self.anchors is None else self.anchors.rates
 
     def read_anchors(self) -> dict[str, np.ndarray]:
         """Give the log-likelihoods of the anchors in view, (n, 27), by name."""
@@ -282,22 +290,25 @@ def _evidence(parts: ColumnVotes, temperature: float) -> np.ndarray:
     read = parts.read_anchors()
     if SKULL_BASE in read:
         # That vertebra's vote is the anchor itself: it counts once.
-        votes[skull_place(parts.log_probabilities, parts.anchors.rates.certain)] = 0.0
+        votes[skull_place(parts.log_probabilities, parts.rates.certain)] = 0.0
     return votes + total_weights(read, votes.shape)
 
 
-def _column(parts: ColumnVotes, evidence: np.ndarray, fixed: Mapping[int, int]) -> Column:
-    if parts.anchors is None:
-        return Column(emissions_of(evidence, fixed), transitions_of(parts.centres_mm))
-    rates = parts.anchors.rates
-    transitions = transitions_of(parts.centres_mm, missed=rates.missed)
-    return Column(emissions_of(evidence, fixed, rates.no_vertebra), transitions)
+def _transitions(parts: ColumnVotes) -> Transitions:
+    return transitions_of(parts.centres_mm, missed=parts.rates.missed)
 
 
 def _anchor(parts: ColumnVotes, best: np.ndarray, column: Column) -> str:
     if parts.anchors is None:
+<<<<<<< HEAD
         return "none"
     return " and ".join(speaking_anchors(best, parts.read_anchors(), column, parts.anchors.rates)) or "none"
+=======
+        found = voted_anchors(best, evidence, column)
+    else:
+        found = speaking_anchors(best, parts.read_anchors(), column, parts.rates)
+    return " and ".join(found) or "none"
+>>>>>>> chain
 
 
 def _likely_sequences(column: Column, total: float) -> list[tuple[np.ndarray, float]]:
@@ -348,7 +359,14 @@ def true_log_probability(parts: ColumnVotes, codes: Sequence[int], *, temperatur
     float
         -inf for a sequence that the rules do not allow.
     """
-    column = _column(parts, _evidence(parts, temperature), {})
+    return _log_probability(parts, _transitions(parts), codes, temperature)
+
+
+def _log_probability(
+    parts: ColumnVotes, transitions: Transitions, codes: Sequence[int], temperature: float
+) -> float:
+    emissions = emissions_of(_evidence(parts, temperature), {}, parts.rates.no_vertebra)
+    column = Column(emissions, transitions)
     ranks = [rank_of_code(code) if code else NO_VERTEBRA for code in codes]
     return sequence_weight(column, ranks) - posterior(column)[1]
 
@@ -375,10 +393,11 @@ def fit_temperature(columns: Sequence[ColumnVotes], truths: Sequence[Sequence[in
     """
     if not columns or len(columns) != len(truths):
         raise ValueError(f"Expected columns and as many truths, received {len(columns)} and {len(truths)}.")
+    transitions = [_transitions(parts) for parts in columns]
 
     def loss(log_temperature: float) -> float:
         temperature = float(np.exp(log_temperature))
-        logs = [true_log_probability(*pair, temperature=temperature) for pair in zip(columns, truths)]
+        logs = [_log_probability(*known, temperature) for known in zip(columns, transitions, truths)]
         # A sequence that the rules do not allow (L6 below T12, say) must not rule every temperature out.
         return -float(np.mean(np.maximum(logs, LEAST_LOG_PROBABILITY)))
 

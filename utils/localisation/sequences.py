@@ -24,8 +24,9 @@ from utils.verse.labels import MAX_RANK, name_of_code, rank_of_code
 RATE_MISSED, RATE_NO_VERTEBRA = 0.01, 0.02
 #: Spread of the gap between neighbours, as a multiple of the gaps near by.
 GAP_SPREAD = 0.25
-#: Gaps that give the step of a place: so many on either side; with fewer than two, the typical step counts.
-GAPS_NEAR, LEAST_GAPS = 2, 2
+#: Gaps whose median gives the step of a place: so many on either side, so that the two halves of a gap with a
+#: false vertebra in it do not count for much. With fewer than two the typical step counts.
+GAPS_NEAR, LEAST_GAPS = 4, 2
 MOST_MISSED = 8
 NO_VERTEBRA = 0
 
@@ -271,12 +272,12 @@ def posterior(column: Column) -> tuple[np.ndarray, float]:
     forward, backward = _start(column), np.tile(_end(column)[:, None], (1, MAX_RANK))
     for place in range(count):
         above = [forward[u][:, None] + steps[u, place] for u in range(place)]
-        forward[place] = logsumexp(np.concatenate([forward[place][None], *above]), axis=0)
+        forward[place] = np.logaddexp.reduce(np.concatenate([forward[place][None], *above]), axis=0)
     for place in reversed(range(count)):
         below = [steps[place, v] + backward[v] for v in range(place + 1, count)]
-        backward[place] = logsumexp(np.concatenate([backward[place][:, None], *below], axis=1), axis=1)
+        backward[place] = np.logaddexp.reduce(np.concatenate([backward[place][:, None], *below], axis=1), axis=1)
     ends = (forward + _end(column)[:, None]).ravel()
-    total = float(logsumexp(np.array([*ends, column.none_between(0, count)]), axis=0))
+    total = float(np.logaddexp.reduce(np.array([*ends, column.none_between(0, count)]), axis=0))
     marginals = np.zeros((count, MAX_RANK + 1))
     marginals[:, 1:] = np.exp(forward + backward - total)
     marginals[:, NO_VERTEBRA] = np.clip(1 - marginals[:, 1:].sum(axis=1), 0, 1)

@@ -1,4 +1,4 @@
-"""Scans that are drawn for the network that finds and names vertebrae, prepared beside those of the data set.
+"""Scans that are drawn for the network that finds and names vertebrae, prepared beside those that are read.
 
 The name of a drawn scan says all that it is made from: `drawn-<seed>-<number>`, or `drawn-trunk-<seed>-<number>`
 for one drawn from the organs of a real scan. One that is there already stays.
