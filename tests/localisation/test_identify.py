@@ -42,7 +42,7 @@ def line(gaps):
 def labelled(names, gaps, complete=None, **keywords):
     complete = np.ones(len(names)) if complete is None else np.array(complete)
     votes = names if isinstance(names, np.ndarray) else votes_for(names)
-    return identify(votes, complete, line(gaps), **keywords)
+    return identify(votes, line(gaps), **keywords)
 
 
 # Against all sequences ------------------------------------------------------------------------------

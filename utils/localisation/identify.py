@@ -300,15 +300,8 @@ def _transitions(parts: ColumnVotes) -> Transitions:
 
 def _anchor(parts: ColumnVotes, best: np.ndarray, column: Column) -> str:
     if parts.anchors is None:
-<<<<<<< HEAD
         return "none"
-    return " and ".join(speaking_anchors(best, parts.read_anchors(), column, parts.anchors.rates)) or "none"
-=======
-        found = voted_anchors(best, evidence, column)
-    else:
-        found = speaking_anchors(best, parts.read_anchors(), column, parts.rates)
-    return " and ".join(found) or "none"
->>>>>>> chain
+    return " and ".join(speaking_anchors(best, parts.read_anchors(), column, parts.rates)) or "none"
 
 
 def _likely_sequences(column: Column, total: float) -> list[tuple[np.ndarray, float]]:
