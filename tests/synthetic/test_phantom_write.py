@@ -144,7 +144,7 @@ def test_processes_write_what_one_process_writes(data_set, tmp_path):
     assert all(expected[name] == content for name, content in found.items())
 
 
-def die_at_the_second(series, *, data_dir, seed, step_mm):
+def die_at_the_second(series, *, data_dir, seed, ranges, step_mm):
     if series.subject == 1:
         os._exit(1)
     (data_dir / series.key).write_text(" ".join(os.environ[name] for name in write._THREAD_SETTINGS))
