@@ -67,9 +67,9 @@ class Scan:
 
 
 def real_scans(facts: Path, spacing_mm: float, names: Sequence[str]) -> Iterator[Scan]:
-    """Give the scans of a file of facts; those named, or all."""
+    """Give the scans of a file of facts that show vertebrae; those named, or all."""
     for name, known in json.loads(facts.read_text())["scans"].items():
-        if names and name not in names:
+        if not known["vertebrae"] or (names and name not in names):
             continue
         points = {code_of_name(level): point for level, point in known["vertebrae"].items()}
         ct = working_ct(read_scan(SHARED / known["ct"]), spacing_mm)
