@@ -2,8 +2,8 @@
 
 Command python experiments/real/prepare.py --shared ../shared --work-dir starter/work
 Time    a minute
-Result  a training case `real-<name>` for every scan of `centres.json` that has a spine, at 3 mm, beside those of
-        pre_processing_heatmap.py. A fold leaves scans out by `--exclude "real-<name>"`.
+Result  a training case `real-<name>` for every scan of `centres.json` that has a spine, at 3 mm, beside those
+        of pre_processing_heatmap.py. A fold leaves scans out by `--exclude "real-<name>"`.
 
 Reads   experiments/real/centres.json, and the CTs that it names
 Writes  WORK/heatmap/3mm/training

@@ -52,7 +52,7 @@ from utils.verse.labels import name_of_code
 
 #: A peak is a body's own up to this distance, or up to half of that to the body beside it, in mm.
 PEAK_MM = 12.0
-#: A vertebra is a body's own with a voxel, and with its centroid, within these distances of the centre, in mm.
+#: A vertebra is a body's own with a voxel and with its centroid within these distances of the centre, mm.
 VOXEL_MM, CENTROID_MM = 4.0, 15.0
 #: What is found within this distance of a body at the end of the scan may belong to it, in mm.
 EDGE_MM = 20.0
@@ -286,7 +286,7 @@ def _scan_row(score: ScanScore) -> dict[str, Any]:
         **_counts([score]),
         "scan right": _yes_or_no(score.is_right),
         "confidence": score.confidence,
-        "95 % set": len(score.sequences) or None,
+        "95 % set": str(len(score.sequences)) if score.sequences else None,
         "truth in set": _yes_or_no(score.holds_truth),
         "bodies without": " ".join(map(name_of_code, score.missed)) or "none",
         "levels given": _range_of(score.codes),
@@ -295,14 +295,12 @@ def _scan_row(score: ScanScore) -> dict[str, Any]:
 
 def _sum_row(name: str, scores: Sequence[ScanScore]) -> dict[str, Any]:
     stated = [score for score in scores if score.sequences]
-    means = [np.mean([s.confidence for s in stated]), np.mean([len(s.sequences) for s in stated])]
-    confidence, size = map(float, means) if stated else (math.nan, math.nan)
     return {
         "scan": name,
         **_counts(scores),
         "scan right": _of([score.is_right for score in scores]),
-        "confidence": confidence,
-        "95 % set": size,
+        "confidence": _mean([score.confidence for score in stated]),
+        "95 % set": _mean([len(score.sequences) for score in stated]),
         "truth in set": _of([score.holds_truth for score in stated]) if stated else None,
     }
 
@@ -321,6 +319,10 @@ def _counts(scores: Sequence[ScanScore]) -> dict[str, str]:
     }
 
 
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
 def _of(answers: Sequence[bool]) -> str:
     return f"{sum(answers)} of {len(answers)}"
 
@@ -330,7 +332,7 @@ def _yes_or_no(answer: bool | None) -> str | None:
 
 
 def _range_of(codes: Sequence[int]) -> str:
-    """Name the first and the last level; all of them where they do not simply follow one another."""
+    """Name the first and the last level, and say how many there are."""
     names = names_of(codes)
     return f"{names[0]} to {names[-1]}, {len(names)}" if names else "none"
 
@@ -398,9 +400,7 @@ def picture_of(ct: Volume, score: ScanScore, finding: Finding, *, what: str) -> 
     return figure
 
 
-def report(
-    findings: Mapping[str, Finding], shared: Path, *, what: str, pictures: Path | None = None
-) -> str:
+def report(findings: Mapping[str, Finding], shared: Path, *, what: str, pictures: Path | None = None) -> str:
     """Score what was found in scans, draw it, and give the table as text.
 
     Parameters
