@@ -50,7 +50,9 @@ def build_heatmap_network(
     return _build_unet(settings, (*shape, 1), replicas, stem=False, **outputs)
 
 
-def build_localiser(settings: HeatmapTrainingSettings, *, replicas: int = 1) -> keras.Model:
+def build_localiser(
+    settings: HeatmapTrainingSettings, *, replicas: int = 1, shape: tuple[int | None, ...] | None = None
+) -> keras.Model:
     """Build the network that finds and names vertebrae: a U-Net with two heads.
 
     Heat comes from the decoder's last level. Levels and ribs come from the two levels before it, which see
@@ -62,6 +64,8 @@ def build_localiser(settings: HeatmapTrainingSettings, *, replicas: int = 1) -> 
         Crop, filters (three or more), kind of normalisation, and the momentum of that of batches.
     replicas : int
         Devices that train together; several share the statistics of batch normalisation.
+    shape : tuple of int or None, 3, optional
+        Another shape than the crop's, None for any.
 
     Returns
     -------
@@ -83,7 +87,7 @@ def build_localiser(settings: HeatmapTrainingSettings, *, replicas: int = 1) -> 
         "norm_momentum": settings.norm_momentum,
         "norm_synchronized": replicas > 1,
     }
-    inputs = keras.Input((*settings.crop_voxels, 1), name="input")
+    inputs = keras.Input((*(shape or settings.crop_voxels), 1), name="input")
     skips, x = encoder_unet3d(inputs, n_filters=filters, name="encoder", **parts)
     levels = [x]
     for number in reversed(range(1, len(filters))):
@@ -203,6 +207,15 @@ def build_network(found: dict[str, Any], *, source: Path) -> keras.Model:
         raise ValueError(
             f"{source}: expected settings that make a network, found {first_line(error)}"
         ) from error
+
+
+def of_any_shape(localiser: keras.Model, found: dict[str, Any]) -> keras.Model:
+    """Give the same localiser for inputs of any shape: whole scans, where it was trained on crops."""
+    names = ("filters", "norm", "norm_momentum")
+    settings = HeatmapTrainingSettings(**_architecture(found, names))
+    network = build_localiser(settings, shape=(None,) * 3)
+    network.set_weights(localiser.get_weights())
+    return compute_in(network, "float32")
 
 
 def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:

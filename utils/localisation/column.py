@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,19 +70,19 @@ class Column:
         return Votes(*parts, self.sacrum, temperature)
 
 
-def find_column(ct: Volume, predict: PredictTile, shape: Sequence[int], *, outside: str) -> Column:
+def find_column(ct: Volume, predict: PredictTile, *, outside: str) -> Column:
     """Find the vertebrae of a scan.
 
     Parameters
     ----------
-    ct, predict, shape, outside
+    ct, predict, outside
         As `utils.localisation.tiles.localise` takes them.
 
     Returns
     -------
     Column
     """
-    vertebrae, sacra = read_candidates(localise(ct, predict, shape, outside=outside), least=LEAST_HEAT)
+    vertebrae, sacra = read_candidates(localise(ct, predict, outside=outside), least=LEAST_HEAT)
     chain = chain_of(vertebrae)
     return Column(chain, sacrum_below(chain, sacra))
 

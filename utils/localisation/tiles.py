@@ -20,6 +20,9 @@ from utils.imaging.volume import Volume
 PredictTile = Callable[[np.ndarray], np.ndarray]
 #: Channels: heat of the bodies' centres, of the first sacral body, logit of a rib, and then the levels.
 BODY, SACRUM, RIB, LEVELS = 0, 1, 2, 3
+#: Edges of tiles are multiples of this, as every level of the network halves them. One tile holds the trunk of
+#: a large man at 3 mm, 48 cm deep and wide, and 58 cm of his length.
+MULTIPLE, MOST_VOXELS = 16, (160, 160, 192)
 #: Voxels that two tiles share at least, and the weight of a face beside that of the middle.
 OVERLAP, LEAST_WEIGHT = 24, 0.05
 #: Logits of ribs and levels change slowly: they are kept for every second voxel.
@@ -45,7 +48,9 @@ class LocalisedScan:
     logits: np.ndarray
 
 
-def localise(ct: Volume, predict: PredictTile, shape: Sequence[int], *, outside: str) -> LocalisedScan:
+def localise(
+    ct: Volume, predict: PredictTile, *, outside: str, most: Sequence[int] = MOST_VOXELS
+) -> LocalisedScan:
     """Give what the network says of every voxel of a scan.
 
     Parameters
@@ -54,10 +59,10 @@ def localise(ct: Volume, predict: PredictTile, shape: Sequence[int], *, outside:
         CT in HU at the network's spacing, axes (P, R, I).
     predict : callable
         The network.
-    shape : sequence of int, (3,)
-        Shape of its tiles, even.
     outside : str
         What it was shown beyond the scan, "air" or "edge".
+    most : sequence of int, (3,)
+        Largest tile, of multiples of `MULTIPLE`; most scans are one.
 
     Returns
     -------
@@ -69,6 +74,7 @@ def localise(ct: Volume, predict: PredictTile, shape: Sequence[int], *, outside:
         If the network gives a number that is not finite.
     """
     fill = float(LOWEST_HU) if outside == "air" else "edge"
+    shape = [min(-(-size // MULTIPLE) * MULTIPLE, limit) for size, limit in zip(ct.shape, most)]
     whole = tuple(size + size % STEP for size in ct.shape)
     heat, logits = np.zeros((*whole, LEVELS - 1), np.float32), None
     weights = np.zeros(whole, np.float32)

@@ -117,8 +117,9 @@ def load_networks(settings: InferenceSettings) -> Networks:
             f"{heatmap_dir}: a model of another preset: expected the spacing of {segmentation_dir}, "
             f"{spacing_mm:g} mm, found {heatmap_mm:g} mm."
         )
+    heat = _tile_function if finds_centres else _heat_function
     return Networks(
-        heat=(_tile_function if finds_centres else _heat_function)(without_norms(heatmap)),
+        heat=heat(heatmap, heatmap_trained),
         patch=_patch_function(without_norms(segmentation)),
         heatmap_shape=tuple(heatmap.input_shape[1:4]),
         patch_voxels=segmentation.input_shape[1],
@@ -195,13 +196,17 @@ def _outside(directory: Path, trained: dict[str, Any]) -> Literal["air", "edge"]
     return found
 
 
-def _heat_function(model: keras.Model) -> PredictHeat:
-    run = _compiled(model)
+def _heat_function(model: keras.Model, _: dict[str, Any]) -> PredictHeat:
+    from ML_3D_Unet.utils.folding import without_norms
+
+    run = _compiled(without_norms(model))
     return lambda ct: run(ct[None, ..., None])[0, ..., 0]
 
 
-def _tile_function(model: keras.Model) -> PredictTile:
-    run = _compiled(model)
+def _tile_function(model: keras.Model, trained: dict[str, Any]) -> PredictTile:
+    from utils.learning.models import of_any_shape
+
+    run = _compiled(of_any_shape(model, trained))
     return lambda ct: run(ct[None, ..., None])[0]
 
 

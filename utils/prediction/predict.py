@@ -161,8 +161,7 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
         found, votes = walk_published(normalised, heat, networks.patch, settings=settings), None
     else:
         coarse = working_ct(ct, networks.heatmap_mm)
-        how = {"outside": networks.heatmap_outside}
-        column = find_column(coarse, networks.heat, networks.heatmap_shape, **how)
+        column = find_column(coarse, networks.heat, outside=networks.heatmap_outside)
         centres = transform_points(column.centres_mm, np.eye(4), working.affine)
         found = walk_along(normalised, centres, networks.patch, settings=settings)
         votes = column.votes(networks.temperature)
