@@ -32,7 +32,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.real.facts import ScanFacts, read_facts
+from experiments.real.facts import ScanFacts, available_scans, read_facts
 from experiments.real.findings import (
     Finding,
     finding_of_votes,
@@ -49,7 +49,7 @@ from experiments.real.folds import (
     left_out_cases,
     patterns_there,
 )
-from experiments.real.score import available_scans, report, true_codes
+from experiments.real.score import report, true_codes
 from experiments.steps import CopyModel, run_steps, script
 from utils.files import sha256_of, write_text_whole
 from utils.learning.model_files import model_file

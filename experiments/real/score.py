@@ -32,7 +32,7 @@ from scipy.spatial.distance import cdist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.real.facts import SOURCES, ScanFacts, read_facts
+from experiments.real.facts import SOURCES, ScanFacts, available_scans, read_facts
 from experiments.real.findings import (
     Finding,
     finding_of_votes,
@@ -338,35 +338,6 @@ def _range_of(codes: Sequence[int]) -> str:
 
 
 # The whole -----------------------------------------------------------------------------------------
-
-
-def available_scans(shared: Path, names: Sequence[str] = ()) -> dict[str, ScanFacts]:
-    """Give the facts of the scans whose CTs are there.
-
-    Parameters
-    ----------
-    shared : Path
-        Folder that the paths of the facts start from.
-    names : sequence of str
-        Those that are wanted; by default all.
-
-    Returns
-    -------
-    dict of str to ScanFacts
-
-    Raises
-    ------
-    ValueError
-        If one that is wanted is not known, or none is there.
-    """
-    facts = read_facts()
-    unknown = sorted(set(names) - set(facts))
-    if unknown:
-        raise ValueError(f"Expected scans of {list(facts)}, received {unknown}.")
-    there = {name: facts[name] for name in names or facts if (shared / facts[name].ct).is_file()}
-    if not there:
-        raise ValueError(f"{shared}: expected the CTs of {list(names or facts)}, found none.")
-    return there
 
 
 def picture_of(ct: Volume, score: ScanScore, finding: Finding, *, what: str) -> Figure:
