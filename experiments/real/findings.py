@@ -99,8 +99,7 @@ def look_for_vertebrae(ct: Path, networks: Networks) -> Votes:
         Under the temperature of the network's settings; without a vertebra where there is no spine.
     """
     coarse = working_ct(read_ct(ct), networks.heatmap_mm)
-    shown = {"outside": networks.heatmap_outside}
-    column = find_column(coarse, networks.heat, networks.heatmap_shape, **shown)
+    column = find_column(coarse, networks.heat, outside=networks.heatmap_outside)
     return votes_of_column(column, networks.temperature)
 
 
