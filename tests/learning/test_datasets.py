@@ -12,7 +12,7 @@ from utils.learning import datasets, epochs, heatmap, vertebrae
 from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
 
 SETTINGS = SegmentationTrainingSettings(patch_voxels=8, batch_size=2, examples_per_epoch=5, seed=3)
-HEATMAP_SETTINGS = HeatmapTrainingSettings(batch_size=2, examples_per_epoch=5, seed=3)
+HEATMAP_SETTINGS = HeatmapTrainingSettings(target="spine", batch_size=2, examples_per_epoch=5, seed=3)
 
 
 # ---------------------------------------------------------------- pipelines

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 from utils.learning import models
-from utils.learning.labelling import build_labelling_network
 from utils.learning.model_files import find_model_file, has_model
 from utils.presets import preset_settings
 from utils.settings import (
     HeatmapTrainingSettings,
-    LabellingTrainingSettings,
     SegmentationTrainingSettings,
     save_settings,
 )
@@ -47,7 +45,8 @@ def test_presets_build_teacher_and_student():
 
 
 def test_heatmap_network_has_the_published_size():
-    network = models.build_heatmap_network(HeatmapTrainingSettings(), (64, 64, 128))
+    settings = preset_settings(HeatmapTrainingSettings, "paper")
+    network = models.build_heatmap_network(settings, (64, 64, 128))
     assert network.count_params() == 89_162
     assert network.input_shape == (None, 64, 64, 128, 1)
     assert network.output_shape == (None, 64, 64, 128, 2)
@@ -61,9 +60,10 @@ def test_heatmap_channels_sum_to_1():
 
 def test_momentum_reaches_every_normalisation():
     settings = SegmentationTrainingSettings(filters=(2, 3, 4, 5), patch_voxels=8, norm_momentum=0.87)
+    spine = HeatmapTrainingSettings(target="spine", filters=(2, 3), norm="batch", norm_momentum=0.87)
     for network in (
         models.build_segmentation_network(settings),
-        models.build_heatmap_network(HeatmapTrainingSettings(filters=(2, 3), norm_momentum=0.87), (8, 8, 8)),
+        models.build_heatmap_network(spine, (8, 8, 8)),
     ):
         norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
         assert norms and all(norm.momentum == 0.87 for norm in norms)
@@ -99,8 +99,8 @@ def test_model_and_settings_come_back(request, kind):
     assert settings.get("stage", "SegmentationTrainingSettings") == "SegmentationTrainingSettings"
 
 
-HEATMAP = HeatmapTrainingSettings(filters=(2, 3), norm="instance", norm_momentum=0.8)
-LABELLING = LabellingTrainingSettings(filters=(2, 3), patch_voxels=(8, 9, 10), dropout=0.2)
+HEATMAP = HeatmapTrainingSettings(target="spine", filters=(2, 3), norm="instance", norm_momentum=0.8)
+LOCALISER = HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(4, 8, 12), norm_momentum=0.8)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ LABELLING = LabellingTrainingSettings(filters=(2, 3), patch_voxels=(8, 9, 10), d
     [
         (HEATMAP, lambda: models.build_heatmap_network(HEATMAP, (4, 6, 8)), {"heatmap_shape": (4, 6, 8)}),
         (INSTANCE, lambda: models.build_segmentation_network(INSTANCE), {"student": "logits"}),
-        (LABELLING, lambda: build_labelling_network(LABELLING), {"temperature": 1.5}),
+        (LOCALISER, lambda: models.build_localiser(LOCALISER), {}),
     ],
 )
 def test_every_network_is_built_from_its_settings(tmp_path, settings, network, facts):

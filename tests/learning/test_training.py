@@ -182,13 +182,13 @@ def test_a_finished_run_is_left_as_it_is(runs, tmp_path, capsys):
 
 def heatmap_settings(work_dir, **changes):
     tiny = {"filters": (2, 3, 4), "epochs": 2, "examples_per_epoch": 2, "batch_size": 2, "validate_every": 1}
+    published = {"target": "spine", "spacing_mm": examples.SPACING_MM, "sigma_voxels": 2.0}
     return preset_settings(
         HeatmapTrainingSettings,
         "small",
         work_dir=work_dir,
         device="cpu",
-        sigma_voxels=2.0,
-        **{**tiny, **changes},
+        **{**tiny, **published, **changes},
     )
 
 
@@ -266,6 +266,7 @@ def test_nothing_prepared_ends_with_status_1(tmp_path, capsys, stage):
     said = capsys.readouterr().err
     folder = tmp_path / stage / "2mm"
     command = f"python pre_processing_{stage}.py --work-dir {tmp_path} --preset small"
+    command += " --target spine --spacing-mm 2" if stage == "heatmap" else ""
     assert said == f"error: {folder}: expected prepared data, found none; run `{command}`.\n"
     assert not (tmp_path / "models").exists()
 
@@ -288,7 +289,7 @@ def test_data_of_another_spacing_are_not_trained_on(tmp_path, capsys, stage):
     assert train(settings(tmp_path, spacing_mm=1.5)) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path / stage / '1.5mm'}: expected prepared data, found none; run")
-    assert said.endswith(" --preset small --spacing-mm 1.5`.\n") and not (tmp_path / "models").exists()
+    assert said.endswith(" --spacing-mm 1.5`.\n") and not (tmp_path / "models").exists()
 
 
 @each_stage
