@@ -46,6 +46,7 @@ _FILTERS = bounds.several(FROM_1, least=2)
 _EVEN_SHAPE = bounds.several(bounds.multiple_of(2), count=3)
 #: Of any sum but 0.
 _SHARES = bounds.several(NOT_NEGATIVE, count=4, not_all_0=True)
+_THREE_SHARES = bounds.several(NOT_NEGATIVE, count=3, not_all_0=True)
 _METHODS = bounds.Rule("one method or more", bool)
 _NAME = bounds.Rule(
     "a name for a folder, without / or a dot before it",
@@ -271,9 +272,7 @@ class HeatmapTrainingSettings(TrainingSettings):
     would."""
     cut_least_mm: tuple[float, float, float] = bounded((70.0, 70.0, 50.0), bounds.several(POSITIVE, count=3))
     """With "centres": smallest such part along P, R and I, in mm."""
-    origins: tuple[float, float, float] | None = bounded(
-        None, bounds.several(NOT_NEGATIVE, count=3, not_all_0=True)
-    )
+    origins: tuple[float, float, float] | None = bounded(None, _THREE_SHARES)
     """With "centres": shares of an epoch: scans of phantoms of the data set, drawn scans, and all others.
     Without it every scan counts alike."""
     sigma_voxels: float = bounded(10.0, POSITIVE)

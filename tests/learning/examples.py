@@ -14,6 +14,7 @@ from utils.presets import preset_settings
 from utils.settings import (
     AugmentationSettings,
     HeatmapPreparationSettings,
+    HeatmapTrainingSettings,
     SegmentationPreparationSettings,
     SegmentationTrainingSettings,
     save_settings,
@@ -126,6 +127,15 @@ def training_settings(work_dir: Path, **changes) -> SegmentationTrainingSettings
     augmentation = AugmentationSettings(zoom_i=(0.9, 1.1))
     more = {"shift_mm": 8.0, "augmentation": augmentation, "validate_every": 2, "device": "cpu", **changes}
     return preset_settings(SegmentationTrainingSettings, "small", work_dir=work_dir, **{**tiny, **more})
+
+
+def localiser_settings(work_dir: Path, **changes) -> HeatmapTrainingSettings:
+    """Settings of a training of centres and levels, of seconds: 3 epochs of 4 examples."""
+    network = {"filters": (2, 3, 4), "crop_voxels": (8, 8, 12)}
+    run = {"epochs": 3, "examples_per_epoch": 4, "batch_size": 2, "validate_every": 2, "device": "cpu"}
+    return preset_settings(
+        HeatmapTrainingSettings, "small", work_dir=work_dir, **{**network, **run, **changes}
+    )
 
 
 def history_of(directory: Path) -> list[dict[str, str]]:

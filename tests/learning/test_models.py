@@ -125,6 +125,40 @@ def test_every_network_is_built_from_its_settings(tmp_path, settings, network, f
     np.testing.assert_array_equal(loaded(image, training=False), original(image, training=False))
 
 
+def test_the_localiser_has_its_heads_at_every_voxel():
+    network = models.build_localiser(HeatmapTrainingSettings())
+    assert network.input_shape == (None, 64, 96, 96, 1)
+    assert network.output_shape == (None, 64, 96, 96, 3 + 26)
+    assert network.count_params() == PARAMETERS
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_localiser_begins_without_heat_and_its_heads_compute_in_float32(precision):
+    network = models.compute_in(models.build_localiser(LOCALISER), precision)
+    heads = ("last_logits", "output", "deep_logits", "deep_everywhere", "joined")
+    assert {network.get_layer(name).compute_dtype for name in heads} == {"float32"}
+    assert network.get_layer("encoder_0_0_conv").compute_dtype == precision
+    ct = np.random.default_rng(0).normal(size=(2, *LOCALISER.crop_voxels, 1)).astype(np.float32)
+    found = network(ct, training=False)
+    assert found.dtype == "float32"
+    heat, deep = found.numpy()[..., :2], found.numpy()[..., 2:]
+    assert ((heat > 0) & (heat < 1)).all() and np.median(heat) < 0.2
+    # One answer of level and rib for every 2 x 2 x 2 voxels.
+    assert deep.std() > 0
+    for axis in (1, 2, 3):
+        even, odd = (deep.take(np.arange(k, deep.shape[axis], 2), axis) for k in range(2))
+        np.testing.assert_array_equal(even, odd)
+
+
+def test_settings_of_a_localiser_of_two_levels_are_named(tmp_path):
+    save_settings(LOCALISER, tmp_path)
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "filters": [2, 3]}))
+    models.save_weights(models.build_localiser(LOCALISER), tmp_path)
+    with pytest.raises(ValueError, match=r"settings\.json: .* filters: expected 3 or more values"):
+        models.load_model(tmp_path)
+
+
 def without_setting(directory, name):
     path = directory / "settings.json"
     settings = json.loads(path.read_text())

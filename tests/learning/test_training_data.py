@@ -87,9 +87,8 @@ def test_data_of_the_other_target_are_refused(tmp_path, wanted, other):
     with pytest.raises(ValueError) as caught:
         folder_of("heatmap", tmp_path, target=wanted)
     said = str(caught.value)
-    assert said.startswith(
-        f"{folder}: expected data for the target '{wanted}', found data for '{other}'; run `"
-    )
+    found = f"expected data for the target '{wanted}', found data for '{other}'; run `python pre_"
+    assert said.startswith(f"{folder}: {found}")
     assert said.endswith(f", or train with --target {other}.")
     folder_of("heatmap", tmp_path, target=other)
 

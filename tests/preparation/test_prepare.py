@@ -21,6 +21,7 @@ from utils.preparation import prepare, working_case
 from utils.preparation.own_cases import add_own_case
 from utils.preparation.prepare import prepare_heatmap, prepare_segmentation
 from utils.preparation.prepared import is_mask_alone, origin_of, spacing_folder
+from utils.preparation.spine_case import read_spine
 from utils.preparation.working_case import VERTEBRA_COLUMNS
 from utils.settings import DataSettings, HeatmapPreparationSettings, SegmentationPreparationSettings
 from utils.synthetic.phantom.record import PHANTOM_RECORD
@@ -143,6 +144,20 @@ def test_heatmap_files_hold_the_small_grid(tmp_path):
     np.testing.assert_allclose(centroids.voxels(found)[0], middle, atol=2e-3)
     header = json.loads((folder / "sub-a01_dir-ax_ctd.json").read_text())[0]
     assert header == {"direction": ["P", "R", "I"]}
+
+
+def test_files_for_centres_hold_the_whole_scan_and_its_spine(tmp_path):
+    paths = write_case(tmp_path / "data", "sub-a01")
+    assert prepare_heatmap(heatmap(tmp_path, target="centres", spacing_mm=1.0)) == 0
+    folder = tmp_path / "work" / "heatmap" / "1mm" / "training"
+    assert names(folder) == [f"sub-a01_{end}" for end in ("ct.nii", "prepared.json", "spine.json")]
+    found, expected = read_ct(folder / "sub-a01_ct.nii"), working_ct(read_ct(paths["ct"]), 1.0)
+    np.testing.assert_array_equal(found.data, np.rint(expected.data))
+    spine = read_spine(folder / "sub-a01_spine.json")
+    assert (spine.codes, spine.has_rib, spine.is_complete) == ((28, 20), (True, False), False)
+    # As above: 34, 18 and 18 mm from the faces, and the centre of a voxel of 1 mm lies half a one inside.
+    np.testing.assert_allclose(spine.points[0], [33.5, 17.5, 17.5], atol=2e-3)
+    assert spine.sacrum is None
 
 
 def test_settings_are_saved_with_what_later_stages_need(tmp_path):
