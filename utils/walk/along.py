@@ -11,9 +11,9 @@ measures them):
 - `passes_others`: a prediction of a centre further up that has no vertebra yet is written for that one; what
   belongs to none, such as what the border of the scan leaves above the first, goes into the memory alone.
   Then the network is asked again. One of a centre further down waits for that one's own patch.
-- `cuts_merged`: a prediction that holds two centres is cut between them, by the plane half-way.
-- `asks_for_cut`: the network says where to cut: with the part above that plane in its memory, it gives the
-  lower of the two.
+- `cuts_merged`: a prediction that holds two centres is cut between them, by the plane half-way. To ask the
+  network with the upper part in its memory, as a walk without centres must, is worse: it gives a part of the
+  upper one again.
 - `moves`: the patch moves once, to where the prediction's own centre lies.
 - `holds_places`: the place of a vertebra that is not given is held in the memory, in the shape of the one
   above, or it would remain the first that the memory does not hold and hide the next ones.
@@ -34,7 +34,7 @@ from utils.walk.look import PatchReader, Sight, field_of, is_cut, pieces, verteb
 from utils.walk.records import FoundVertebra, PredictPatch, WalkResult, WalkSettings
 
 #: The parts that can be switched off.
-PARTS = ("passes_others", "cuts_merged", "asks_for_cut", "moves", "holds_places")
+PARTS = ("passes_others", "cuts_merged", "moves", "holds_places")
 #: A vertebra's centre of mass lies so far behind the centre of its body (`utils.imaging.centroids`).
 BEHIND_MM = 11.0
 #: A prediction holds a centre if it has this share of the ball around it.
@@ -177,7 +177,7 @@ class _Walk:
 
     def _moved(self, number: int, view: _View | None) -> _View | None:
         """Look once more where what was found lies away from the middle of the patch."""
-        if view is None or number not in view.held:
+        if view is None or view.held != (number,):
             return view
         own = np.add(ndimage.center_of_mass(view.piece), view.sight.begin)
         if np.linalg.norm(own - view.point) * self.settings.spacing_mm <= MOVE_MM:
@@ -192,18 +192,9 @@ class _Walk:
         """Give the part of a prediction that belongs to a centre, cut from that of the next one."""
         if number + 1 not in view.held or number not in view.held or not self.settings.cuts_merged:
             return view.piece
+        self.reader.note(f"centre {number}: cut from the next one")
         upper = view.piece & self._is_above_middle(number, view.sight)
-        memory = self.labels.data.copy()
-        memory[view.sight.box][upper] = records.FRAGMENT
-        answer = self.reader.read(view.point, memory) if self.settings.asks_for_cut else None
-        lower = np.zeros_like(memory, bool)
-        if answer is not None:
-            lower[answer.box] = answer.mask
-        lower = lower[view.sight.box] & view.piece
-        held = self._held(view.sight, lower)
-        confirmed = number + 1 in held and number not in held
-        self.reader.note(f"centre {number}: cut from the next one, {'asked' if confirmed else 'by a plane'}")
-        return self._piece_at(number, view.sight, view.piece & ~lower if confirmed else upper)
+        return self._piece_at(number, view.sight, upper)
 
     def _take(self, number: int, view: _View, piece: np.ndarray) -> None:
         sight, full = view.sight, self.settings.probability_threshold
