@@ -103,6 +103,15 @@ def test_one_that_is_not_given_costs_no_other(how):
     assert [v.index for v in result.vertebrae] == [0, 1, 3, 4, 5]
 
 
+def test_the_place_of_one_that_is_not_given_is_held_or_it_would_hide_the_last():
+    missed = []
+    for holds in (True, False):
+        predict = Scripted(column(), silent={5})
+        settings = dataclasses.replace(SMALL, holds_places=holds)
+        missed.append(walk_along(predict.coded_ct(), CENTRES, predict, settings=settings).missed)
+    assert missed == [(4,), (4, 5)]
+
+
 def test_nothing_given_is_given_again():
     def growing(ct, memory):  # the next vertebra, and three slices of the one above it
         probability = oracle(ct, memory)
@@ -140,3 +149,5 @@ def test_one_centre_and_none():
 def test_centres_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"shape \(n, 3\), received \(3,\)"):
         walk_along(column(), CENTRES[0], oracle, settings=SMALL)
+    with pytest.raises(ValueError, match="at most 253 centres, received 254"):
+        walk_along(column(), np.zeros((254, 3)), oracle, settings=SMALL)
