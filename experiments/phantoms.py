@@ -10,7 +10,7 @@ Reads   nothing
 Writes  FOLDER/data, FOLDER/work (networks and training curves in models), FOLDER/predictions and
         FOLDER/evaluation; FOLDER is the name of the trial, or --folder
 
-The longer one trains the network of the anatomical labels too. A killed run goes on with the same command.
+A killed run goes on with the same command.
 """
 
 from __future__ import annotations
@@ -30,15 +30,11 @@ TEST_FOLDERS = ("VerSe19/dataset-verse19test", "VerSe20/dataset-03test")
 
 @dataclass(frozen=True)
 class Trial:
-    """How many spines to generate for training, validation and test, and the options of the trainings.
-
-    Without those of the labelling network it is not trained.
-    """
+    """How many spines to generate for training, validation and test, and the options of the trainings."""
 
     spines: tuple[int, int, int]
     heatmap: str = ""
     segmentation: str = ""
-    labelling: str | None = None
 
 
 TRIALS = {
@@ -47,7 +43,6 @@ TRIALS = {
         (60, 5, 20),
         heatmap="--epochs 12 --examples-per-epoch 60",
         segmentation="--epochs 40 --examples-per-epoch 160",
-        labelling="--epochs 40",
     ),
 }
 
@@ -57,7 +52,6 @@ def trial_steps(trial: Trial, folder: Path) -> list[Step]:
     data, work = ("--data-dir", folder / "data"), ("--work-dir", folder / "work")
     small, predictions = ("--preset", "small"), folder / "predictions"
     scored = (*data, "--split", "test", "--predictions", predictions, "--output", folder / "evaluation")
-    labelling = () if trial.labelling is None else [(*work, *small, *trial.labelling.split())]
     tests = [folder / "data" / name for name in TEST_FOLDERS]
     return [
         script("get_verse_data.py", "--source", "phantom", *data, "--phantoms", *trial.spines, "--seed", 0),
@@ -65,7 +59,6 @@ def trial_steps(trial: Trial, folder: Path) -> list[Step]:
         script("train_heatmap.py", *work, *small, *trial.heatmap.split()),
         script("pre_processing_segmentation.py", *data, *work, *small),
         script("train_segmentation.py", *work, *small, *trial.segmentation.split()),
-        *(script("train_labelling.py", *options) for options in labelling),
         script("infer.py", *tests, *work, "--output", predictions),
         script("evaluate.py", *scored),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,40 @@ def read_facts(path: Path = FACTS_FILE) -> dict[str, ScanFacts]:
     """
     scans = json.loads(path.read_text())["scans"]
     return {name: _named_facts(path, name, stored) for name, stored in scans.items()}
+
+
+def scans_there(shared: Path) -> dict[str, ScanFacts]:
+    """Give the facts of the scans whose CTs are there, below the folder that their paths start from."""
+    return {name: facts for name, facts in read_facts().items() if (shared / facts.ct).is_file()}
+
+
+def available_scans(shared: Path, names: Sequence[str] = ()) -> dict[str, ScanFacts]:
+    """Give the facts of the scans whose CTs are there, at least one.
+
+    Parameters
+    ----------
+    shared : Path
+        Folder that the paths of the facts start from.
+    names : sequence of str
+        Those that are wanted; by default all.
+
+    Returns
+    -------
+    dict of str to ScanFacts
+
+    Raises
+    ------
+    ValueError
+        If one that is wanted is not known, or none is there.
+    """
+    facts = read_facts()
+    unknown = sorted(set(names) - set(facts))
+    if unknown:
+        raise ValueError(f"Expected scans of {list(facts)}, received {unknown}.")
+    there = {name: scan for name, scan in scans_there(shared).items() if name in (names or facts)}
+    if not there:
+        raise ValueError(f"{shared}: expected the CTs of {list(names or facts)}, found none.")
+    return there
 
 
 def _named_facts(path: Path, name: str, stored: dict[str, Any]) -> ScanFacts:

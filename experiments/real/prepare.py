@@ -2,8 +2,9 @@
 
 Command python experiments/real/prepare.py --shared ../shared --work-dir starter/work
 Time    a minute
-Result  a training case `real-<name>` for every scan of `centres.json` that has a spine, at 3 mm, beside those of
-        pre_processing_heatmap.py. A fold leaves scans out by `--exclude "real-<name>"`.
+Result  a training case `real-<name>` for every scan of `centres.json` that has a spine, at 3 mm, beside those
+        of pre_processing_heatmap.py. A fold leaves scans out by `--exclude "real-<name>"`. Scans whose CT is
+        not there are passed over.
 
 Reads   experiments/real/centres.json, and the CTs that it names
 Writes  WORK/heatmap/3mm/training
@@ -19,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.real.facts import ScanFacts, read_facts
+from experiments.real.facts import ScanFacts, available_scans
 from utils.imaging.grids import transform_points
 from utils.imaging.nifti import read_ct
 from utils.imaging.resampling import working_ct
@@ -45,10 +46,10 @@ def known_spine(facts: ScanFacts, affine: np.ndarray, shape: tuple[int, int, int
 
 
 def prepare(shared: Path, work_dir: Path) -> None:
-    """Write the cases that are not there yet."""
+    """Write the cases that are not there yet, of the scans whose CTs are there."""
     spacing_mm = preset_settings(HeatmapPreparationSettings, "starter").spacing_mm
     folder = spacing_folder(work_dir, "heatmap", spacing_mm) / PREPARED_SPLITS[0]
-    for name, facts in read_facts().items():
+    for name, facts in available_scans(shared).items():
         key = f"{PREFIX}{name}"
         if not facts.points_mm or (folder / f"{key}{SPINE}").is_file():
             continue

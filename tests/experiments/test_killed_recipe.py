@@ -19,7 +19,7 @@ from utils.learning.models import load_model
 from utils.settings import load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
-NETWORKS = ("heatmap", "labelling", "segmentation")
+NETWORKS = ("heatmap", "segmentation")
 
 pytestmark = pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="LONG_TESTS is not set")
 
@@ -54,16 +54,16 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
         assert not (folder / "shipped").exists()
     assert start(data, folder, log).wait() == 0, log.read_text()
     # Finished trainings are not done again, and what is shipped is theirs.
-    assert log.read_text().count("already complete") >= 5
+    assert log.read_text().count("already complete") >= 3
     models = folder / "work" / "models"
     assert {path.name for path in models.iterdir()} == {
-        *("heatmap-phantoms", "segmentation-phantoms", "labelling", "heatmap"),
+        *("heatmap-drawn", "segmentation-phantoms"),
         *("segmentation-drawn", "segmentation-turned", "segmentation-real"),
     }
     shipped = {name: load_model(folder / "shipped" / name)[0].get_weights() for name in NETWORKS}
-    for name in ("heatmap", "labelling"):
-        trained = load_model(models / name)[0].get_weights()
-        assert all(np.array_equal(a, b) for a, b in zip(shipped[name], trained, strict=True))
+    # Without any scan whose centres are known the network for drawn scans is the last one.
+    trained = load_model(models / "heatmap-drawn")[0].get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(shipped["heatmap"], trained, strict=True))
     turned, real = (
         load_model(models / f"segmentation-{name}")[0].get_weights() for name in ("turned", "real")
     )
@@ -72,9 +72,8 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     cases = {path.name: load_settings(path)["training_cases"] for path in models.iterdir()}
     natural = ["sub-verse004", "sub-verse400_split-verse201"]
     rare = ["sub-half3001x000", "sub-rare3003x000"]
-    assert cases["heatmap-phantoms"] == cases["segmentation-phantoms"] == natural
-    assert cases["labelling"] == sorted([*natural, *rare])
-    assert cases["heatmap"] == sorted([*natural, "sub-mask-maskalone", "sub-real-whole"])
+    assert cases["segmentation-phantoms"] == natural
+    assert cases["heatmap-drawn"] == sorted([*natural, "drawn-0-0000000", "drawn-0-0000001"])
     assert cases["segmentation-drawn"] == cases["segmentation-turned"]
     assert cases["segmentation-drawn"] == sorted([*natural, *rare, "sub-mask-maskalone"])
     assert cases["segmentation-real"] == sorted([*natural, *rare, "sub-mask-maskalone", "sub-real-whole"])

@@ -7,22 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from experiments.real.facts import read_facts
+from experiments.real.folds import ORGANS
 from experiments.starter import Recipe, all_steps, main, recipe_from_command_line
 from experiments.steps import PROJECT
 from utils.command_line import settings_from_command_line
-from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
+from utils.settings import HeatmapPreparationSettings, HeatmapTrainingSettings, SegmentationTrainingSettings
 
-TRAININGS = {
+SCRIPTS = {
     "train_heatmap.py": HeatmapTrainingSettings,
     "train_segmentation.py": SegmentationTrainingSettings,
-    "train_labelling.py": LabellingTrainingSettings,
+    "pre_processing_heatmap.py": HeatmapPreparationSettings,
 }
-#: What `make -n starter` listed when the shipped networks were trained: script, preset, options.
+#: The trainings: script, preset, options.
 TRAINED = [
-    ("train_heatmap.py", "small", "--epochs 12 --examples-per-epoch 60"),
+    ("train_heatmap.py", "starter", "--epochs 32 --examples-per-epoch 50 --validate-every 8"),
+    (
+        "train_heatmap.py",
+        "starter",
+        "--epochs 6 --examples-per-epoch 40 --validate-every 6 --origins 0 0.5 0.5 --learning-rate 3e-4 "
+        "--final-learning-rate 3e-5 --seed 1",
+    ),
     ("train_segmentation.py", "small", "--epochs 40 --examples-per-epoch 160"),
-    ("train_labelling.py", "small", ""),
-    ("train_heatmap.py", "starter", ""),
     (
         "train_segmentation.py",
         "starter",
@@ -36,21 +42,36 @@ TRAINED = [
     ),
     ("train_segmentation.py", "starter", ""),
 ]
+MODELS = Path("s/work/models")
+RARE, REAL, MASK, KNOWN, TRUNKS = (
+    ["sub-half*", "sub-rare*"],
+    "sub-real-*",
+    "sub-mask-*",
+    "real-*",
+    "drawn-trunk-*",
+)
 
 
 @pytest.fixture
 def folder(tmp_path):
+    """A folder with masks and CTs, and all that the facts name below `shared`."""
     for name in ("sub-verse014", "sub-gl003_dir-ax", "chest", "abdomen"):
         for end in ("seg-vert_msk", "ct"):
-            path = tmp_path / "data" / name / f"{name}_{end}.nii.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            touch(tmp_path / "data" / name / f"{name}_{end}.nii.gz")
     (tmp_path / "data" / "abdomen" / "abdomen_ct.nii.gz").unlink()
+    for path in (*(facts.ct for facts in read_facts().values()), *ORGANS):
+        touch(tmp_path / "shared" / path)
     return tmp_path
 
 
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
 def lines_of(folder: Path, **changes) -> list[str]:
-    recipe = Recipe(data=folder / "data", folder=Path("s"), **changes)
+    places = {"data": folder / "data", "shared": folder / "shared", "folder": Path("s")}
+    recipe = Recipe(**{**places, **changes})
     return [str(step).removeprefix("python ") for step in all_steps(recipe)]
 
 
@@ -67,10 +88,14 @@ def value_of(words: list[str], option: str) -> list[str]:
     return after[: ends[0] if ends else None]
 
 
+def excluded_of(lines: list[str]) -> dict[str, list[str]]:
+    return {value_of(words, "--name")[0]: value_of(words, "--exclude") for words in trainings_of(lines)}
+
+
 # The trainings
 
 
-def test_the_trainings_are_those_of_the_shipped_networks(folder):
+def test_the_trainings_have_their_options(folder):
     found = []
     for words in trainings_of(lines_of(folder)):
         places = ("--work-dir", "--name", "--preset", "--exclude", "--start-from")
@@ -84,33 +109,25 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
         tuple(value_of(words, option) for option in ("--name", "--exclude", "--start-from"))
         for words in trainings_of(lines_of(folder))
     ]
-    models, variants, real, mask = (
-        Path("s/work/models"),
-        ["sub-half*", "sub-rare*"],
-        "sub-real-*",
-        "sub-mask-*",
-    )
     assert found == [
-        (["heatmap-phantoms"], [*variants, real, mask], []),
-        (["segmentation-phantoms"], [*variants, real, mask], []),
-        (["labelling"], [real, mask], []),
-        (["heatmap"], variants, [str(models / "heatmap-phantoms")]),
-        (["segmentation-drawn"], [real], [str(models / "segmentation-phantoms")]),
-        (["segmentation-turned"], [real], [str(models / "segmentation-drawn")]),
-        (["segmentation-real"], [], [str(models / "segmentation-drawn")]),
+        (["heatmap-drawn"], [*RARE, REAL, KNOWN, TRUNKS], []),
+        (["heatmap"], [*RARE, REAL], [str(MODELS / "heatmap-drawn")]),
+        (["segmentation-phantoms"], [*RARE, REAL, MASK], []),
+        (["segmentation-drawn"], [REAL], [str(MODELS / "segmentation-phantoms")]),
+        (["segmentation-turned"], [REAL], [str(MODELS / "segmentation-drawn")]),
+        (["segmentation-real"], [], [str(MODELS / "segmentation-drawn")]),
     ]
 
 
 def test_the_command_lines_are_those_of_the_scripts(folder):
-    settings = [
-        settings_from_command_line(TRAININGS[words[0]], words[1:])
-        for words in trainings_of(lines_of(folder, options=("--precision", "bfloat16")))
-    ]
-    assert [chosen.seed for chosen in settings] == [0, 0, 0, 0, 1, 2, 0]
-    assert [chosen.epochs for chosen in settings] == [12, 40, 40, 40, 60, 28, 12]
-    assert [chosen.precision for chosen in settings] == ["auto"] * 3 + ["bfloat16"] * 4
-    assert len({chosen.name for chosen in settings}) == 7
-    assert {chosen.spacing_mm for chosen in settings} == {2.0}
+    lines = lines_of(folder, options=("--precision", "bfloat16"))
+    settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
+    assert [chosen.seed for chosen in settings] == [0, 1, 0, 1, 2, 0]
+    assert [chosen.epochs for chosen in settings] == [32, 6, 40, 60, 28, 12]
+    assert [chosen.precision for chosen in settings] == [*["bfloat16"] * 2, "auto", *["bfloat16"] * 3]
+    assert len({chosen.name for chosen in settings}) == 6
+    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 4
+    assert {chosen.target for chosen in settings[:2]} == {"centres"}
 
 
 # The data
@@ -140,34 +157,66 @@ def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
     assert not any("gl003" in line for line in lines)
 
 
+def test_scans_and_trunks_are_drawn(folder):
+    (line,) = [line for line in lines_of(folder) if line.startswith("pre_processing_heatmap.py")]
+    words = shlex.split(line)
+    settings = settings_from_command_line(SCRIPTS[words[0]], words[1:])
+    assert settings.drawn == (1200, 40) and settings.trunks == 240 and not settings.label_maps
+    assert settings.organs == tuple(folder / "shared" / path for path in ORGANS)
+
+
 def test_the_steps_stand_in_their_order(folder):
     scripts = [line.split()[0] for line in lines_of(folder)]
     assert scripts == [
         *["get_verse_data.py"] * 7,
-        *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
+        *("pre_processing_heatmap.py", "experiments/real/prepare.py", "pre_processing_segmentation.py"),
         *(script for script, _, _ in TRAINED),
-        *("copy", "copy", "experiments/average.py"),
+        *("copy", "experiments/average.py", "experiments/real/leave_one_out.py"),
     ]
 
 
 def test_what_is_shipped(folder):
-    assert lines_of(folder)[-3:] == [
+    assert lines_of(folder, options=("--precision", "bfloat16"))[-3:] == [
         "copy the network of s/work/models/heatmap to s/shipped/heatmap",
-        "copy the network of s/work/models/labelling to s/shipped/labelling",
         "experiments/average.py s/work/models/segmentation-turned s/work/models/segmentation-real "
         "--shares 3 1 --output s/shipped/segmentation",
+        f"experiments/real/leave_one_out.py --shared {folder}/shared --work-dir s/work --base heatmap-drawn "
+        "--segmentation s/shipped/segmentation --ship s/shipped/heatmap --options --precision bfloat16",
     ]
 
 
-@pytest.mark.parametrize("kind, patterns", [("ct", ["sub-mask-*"]), ("none", ["sub-real-*"])])
-def test_patterns_are_given_for_cases_that_are_there(folder, kind, patterns):
-    for path in folder.rglob("*_ct.nii.gz"):
+@pytest.mark.parametrize("kind, pattern", [("ct", MASK), ("none", REAL)])
+def test_patterns_are_given_for_cases_that_are_there(folder, kind, pattern):
+    for path in (folder / "data").rglob("*_ct.nii.gz"):
         if kind == "ct":
             path.unlink()
     if kind == "none":
         (folder / "data/abdomen/abdomen_seg-vert_msk.nii.gz").unlink()
-    labelling = trainings_of(lines_of(folder))[2]
-    assert value_of(labelling, "--exclude") == patterns
+    excluded = excluded_of(lines_of(folder))
+    assert excluded["segmentation-phantoms"] == [*RARE, pattern]
+    # A mask alone is not prepared for the heatmap network.
+    assert excluded["heatmap"] == RARE + [REAL] * (pattern == REAL)
+
+
+def test_without_organs_no_trunk_is_drawn_or_excluded(folder, capsys):
+    (folder / "shared" / ORGANS[1]).unlink()
+    lines = lines_of(folder)
+    assert any("--drawn 1200 40" in line for line in lines)
+    assert not any("--trunks" in line or TRUNKS in line for line in lines)
+    places = (folder / "data", folder / "shared", Path("s"))
+    assert main(Recipe(*places), dry_run=True) == 0
+    assert "shared: done without real-ct/chest-total, not there." in capsys.readouterr().out
+
+
+def test_without_real_scans_the_network_for_drawn_ones_is_shipped(folder, capsys):
+    absent = folder / "absent"
+    lines = lines_of(folder, shared=absent)
+    assert not any("experiments/real" in line for line in lines)
+    assert [name for name in excluded_of(lines) if name.startswith("heatmap")] == ["heatmap-drawn"]
+    assert "copy the network of s/work/models/heatmap-drawn to s/shipped/heatmap" in lines
+    assert main(Recipe(folder / "data", absent), dry_run=True) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.startswith(f"{absent}: done without data/other-ct/chest_ct.nii.gz, ")
 
 
 def test_no_mask_at_all_is_one_line(tmp_path, capsys):
@@ -182,13 +231,26 @@ def test_no_mask_at_all_is_one_line(tmp_path, capsys):
 
 def test_a_fold_leaves_its_case_out(folder):
     lines = lines_of(folder, without=("chest", "abdomen"))
-    excluded = {value_of(words, "--name")[0]: value_of(words, "--exclude") for words in trainings_of(lines)}
-    fold = "-without-abdomen-chest"
-    both = ["sub-mask-abdomen", "sub-real-chest"]
-    assert excluded[f"heatmap{fold}"] == ["sub-half*", "sub-rare*", *both]
-    assert excluded[f"segmentation-real{fold}"] == both
-    assert excluded["segmentation-drawn-without-abdomen"] == ["sub-real-*", "sub-mask-abdomen"]
-    assert lines[-3].endswith(f"s/work/models/heatmap{fold} to s/shipped{fold}/heatmap")
+    excluded, fold = excluded_of(lines), "-without-abdomen-chest"
+    assert excluded[f"segmentation-real{fold}"] == ["sub-mask-abdomen", "sub-real-chest"]
+    assert excluded["segmentation-drawn-without-abdomen"] == [REAL, "sub-mask-abdomen"]
+    patients = ["real-chest_ct", "real-abdomen_ct", TRUNKS]
+    assert excluded["heatmap-without-chest_ct-abdomen_ct"] == [*RARE, REAL, *patients]
+    assert lines[-2].endswith("-without-chest_ct-abdomen_ct to s/shipped-without-chest-abdomen/heatmap")
+    assert not any("leave_one_out" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["chest", "chest_ct"])
+def test_a_patient_has_the_name_of_the_data_or_of_the_facts(folder, name):
+    excluded = excluded_of(lines_of(folder, without=(name,)))
+    assert excluded["segmentation-real-without-chest"] == ["sub-real-chest"]
+    assert excluded["heatmap-without-chest_ct"] == [*RARE, REAL, "real-chest_ct", TRUNKS]
+
+
+def test_a_scan_without_a_mask_is_left_out_of_the_heatmap_network_alone(folder):
+    whole, fold = (excluded_of(lines_of(folder, without=names)) for names in ((), ("lidc0293",)))
+    assert fold.pop("heatmap-without-lidc0293") == [*RARE, REAL, "real-lidc0293"]
+    assert fold.items() <= whole.items() and set(whole) - set(fold) == {"heatmap"}
 
 
 @pytest.mark.parametrize(
@@ -200,7 +262,7 @@ def test_folds_share_what_is_drawn_unless_they_leave_out_a_mask_alone(folder, wi
         {value_of(words, "--name")[0]: words for words in trainings_of(lines_of(folder, without=names))}
         for names in ((), without)
     )
-    assert name in fold and fold["heatmap-phantoms"] == whole["heatmap-phantoms"]
+    assert name in fold and fold["heatmap-drawn"] == whole["heatmap-drawn"]
     assert all(fold[shared] == whole[shared] for shared in fold.keys() & whole.keys())
     assert value_of(fold[name.replace("drawn", "turned")], "--start-from") == [f"s/work/models/{name}"]
 
@@ -208,7 +270,7 @@ def test_folds_share_what_is_drawn_unless_they_leave_out_a_mask_alone(folder, wi
 def test_a_case_to_leave_out_must_be_there(folder, capsys):
     assert main(Recipe(data=folder / "data", without=("chset",)), dry_run=True) == 1
     said = capsys.readouterr()
-    assert "found no chset" in said.err and "(abdomen, chest, sub-verse014)" in said.err
+    assert "found no chset" in said.err and "(abdomen, abdomen_ct, chest, " in said.err
     assert said.err.count("\n") == 1 and "get_verse_data.py" not in said.out
 
 
@@ -220,12 +282,14 @@ def test_options_are_the_last_and_may_be_one_word():
         recipe, dry_run = recipe_from_command_line(
             ["--data", "d", "--without", "a", "b", "--options", *words]
         )
-        assert recipe == Recipe(Path("d"), without=("a", "b"), options=("--precision", "bfloat16"))
+        options = {"without": ("a", "b"), "options": ("--precision", "bfloat16")}
+        assert recipe == Recipe(Path("d"), Path("../shared"), **options)
         assert not dry_run
 
 
 def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
-    command = [sys.executable, "experiments/starter.py", "--data", str(folder / "data"), "--dry-run"]
+    places = ["--data", str(folder / "data"), "--shared", str(folder / "shared")]
+    command = [sys.executable, "experiments/starter.py", *places, "--dry-run"]
     ran = subprocess.run(
         [*command, "--folder", str(tmp_path / "made")],
         cwd=PROJECT,

@@ -77,7 +77,8 @@ def test_the_demonstration_runs_the_scripts_of_the_pipeline(tmp_path):
         f"evaluate.py {data} --split test --predictions demo/predictions --output demo/evaluation",
     ]
     longer = [str(step) for step in trial_steps(TRIALS["train-small"], steps.Path("s"))]
-    assert longer[5] == "python train_labelling.py --work-dir s/work --preset small --epochs 40"
+    training = "python train_segmentation.py --work-dir s/work --preset small"
+    assert longer[4] == f"{training} --epochs 40 --examples-per-epoch 160"
 
 
 def test_an_experiment_prints_its_steps_in_a_dry_run(tmp_path):

@@ -18,13 +18,14 @@ def tiny_recipe(data: Path, folder: Path) -> Recipe:
     """Give the recipe with all its trainings, each of two steps."""
     return Recipe(
         data,
+        data / "nothing",
         folder,
         natural=((2, 1, 0), None, 0),
         rare_levels=(((1, 0, 0), "half", 3001), ((1, 0, 0), "rare", 3003)),
+        drawn=(2, 1),
         more={
-            "train_heatmap.py": _SHORT,
+            "train_heatmap.py": (*_SHORT, "--crop-voxels", "16", "16", "16"),
             "train_segmentation.py": (*_SHORT, "--patch-voxels", "16"),
-            "train_labelling.py": (*_SHORT, "--patch-voxels", "8", "8", "8"),
         },
     )
 
