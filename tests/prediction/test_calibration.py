@@ -19,7 +19,7 @@ def asked(monkeypatch):
 class FakeNetworks:
     """What `trained_networks` reads of networks."""
 
-    walk = {"patch_voxels": 64, "spacing_mm": 2.0, "end_rule": "relative", "robust": True}
+    walk = {"patch_voxels": 64, "spacing_mm": 2.0}
 
 
 def test_without_networks_in_the_work_folder_there_are_none(tmp_path, asked):

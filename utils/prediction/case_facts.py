@@ -7,21 +7,15 @@ from typing import Any
 
 from utils.localisation.identify import Identification
 from utils.prediction.derivatives import CasePrediction
-from utils.prediction.quality import GAP, HU_DOUBT, LEAK, ODD_VOLUME, OTHER, CaseQuality, Remark, case_remarks
+from utils.prediction.quality import GAP, HU_DOUBT, LEAK, OTHER, CaseQuality, Remark, case_remarks
 from utils.walk import records
 from utils.walk.records import FoundVertebra
 
-#: The walk's remarks as those of the quality file. What it found above the start is no reason to look, and
-#: that it did not come to rest stands in the table.
+#: The walk's remarks as those of the quality file. That it did not come to rest stands in the table.
 _VERTEBRA_REMARKS = {
     records.WALK_LEAK: (LEAK, "predicted together with part of its neighbour, which was cut off"),
-    records.WALK_ODD_VOLUME: (ODD_VOLUME, "volume out of proportion to its neighbours' during the walk"),
-    records.SECOND_LOOK: (OTHER, "found on a second look into a gap"),
-    records.SEARCHED: (OTHER, "found by a search of the whole scan, where the heatmap led to nothing"),
-    records.SECOND_START: (OTHER, "found on a second start, where the heatmap had more spine"),
 }
 _WALK_REMARKS = {
-    records.SPINE_NOT_COVERED: (GAP, "the heatmap has spine where no vertebra was found"),
     records.CALLS_USED_UP: (OTHER, "the walk ended because it had asked the network as often as it may"),
 }
 

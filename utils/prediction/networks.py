@@ -63,11 +63,8 @@ class Networks:
 
     @property
     def walk(self) -> dict[str, Any]:
-        """What the networks fix of a walk; `paper` walks as published and ends at an absolute heat."""
-        is_published = self.preset == "paper"
-        end_rule = "absolute" if is_published else "relative"
-        fixed = {name: getattr(self, name) for name in ("patch_voxels", "spacing_mm", "outside")}
-        return {**fixed, "end_rule": end_rule, "robust": not is_published}
+        """What the networks fix of a walk."""
+        return {name: getattr(self, name) for name in ("patch_voxels", "spacing_mm", "outside")}
 
 
 def load_networks(settings: InferenceSettings) -> Networks:

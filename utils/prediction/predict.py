@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from utils import execution
 from utils.imaging.formats import hu_doubt, read_scan, scan_bytes
+from utils.imaging.grids import transform_points
 from utils.imaging.intensities import normalise_hu
 from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
@@ -46,9 +48,10 @@ from utils.prediction.quality import CaseQuality, Remark
 from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings, worker_count
+from utils.walk.along import walk_along
 from utils.walk.locate import locate_spine
+from utils.walk.published import walk_published
 from utils.walk.records import WalkResult, WalkSettings
-from utils.walk.traverse import walk
 
 #: Peak memory of a scan: TensorFlow with networks of the preset `full` at work (`small` takes 1 GB less), and
 #: a multiple of the scan in float32. int16 takes 1.1, float32 1.6 (benchmarks/bench_inference.py measures
@@ -137,7 +140,9 @@ def walk_settings(settings: InferenceSettings, **of_networks: Any) -> WalkSettin
     return WalkSettings(**{name: getattr(settings, name) for name in names}, **of_networks)
 
 
-def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResult:
+def segment(
+    ct: Volume, networks: Networks, settings: WalkSettings, *, centres: np.ndarray | None = None
+) -> WalkResult:
     """Find the vertebrae of a scan.
 
     Parameters
@@ -148,6 +153,9 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResul
         The trained networks.
     settings : WalkSettings
         How to walk.
+    centres : np.ndarray, (n, 3), optional
+        Centres of the vertebral bodies in world mm (RAS+), from the top down; without them the scan is walked
+        as published, led by the heatmap.
 
     Returns
     -------
@@ -155,9 +163,13 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> WalkResul
         From the top down, whatever the order of finding, on the working grid.
     """
     working = working_ct(ct, networks.spacing_mm)
-    heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
     normalised = Volume(normalise_hu(working.data), working.affine)
-    found = walk(normalised, heat, networks.patch, settings=settings)
+    if centres is None:
+        heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
+        found = walk_published(normalised, heat, networks.patch, settings=settings)
+    else:
+        points = transform_points(centres, np.eye(4), working.affine)
+        found = walk_along(normalised, points, networks.patch, settings=settings)
     vertebrae = tuple(derivatives.from_the_top_down(found.vertebrae))
     return dataclasses.replace(found, vertebrae=vertebrae, labels=labels_of_walk(vertebrae, working.grid))
 
