@@ -96,7 +96,7 @@ def run_infer(inputs: list[Path], output: Path, work_dir: Path) -> Cost:
 
 
 def count_calls(folder: Path, work_dir: Path) -> None:
-    """Print a row a scan: vertebrae, network calls and seconds, of the published walk and ours."""
+    """Print a row a scan: vertebrae, network calls and seconds, of the published walk."""
     from utils.prediction.networks import load_networks
     from utils.prediction.predict import segment, walk_settings
     from utils.settings import InferenceSettings
@@ -105,16 +105,15 @@ def count_calls(folder: Path, work_dir: Path) -> None:
     networks = load_networks(settings)
     networks.patch(*np.zeros((2, *(networks.patch_voxels,) * 3), np.float32))  # the first call traces it
     columns = ("vertebrae", "calls", "a vertebra", "with ends", "seconds")
-    for name, robust in (("published walk", False), ("robust walk", True)):
-        print(f"{name:16}" + "".join(f"{column:>12}" for column in columns))
-        walk, rows = walk_settings(settings, **{**networks.walk, "robust": robust}), []
-        for path in sorted(folder.glob("*_ct.nii.gz")):
-            began = time.perf_counter()
-            found = segment(read_ct(path), networks, walk)
-            on_the_way = sum(vertebra.calls for vertebra in found.vertebrae)
-            rows.append((len(found.vertebrae), found.calls, on_the_way, time.perf_counter() - began))
-            print(_calls_line(path.name.partition("_")[0], *rows[-1]), flush=True)
-        print(_calls_line("all", *np.sum(rows, axis=0)), flush=True)
+    print(f"{'published walk':16}" + "".join(f"{column:>12}" for column in columns))
+    walk, rows = walk_settings(settings, **networks.walk), []
+    for path in sorted(folder.glob("*_ct.nii.gz")):
+        began = time.perf_counter()
+        found = segment(read_ct(path), networks, walk)
+        on_the_way = sum(vertebra.calls for vertebra in found.vertebrae)
+        rows.append((len(found.vertebrae), found.calls, on_the_way, time.perf_counter() - began))
+        print(_calls_line(path.name.partition("_")[0], *rows[-1]), flush=True)
+    print(_calls_line("all", *np.sum(rows, axis=0)), flush=True)
 
 
 def _calls_line(name: str, vertebrae: float, calls: float, on_the_way: float, seconds: float) -> str:

@@ -9,7 +9,7 @@ import pytest
 #: Files whose tests take longest begin first: with several processes none is left with them in the end.
 SLOW_FILES = (
     *("test_scripts.py", "test_replicas.py", "test_interface.py", "test_students.py", "test_resume.py"),
-    *("test_training.py", "test_predict.py", "test_run_options.py", "test_traverse.py"),
+    *("test_training.py", "test_predict.py", "test_run_options.py"),
 )
 
 

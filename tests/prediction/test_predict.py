@@ -357,11 +357,9 @@ def test_a_scan_without_a_spine_is_a_warning(tmp_path, fake, capsys):
     assert not read_mask(mask_path(tmp_path / "out", "sub-air")).data.any()
 
 
-def test_the_preset_of_the_network_decides_about_the_end():
-    assert FakeNetworks().networks("paper").walk["end_rule"] == "absolute"
-    assert FakeNetworks().networks("full").walk["end_rule"] == "relative"
-    assert FakeNetworks().networks("small").walk["end_rule"] == "relative"
-    assert [FakeNetworks().networks(p).walk["robust"] for p in ("paper", "small")] == [False, True]
+def test_the_networks_fix_the_patch_of_the_walk():
+    walk = FakeNetworks().networks("small").walk
+    assert sorted(walk) == ["outside", "patch_voxels", "spacing_mm"]
 
 
 # Reading ahead

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils.imaging.volume import Volume
-from utils.walk.look import Looker
+from utils.walk.look import PatchReader
 from utils.walk.records import WalkSettings
 
 
@@ -19,9 +19,9 @@ def test_a_patch_beyond_the_scan_shows_air_or_the_edge_and_no_memory(outside):
     scan = np.random.default_rng(0).uniform(-0.9, 0.9, (6, 7, 9)).astype(np.float32)
     volume, memory = Volume(scan, np.eye(4)), np.ones(scan.shape, np.uint8)
     settings = WalkSettings(patch_voxels=8, spacing_mm=2.0, outside=outside)
-    looker = Looker(volume, volume, predict, settings)
+    reader = PatchReader(volume, predict, settings)
     # Begins 4 voxels before the scan on P, with it on R and 2 after its begin on I.
-    assert looker.look(np.array([0, 4, 6]), memory, np.zeros(scan.shape, np.uint8)) is None
+    assert reader.read(np.array([0, 4, 6]), memory) is None
     ((ct, seen),) = shown
     inside = np.zeros((8, 8, 8), bool)
     inside[4:, :7, :7] = True

@@ -15,7 +15,7 @@ from utils.imaging.volume import Volume
 from utils.walk.published import walk_published
 from utils.walk.records import WalkSettings
 
-PUBLISHED = WalkSettings(32, 2.0, min_volume_mm3=200.0, end_rule="absolute", robust=False)
+PUBLISHED = WalkSettings(32, 2.0, min_volume_mm3=200.0)
 
 
 def block_at(begin: tuple[int, int, int], size: int = 8) -> np.ndarray:

@@ -26,30 +26,9 @@ GAP_ABOVE = "gap above"
 WALK_LEAK = "leak"
 #: Its centre never came to rest.
 WALK_NO_CONVERGENCE = "no convergence"
-#: Its volume is out of proportion to its neighbours'.
-WALK_ODD_VOLUME = "odd volume"
-#: It was found only on a second look into a gap.
-SECOND_LOOK = "second look"
-#: It lies above the vertebra that the walk began with.
-FOUND_ABOVE = "found above"
-#: It was found on a second start, where the heatmap has spine that the walk had not met.
-SECOND_START = "second start"
-#: It was found patch by patch, where the heatmap led to nothing.
-SEARCHED = "searched"
-REMARKS = (
-    GAP_ABOVE,
-    WALK_LEAK,
-    WALK_NO_CONVERGENCE,
-    WALK_ODD_VOLUME,
-    SECOND_LOOK,
-    FOUND_ABOVE,
-    SECOND_START,
-    SEARCHED,
-)
+REMARKS = (GAP_ABOVE, WALK_LEAK, WALK_NO_CONVERGENCE)
 
 # What can be said of a whole walk (`WalkResult.remarks`).
-#: The heatmap has spine over the length of a vertebra or more where none was found.
-SPINE_NOT_COVERED = "spine not covered"
 #: The walk ended because it had asked the network as often as it may.
 CALLS_USED_UP = "calls used up"
 
@@ -65,10 +44,7 @@ class WalkSettings:
     outside: Literal["air", "edge"] = "edge"
     """What a patch shows of the CT beyond the scan, as in the training of the network."""
     heat_threshold: float = 0.3
-    """Heat at which the spine begins, and at which it ends under the absolute rule."""
-    end_rule: Literal["absolute", "relative"] = "relative"
-    """"absolute": end after a vertebra whose centre has less heat than the threshold (as published).
-    "relative": end before one with less than half of the mean heat at the last three."""
+    """Heat at which the published walk begins, and after which it ends."""
     max_steps: int = 10
     """Most predictions for one vertebra before its last centres are averaged."""
     max_vertebrae: int = 26
@@ -83,16 +59,6 @@ class WalkSettings:
     """Most times that the patch moves down after empty predictions: one whole patch."""
     max_fragments: int = 2
     """Most fragments that are passed over on the way to one vertebra."""
-    relative_heat: float = 0.5
-    """Share of the mean heat at the last three vertebrae under which the relative rule ends. On perfect
-    heatmaps a vertebra has at least .63, what lies below the last at most .52 (benchmarks/trial_end_rule)."""
-    robust: bool = True
-    """Look above the first vertebra, into gaps and where spine is left over, cut leaks back, and begin
-    patches on a lattice of 2 voxels. False: the published walk alone."""
-    max_held: int = 2
-    """Most places in a row that are held for vertebrae that the network does not give."""
-    max_second_starts: int = 4
-    """Most starts where the heatmap has spine that is not covered."""
     passes_others: bool = True
     """Along known centres: write a prediction of another centre, or keep it in the memory, and ask again."""
     cuts_merged: bool = True
@@ -115,11 +81,6 @@ class WalkSettings:
     def step_down_mm(self) -> float:
         """Distance that the patch moves down after an empty prediction: a quarter of its edge."""
         return self.patch_voxels * self.spacing_mm / 4
-
-    @property
-    def lattice_voxels(self) -> int:
-        """Patches begin at multiples of this, so that centres that nearly rest meet the same patch."""
-        return 2 if self.robust else 1
 
     @property
     def max_calls(self) -> int:
@@ -165,7 +126,7 @@ class WalkStep:
     """One step of a walk: a look at a patch, or what was decided after looks."""
 
     part: str
-    """Of the walk: "down", "above", "second look", "second start" or "leak"."""
+    """Of the walk: "down", the only one."""
     words: str
     """What was seen, or what was decided and why."""
     origin: tuple[int, int, int] | None = None
@@ -199,7 +160,7 @@ class WalkResult:
     calls: int = 0
     """Calls of the network."""
     remarks: tuple[str, ...] = ()
-    """What belongs to no vertebra: `SPINE_NOT_COVERED`, `CALLS_USED_UP`."""
+    """What belongs to no vertebra: `CALLS_USED_UP`."""
     trace: tuple[WalkStep, ...] = ()
     """Every step in order."""
     missed: tuple[int, ...] = ()
