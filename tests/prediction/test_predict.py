@@ -17,40 +17,68 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tests.imaging.dicom_series import write_series
-from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, oracle
+from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, heat_of, oracle
 from utils.imaging.grids import oriented
 from utils.imaging.intensities import denormalise_hu
 from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.volume import Volume
+from utils.localisation.tiles import BODY, LEVELS, RIB
 from utils.prediction import networks, predict
 from utils.prediction.networks import Networks, load_networks
 from utils.prediction.predict import infer
 from utils.prediction.quality import Remark, read_quality
 from utils.settings import InferenceSettings
+from utils.verse.labels import LEVEL_NAMES, MAX_RANK
 from utils.walk.records import WalkSettings
 
 ROOT = Path(__file__).resolve().parents[2]
+#: The levels of the column's blocks.
+NAMES = ("T10", "T11", "T12", "L1", "L2", "L3")
 
 
 class FakeNetworks:
-    """The two networks for the column's CT: each vertebra is told by its Hounsfield units."""
+    """The two networks for the column's CT.
 
-    def __init__(self):
+    `names` are the levels that the heatmap network gives to the six blocks, with logits of `strength`, and a
+    rib with each of the chest. The segmentation network tells blocks by their Hounsfield units; `silent` are
+    those that it does not give. With `is_published` the heatmap network says where there is spine, and no
+    more.
+    """
+
+    def __init__(self, names=NAMES, *, strength=8.0, silent=(), is_published=False):
+        self.names, self.strength, self.silent, self.is_published = names, strength, silent, is_published
         self.patches = 0
 
     def heat(self, ct: np.ndarray) -> np.ndarray:
-        return (denormalise_hu(ct) > 0).astype(np.float32)
+        hu = denormalise_hu(ct)
+        return (hu > 0).astype(np.float32) if self.is_published else self.localise(hu)
+
+    def localise(self, hu: np.ndarray) -> np.ndarray:
+        outputs = np.zeros((*hu.shape, LEVELS + MAX_RANK), np.float32)
+        numbers, count = ndimage.label(hu > 100)
+        if not count:
+            return outputs
+        middles = ndimage.center_of_mass(numbers > 0, numbers, range(1, count + 1))
+        middles = sorted(middles, key=lambda middle: middle[2])
+        heats = [heat_of([middle], hu.shape, np.eye(4), sigma=1.5).data for middle in middles]
+        nearest = np.argmax([1e-9 + heat for heat in heats], axis=0)
+        for place, name in enumerate(self.names):
+            outputs[nearest == place, LEVELS + LEVEL_NAMES.index(name)] = self.strength
+            outputs[nearest == place, RIB] = 3.0 if name.startswith("T") else -3.0
+        outputs[..., BODY] = np.max(heats, axis=0)
+        return outputs
 
     def patch(self, ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
         self.patches += 1
-        return oracle(np.rint(np.maximum(denormalise_hu(ct), 0) / HU_A_RANK), memory)
+        ranks = np.rint(np.maximum(denormalise_hu(ct), 0) / HU_A_RANK)
+        return oracle(np.where(np.isin(ranks, self.silent), 0, ranks), memory)
 
     def networks(self, preset: str = "small") -> Networks:
-        return Networks(
-            self.heat, self.patch, (40, 44, 84), 32, 2.0, preset, {"heatmap": "a", "segmentation": "b"}
-        )
+        parts = (self.heat, self.patch, (40, 44, 84), 32, 2.0, preset, {"heatmap": "a", "segmentation": "b"})
+        return Networks(*parts, finds_centres=not self.is_published)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +134,7 @@ def test_two_inputs_with_one_output_end_before_anything_runs(tmp_path, fake, cap
     assert fake.patches == 0 and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("changes", [{"first_label": "X9"}, {"heat_threshold": 0.0}, {"max_vertebrae": 255}])
+@pytest.mark.parametrize("changes", [{"first_label": "X9"}, {"fix": ("T12",)}, {"fix": ("1=T1", "1=T2")}])
 def test_a_wrong_option_ends_with_status_2(tmp_path, fake, capsys, changes):
     scan = write_column(tmp_path / "sub-a_ct.nii.gz")
     assert infer(settings_for(scan, output=tmp_path / "out", **changes)) == 2
@@ -151,9 +179,9 @@ def test_what_is_known_about_a_case_is_written_with_it(tmp_path, fake):
         before = fake.patches
         infer(settings_for(tmp_path / "in" / f"{key}_ct.nii.gz", output=out, first_label="T10"))
         quality = read_quality(out / "derivatives" / key / f"{key}_quality.json")
-        assert (quality.case, quality.kind, quality.anchor) == (key, "anatomical", "first label given")
+        assert (quality.case, quality.kind, quality.anchor) == (key, "anatomical", "given")
         assert [remark.kind for remark in quality.warnings] == warnings
-        assert quality.network_calls == fake.patches - before > 6 and quality.seconds > 0
+        assert quality.network_calls == fake.patches - before == 6 and quality.seconds > 0
     empty = tmp_path / "in" / "sub-empty_ct.nii.gz"
     write_volume(empty, Volume(np.full((40, 44, 84), -1000, np.int16), AFFINE))
     infer(settings_for(empty, output=out))
@@ -180,7 +208,7 @@ def test_the_steps_of_the_walk_are_written_where_asked(tmp_path, fake):
     assert infer(settings_for(scan, output=tmp_path / "traced", trace=True)) == 0
     (path,) = (tmp_path / "traced").rglob("sub-a_trace.jsonl")
     steps = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sum(step["words"] == "accepted" for step in steps) == 6
+    assert sum(step["words"].endswith("accepted") for step in steps) == 6
     assert max(step["call"] or 0 for step in steps) == fake.patches
 
 
@@ -316,7 +344,7 @@ def test_files_of_an_older_prediction_do_not_stay_beside_a_new_one(tmp_path, fak
     every = {"trace": True, "formats": ("seg.nrrd", "itksnap")}
     assert infer(settings_for(scan, output=out, **every)) == 0
     usual = {"_seg-vb_ctd.json", "_seg-vert_msk.nii.gz", "_seg-vert_snp.png"}
-    usual |= {"_settings.json", "_vertebrae.csv", "_quality.json"}
+    usual |= {"_settings.json", "_vertebrae.csv", "_quality.json", "_column.json"}
     optional = {"_trace.jsonl", "_seg-vert_msk.seg.nrrd", "_labels.txt"}
 
     def ends() -> set[str]:
@@ -339,27 +367,97 @@ def test_the_steps_of_the_walk_stay_where_only_labels_change(tmp_path, fake, cap
     assert "sub-a: already predicted" in capsys.readouterr().out
 
 
-# Remarks
+# Without a spine, or with a part of it
 
 
-def test_more_vertebrae_than_labels_is_a_warning(tmp_path, fake, capsys):
+def test_a_scan_without_a_spine_has_all_files_a_warning_and_status_0(tmp_path, fake, capsys):
+    scan, out = tmp_path / "air.nii.gz", tmp_path / "out"
+    write_volume(scan, Volume(np.full((20, 20, 20), -1000, np.int16), AFFINE))
+    assert infer(settings_for(scan, output=out, first_label="L1", fix=("3=L3",))) == 0
+    said = capsys.readouterr()
+    assert f"warning: {scan}: no vertebra found." in said.err and "sub-air: 0 vertebrae" in said.out
+    assert fake.patches == 0
+    mask = mask_path(out, "sub-air")
+    assert read_mask(mask).shape == (20, 20, 20) and not read_mask(mask).data.any()
+    assert mask.with_name("sub-air_vertebrae.csv").read_text().count("\n") == 1  # the names of the columns
+    assert json.loads(mask.with_name("sub-air_seg-vb_ctd.json").read_text())[1:] == []
+    assert mask.with_name("sub-air_seg-vert_snp.png").stat().st_size > 0
+    assert json.loads(mask.with_name("sub-air_column.json").read_text())["vertebrae"] == []
+    quality = read_quality(mask.with_name("sub-air_quality.json"))
+    assert quality.no_spine and quality.sequences == ()
+    assert quality.warnings == (Remark("nothing found", None, "no vertebra found"),)
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="L1")) == 0
+    assert read_quality(mask.with_name("sub-air_quality.json")).no_spine
+
+
+def test_weak_heat_is_no_spine(tmp_path, fake):
+    strong = fake.heat
+    fake.heat = lambda ct: strong(ct) * np.float32(0.3)
+    scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
+    case, warning = predict.predict_case(scan, fake.networks(), settings_for(scan.path, output=tmp_path))
+    assert case.quality.no_spine and warning == "no vertebra found" and fake.patches == 0
+    # What the network said of the peaks is kept, so that nobody takes them for never seen.
+    assert len(json.loads(case.column)["vertebrae"]) > 0
+
+
+def test_a_vertebra_found_but_not_outlined_is_a_gap_and_its_vote_counts(tmp_path, monkeypatch):
+    fake = FakeNetworks(silent=(3,))
+    scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
+    settings = settings_for(scan.path, output=tmp_path)
+    case, warning = predict.predict_case(scan, fake.networks(), settings)
+    assert [row["name"] for row in case.table] == ["T10", "T11", "L1", "L2", "L3"] and warning == ""
+    gaps = [remark for remark in case.quality.warnings if remark.kind == "gap"]
+    assert gaps == [Remark("gap", "T11", "a vertebra was found below T11, but could not be outlined")]
+    assert not case.quality.no_spine
+    labels = [row["label"] for row in json.loads(case.column)["vertebrae"]]
+    assert labels == [17, 18, 0, 20, 21, 22]
+
+
+def test_places_that_are_fixed_are_counted_among_the_vertebrae_found(tmp_path):
+    fake = FakeNetworks(silent=(1, 3), strength=0.5)
+    scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
+    settings = settings_for(scan.path, output=tmp_path, fix=("2=L2",))  # the fourth of the column
+    case, _ = predict.predict_case(scan, fake.networks(), settings)
+    assert [row["name"] for row in case.table] == ["T12", "L2", "L3", "L4"]
+    assert case.identification.anchor == "given"
+
+
+# A published heatmap network
+
+
+@pytest.fixture
+def published(monkeypatch) -> FakeNetworks:
+    published = FakeNetworks(is_published=True)
+    monkeypatch.setattr(predict, "load_networks", lambda settings: published.networks("paper"))
+    return published
+
+
+def test_a_published_heatmap_network_counts(tmp_path, published, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    assert "6 vertebrae" in capsys.readouterr().out
+    found = read_mask(mask_path(out, "sub-a"))
+    np.testing.assert_array_equal(oriented(found).data, column().data)
+    quality = read_quality(mask_path(out, "sub-a").with_name("sub-a_quality.json"))
+    assert (quality.kind, quality.anchor, quality.sequences) == ("count", None, None)
+    assert not mask_path(out, "sub-a").with_name("sub-a_column.json").exists()
+    assert infer(settings_for(scan, output=out)) == 0
+    assert "sub-a: already predicted" in capsys.readouterr().out
+
+
+def test_more_vertebrae_than_labels_is_a_warning(tmp_path, published, capsys):
     scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
     assert infer(settings_for(scan, output=out, first_label="L3")) == 0
     assert set(np.unique(read_mask(mask_path(out, "sub-a")).data)) == {0, 22, 23, 24, 25}
     assert "6 vertebrae found, but VerSe has 4 labels from L3 down" in capsys.readouterr().err
 
 
-def test_a_scan_without_a_spine_is_a_warning(tmp_path, fake, capsys):
+def test_a_published_walk_without_heat_finds_nothing(tmp_path, published, capsys):
     write_volume(tmp_path / "air.nii.gz", Volume(np.full((20, 20, 20), -1000, np.int16), AFFINE))
-    fake.heat = lambda ct: np.zeros((40, 44, 84), np.float32)
-    assert infer(settings_for(tmp_path / "air.nii.gz", output=tmp_path / "out")) == 0
+    assert infer(settings_for(tmp_path / "air.nii.gz", output=tmp_path / "out", first_label="L1")) == 0
     assert "no vertebra found" in capsys.readouterr().err
-    assert not read_mask(mask_path(tmp_path / "out", "sub-air")).data.any()
-
-
-def test_the_networks_fix_the_patch_of_the_walk():
-    walk = FakeNetworks().networks("small").walk
-    assert sorted(walk) == ["outside", "patch_voxels", "spacing_mm"]
+    quality = mask_path(tmp_path / "out", "sub-air").with_name("sub-air_quality.json")
+    assert read_quality(quality).no_spine
 
 
 # Reading ahead
@@ -560,7 +658,9 @@ def test_loaded_networks_give_what_the_trained_ones_give(tmp_path):
         "segmentation": build_segmentation_network(
             SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8)
         ),
-        "heatmap": build_heatmap_network(HeatmapTrainingSettings(filters=(2, 3)), (4, 6, 8)),
+        "heatmap": build_heatmap_network(
+            HeatmapTrainingSettings(target="spine", filters=(2, 3)), (4, 6, 8)
+        ),
     }
     for name, network in trained.items():
         for weight in network.weights:
@@ -576,6 +676,27 @@ def test_loaded_networks_give_what_the_trained_ones_give(tmp_path):
     np.testing.assert_allclose(loaded.patch(patch[..., 0], patch[..., 1]), expected, atol=1e-5)
     expected = trained["heatmap"](small[None, ..., None]).numpy()[0, ..., 0]
     np.testing.assert_allclose(loaded.heat(small), expected, atol=1e-5)
+
+
+def test_a_network_that_finds_vertebrae_takes_whole_scans_of_any_shape(models, tmp_path):
+    import keras
+
+    from utils.learning.models import build_localiser
+    from utils.settings import HeatmapTrainingSettings, settings_as_json
+
+    keras.utils.set_random_seed(3)
+    settings = HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(8, 8, 8))
+    trained = build_localiser(settings)
+    trained.save(tmp_path / "best.keras")
+    facts = {**settings_as_json(settings), "outside": "air", "temperature": 1.5}
+    (tmp_path / "settings.json").write_text(json.dumps(facts))
+    own = {"segmentation": models / "models" / "segmentation", "heatmap": tmp_path}
+    loaded = load_networks(InferenceSettings(**own))  # at 3 mm, and the segmentation network at 2
+    assert (loaded.finds_centres, loaded.heatmap_mm, loaded.spacing_mm) == (True, 3.0, 2.0)
+    assert (loaded.heatmap_outside, loaded.temperature) == ("air", 1.5)
+    ct = np.random.default_rng(3).normal(size=(8, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(loaded.heat(ct), trained(ct[None, ..., None])[0], atol=1e-5)
+    assert loaded.heat(np.zeros((16, 8, 32), np.float32)).shape == (16, 8, 32, LEVELS + MAX_RANK)
 
 
 def test_networks_of_two_presets_are_refused(models):
@@ -622,19 +743,15 @@ def test_where_networks_are_looked_for(tmp_path, monkeypatch):
     assert networks.model_directories(named) == (tmp_path / "mine", work / "models/heatmap")
 
 
-def test_the_shipped_labelling_network_goes_with_the_shipped_segmentation_network(tmp_path, monkeypatch):
+def test_the_starter_weights_are_used_where_there_is_no_other_network(tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "STARTER_DIR", tmp_path / "starter")
-    starter, work = tmp_path / "starter", tmp_path / "work"
-    settings = InferenceSettings(work_dir=work)
-    assert networks.labelling_directory(settings) is None and not networks.uses_starter(settings)
-    touch(starter, *(f"{name}/best.keras" for name in ("segmentation", "heatmap", "labelling")))
-    assert networks.labelling_directory(settings) == starter / "labelling" and networks.uses_starter(settings)
-    named = dataclasses.replace(settings, segmentation=tmp_path / "mine")
-    assert networks.labelling_directory(named) is None and not networks.uses_starter(named)
-    touch(work, "models/segmentation/best.keras", "models/heatmap/best.keras")
-    assert networks.labelling_directory(settings) is None and not networks.uses_starter(settings)
-    touch(work, "models/labelling/best.keras")
-    assert networks.labelling_directory(settings) == work / "models" / "labelling"
+    settings = InferenceSettings(work_dir=tmp_path / "work")
+    assert not networks.uses_starter(settings)
+    touch(tmp_path / "starter", "segmentation/best.keras", "heatmap/best.keras")
+    assert networks.uses_starter(settings)
+    assert not networks.uses_starter(dataclasses.replace(settings, segmentation=tmp_path / "mine"))
+    touch(tmp_path / "work", "models/segmentation/best.keras")
+    assert not networks.uses_starter(settings)
 
 
 def test_the_first_line_says_that_the_starter_weights_are_used(models, tmp_path, monkeypatch, capsys):

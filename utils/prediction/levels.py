@@ -50,13 +50,15 @@ def identify_found(votes: Votes, places: Sequence[int], *, fixed: Mapping[int, i
     Returns
     -------
     Identification
-        Of the vertebrae found.
+        Of the vertebrae found. Where there are none, fixed codes are for other scans of the run.
 
     Raises
     ------
     ValueError
         If no sequence of levels has the fixed codes.
     """
+    if not places:
+        return identify_counted(0, fixed=fixed)
     _check_places(fixed, len(places))
     whole = number_column(votes, fixed={places[place]: code for place, code in fixed.items()})
     return whole.of_places(places)
@@ -64,7 +66,8 @@ def identify_found(votes: Votes, places: Sequence[int], *, fixed: Mapping[int, i
 
 def identify_counted(count: int, *, fixed: Mapping[int, int]) -> Identification:
     """Give the levels of vertebrae that nothing is known of but some codes; errors as `identify_found`."""
-    _check_places(fixed, count)
+    if count:
+        _check_places(fixed, count)
     return identify(*uniform_votes(count), fixed=fixed)
 
 
