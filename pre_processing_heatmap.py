@@ -1,7 +1,7 @@
-"""Prepare the data of the heatmap network: every CT and its centroids on a small grid.
+"""Prepare the data of the network that finds the vertebrae: every CT and its vertebrae's centres.
 
 Reads   the VerSe tree in --data-dir (the splits training and validation).
-Writes  training, validation and settings.json in --work-dir, in heatmap/<spacing> (heatmap/2mm, say).
+Writes  training, validation and settings.json in --work-dir, in heatmap/<spacing> (heatmap/3mm, say).
 Command python pre_processing_heatmap.py --data-dir data --work-dir work --preset small
 Time    about 2 s a case and core; a rerun prepares only what is missing.
 """

@@ -1,4 +1,4 @@
-"""Train the network that finds the spine in a whole scan.
+"""Train the network that finds and names the vertebrae in a whole scan, or, as published, the spine.
 
 Reads   work/heatmap/<spacing>/{training,validation}    (from pre_processing_heatmap.py)
 Writes  work/models/heatmap, or with --name X work/models/X: best.weights.h5, last.weights.h5,

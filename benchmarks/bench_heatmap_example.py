@@ -135,10 +135,10 @@ def time_pieces(case: prepared_data.HeatmapCase, seed: int) -> Timings:
     ct_hu = drawn.pop("ct_hu")
     radius = augment.blur_radius(SETTINGS.augmentation, 1.0)
     how = {"shape": SHAPE, "sigma_voxels": SETTINGS.sigma_voxels}
-    sampling, image = best_seconds(lambda: heatmap.moved_volume(ct_hu, drawn, "air"))
+    sampling, image = best_seconds(lambda: heatmap.moved_volume(ct_hu, drawn))
     noise = drawn["noise_sigma"], drawn["noise_seed"]
     noising, image = best_seconds(lambda: augment.add_noise(image, *noise))
-    blurring, _ = best_seconds(lambda: heatmap.blurred_and_shifted(image, drawn, radius, "air"))
+    blurring, _ = best_seconds(lambda: heatmap.blurred_and_shifted(image, drawn, radius))
     heating, _ = best_seconds(lambda: heatmap.heat_target(drawn["points"], drawn["present"], **how))
     names = ("draw and collate", "sample CT", "noise", "blur, shift", "heat")
     return dict(zip(names, (drawing, sampling, noising, blurring, heating)))

@@ -4,7 +4,6 @@
    the mask is found once, and soft tissue is drawn on every second voxel.
 2. A whole example with such an image and with the CT that was read, host and device, on the same cores.
 3. A step of the trainer, its batch of 2 made already: forward pass, backward pass, Adam.
-4. An image on the grid of the heatmap network.
 
 The baseline of 1 draws plainly: geometry and the image of the whole mask at every draw, cut to the block.
 
@@ -42,7 +41,7 @@ from utils.learning.vertebrae import block_length, segmentation_batch_builder  #
 from utils.presets import preset_settings  # noqa: E402
 from utils.settings import SegmentationTrainingSettings  # noqa: E402
 from utils.synthetic.appearance import draw_appearance  # noqa: E402
-from utils.synthetic.label_images import label_image, label_scan  # noqa: E402
+from utils.synthetic.label_images import label_image  # noqa: E402
 from utils.synthetic.label_maps import label_map_of  # noqa: E402
 
 SETTINGS = preset_settings(SegmentationTrainingSettings, "starter", batch_size=1)
@@ -57,7 +56,6 @@ def prepared_spines(folder: Path) -> Path:
     for script, *arguments in (
         ("get_verse_data.py", *data, "--source", "phantom", "--phantoms", "2", "0", "0"),
         ("pre_processing_segmentation.py", *prepared),
-        ("pre_processing_heatmap.py", *prepared),
     ):
         command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -138,14 +136,6 @@ def step_ms(folder: Path) -> float:
     return 1000 * statistics.median(row["seconds"] for row in history[1:])
 
 
-def heatmap_image_ms(work: Path) -> float:
-    """Time an image on the heatmap network's grid."""
-    cases, _ = prepared_data.read_heatmap_cases(work / "heatmap" / "2mm" / "training")
-    looks = [draw_appearance(np.random.default_rng(seed)) for seed in range(DRAWS + 1)]
-    labels = cases[0].label_map()
-    return median_ms(lambda seed: label_scan(labels, looks[seed]))
-
-
 def main() -> int:
     """Print the table and the ratio."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -159,7 +149,6 @@ def main() -> int:
             "example with the CT as it was read": example_ms(data, drawn=False),
             "example with a CT drawn from the mask": example_ms(data, drawn=True),
             "step, batch of 2": step_ms(Path(temporary) / "model"),
-            "image on the heatmap network's grid": heatmap_image_ms(work),
         }
     print(f"{'':<48}{'ms':>8}")
     for name, value in rows.items():

@@ -179,7 +179,7 @@ def data_steps(recipe: Recipe, cases: list[RealCase]) -> list[Step]:
     place = (*data, *work, "--preset", "starter")
     trunks = ("--trunks", recipe.trunks, "--organs", *recipe.organs) if recipe.organs else ()
     # A mask alone shows the heatmap network nothing.
-    drawn = ("--no-label-maps", "--drawn", *recipe.drawn, *trunks)
+    drawn = ("--drawn", *recipe.drawn, *trunks)
     steps.append(script("pre_processing_heatmap.py", *place, *drawn))
     if recipe.real_scans:
         steps.append(script("experiments/real/prepare.py", "--shared", recipe.shared, *work))

@@ -9,14 +9,12 @@ from utils.settings import (
     DistillationSettings,
     HeatmapTrainingSettings,
     InferenceSettings,
-    LabellingTrainingSettings,
     SegmentationTrainingSettings,
 )
 
 TRAININGS = {
     HeatmapTrainingSettings: "heatmap",
     SegmentationTrainingSettings: "segmentation",
-    LabellingTrainingSettings: "labelling",
     DistillationSettings: "student",
 }
 
@@ -51,14 +49,14 @@ def test_distillation_takes_its_teacher_by_either_option(option):
     assert settings_from_command_line(DistillationSettings, [option, "a"]).segmentation == Path("a")
 
 
-def test_labels_are_fitted_on_networks_that_are_named():
-    found = settings_from_command_line(LabellingTrainingSettings, ["--segmentation", "a", "--heatmap", "b"])
-    assert (found.segmentation, found.heatmap) == (Path("a"), Path("b"))
-
-
-@pytest.mark.parametrize("stage", list(TRAININGS)[:3])
 @pytest.mark.parametrize(
-    "preset, spacing_mm", [("full", 1.0), ("paper", 1.0), ("small", 2.0), ("starter", 2.0)]
+    "stage, preset, spacing_mm",
+    [
+        *((SegmentationTrainingSettings, *pair) for pair in (("full", 1.0), ("paper", 1.0))),
+        *((SegmentationTrainingSettings, *pair) for pair in (("small", 2.0), ("starter", 2.0))),
+        *((HeatmapTrainingSettings, *pair) for pair in (("full", 3.0), ("paper", 1.0))),
+        *((HeatmapTrainingSettings, *pair) for pair in (("small", 3.0), ("starter", 3.0))),
+    ],
 )
 def test_presets_say_which_data_they_train_on(stage, preset, spacing_mm):
     assert settings_from_command_line(stage, ["--preset", preset]).spacing_mm == spacing_mm

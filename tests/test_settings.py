@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from utils import settings as module
+from utils.augmentation_settings import HEATMAP_AUGMENTATION
 from utils.command_line import settings_from_command_line
 from utils.presets import PRESETS, preset_settings
 from utils.settings import (
@@ -21,7 +22,6 @@ from utils.settings import (
     HeatmapPreparationSettings,
     HeatmapTrainingSettings,
     InferenceSettings,
-    LabellingTrainingSettings,
     SegmentationPreparationSettings,
     SegmentationTrainingSettings,
     load_settings,
@@ -95,6 +95,8 @@ OUT_OF_BOUNDS = [
     (DataSettings, "phantoms", (0, 0, 0), "3 values, not all 0, each a whole number of 0 or more"),
     (HeatmapPreparationSettings, "heatmap_shape", (64, 63, 128), "3 values, each a positive multiple of 2"),
     (HeatmapPreparationSettings, "heatmap_shape", (64, 0, 128), "3 values, each a positive multiple of 2"),
+    (HeatmapPreparationSettings, "drawn", (1, -1), "2 values, each a whole number of 0 or more"),
+    (HeatmapPreparationSettings, "trunks", -1, "a whole number of 0 or more"),
     (HeatmapPreparationSettings, "shard", "3/2", "i/n with i from 1 to n, such as 2/8"),
     (SegmentationPreparationSettings, "spacing_mm", 0.0, "a number of 0.1 or more"),
     (SegmentationPreparationSettings, "spacing_mm", math.nan, "a number of 0.1 or more"),
@@ -110,7 +112,19 @@ OUT_OF_BOUNDS = [
     (HeatmapTrainingSettings, "filters", (8, 0), "2 or more values, each a whole number of 1 or more"),
     (HeatmapTrainingSettings, "sigma_voxels", 0.0, "a number over 0"),
     (HeatmapTrainingSettings, "shift_voxels", -1.0, "a number of 0 or more"),
-    (HeatmapTrainingSettings, "crop_least_mm", (1.0, 0.0, 1.0), "3 values, each a number over 0"),
+    (HeatmapTrainingSettings, "filters", (8, 16), "3 or more values, each a whole number of 1 or more"),
+    (HeatmapTrainingSettings, "crop_voxels", (64, 96, 95), "3 values, each a positive multiple of 2"),
+    (HeatmapTrainingSettings, "crop_voxels", (64, 96, 72), "3 values, each a positive multiple of 16"),
+    (HeatmapTrainingSettings, "sigma_mm", 0.0, "a number over 0"),
+    (HeatmapTrainingSettings, "anywhere_share", 1.5, "a number of 0 or more, up to 1"),
+    (HeatmapTrainingSettings, "cut_share", -0.5, "a number of 0 or more, up to 1"),
+    (HeatmapTrainingSettings, "cut_least_mm", (1.0, 0.0, 1.0), "3 values, each a number over 0"),
+    (
+        HeatmapTrainingSettings,
+        "origins",
+        (0.0, 0.0, 0.0),
+        "3 values, not all 0, each a number of 0 or more",
+    ),
     (HeatmapTrainingSettings, "batch_size", -2, "a whole number of 1 or more"),
     (HeatmapTrainingSettings, "norm_momentum", 1.0, "a number of 0 or more, below 1"),
     (SegmentationTrainingSettings, "epochs", 0, "a whole number of 1 or more"),
@@ -134,11 +148,6 @@ OUT_OF_BOUNDS = [
         (0.0, 0.0, 0.0, 0.0),
         "4 values, not all 0, each a number of 0 or more",
     ),
-    (LabellingTrainingSettings, "patch_voxels", (40, 44, 0), "3 values, each a whole number of 1 or more"),
-    (LabellingTrainingSettings, "rank_smoothing", -0.1, "a number of 0 or more, up to 1"),
-    (LabellingTrainingSettings, "not_a_vertebra_share", 2.0, "a number of 0 or more, up to 1"),
-    (LabellingTrainingSettings, "cut_share", -0.5, "a number of 0 or more, up to 1"),
-    (LabellingTrainingSettings, "dropout", 1.0, "a number of 0 or more, below 1"),
     (DistillationSettings, "methods", (), "one method or more"),
     (DistillationSettings, "temperatures", (), "1 or more values, each a number over 0"),
     (DistillationSettings, "temperatures", (0.0,), "values, each a number over 0"),
@@ -193,7 +202,6 @@ def test_a_value_out_of_bounds_is_refused_and_named(stage, name, value, expected
     ("stage", "kind", "sigma"),
     [
         (SegmentationTrainingSettings, AugmentationSettings, "blur_sigma_mm"),
-        (LabellingTrainingSettings, AugmentationSettings, "blur_sigma_mm"),
         (HeatmapTrainingSettings, HeatmapAugmentationSettings, "blur_sigma_voxels"),
     ],
 )
@@ -235,11 +243,13 @@ def test_the_ends_of_the_bounds_are_allowed():
         augmentation=AugmentationSettings(zoom_p=(1.0, 1.0), rotation_degrees=0.0, blur_sigma_mm=(0.0, 0.0)),
     )
     SegmentationTrainingSettings(filters=(2, 3), patch_voxels=2)
+    HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(4, 8, 12), origins=(0, 0, 1), cut_share=1)
+    HeatmapTrainingSettings(target="spine", filters=(2, 3), crop_voxels=(2, 2, 2))
     DistillationSettings(methods=("logits",), temperatures=(), distillation_weight=1.0)
     EvaluationSettings(found_dice=1.0, resamples=1)
 
 
-@pytest.mark.parametrize("stage", ["heatmap", "segmentation", "labelling"])
+@pytest.mark.parametrize("stage", ["heatmap", "segmentation"])
 def test_settings_of_the_networks_shipped_are_within_bounds(stage):
     found = load_settings(PROJECT / "models" / "starter" / stage)
     made = getattr(module, found["stage"])
@@ -322,13 +332,20 @@ def test_paper_has_the_published_constants():
     assert (trained.patch_kinds, trained.patch_voxels, trained.filters) == ("paper", 128, (16, 32, 64, 128))
     assert (trained.epochs, trained.learning_rate, trained.validate_every) == (45, 1e-3, 5)
     assert (trained.fp_weight_schedule, trained.empty_memory_probability) == ("ramp", 0.3)
+    prepared = preset_settings(HeatmapPreparationSettings, "paper")
+    assert (prepared.target, prepared.spacing_mm, prepared.heatmap_shape) == ("spine", 1.0, (64, 64, 128))
     heatmap = preset_settings(HeatmapTrainingSettings, "paper")
-    assert (heatmap.filters, heatmap.sigma_voxels, heatmap.epochs, heatmap.batch_size) == (
-        (8, 16, 32),
-        10,
-        300,
-        4,
-    )
+    assert (heatmap.target, heatmap.spacing_mm, heatmap.norm) == ("spine", 1.0, "batch")
+    assert (heatmap.filters, heatmap.sigma_voxels, heatmap.shift_voxels) == ((8, 16, 32), 10, 20)
+    assert (heatmap.epochs, heatmap.batch_size, heatmap.learning_rate) == (300, 4, 1e-3)
+    assert heatmap.augmentation == HEATMAP_AUGMENTATION
+
+
+@pytest.mark.parametrize("preset", ["full", "small", "starter"])
+def test_the_other_presets_look_for_centres_at_3_mm(preset):
+    for stage in (HeatmapPreparationSettings, HeatmapTrainingSettings):
+        chosen = preset_settings(stage, preset)
+        assert (chosen.target, chosen.spacing_mm) == ("centres", 3.0)
 
 
 def test_options_go_before_the_preset_wherever_they_stand():
@@ -361,11 +378,22 @@ def test_the_blur_of_earlier_heatmap_networks_is_read_in_voxels(tmp_path):
     save_settings(HeatmapTrainingSettings(), tmp_path)
     path = tmp_path / "settings.json"
     saved = load_settings(tmp_path)
-    assert saved["augmentation"]["blur_sigma_voxels"] == [0.5, 1.0]
+    assert saved["augmentation"]["blur_sigma_voxels"] == [0.2, 0.6]
     path.write_text(path.read_text().replace("blur_sigma_voxels", "blur_sigma_mm"))
     assert load_settings(tmp_path) == saved
     save_settings(SegmentationTrainingSettings(), tmp_path)
     assert load_settings(tmp_path)["augmentation"]["blur_sigma_mm"] == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("stage", [HeatmapPreparationSettings, HeatmapTrainingSettings])
+def test_the_target_of_earlier_heatmap_networks_is_the_spine(tmp_path, stage):
+    path = save_settings(stage(), tmp_path)
+    saved = load_settings(tmp_path)
+    assert saved["target"] == "centres"
+    path.write_text(json.dumps({name: value for name, value in saved.items() if name != "target"}))
+    assert load_settings(tmp_path) == {**saved, "target": "spine"}
+    save_settings(SegmentationTrainingSettings(), tmp_path)
+    assert "target" not in load_settings(tmp_path)
 
 
 def test_settings_that_cannot_be_read_are_named(tmp_path):
@@ -392,21 +420,19 @@ def test_a_shard_is_a_pair_of_numbers():
 
 
 def test_starter_is_small_on_a_mixture():
+    starter, small = (preset_settings(SegmentationTrainingSettings, name) for name in ("starter", "small"))
+    same = ("filters", "patch_voxels", "batch_size", "norm_momentum")
+    assert [getattr(starter, name) for name in same] == [getattr(small, name) for name in same]
+    assert small.mixture is None and sum(starter.mixture) == pytest.approx(1.0)
+    assert sum(starter.walk_shares) == pytest.approx(1.0)
+    # A gentle last stage.
+    assert (starter.learning_rate, starter.final_learning_rate) == (5e-4, 5e-5)
     for stage in (HeatmapTrainingSettings, SegmentationTrainingSettings):
-        starter, small = (preset_settings(stage, preset) for preset in ("starter", "small"))
-        same = ("filters", "batch_size", "norm_momentum")
-        assert [getattr(starter, name) for name in same] == [getattr(small, name) for name in same]
-        assert small.mixture is None and sum(starter.mixture) == pytest.approx(1.0)
-        assert small.moving_average == 0 and 0.9 < starter.moving_average < 1
-        # The heatmap network learns at the same rates, the segmentation network in a gentle last stage.
-        of_small = (small.learning_rate, small.final_learning_rate)
-        rates = (5e-4, 5e-5) if stage is SegmentationTrainingSettings else of_small
-        assert (starter.learning_rate, starter.final_learning_rate) == rates
-    segmentation = preset_settings(SegmentationTrainingSettings, "starter")
-    assert (segmentation.patch_voxels, segmentation.filters) == (64, (8, 16, 32, 64))
-    assert sum(segmentation.walk_shares) == pytest.approx(1.0)
+        averages = [preset_settings(stage, name).moving_average for name in ("small", "starter")]
+        assert averages[0] == 0 and 0.9 < averages[1] < 1
     prepared = preset_settings(SegmentationPreparationSettings, "starter")
     assert (prepared.spacing_mm, prepared.label_maps) == (2.0, True)
+    assert min(preset_settings(HeatmapPreparationSettings, "starter").drawn) > 0
 
 
 def test_a_mixture_is_read_from_the_command_line():

@@ -60,7 +60,7 @@ _SMALL: dict[type, dict[str, Any]] = {
 }
 #: What the starter weights change of it: longer, on a mixture that carries over to real scans, and averaged.
 _STARTER: dict[type, dict[str, Any]] = {
-    settings.PreparationSettings: {"label_maps": True},
+    settings.SegmentationPreparationSettings: {"label_maps": True},
     settings.HeatmapPreparationSettings: {"drawn": (400, 24)},
     settings.HeatmapTrainingSettings: {
         "filters": (8, 24, 48, 64, 96),

@@ -46,6 +46,7 @@ _FILTERS = bounds.several(FROM_1, least=2)
 _EVEN_SHAPE = bounds.several(bounds.multiple_of(2), count=3)
 #: Of any sum but 0.
 _SHARES = bounds.several(NOT_NEGATIVE, count=4, not_all_0=True)
+_THREE_SHARES = bounds.several(NOT_NEGATIVE, count=3, not_all_0=True)
 _METHODS = bounds.Rule("one method or more", bool)
 _NAME = bounds.Rule(
     "a name for a folder, without / or a dot before it",
@@ -147,15 +148,15 @@ class HeatmapPreparationSettings(PreparationSettings):
     """With "spine": shape in voxels (P, R, I) of the grid that every whole volume is resized to."""
     drawn: tuple[int, int] = bounded((0, 0), bounds.several(FROM_0, count=2))
     """With "centres": scans to draw beside those of the data set, for training and validation, with and
-    without a spine, in more kinds than any data set has; the seed decides which."""
+    without a spine, in more kinds than any data set has; the seed decides which. A later run with fewer, or
+    another seed, removes those that it does not ask for."""
     organs: tuple[Path, Path, Path, Path] | None = None
     """With "centres": masks of the organs of a CT, the table of their names (code, structure), the mask of
     its vertebrae, and the CT, whose trunk is drawn anew."""
     trunks: int = bounded(0, FROM_0)
     """With "organs": training scans to draw from them."""
-    label_maps: bool = False
-    """Prepare masks too, for images drawn from them, and training cases that have a mask but no CT. A folder
-    that has label maps keeps them: they serve trainings that need none as well."""
+    seed: int = bounded(0, _SEED)
+    """With "drawn" and "trunks": the same seed gives the same scans."""
 
 
 @dataclass(frozen=True)
@@ -271,9 +272,7 @@ class HeatmapTrainingSettings(TrainingSettings):
     would."""
     cut_least_mm: tuple[float, float, float] = bounded((70.0, 70.0, 50.0), bounds.several(POSITIVE, count=3))
     """With "centres": smallest such part along P, R and I, in mm."""
-    origins: tuple[float, float, float] | None = bounded(
-        None, bounds.several(NOT_NEGATIVE, count=3, not_all_0=True)
-    )
+    origins: tuple[float, float, float] | None = bounded(None, _THREE_SHARES)
     """With "centres": shares of an epoch: scans of phantoms of the data set, drawn scans, and all others.
     Without it every scan counts alike."""
     sigma_voxels: float = bounded(10.0, POSITIVE)
@@ -281,21 +280,21 @@ class HeatmapTrainingSettings(TrainingSettings):
     shift_voxels: float = bounded(20.0, NOT_NEGATIVE)
     """With "spine": largest random shift along each axis, in voxels of the heatmap grid."""
     outside: Literal["air", "edge"] = "air"
-    """What an example shows where turns and shifts reach beyond the scan: air (as published), or its edge
-    repeated. The network is only ever shown whole scans."""
-    crop_least_mm: tuple[float, float, float] | None = bounded(None, bounds.several(POSITIVE, count=3))
-    """Smallest part of a volume along P, R and I, in mm, that an example shows, as of a scan with a smaller
-    field of view; without it all is shown."""
-    mixture: Mixture | None = bounded(None, _SHARES)
-    """Shares of an epoch: CTs of phantoms, other CTs, images drawn anew from the masks of phantoms, and from
-    other masks. Without it every CT counts alike, and none is drawn."""
+    """With "centres": what a crop shows beyond the scan, in training and when the network is used: air, or
+    the edge of the scan repeated. With "spine" it is air, as published."""
     augmentation: HeatmapAugmentationSettings = LOCALISER_AUGMENTATION
     """Random transformations of the training volumes."""
     epochs: int = bounded(300, FROM_1)
     examples_per_epoch: int = bounded(0, FROM_0)
-    """Examples in an epoch; 0 takes every case once, or, with a mixture, as often as the levels' balance
-    asks for."""
+    """Examples in an epoch; 0 takes every case once."""
     batch_size: int = bounded(4, FROM_1)
+
+    def joint_rules(self) -> dict[str, bounds.Rule]:
+        """Ask for three levels and more with "centres", each of which halves the crop."""
+        if self.target != "centres":
+            return {}
+        step = bounds.multiple_of(2 ** (len(self.filters) - 1))
+        return {"filters": bounds.several(FROM_1, least=3), "crop_voxels": bounds.several(step, count=3)}
 
 
 @dataclass(frozen=True)
@@ -505,9 +504,11 @@ def load_settings(directory: Path) -> dict[str, Any]:
 
 
 def _with_names_of_today(found: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions called the voxels of the heatmap network's blur mm."""
-    augmentation = found.get("augmentation")
-    if found.get("stage") != HeatmapTrainingSettings.__name__ or not isinstance(augmentation, dict):
+    """Earlier versions knew one target of the heatmap stage, and called the voxels of its blur mm."""
+    stage, augmentation = found.get("stage"), found.get("augmentation")
+    if stage in (HeatmapPreparationSettings.__name__, HeatmapTrainingSettings.__name__):
+        found = {"target": "spine", **found}
+    if stage != HeatmapTrainingSettings.__name__ or not isinstance(augmentation, dict):
         return found
     renamed = {"blur_sigma_mm": "blur_sigma_voxels"}
     return {**found, "augmentation": {renamed.get(name, name): v for name, v in augmentation.items()}}

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.learning import examples
-from utils.learning import prepared_data
+from utils.learning import prepared_data, spine_cases
 
 
 @pytest.fixture(scope="module")
@@ -20,5 +20,13 @@ def data(segmentation):
 def cases(tmp_path_factory):
     folder = examples.write_heatmap_stage(tmp_path_factory.mktemp("work"))
     read, bad = prepared_data.read_heatmap_cases(folder / "training")
+    assert bad == []
+    return read
+
+
+@pytest.fixture(scope="module")
+def spines(tmp_path_factory):
+    folder = examples.write_spine_stage(tmp_path_factory.mktemp("work"))
+    read, bad = spine_cases.read_spine_data(folder / "training")
     assert bad == []
     return read

@@ -9,10 +9,12 @@ import numpy as np
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 from utils.preparation.prepared import spacing_folder
+from utils.preparation.spine_case import spine_of_points, write_spine_case
 from utils.presets import preset_settings
 from utils.settings import (
     AugmentationSettings,
     HeatmapPreparationSettings,
+    HeatmapTrainingSettings,
     SegmentationPreparationSettings,
     SegmentationTrainingSettings,
     save_settings,
@@ -21,6 +23,7 @@ from utils.verse.labels import rank_of_code
 
 SPACING_MM = 2.0
 SCAN_SHAPE, HEATMAP_SHAPE = (16, 14, 24), (8, 8, 16)
+SPINE_SPACING_MM, SPINE_SHAPE = 3.0, (24, 26, 30)
 #: Working axes (P, R, I) at 2 mm.
 AFFINE = np.array([[0, 2.0, 0, 5], [-2.0, 0, 0, 7], [0, 0, -2.0, 9], [0, 0, 0, 1]])
 #: Codes from the top down; 28 is T13, between T12 (19) and L1 (20).
@@ -76,10 +79,10 @@ def write_segmentation_stage(work_dir: Path, preset="small") -> Path:
 
 
 def write_heatmap_stage(work_dir: Path, preset="small") -> Path:
-    """Write what pre-processing leaves for the heatmap network; give the folder."""
+    """Write what pre-processing leaves for the heatmap network as published; give the folder."""
     folder = spacing_folder(work_dir, "heatmap", SPACING_MM)
-    shape = {"spacing_mm": SPACING_MM, "heatmap_shape": HEATMAP_SHAPE}
-    settings = preset_settings(HeatmapPreparationSettings, preset, **shape)
+    grid = {"target": "spine", "spacing_mm": SPACING_MM, "heatmap_shape": HEATMAP_SHAPE}
+    settings = preset_settings(HeatmapPreparationSettings, preset, **grid)
     save_settings(settings, folder)
     generator = np.random.default_rng(0)
     for split, cases in CASES.items():
@@ -89,6 +92,26 @@ def write_heatmap_stage(work_dir: Path, preset="small") -> Path:
             points = [{"label": c, "X": 3.5, "Y": 4.0, "Z": 2.0 + 4 * i} for i, c in enumerate(codes)]
             text = json.dumps([{"direction": ["P", "R", "I"]}, *points])
             (folder / split / f"{key}_ctd.json").write_text(text)
+    return folder
+
+
+def spine_scan(codes, seed=0, *, is_complete=False):
+    """A scan in which the centres of vertebrae, 8 voxels apart, are bright; and its spine."""
+    points = np.array([[11.0, 12.0, 6.0 + 8 * place] for place in range(len(codes))])
+    data = np.random.default_rng(seed).integers(-900, -700, SPINE_SHAPE)
+    for point in points.astype(int):
+        data[tuple(slice(p - 1, p + 2) for p in point)] = 1500
+    spine = spine_of_points(np.array(codes), points, is_complete=is_complete)
+    return Volume(data.astype(np.int16), AFFINE), spine
+
+
+def write_spine_stage(work_dir: Path, preset="small") -> Path:
+    """Write what pre-processing leaves for the network of centres and levels; give the folder."""
+    folder = spacing_folder(work_dir, "heatmap", SPINE_SPACING_MM)
+    save_settings(preset_settings(HeatmapPreparationSettings, preset), folder)
+    for split, cases in CASES.items():
+        for seed, (key, codes) in enumerate(cases.items()):
+            write_spine_case(folder / split, key, *spine_scan(codes, seed))
     return folder
 
 
@@ -104,6 +127,15 @@ def training_settings(work_dir: Path, **changes) -> SegmentationTrainingSettings
     augmentation = AugmentationSettings(zoom_i=(0.9, 1.1))
     more = {"shift_mm": 8.0, "augmentation": augmentation, "validate_every": 2, "device": "cpu", **changes}
     return preset_settings(SegmentationTrainingSettings, "small", work_dir=work_dir, **{**tiny, **more})
+
+
+def localiser_settings(work_dir: Path, **changes) -> HeatmapTrainingSettings:
+    """Settings of a training of centres and levels, of seconds: 3 epochs of 4 examples."""
+    network = {"filters": (2, 3, 4), "crop_voxels": (8, 8, 12)}
+    run = {"epochs": 3, "examples_per_epoch": 4, "batch_size": 2, "validate_every": 2, "device": "cpu"}
+    return preset_settings(
+        HeatmapTrainingSettings, "small", work_dir=work_dir, **{**network, **run, **changes}
+    )
 
 
 def history_of(directory: Path) -> list[dict[str, str]]:

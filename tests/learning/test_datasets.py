@@ -8,18 +8,22 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.train import EpochPart
 from tests.learning import examples
-from utils.learning import datasets, epochs, heatmap, vertebrae
+from utils.learning import datasets, epochs, heatmap, localiser, vertebrae
 from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
 
 SETTINGS = SegmentationTrainingSettings(patch_voxels=8, batch_size=2, examples_per_epoch=5, seed=3)
-HEATMAP_SETTINGS = HeatmapTrainingSettings(batch_size=2, examples_per_epoch=5, seed=3)
+HEATMAP_SETTINGS = HeatmapTrainingSettings(target="spine", batch_size=2, examples_per_epoch=5, seed=3)
+LOCALISER_SETTINGS = HeatmapTrainingSettings(
+    filters=(2, 3, 4), crop_voxels=(8, 12, 16), batch_size=2, examples_per_epoch=5, seed=3
+)
 
 
 # ---------------------------------------------------------------- pipelines
 
 
-def stages(data, cases):
-    """Both stages: their dataset function for training or not, the items of a pass, and one example alone."""
+@pytest.fixture(scope="module")
+def stages(data, cases, spines):
+    """Every kind: its dataset function for training or not, the items of a pass, and one example alone."""
 
     def segmentation_alone(item, generator):
         drawn = datasets.segmentation_example(
@@ -34,7 +38,20 @@ def stages(data, cases):
         )
         return {"ct_hu": case.ct_hu, **drawn}
 
+    def localiser_alone(item, generator):
+        case = spines.cases[item]
+        drawn = localiser.draw_localiser_example(
+            generator, case.spine, case.shape, settings=LOCALISER_SETTINGS
+        )
+        block = spines.block(case, drawn.pop("begin"), drawn.pop("end"))
+        return {"ct_hu": block.ravel(order="F"), **drawn}
+
     return {
+        "localiser": (
+            lambda training: datasets.localiser_dataset(spines, LOCALISER_SETTINGS, training=training),
+            np.arange(len(spines)),
+            localiser_alone,
+        ),
         "segmentation": (
             lambda training: datasets.segmentation_dataset(
                 data, SETTINGS, spacing_mm=examples.SPACING_MM, training=training
@@ -71,9 +88,9 @@ def assert_same(first, second):
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-@pytest.mark.parametrize("stage", ["segmentation", "heatmap"])
-def test_an_example_depends_on_seed_epoch_and_position_alone(data, cases, stage):
-    dataset, items, alone = stages(data, cases)[stage]
+@pytest.mark.parametrize("stage", ["segmentation", "heatmap", "localiser"])
+def test_an_example_depends_on_seed_epoch_and_position_alone(stages, stage):
+    dataset, items, alone = stages[stage]
     epoch_of = dataset(True)
     later, first = epoch_of(1), epoch_of(0)  # in any order
     found = unbatched(later)
@@ -91,9 +108,9 @@ def test_an_example_depends_on_seed_epoch_and_position_alone(data, cases, stage)
     assert all(differing)
 
 
-@pytest.mark.parametrize(("stage", "count"), [("segmentation", 5), ("heatmap", 2)])
-def test_validation_is_in_order_and_never_changes(data, cases, stage, count):
-    dataset, _, alone = stages(data, cases)[stage]
+@pytest.mark.parametrize(("stage", "count"), [("segmentation", 5), ("heatmap", 2), ("localiser", 2)])
+def test_validation_is_in_order_and_never_changes(stages, stage, count):
+    dataset, _, alone = stages[stage]
     made = [unbatched(dataset(False)(epoch)) for epoch in (0, 7)]
     assert len(made[0]) == len(made[1]) == count
     for position, (example, again) in enumerate(zip(*made)):
@@ -133,10 +150,10 @@ def test_an_epoch_done_has_no_batches(cases):
     assert list(batches) == []
 
 
-@pytest.mark.parametrize("stage", ["segmentation", "heatmap"])
+@pytest.mark.parametrize("stage", ["segmentation", "heatmap", "localiser"])
 @pytest.mark.parametrize("training", [True, False])
-def test_devices_see_the_examples_of_one_device(data, cases, stage, training):
-    epoch_of = stages(data, cases)[stage][0](training)
+def test_devices_see_the_examples_of_one_device(stages, stage, training):
+    epoch_of = stages[stage][0](training)
     alone = unbatched(epoch_of(1))
     # Each of two pipelines feeds one of two replicas: positions 0, 1 and 4 here, 2 and 3 there.
     here, there = (unbatched(epoch_of(1, EpochPart(0, k, 2, 2))) for k in range(2))

@@ -1,28 +1,26 @@
 """The heatmap's target against its formula, and that it follows the image."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import ndimage
 
-from utils.imaging.intensities import normalise_hu
+from utils.augmentation_settings import HEATMAP_AUGMENTATION
 from utils.learning import augment, heatmap
 from utils.presets import preset_settings
-from utils.settings import HEATMAP_AUGMENTATION, HeatmapAugmentationSettings
+from utils.settings import HeatmapAugmentationSettings
 from utils.settings import HeatmapTrainingSettings as Settings
 
 SHAPE = (24, 20, 32)
+PAPER = preset_settings(Settings, "paper")
 CENTROIDS = np.array([[6.25, 9.5, 5.0], [10.0, 9.0, 14.0], [8.0, 11.75, 26.5]])
 
 
 def moved_alone(shift_voxels=0.0, **ranges) -> Settings:
     """Settings that move the volume and leave its intensities."""
     plain = {"gain": (1.0, 1.0), "offset": (0.0, 0.0), "noise_probability": 0.0, "blur_probability": 0.0}
-    return Settings(
-        augmentation=HeatmapAugmentationSettings(**{**plain, **ranges}), shift_voxels=shift_voxels
-    )
+    ranges = HeatmapAugmentationSettings(**{**plain, **ranges})
+    return Settings(target="spine", augmentation=ranges, shift_voxels=shift_voxels)
 
 
 def drawn_tensors(generator, centroids, settings):
@@ -51,18 +49,18 @@ def test_target_is_the_formula(sigma):
 
 
 def test_without_centroids_there_is_no_heat():
-    _, drawn = drawn_tensors(np.random.default_rng(0), np.zeros((0, 3)), Settings())
+    _, drawn = drawn_tensors(np.random.default_rng(0), np.zeros((0, 3)), PAPER)
     target = heatmap.heat_target(drawn["points"], drawn["present"], shape=SHAPE, sigma_voxels=10.0).numpy()
     assert (target[..., 0] == 0).all() and (target[..., 1] == 1).all()
 
 
 def test_more_centroids_than_levels_are_refused():
     with pytest.raises(ValueError, match="at most 26 centroids, received 27"):
-        heatmap.draw_heatmap_example(None, np.zeros((27, 3)), shape=SHAPE, settings=Settings())
+        heatmap.draw_heatmap_example(None, np.zeros((27, 3)), shape=SHAPE, settings=PAPER)
 
 
 def test_validation_leaves_the_volume_as_it_is():
-    drawn, tensors = drawn_tensors(None, CENTROIDS, Settings())
+    drawn, tensors = drawn_tensors(None, CENTROIDS, PAPER)
     ct = np.random.default_rng(0).integers(-1024, 3071, SHAPE).astype(np.int16)
     image, target = heatmap.heatmap_example(tf.constant(ct), tensors, sigma_voxels=4.0, radius=3)
     np.testing.assert_allclose(image[..., 0], (ct + 1024.0) * 2 / 4095 - 1, atol=1e-5)
@@ -127,45 +125,15 @@ def test_what_the_shift_lets_in_is_empty_without_noise_or_blur():
     assert not (image.numpy()[~came_in] == -1.0).any()
 
 
-def test_the_edge_goes_on_where_the_settings_say_so():
-    # Nothing is turned: a voxel shows the nearest one of those that the shift of 2, -3 and 0 voxels leaves.
-    ct = np.random.default_rng(0).integers(-1024, 3071, SHAPE).astype(np.int16)
-    _, tensors = drawn_tensors(None, CENTROIDS, Settings())
-    shift = np.array([2, -3, 0], np.float32)
-    affine = np.column_stack([np.eye(3), -shift]).astype(np.float32)
-    moved = {**tensors, "shift": tf.constant(shift), "affine": tf.constant(affine)}
-    air, edge = (
-        heatmap.heatmap_example(tf.constant(ct), moved, sigma_voxels=4.0, radius=3, outside=outside)[0][
-            ..., 0
-        ]
-        for outside in ("air", "edge")
-    )
-    rows, columns = (np.clip(np.arange(n) - s, 0, n - 1).astype(int) for n, s in zip(SHAPE, shift[:2]))
-    expected = normalise_hu(ct)[np.ix_(rows, columns, np.arange(SHAPE[2]))]
-    np.testing.assert_allclose(edge, expected, atol=1e-5)
-    expected[:2], expected[:, -3:] = -1, -1
-    np.testing.assert_allclose(air, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(("changes", "is_air"), [({}, True), ({"outside": "edge"}, False)])
-def test_batches_are_built_with_what_the_settings_say_lies_outside(changes, is_air):
-    _, tensors = drawn_tensors(None, CENTROIDS, Settings())
-    moved = {**tensors, "shift": tf.constant([2.0, 0.0, 0.0])}
-    batch = {name: value[None] for name, value in moved.items()}
-    batch |= {"ct_hu": tf.fill((1, *SHAPE), tf.constant(500, tf.int16)), "weight": tf.ones(1)}
-    x, _, _ = heatmap.heatmap_batch_builder(Settings(**changes))(batch, True)
-    assert (x.numpy()[0, :2] == -1).all() == is_air and not (x.numpy()[0, 2:] == -1).any()
-
-
 def test_same_generator_state_gives_the_same_draw():
-    draws = [drawn_tensors(np.random.default_rng(5), CENTROIDS, Settings())[0] for _ in range(2)]
+    draws = [drawn_tensors(np.random.default_rng(5), CENTROIDS, PAPER)[0] for _ in range(2)]
     assert draws[0].keys() == draws[1].keys()
     assert all(np.array_equal(draws[0][name], draws[1][name]) for name in draws[0])
 
 
 @pytest.fixture(scope="module")
 def batch_of_two():
-    settings = preset_settings(Settings, sigma_voxels=4.0, shift_voxels=4.0)
+    settings = preset_settings(Settings, "paper", sigma_voxels=4.0, shift_voxels=4.0)
     cts = np.random.default_rng(0).integers(-1024, 3071, (2, *SHAPE)).astype(np.int16)
     pairs = [drawn_tensors(np.random.default_rng(k), CENTROIDS, settings)[1] for k in (1, 2)]
     # The noise is looked at by itself in test_augment.
@@ -198,52 +166,3 @@ def test_batches_inside_compiled_functions_are_the_same(batch_of_two, jit_compil
     step = tf.function(lambda batch: build(batch, True), jit_compile=jit_compile)
     for found, expected in zip(step(batch), build(batch, False)):
         np.testing.assert_allclose(found, expected, atol=2e-4)
-
-
-def cropped(seed, least_mm, **how):
-    unmoved = {"flip_probability": 0.0, "rotation_degrees": 0.0}
-    zooms = dict.fromkeys(("zoom_p", "zoom_r", "zoom_i"), (1.0, 1.0))
-    settings = dataclasses.replace(moved_alone(**unmoved, **zooms), crop_least_mm=least_mm)
-    spacing_mm = np.array([2, 3, 4])
-    return heatmap.draw_heatmap_example(
-        np.random.default_rng(seed), CENTROIDS, shape=SHAPE, settings=settings, spacing_mm=spacing_mm, **how
-    )
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_crop_fills_the_grid_and_drops_what_it_does_not_show(seed):
-    # The volume is 48 x 60 x 128 mm.
-    drawn = cropped(seed, (24.0, 60.0, 32.0))
-    faces = np.array([[-0.5] * 3, np.array(SHAPE) - 0.5])
-    low, high = (drawn["affine"][:, :3] @ face + drawn["affine"][:, 3] for face in faces)
-    assert (low >= -0.5 - 1e-4).all() and (high <= np.array(SHAPE) - 0.5 + 1e-4).all()
-    size_mm = (high - low) * [2, 3, 4]
-    assert (size_mm >= np.array([24, 60, 32]) - 1e-3).all()
-    assert size_mm[1] == pytest.approx(60)
-    inside = np.logical_and(low < CENTROIDS, high > CENTROIDS).all(axis=1)
-    np.testing.assert_array_equal(drawn["present"][:3], inside)
-    assert inside.any()
-    # Shown ones keep their place in the image.
-    points = (drawn["points"][:3] + 0.5) * (high - low) / SHAPE + low
-    np.testing.assert_allclose(points, CENTROIDS, atol=1e-4)
-
-
-def test_a_field_of_view_that_was_drawn_is_cropped_along_i_alone():
-    shares = np.array(
-        [
-            np.diag(cropped(seed, (24.0, 20.0, 32.0), has_own_field=own)["affine"])
-            for own in (True, False)
-            for seed in range(40)
-        ]
-    )
-    drawn, others = shares[:40], shares[40:]
-    np.testing.assert_allclose(drawn[:, :2], 1)
-    assert (drawn[:, 2] < 0.95).sum() > 30
-    # Of the others about every other one shows all of the trunk.
-    assert 10 < np.isclose(others[:, :2], 1).all(axis=1).sum() < 30
-
-
-def test_a_volume_that_is_smaller_than_the_smallest_crop_is_shown_whole():
-    drawn = cropped(0, (500.0, 500.0, 500.0))
-    np.testing.assert_allclose(drawn["affine"], np.eye(3, 4), atol=1e-6)
-    assert drawn["present"].sum() == 3

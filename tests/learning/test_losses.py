@@ -71,6 +71,56 @@ def test_heatmap_loss_stays_finite_for_certain_errors():
     np.testing.assert_allclose(losses.heatmap_loss(truth, prediction), [math.log(1e7) + 1], rtol=1e-5)
 
 
+def localiser_voxels(*rows):
+    """Truth and prediction from rows (truth of 5 numbers, heat, sacrum, rib's logit, level's logits)."""
+    truth = voxels(*[row[0] for row in rows])
+    prediction = [[*row[1:4], *(row[4].get(level, 0.0) for level in range(26))] for row in rows]
+    return truth, voxels(*prediction)
+
+
+SURE = {6: 30.0}
+#: A body of level 7 with a rib, and background: body, sacrum, counts, rank, rib.
+AT_CENTRE, BACKGROUND = (1.0, 0.0, 1.0, 6.0, 1.0), (0.0, 0.0, 1.0, -1.0, 0.0)
+
+
+def test_localiser_loss_is_0_at_the_truth():
+    truth, prediction = localiser_voxels((AT_CENTRE, 1, 0, 30, SURE), (BACKGROUND, 0, 0, 5, {3: 9.0}))
+    np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [0.0], atol=1e-6)
+    np.testing.assert_allclose(losses.centre_level_accuracy(truth, prediction), [1.0])
+
+
+def test_localiser_heat_is_a_weighted_mean_of_squares():
+    half = (0.5, 0.0, 1.0, 6.0, 1.0)
+    truth, prediction = localiser_voxels(
+        (AT_CENTRE, 0.5, 0, 30, SURE), (half, 0.4, 0, 30, SURE), (BACKGROUND, 0.2, 0.3, 0, {})
+    )
+    # A voxel weighs 1 + 99 times its heat; the three voxels of the sacral channel weigh 1 each.
+    body = (100 * 0.25 + 50.5 * 0.01 + 1 * 0.04) / 151.5
+    expected = 100 * (body + 0.09 / 3)
+    np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [expected], rtol=1e-5)
+
+
+def test_localiser_levels_and_ribs_count_near_centres_alone():
+    wrong = {level: float(level) for level in range(26)}
+    for elsewhere in ({}, wrong):
+        rows = (AT_CENTRE, 1, 0, 0, {}), (BACKGROUND, 0, 0, 7, elsewhere)
+        found = losses.localiser_loss(*localiser_voxels(*rows))
+        # Any of 26 levels, with a rib or without.
+        np.testing.assert_allclose(found, [0.3 * math.log(26) + 0.2 * math.log(2)], rtol=1e-5)
+    truth, prediction = localiser_voxels((AT_CENTRE, 1, 0, 30, SURE), (AT_CENTRE, 1, 0, 30, {7: 30.0}))
+    np.testing.assert_allclose(losses.centre_level_accuracy(truth, prediction), [0.5])
+
+
+def test_what_hides_an_unlabelled_vertebra_has_no_loss():
+    hidden = (0.0, 0.0, 0.0, -1.0, 0.0)
+    truth, prediction = localiser_voxels((hidden, 1, 1, 0, {}), (BACKGROUND, 0, 0, 0, {}))
+    np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [0.0], atol=1e-7)
+    # Nor is anything divided by 0 where there is nothing to learn.
+    truth, prediction = localiser_voxels((hidden, 1, 1, 0, {}))
+    np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [0.0])
+    np.testing.assert_allclose(losses.centre_level_accuracy(truth, prediction), [0.0])
+
+
 @pytest.mark.parametrize(
     ("epoch", "expected"),
     # E = 45: the middle of the ramp is epoch 15, its width 4.5; exp(10 / 3) = 28.0316.

@@ -2,29 +2,20 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 
 from ML_3D_Unet.utils.feeding import EpochPart
 from tests.learning import examples
-from utils.imaging.centroids import centroids_of_mask, write_centroids
 from utils.imaging.crops import box_between
-from utils.imaging.nifti import open_memory_map, write_volume
+from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 from utils.learning import datasets, epochs, prepared_data, training
 from utils.learning.mixture import group_counts, item_groups, mixed_epoch
 from utils.preparation.prepared import SIDECAR
 from utils.presets import preset_settings
-from utils.settings import (
-    HeatmapTrainingSettings,
-    LabellingTrainingSettings,
-    SegmentationTrainingSettings,
-    load_settings,
-)
-from utils.synthetic.appearance import draw_appearance
-from utils.synthetic.label_images import label_scan
+from utils.settings import SegmentationTrainingSettings, load_settings
 
 SHARES = (0.3, 0.25, 0.1, 0.35)
 AFFINE = examples.AFFINE
@@ -97,8 +88,9 @@ def test_counts_worked_out_by_hand(sizes, shares, count, expected):
     ("sizes", "shares"), [((1, 1, 1, 1), (1, -1, 1, 1)), ((0, 1, 0, 0), (1, 0, 0, 0)), ((1, 1, 1, 1), (1, 1))]
 )
 def test_shares_that_give_no_epoch_are_refused(sizes, shares):
-    with pytest.raises(ValueError, match="--mixture"):
-        group_counts(sizes, shares, 10)
+    for option in ("--mixture", "--origins"):
+        with pytest.raises(ValueError, match=option):
+            group_counts(sizes, shares, 10, option=option)
 
 
 def test_groups_go_on_from_epoch_to_epoch():
@@ -211,116 +203,12 @@ def test_masks_alone_stay_out_where_nothing_is_mixed(data):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("stage", ["heatmap", "segmentation", "labelling"])
-def test_masks_alone_give_no_epoch_where_nothing_is_mixed(data, heatmap_cases, stage, training):
-    folder = data.folder
-    if stage == "heatmap":
-        alone = [
-            dataclasses.replace(case, ct_hu=None, codes=np.ones(case.shape, np.uint8))
-            for case in heatmap_cases
-        ]
-        folder = heatmap_cases[0].folder
-        make, plain = datasets.heatmap_dataset, heatmap_settings(mixture=None)
-    else:
-        alone = dataclasses.replace(data, masks_alone=frozenset(data.columns))
-        make, plain = datasets.labelling_dataset, preset_settings(LabellingTrainingSettings, "starter")
-    if stage == "segmentation":
-        make, plain = partial(datasets.segmentation_dataset, spacing_mm=2.0), settings(mixture=None)
+def test_masks_alone_give_no_epoch_where_nothing_is_mixed(data, training):
+    alone = dataclasses.replace(data, masks_alone=frozenset(data.columns))
     with pytest.raises(ValueError) as caught:
-        make(alone, plain, training=training)
-    draws = ", or a --mixture that draws images from masks" * (training and stage != "labelling")
-    assert str(caught.value) == f"{folder}: expected cases with a CT{draws}, found 3 masks alone."
-
-
-# ---------------------------------------------------------------- heatmap
-
-
-@pytest.fixture
-def heatmap_cases(tmp_path):
-    folder = examples.write_heatmap_stage(tmp_path) / "training"
-    put_sidecar(folder, "sub-a", origin="phantom")
-    codes = np.zeros(examples.HEATMAP_SHAPE, np.uint8)
-    codes[2:5, 2:6, 5:9] = 20
-    write_volume(folder / "sub-m_msk.nii", Volume(codes, AFFINE))
-    put_sidecar(folder, "sub-m", origin="scan", ct=False)
-    grid = open_memory_map(folder / "sub-m_msk.nii").grid
-    write_centroids(folder / "sub-m_ctd.json", centroids_of_mask(Volume(codes, AFFINE)), grid)
-    cases, bad = prepared_data.read_heatmap_cases(folder)
-    assert bad == []
-    return cases
-
-
-def heatmap_settings(**changes):
-    small = {"examples_per_epoch": 20, "batch_size": 2, "seed": 3, **changes}
-    return preset_settings(HeatmapTrainingSettings, "starter", **small)
-
-
-def test_the_labelling_network_learns_from_no_mask_alone(data):
-    settings = preset_settings(LabellingTrainingSettings, "starter")
-    for groups in (epochs.segmentation_groups(data, settings), epochs.segmentation_groups(data, None)):
-        (items,) = groups
-        assert {data.vertebrae[item].case for item in items} == set(data.columns) - {"sub-m"}
-    whole = dataclasses.replace(settings, examples_per_epoch=0)
-    groups = epochs.segmentation_groups(data, whole)
-    assert epochs.examples_of_groups(groups, whole) == len(groups[0])
-
-
-def test_heatmap_cases_may_be_masks_alone(heatmap_cases):
-    assert [(case.key, case.ct_hu is None, case.is_phantom) for case in heatmap_cases] == [
-        ("sub-a", False, True),
-        ("sub-b", False, False),
-        ("sub-m", True, False),
-    ]
-    groups = epochs.heatmap_groups(heatmap_cases, heatmap_settings())
-    assert [group.tolist() for group in groups] == [[0], [1], [], [5]]
-
-
-def test_scans_for_the_heatmap_network_show_every_level_equally_often(heatmap_cases):
-    def case(*codes):
-        mask = np.zeros(examples.HEATMAP_SHAPE, np.uint8)
-        mask[2, 2, : len(codes)] = codes
-        return dataclasses.replace(heatmap_cases[0], codes=mask)
-
-    # L1 and L2 in four scans, T6 in one, which shows L1 too.
-    cases = [case(20, 21), case(20, 21), case(20, 21), case(13, 20), case(21)]
-    phantoms, _, drawn, _ = epochs.heatmap_groups(cases, heatmap_settings())
-    # Each level four times: L1 from four scans, L2 from four, T6 four times from one.
-    np.testing.assert_array_equal(np.bincount(phantoms), [2, 2, 2, 5, 1])
-    np.testing.assert_array_equal(drawn, phantoms + len(cases))
-
-
-def test_a_scan_without_a_mask_counts_once(heatmap_cases):
-    alone = [dataclasses.replace(case, codes=None) for case in heatmap_cases[:2]]
-    groups = epochs.heatmap_groups(alone, heatmap_settings())
-    assert [group.tolist() for group in groups] == [[0], [1], [], []]
-
-
-def test_cases_come_as_they_are_where_nothing_is_mixed(heatmap_cases):
-    assert epochs.heatmap_groups(heatmap_cases, None)[0].tolist() == [0, 1]
-
-
-def test_heatmap_examples_are_drawn_from_masks(heatmap_cases):
-    drawn = heatmap_settings(mixture=(0, 0, 0, 1), crop_least_mm=None)
-    made = datasets.heatmap_dataset(heatmap_cases, drawn, training=True)
-    first, again, other = (list(made(epoch).as_numpy_iterator()) for epoch in (0, 0, 1))
-    assert len(first) == 10 and first[0]["ct_hu"].shape == (2, *examples.HEATMAP_SHAPE)
-    np.testing.assert_array_equal(first[3]["ct_hu"], again[3]["ct_hu"])
-    assert not np.array_equal(first[3]["ct_hu"], other[3]["ct_hu"])
-
-
-def test_a_drawn_scan_keeps_its_centroids_in_place(heatmap_cases):
-    case = heatmap_cases[-1]
-    own_mm = (case.centroids_voxels + 0.5) * case.spacing_mm
-    labels, widths = case.label_map(), set()
-    for seed in range(6):
-        drawn = case.drawn(np.random.default_rng(seed), labels)
-        image, first_mm, size_mm = label_scan(labels, draw_appearance(np.random.default_rng(seed)))
-        np.testing.assert_array_equal(drawn.ct_hu, image)
-        np.testing.assert_allclose(drawn.spacing_mm * drawn.shape, size_mm)
-        np.testing.assert_allclose((drawn.centroids_voxels + 0.5) * drawn.spacing_mm + first_mm, own_mm)
-        assert (drawn.centroids_voxels > -0.5).all() and (drawn.centroids_voxels < drawn.shape).all()
-        widths.add(float(size_mm[0]))
-    assert len(widths) >= 3
+        datasets.segmentation_dataset(alone, settings(mixture=None), spacing_mm=2.0, training=training)
+    draws = ", or a --mixture that draws images from masks" * training
+    assert str(caught.value) == f"{data.folder}: expected cases with a CT{draws}, found 3 masks alone."
 
 
 # ---------------------------------------------------------------- training

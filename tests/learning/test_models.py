@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 from utils.learning import models
-from utils.learning.labelling import build_labelling_network
 from utils.learning.model_files import find_model_file, has_model
 from utils.presets import preset_settings
 from utils.settings import (
     HeatmapTrainingSettings,
-    LabellingTrainingSettings,
     SegmentationTrainingSettings,
     save_settings,
 )
@@ -47,7 +45,8 @@ def test_presets_build_teacher_and_student():
 
 
 def test_heatmap_network_has_the_published_size():
-    network = models.build_heatmap_network(HeatmapTrainingSettings(), (64, 64, 128))
+    settings = preset_settings(HeatmapTrainingSettings, "paper")
+    network = models.build_heatmap_network(settings, (64, 64, 128))
     assert network.count_params() == 89_162
     assert network.input_shape == (None, 64, 64, 128, 1)
     assert network.output_shape == (None, 64, 64, 128, 2)
@@ -61,9 +60,10 @@ def test_heatmap_channels_sum_to_1():
 
 def test_momentum_reaches_every_normalisation():
     settings = SegmentationTrainingSettings(filters=(2, 3, 4, 5), patch_voxels=8, norm_momentum=0.87)
+    spine = HeatmapTrainingSettings(target="spine", filters=(2, 3), norm="batch", norm_momentum=0.87)
     for network in (
         models.build_segmentation_network(settings),
-        models.build_heatmap_network(HeatmapTrainingSettings(filters=(2, 3), norm_momentum=0.87), (8, 8, 8)),
+        models.build_heatmap_network(spine, (8, 8, 8)),
     ):
         norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
         assert norms and all(norm.momentum == 0.87 for norm in norms)
@@ -99,8 +99,8 @@ def test_model_and_settings_come_back(request, kind):
     assert settings.get("stage", "SegmentationTrainingSettings") == "SegmentationTrainingSettings"
 
 
-HEATMAP = HeatmapTrainingSettings(filters=(2, 3), norm="instance", norm_momentum=0.8)
-LABELLING = LabellingTrainingSettings(filters=(2, 3), patch_voxels=(8, 9, 10), dropout=0.2)
+HEATMAP = HeatmapTrainingSettings(target="spine", filters=(2, 3), norm="instance", norm_momentum=0.8)
+LOCALISER = HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(4, 8, 12), norm_momentum=0.8)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ LABELLING = LabellingTrainingSettings(filters=(2, 3), patch_voxels=(8, 9, 10), d
     [
         (HEATMAP, lambda: models.build_heatmap_network(HEATMAP, (4, 6, 8)), {"heatmap_shape": (4, 6, 8)}),
         (INSTANCE, lambda: models.build_segmentation_network(INSTANCE), {"student": "logits"}),
-        (LABELLING, lambda: build_labelling_network(LABELLING), {"temperature": 1.5}),
+        (LOCALISER, lambda: models.build_localiser(LOCALISER), {}),
     ],
 )
 def test_every_network_is_built_from_its_settings(tmp_path, settings, network, facts):
@@ -123,6 +123,40 @@ def test_every_network_is_built_from_its_settings(tmp_path, settings, network, f
     assert loaded.input_shape == original.input_shape and loaded.output_shape == original.output_shape
     image = rng.normal(size=(2, *original.input_shape[1:])).astype(np.float32)
     np.testing.assert_array_equal(loaded(image, training=False), original(image, training=False))
+
+
+def test_the_localiser_has_its_heads_at_every_voxel():
+    network = models.build_localiser(HeatmapTrainingSettings())
+    assert network.input_shape == (None, 64, 96, 96, 1)
+    assert network.output_shape == (None, 64, 96, 96, 3 + 26)
+    assert network.count_params() == PARAMETERS
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_localiser_begins_without_heat_and_its_heads_compute_in_float32(precision):
+    network = models.compute_in(models.build_localiser(LOCALISER), precision)
+    heads = ("last_logits", "output", "deep_logits", "deep_everywhere", "joined")
+    assert {network.get_layer(name).compute_dtype for name in heads} == {"float32"}
+    assert network.get_layer("encoder_0_0_conv").compute_dtype == precision
+    ct = np.random.default_rng(0).normal(size=(2, *LOCALISER.crop_voxels, 1)).astype(np.float32)
+    found = network(ct, training=False)
+    assert found.dtype == "float32"
+    heat, deep = found.numpy()[..., :2], found.numpy()[..., 2:]
+    assert ((heat > 0) & (heat < 1)).all() and np.median(heat) < 0.2
+    # One answer of level and rib for every 2 x 2 x 2 voxels.
+    assert deep.std() > 0
+    for axis in (1, 2, 3):
+        even, odd = (deep.take(np.arange(k, deep.shape[axis], 2), axis) for k in range(2))
+        np.testing.assert_array_equal(even, odd)
+
+
+def test_settings_of_a_localiser_of_two_levels_are_named(tmp_path):
+    save_settings(LOCALISER, tmp_path)
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "filters": [2, 3]}))
+    models.save_weights(models.build_localiser(LOCALISER), tmp_path)
+    with pytest.raises(ValueError, match=r"settings\.json: .* filters: expected 3 or more values"):
+        models.load_model(tmp_path)
 
 
 def without_setting(directory, name):

@@ -50,6 +50,20 @@ def test_heatmap_panel_shows_the_slice_with_most_heat():
     np.testing.assert_allclose(picture[0, 4], blended(0, panels.PREDICTION_COLOUR, 0.0), atol=1e-5)
 
 
+def test_localiser_panel_shows_the_bodies():
+    generator = np.random.default_rng(0)
+    x, y = generator.uniform(-1, 1, (1, 2, 3, 4, 1)), np.zeros((1, 2, 3, 4, 5), "float32")
+    y[0, 1, 2, 3, 0] = y[0, 0, 0, 0, 1] = 1  # a body, and the sacrum elsewhere
+    prediction = np.ones((1, 2, 3, 4, 29), "float32")
+    prediction[0, ..., 0] = y[0, ..., 0] / 2
+    (picture,) = panels.localiser_panel(x, y, prediction)
+    assert picture.shape == (4, 3 * 2, 3)
+    grey = picture[3, 1, 0]
+    np.testing.assert_allclose(picture[3, 3], blended(grey, panels.TARGET_COLOUR, 1), atol=1e-5)
+    np.testing.assert_allclose(picture[3, 5], blended(grey, panels.PREDICTION_COLOUR, 0.5), atol=1e-5)
+    np.testing.assert_allclose(picture[:3, 2:4], picture[:3, :2], atol=1e-5)
+
+
 @pytest.mark.parametrize(("shape", "expected"), [((2, 5, 2), 2), ((2, 4, 2), 2)])
 def test_an_empty_target_shows_the_middle(shape, expected):
     assert panels._fullest_slice(np.zeros(shape)) == expected

@@ -101,10 +101,11 @@ def test_cosine_falls_from_the_first_rate_to_the_last():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The segmentation training unbroken and broken off, and what was found by comparing them."""
+    """Trainings (of centres for the heatmap) unbroken and broken off, and what comparing them found."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("whole", "broken"):
         examples.write_segmentation_stage(folder / name)
+        examples.write_spine_stage(folder / name)
     command = [sys.executable, "-m", "tests.learning.training_runs", str(folder)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -126,16 +127,14 @@ def test_segmentation_training_leaves_its_files(runs):
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([2e-3, 1.05e-3, 1e-4])
 
 
-def test_a_broken_run_goes_on_as_if_it_had_never_stopped(runs):
-    folder, found = runs
+@pytest.mark.parametrize("stage", ["segmentation", "heatmap"])
+def test_a_broken_run_goes_on_as_if_it_had_never_stopped(runs, stage):
+    folder, found = runs[0], runs[1][stage]
     assert found["stopped"] and found["epochs_before"] == ["1"] and found["status"] == [0, 0]
     assert found["differing_weights"] == 0
     measured = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
     histories = [
-        [
-            [row[name] for name in measured]
-            for row in examples.history_of(folder / name / "models" / "segmentation")
-        ]
+        [[row[name] for name in measured] for row in examples.history_of(folder / name / "models" / stage)]
         for name in ("whole", "broken")
     ]
     assert histories[0] == histories[1] and len(histories[0]) == 3
@@ -182,14 +181,28 @@ def test_a_finished_run_is_left_as_it_is(runs, tmp_path, capsys):
 
 def heatmap_settings(work_dir, **changes):
     tiny = {"filters": (2, 3, 4), "epochs": 2, "examples_per_epoch": 2, "batch_size": 2, "validate_every": 1}
+    published = {"target": "spine", "spacing_mm": examples.SPACING_MM, "sigma_voxels": 2.0}
     return preset_settings(
         HeatmapTrainingSettings,
         "small",
         work_dir=work_dir,
         device="cpu",
-        sigma_voxels=2.0,
-        **{**tiny, **changes},
+        **{**tiny, **published, **changes},
     )
+
+
+def test_localiser_training_leaves_its_files(runs):
+    directory = runs[0] / "whole" / "models" / "heatmap"
+    assert {path.name for path in directory.iterdir()} >= MODEL_FILES
+    model, settings = models.load_model(directory)
+    assert model.output_shape == (None, 8, 8, 12, 3 + 26)
+    assert (settings["target"], settings["spacing_mm"], settings["sigma_mm"]) == ("centres", 3.0, 4.5)
+    assert "heatmap_shape" not in settings
+    assert settings["training_cases"] == ["sub-a", "sub-b"] and settings["validation_cases"] == ["sub-c"]
+    rows = examples.history_of(directory)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert all(math.isfinite(float(row[name])) for row in rows[1:] for name in ("loss", "val_loss"))
+    assert len(list((directory / "tensorboard").iterdir())) == 1
 
 
 def test_heatmap_training_leaves_its_files(tmp_path, capsys):
@@ -266,6 +279,7 @@ def test_nothing_prepared_ends_with_status_1(tmp_path, capsys, stage):
     said = capsys.readouterr().err
     folder = tmp_path / stage / "2mm"
     command = f"python pre_processing_{stage}.py --work-dir {tmp_path} --preset small"
+    command += " --target spine --spacing-mm 2" if stage == "heatmap" else ""
     assert said == f"error: {folder}: expected prepared data, found none; run `{command}`.\n"
     assert not (tmp_path / "models").exists()
 
@@ -288,7 +302,7 @@ def test_data_of_another_spacing_are_not_trained_on(tmp_path, capsys, stage):
     assert train(settings(tmp_path, spacing_mm=1.5)) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path / stage / '1.5mm'}: expected prepared data, found none; run")
-    assert said.endswith(" --preset small --spacing-mm 1.5`.\n") and not (tmp_path / "models").exists()
+    assert said.endswith(" --spacing-mm 1.5`.\n") and not (tmp_path / "models").exists()
 
 
 @each_stage

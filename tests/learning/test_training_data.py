@@ -14,8 +14,7 @@ from tests.learning.test_training import (  # noqa: F401 (a fixture)
 from utils.learning import training, training_data
 from utils.learning.prepared_data import SegmentationData
 from utils.preparation.prepared import PHANTOM, write_sidecar
-from utils.presets import preset_settings
-from utils.settings import LabellingTrainingSettings, load_settings
+from utils.settings import load_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,8 @@ each_stage = pytest.mark.parametrize("stage", list(STAGES))
 
 def folder_of(stage, work_dir, **changes):
     place = {"work_dir": work_dir, "preset": "small", "spacing_mm": 2.0, **changes}
-    return training_data.prepared_folder(stage, **place)
+    target = {"target": "spine"} if stage == "heatmap" else {}
+    return training_data.prepared_folder(stage, **{**target, **place})
 
 
 def keys_of(split):
@@ -52,17 +52,19 @@ def test_data_are_known_by_their_spacing_not_by_the_word_of_a_preset(tmp_path, s
     STAGES[stage][0](tmp_path, preset="full")
     folder, facts = folder_of(stage, tmp_path)
     assert folder == tmp_path / stage / "2mm"
-    shape = {"heatmap_shape": list(examples.HEATMAP_SHAPE)} if stage == "heatmap" else {}
-    assert facts == {"spacing_mm": 2.0, **shape}
+    more = {"target": "spine", "heatmap_shape": list(examples.HEATMAP_SHAPE)} if stage == "heatmap" else {}
+    assert facts == {"spacing_mm": 2.0, **more}
 
 
 @each_stage
 def test_the_command_that_prepares_the_data_is_named(tmp_path, stage):
     command = f"python pre_processing_{stage}.py --work-dir {tmp_path} --preset"
+    usual = stage == "segmentation"  # what a preset says, and another word of it
+    spine = "" if usual else " --target spine"
     for how, options in (
-        ({}, "small"),
-        ({"preset": "full"}, "full --spacing-mm 2"),
-        ({"preset": "full", "spacing_mm": 1.0}, "full"),
+        ({}, f"small{spine}" + " --spacing-mm 2" * (not usual)),
+        ({"preset": "full"}, f"full{spine} --spacing-mm 2"),
+        ({"preset": "paper", "spacing_mm": 1.0}, "paper"),
     ):
         with pytest.raises(ValueError, match="expected prepared data, found none") as caught:
             folder_of(stage, tmp_path, **how)
@@ -76,14 +78,26 @@ def test_a_folder_that_holds_data_of_another_spacing_is_refused(tmp_path, stage)
         folder_of(stage, tmp_path, spacing_mm=1.0)
 
 
-@each_stage
-def test_label_maps_serve_a_training_that_needs_none(tmp_path, stage):
-    folder = STAGES[stage][0](tmp_path)
-    with pytest.raises(ValueError, match="expected data with label maps"):
-        folder_of(stage, tmp_path, label_maps=True)
-    path = folder / "settings.json"
-    path.write_text(path.read_text().replace('"label_maps": false', '"label_maps": true'))
-    assert folder_of(stage, tmp_path, label_maps=True) == folder_of(stage, tmp_path)
+@pytest.mark.parametrize("wanted, other", [("centres", "spine"), ("spine", "centres")])
+def test_data_of_the_other_target_are_refused(tmp_path, wanted, other):
+    folder = examples.write_heatmap_stage(tmp_path)
+    if other == "centres":
+        path = folder / "settings.json"
+        path.write_text(path.read_text().replace('"target": "spine"', '"target": "centres"'))
+    with pytest.raises(ValueError) as caught:
+        folder_of("heatmap", tmp_path, target=wanted)
+    said = str(caught.value)
+    found = f"expected data for the target '{wanted}', found data for '{other}'; run `python pre_"
+    assert said.startswith(f"{folder}: {found}")
+    assert said.endswith(f", or train with --target {other}.")
+    folder_of("heatmap", tmp_path, target=other)
+
+
+def test_data_older_than_the_target_are_those_of_the_spine(tmp_path):
+    path = examples.write_heatmap_stage(tmp_path) / "settings.json"
+    path.write_text(path.read_text().replace('  "target": "spine",\n', ""))
+    assert "target" not in path.read_text()
+    assert folder_of("heatmap", tmp_path)[1]["target"] == "spine"
 
 
 # Cases
@@ -174,18 +188,10 @@ def test_cases_take_part_that_examples_are_made_of(tmp_path, mixture, expected):
     assert found == {"training_cases": expected, "validation_cases": ["sub-c"]}
 
 
-def test_levels_are_learned_from_cases_with_a_ct(tmp_path):
-    settings = preset_settings(LabellingTrainingSettings, "small")
-    found = training_data.case_facts(*with_a_mask_alone(tmp_path), settings)
-    assert found == {"training_cases": ["sub-a"], "validation_cases": ["sub-c"]}
-
-
 def test_the_facts_of_heatmap_cases(tmp_path):
     cases, held_out, _ = training_data.read_heatmap_splits(examples.write_heatmap_stage(tmp_path), Alone())
-    for mixture, expected in ((None, ["sub-a", "sub-b"]), ((1, 1, 0, 0), ["sub-a", "sub-b"])):
-        settings = heatmap_settings(tmp_path, mixture=mixture)
-        found = training_data.case_facts(cases, held_out, settings)
-        assert found == {"training_cases": expected, "validation_cases": ["sub-c"]}
+    found = training_data.case_facts(cases, held_out, heatmap_settings(tmp_path))
+    assert found == {"training_cases": ["sub-a", "sub-b"], "validation_cases": ["sub-c"]}
 
 
 # Several experiments in one work folder

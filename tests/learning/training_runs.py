@@ -2,8 +2,8 @@
 
     python -m tests.learning.training_runs FOLDER
 
-FOLDER holds `whole` and `broken`, each with prepared segmentation data. Trains the one unbroken and the
-other stopped after its first epoch and started again; the last line printed is JSON.
+FOLDER holds `whole` and `broken`, each with prepared data of both stages. Trains on the one unbroken, and on
+the other stopped after its first epoch and started again; the last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -30,34 +30,41 @@ def stop_after_first_epoch(self, *arguments):
 save_epoch = Trainer._save_epoch
 
 
-def differing_weights(folder: Path) -> int:
+TRAININGS = {
+    "segmentation": (training.train_segmentation, examples.training_settings),
+    "heatmap": (training.train_heatmap, examples.localiser_settings),
+}
+
+
+def differing_weights(folder: Path, stage: str) -> int:
     weights = []
     for name in ("whole", "broken"):
-        directory = folder / name / "models" / "segmentation"
+        directory = folder / name / "models" / stage
         network = models.build_network(load_settings(directory), source=directory)
         network.load_weights(directory / "last.weights.h5")
         weights.append(network.get_weights())
     return sum(not np.array_equal(a, b) for a, b in zip(*weights))
 
 
-def compare(folder: Path) -> dict:
-    status = [training.train_segmentation(examples.training_settings(folder / "whole"))]
+def compare(folder: Path, stage: str) -> dict:
+    train, settings_of = TRAININGS[stage]
+    status = [train(settings_of(folder / "whole"))]
     stopped = False
     with mock.patch.object(Trainer, "_save_epoch", stop_after_first_epoch):
         try:
-            training.train_segmentation(examples.training_settings(folder / "broken"))
+            train(settings_of(folder / "broken"))
         except KeyboardInterrupt:
             stopped = True
-    halfway = examples.history_of(folder / "broken" / "models" / "segmentation")
-    status.append(training.train_segmentation(examples.training_settings(folder / "broken")))
+    halfway = examples.history_of(folder / "broken" / "models" / stage)
+    status.append(train(settings_of(folder / "broken")))
     return {
         "status": status,
         "stopped": stopped,
         "epochs_before": [row["epoch"] for row in halfway],
-        "differing_weights": differing_weights(folder),
+        "differing_weights": differing_weights(folder, stage),
     }
 
 
 if __name__ == "__main__":
     tf.config.experimental.enable_op_determinism()
-    print(json.dumps(compare(Path(sys.argv[1]))))
+    print(json.dumps({stage: compare(Path(sys.argv[1]), stage) for stage in TRAININGS}))

@@ -21,6 +21,7 @@ from utils.preparation import prepare, working_case
 from utils.preparation.own_cases import add_own_case
 from utils.preparation.prepare import prepare_heatmap, prepare_segmentation
 from utils.preparation.prepared import is_mask_alone, origin_of, spacing_folder
+from utils.preparation.spine_case import read_spine
 from utils.preparation.working_case import VERTEBRA_COLUMNS
 from utils.settings import DataSettings, HeatmapPreparationSettings, SegmentationPreparationSettings
 from utils.synthetic.phantom.record import PHANTOM_RECORD
@@ -31,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def heatmap(tmp_path, **changes):
     values = {"data_dir": tmp_path / "data", "work_dir": tmp_path / "work", "workers": 1, **changes}
-    return HeatmapPreparationSettings(**{"heatmap_shape": (16, 16, 32), **values})
+    published = {"target": "spine", "spacing_mm": 1.0, "heatmap_shape": (16, 16, 32)}
+    return HeatmapPreparationSettings(**{**published, **values})
 
 
 def segmentation(tmp_path, **changes):
@@ -142,6 +144,20 @@ def test_heatmap_files_hold_the_small_grid(tmp_path):
     np.testing.assert_allclose(centroids.voxels(found)[0], middle, atol=2e-3)
     header = json.loads((folder / "sub-a01_dir-ax_ctd.json").read_text())[0]
     assert header == {"direction": ["P", "R", "I"]}
+
+
+def test_files_for_centres_hold_the_whole_scan_and_its_spine(tmp_path):
+    paths = write_case(tmp_path / "data", "sub-a01")
+    assert prepare_heatmap(heatmap(tmp_path, target="centres", spacing_mm=1.0)) == 0
+    folder = tmp_path / "work" / "heatmap" / "1mm" / "training"
+    assert names(folder) == [f"sub-a01_{end}" for end in ("ct.nii", "prepared.json", "spine.json")]
+    found, expected = read_ct(folder / "sub-a01_ct.nii"), working_ct(read_ct(paths["ct"]), 1.0)
+    np.testing.assert_array_equal(found.data, np.rint(expected.data))
+    spine = read_spine(folder / "sub-a01_spine.json")
+    assert (spine.codes, spine.has_rib, spine.is_complete) == ((28, 20), (True, False), False)
+    # As above: 34, 18 and 18 mm from the faces, and the centre of a voxel of 1 mm lies half a one inside.
+    np.testing.assert_allclose(spine.points[0], [33.5, 17.5, 17.5], atol=2e-3)
+    assert spine.sacrum is None
 
 
 def test_settings_are_saved_with_what_later_stages_need(tmp_path):
@@ -559,8 +575,9 @@ def test_scripts_prepare_the_real_case_and_name_the_incomplete_ones(tmp_path, st
     for key in ("sub-verse004", "sub-gl003_dir-ax"):
         assert f"warning: {key} (training) is left out, it has no CT" in ran.stderr
     assert "Traceback" not in ran.stderr
-    found = read_ct(tmp_path / stage / "2mm" / "training" / "sub-verse014_ct.nii")
-    assert found.shape == ((64, 64, 128) if stage == "heatmap" else (93, 40, 93))
+    spacing = "3mm" if stage == "heatmap" else "2mm"
+    found = read_ct(tmp_path / stage / spacing / "training" / "sub-verse014_ct.nii")
+    assert found.shape == ((62, 27, 62) if stage == "heatmap" else (93, 40, 93))
 
 
 @pytest.mark.parametrize("stage", ["heatmap", "segmentation"])
@@ -696,49 +713,26 @@ def test_masks_alone_are_prepared_for_images_drawn_from_them(tmp_path, capsys):
     write_case(tmp_path / "data", "sub-b02", parts=("mask", "centroids"))
     write_case(tmp_path / "data", "sub-c03", parts=("mask", "centroids"), split="validation")
     assert prepare_segmentation(segmentation(tmp_path, label_maps=True)) == 0
-    assert prepare_heatmap(heatmap(tmp_path, label_maps=True)) == 0
     assert "sub-c03 (validation) is left out, it has no CT" in capsys.readouterr().err
     work = tmp_path / "work"
     whole = ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")
     assert names(work / "segmentation" / "1mm" / "training") == sorted(
         [*(f"sub-a01_{end}" for end in whole), *(f"sub-b02_{end}" for end in whole[1:]), "vertebrae.csv"]
     )
-    whole = ("ct.nii", "ctd.json", "msk.nii", "prepared.json")
-    assert names(work / "heatmap" / "1mm" / "training") == [
-        *(f"sub-a01_{end}" for end in whole),
-        *(f"sub-b02_{end}" for end in whole[1:]),
-    ]
     cases = [row["case"] for row in table(work / "segmentation" / "1mm" / "training" / "vertebrae.csv")]
     assert cases == ["sub-a01", "sub-a01", "sub-b02", "sub-b02"]
 
 
-def test_a_mask_lies_on_the_grid_of_its_ct(tmp_path):
-    write_case(tmp_path / "data", "sub-a01")
-    write_case(tmp_path / "data", "sub-b02", parts=("mask",))
-    prepare_heatmap(heatmap(tmp_path, label_maps=True))
-    folder = tmp_path / "work" / "heatmap" / "1mm" / "training"
-    ct, mask, alone = (
-        open_memory_map(folder / name) for name in ("sub-a01_ct.nii", "sub-a01_msk.nii", "sub-b02_msk.nii")
-    )
-    assert ct.shape == mask.shape == (16, 16, 32)
-    np.testing.assert_array_equal(ct.affine, mask.affine)
-    np.testing.assert_array_equal(mask.data, alone.data)
-    np.testing.assert_allclose(mask.affine, alone.affine)
-    # The centre of T13's mask, also where the points come from it.
-    points = read_centroids(folder / "sub-b02_ctd.json", alone.grid)
-    centre = np.argwhere(np.asarray(alone.data) == 28).mean(axis=0)
-    np.testing.assert_allclose(points.voxels(alone.affine)[list(points.codes).index(28)], centre, atol=0.3)
-
-
 def test_preparing_again_with_label_maps_adds_what_is_missing(tmp_path, capsys):
     write_case(tmp_path / "data", "sub-a01")
-    prepare_heatmap(heatmap(tmp_path))
-    folder = tmp_path / "work" / "heatmap" / "1mm" / "training"
-    assert names(folder) == [f"sub-a01_{end}" for end in ("ct.nii", "ctd.json", "prepared.json")]
+    write_case(tmp_path / "data", "sub-b02", parts=("mask",))
+    prepare_segmentation(segmentation(tmp_path))
+    folder = tmp_path / "work" / "segmentation" / "1mm" / "training"
+    assert not [name for name in names(folder) if "sub-b02" in name]
     for _ in range(2):
-        prepare_heatmap(heatmap(tmp_path, label_maps=True))
+        prepare_segmentation(segmentation(tmp_path, label_maps=True))
     assert "0 of them prepared now" in capsys.readouterr().out
-    assert (folder / "sub-a01_msk.nii").is_file()
+    assert (folder / "sub-b02_msk.nii").is_file()
 
 
 @pytest.mark.parametrize("label_maps", [False, True])
@@ -765,8 +759,8 @@ def test_own_cases_beside_phantoms_are_no_phantoms(tmp_path):
     assert origin_of(folder / "sub-b02_prepared.json") == "scan"
 
 
-@pytest.mark.parametrize("run, settings", [(prepare_heatmap, heatmap), (prepare_segmentation, segmentation)])
-def test_label_maps_stay_when_cases_are_prepared_without(tmp_path, capsys, run, settings):
+def test_label_maps_stay_when_cases_are_prepared_without(tmp_path, capsys):
+    run, settings = prepare_segmentation, segmentation
     write_case(tmp_path / "data", "sub-a01")
     write_case(tmp_path / "data", "sub-b02", parts=("mask",))
     assert run(settings(tmp_path, label_maps=True)) == 0

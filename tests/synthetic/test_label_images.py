@@ -12,10 +12,9 @@ from utils.imaging.resampling import resample_labels
 from utils.settings import HU_RANGE
 from utils.synthetic import label_images
 from utils.synthetic.appearance import draw_appearance
-from utils.synthetic.label_images import bone_parts, field_of_view, label_image, label_scan
+from utils.synthetic.label_images import bone_parts, field_of_view, label_image
 from utils.synthetic.label_maps import (
     DEPTH_UNIT_MM,
-    codes_in_field,
     label_map_of,
     level_of,
     with_narrow_discs,
@@ -222,54 +221,6 @@ def test_a_chest_has_a_heart_and_a_breastbone(sharp):
         assert abs(np.median(image[p - 4 : p + 5, r - 4 : r + 5, i - 4 : i + 5]) - blood) < 60
         front = image[: p - 8, int(centre[1]), i]
         assert np.count_nonzero((front > 400) & (front < 560)) in (2, 3, 4)  # 12 mm of .8 * 600 HU
-
-
-def test_a_mask_is_shown_in_another_field_of_view():
-    codes = column([L3, L4])
-    spacing = np.full(3, SPACING_MM)
-    size_mm = np.array(codes.shape) * SPACING_MM
-    np.testing.assert_array_equal(codes_in_field(codes, spacing, np.zeros(3), size_mm), codes)
-    # Twice the size around the same middle: half the voxels an edge, at half the distance from the middle.
-    wider = codes_in_field(codes, spacing, -size_mm / 2, 2 * size_mm)
-    np.testing.assert_array_equal(wider[15:45, 10:30, 22:67], codes[1::2, 1::2, 1::2])
-    assert wider.sum() == codes[1::2, 1::2, 1::2].sum()
-    # A part of it, enlarged.
-    part = codes_in_field(codes, spacing, size_mm / 4, size_mm / 2)
-    np.testing.assert_array_equal(part[::2, ::2, ::2], codes[15:45, 10:30, 22:67])
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_a_scan_of_the_trunk_shows_the_body_and_all_labels(seed):
-    labels = label_map_of(column([L3, L4]), SPACING_MM)
-    chosen = draw_appearance(np.random.default_rng(seed))
-    image, first_mm, size_mm = label_scan(labels, chosen)
-    assert image.shape == labels.codes.shape and image.dtype == np.int16
-    begin, end = (voxel * SPACING_MM for voxel in labels.span)
-    assert (first_mm <= begin).all() and (first_mm + size_mm >= end).all()
-    if chosen.shows_trunk:
-        assert size_mm[:2].tolist() == [chosen.trunk_mm] * 2
-        # 120 mm x 80 mm of the mask lie within; a body of 230 x 310 mm has air around it.
-        corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
-        assert np.median(corners) < -800
-    else:
-        inside = field_of_view(labels, chosen)
-        assert np.allclose((first_mm, first_mm + size_mm), np.multiply(inside, SPACING_MM))
-
-
-def test_both_fields_of_view_are_drawn():
-    looks = [draw_appearance(np.random.default_rng(seed)) for seed in range(40)]
-    assert 10 <= sum(chosen.shows_trunk for chosen in looks) <= 30
-
-
-def test_the_bones_of_a_scan_lie_where_its_size_says(sharp):
-    labels = label_map_of(column([L3, L4]), SPACING_MM)
-    chosen = look(trunk_mm=240.0, rim_mm=0.0)
-    image, first_mm, size_mm = label_scan(labels, chosen)
-    codes = codes_in_field(labels.codes, labels.spacing_mm, first_mm, size_mm)
-    assert np.median(image[codes > 0]) > np.median(image[codes == 0]) + 100
-    middle_mm = (np.argwhere(codes == L3).mean(axis=0) + 0.5) * size_mm / codes.shape + first_mm
-    own_mm = (np.argwhere(labels.codes == L3).mean(axis=0) + 0.5) * SPACING_MM
-    np.testing.assert_allclose(middle_mm, own_mm, atol=size_mm.max() / 60)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -70,14 +70,15 @@ def test_two_in_one_prediction_are_cut_apart(leak):
     predict = Scripted(joined, leak=leak)
     result = walk_along(predict.coded_ct(), CENTRES, predict, settings=SMALL)
     np.testing.assert_array_equal(result.labels.data, joined.data)
-    assert result.calls == 11  # one each, and one for every cut
+    assert result.calls == 6
+    assert [v.remarks for v in result.vertebrae] == [("leak",)] * 5 + [()]
     whole = dataclasses.replace(SMALL, cuts_merged=False)
     predict = Scripted(joined, leak=leak)
     merged = walk_along(predict.coded_ct(), CENTRES, predict, settings=whole)
     assert merged.vertebrae[0].mask.sum() > joined.data[joined.data == 1].size
 
 
-def test_a_prediction_that_the_network_will_not_cut_is_cut_by_the_plane():
+def test_a_network_that_gives_two_at_every_centre_is_cut_at_every_plane():
     joined = touching_column()
 
     def greedy(ct, memory):  # the first two that the memory does not hold, whatever part of them it holds
@@ -98,7 +99,17 @@ def test_one_that_is_not_given_costs_no_other(how):
     result = walk_along(predict.coded_ct(), CENTRES, predict, settings=SMALL)
     expected = np.array([0, 1, 2, 0, 3, 4, 5])[column().data.astype(int)]
     np.testing.assert_array_equal(result.labels.data, expected)
-    assert result.missed == (2,) and [v.index for v in result.vertebrae] == [0, 1, 3, 4, 5]
+    assert result.missed == (2,) and result.vertebrae[2].remarks == ("gap above",)
+    assert [v.index for v in result.vertebrae] == [0, 1, 3, 4, 5]
+
+
+def test_the_place_of_one_that_is_not_given_is_held_or_it_would_hide_the_last():
+    missed = []
+    for holds in (True, False):
+        predict = Scripted(column(), silent={5})
+        settings = dataclasses.replace(SMALL, holds_places=holds)
+        missed.append(walk_along(predict.coded_ct(), CENTRES, predict, settings=settings).missed)
+    assert missed == [(4,), (4, 5)]
 
 
 def test_nothing_given_is_given_again():
@@ -138,3 +149,5 @@ def test_one_centre_and_none():
 def test_centres_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"shape \(n, 3\), received \(3,\)"):
         walk_along(column(), CENTRES[0], oracle, settings=SMALL)
+    with pytest.raises(ValueError, match="at most 253 centres, received 254"):
+        walk_along(column(), np.zeros((254, 3)), oracle, settings=SMALL)

@@ -19,7 +19,7 @@ from utils.imaging.volume import Volume
 from utils.learning import augment, epochs
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.localiser import draw_localiser_example
-from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData, kept_label_maps
+from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData
 from utils.learning.spine_cases import SpineData
 from utils.learning.vertebrae import block_length, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
@@ -55,27 +55,12 @@ def heatmap_dataset(
     callable (epoch, part=None) to tf.data.Dataset
         Batches, all of one length (see `batch_positions`): "ct_hu" int16 (batch, P, R, I), the vectors of
         `draw_heatmap_example`, and "weight" float32 (batch,).
-
-    Raises
-    ------
-    ValueError
-        If there are masks alone, and none is to be drawn from.
     """
-    shape, label_maps = cases[0].shape, kept_label_maps()
 
     def example(item: int, generator: np.random.Generator | None) -> Example:
-        from_labels, place = divmod(item, len(cases))
-        case = cases[place]
-        if from_labels:
-            case = case.drawn(generator, label_maps.get(place, case.label_map))
-        drawn = draw_heatmap_example(
-            generator,
-            case.centroids_voxels,
-            shape=shape,
-            settings=settings,
-            spacing_mm=case.spacing_mm,
-            has_own_field=bool(from_labels),
-        )
+        case = cases[item]
+        shape = case.ct_hu.shape
+        drawn = draw_heatmap_example(generator, case.centroids_voxels, shape=shape, settings=settings)
         return {"ct_hu": case.ct_hu, **drawn}
 
     return _epoch_dataset(cases, (example, collate), settings, training=training)

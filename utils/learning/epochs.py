@@ -80,43 +80,22 @@ def generator_of(seed: int, epoch: int, position: int) -> np.random.Generator:
     return np.random.default_rng([seed, _EXAMPLE, epoch, position])
 
 
-def heatmap_groups(cases: list[HeatmapCase], settings: HeatmapTrainingSettings | None) -> list[np.ndarray]:
-    """Give the items that an epoch is made of: the balanced groups of a mixture, else one group of all CTs.
+def segmentation_groups(
+    data: SegmentationData, settings: SegmentationTrainingSettings | None
+) -> list[np.ndarray]:
+    """Give the items that an epoch is made of, balanced over levels in training.
 
     Parameters
     ----------
-    cases : list of HeatmapCase
-        The prepared cases of a split.
-    settings : HeatmapTrainingSettings or None
-        None for validation, where nothing is mixed.
+    data : SegmentationData
+        A prepared split.
+    settings : SegmentationTrainingSettings or None
+        None for validation, where every vertebra with a CT counts once.
 
     Returns
     -------
     list of np.ndarray of int
-        See `utils.learning.mixture.item_groups`.
-    """
-    has_ct = [case.ct_hu is not None for case in cases]
-    if settings is None or settings.mixture is None:
-        return [np.flatnonzero(has_ct)]
-    groups = item_groups(
-        [case.is_phantom for case in cases], has_ct, [case.codes is not None for case in cases]
-    )
-    return [_balanced_over_levels(items, cases, settings.seed) for items in groups]
-
-
-def _balanced_over_levels(items: np.ndarray, cases: list[HeatmapCase], seed: int) -> np.ndarray:
-    """Repeat items so that every level is met equally often: few scans show the middle of the chest."""
-    shown = [(item, rank) for item in items for rank in cases[item % len(cases)].ranks]
-    positions = balanced_positions([rank for _, rank in shown], seed)
-    return np.array([shown[position][0] for position in positions], int)
-
-
-def segmentation_groups(
-    data: SegmentationData, settings: SegmentationTrainingSettings | None
-) -> list[np.ndarray]:
-    """Give the items of training, balanced over levels within each group, or those of validation (None).
-
-    Parameters and result are those of `heatmap_groups`.
+        The groups of a mixture (see `utils.learning.mixture.item_groups`), else one group.
     """
     has_ct = [vertebra.case not in data.masks_alone for vertebra in data.vertebrae]
     groups = [np.flatnonzero(has_ct)]
@@ -139,11 +118,10 @@ def spine_groups(data: SpineData, settings: HeatmapTrainingSettings | None) -> l
 
 def expect_cts(groups: list[np.ndarray], data: SplitData, *, is_mixable: bool) -> None:
     """Raise a `ValueError` that names the folder if its cases, all of them masks alone, give no example."""
-    if not any(items.size for items in groups):
-        is_heatmap = isinstance(data, list)
-        folder, cases = (data[0].folder, data) if is_heatmap else (data.folder, data.columns)
+    if isinstance(data, SegmentationData) and not any(items.size for items in groups):
         drawn = ", or a --mixture that draws images from masks" if is_mixable else ""
-        raise ValueError(f"{folder}: expected cases with a CT{drawn}, found {len(cases)} masks alone.")
+        found = f"{len(data.columns)} masks alone"
+        raise ValueError(f"{data.folder}: expected cases with a CT{drawn}, found {found}.")
 
 
 def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.ndarray, np.ndarray]:
@@ -185,17 +163,17 @@ def batch_positions(count: int, batch_size: int, part: EpochPart) -> tuple[np.nd
 
 
 def groups_of(data: SplitData, settings: TrainingSettings | None) -> list[np.ndarray]:
-    """Give the items that an epoch over a split is made of: `heatmap_groups` or its like."""
-    if isinstance(data, SpineData):
-        return spine_groups(data, settings)
-    groups = heatmap_groups if isinstance(data, list) else segmentation_groups
-    return groups(data, settings)
+    """Give the items that an epoch over a split is made of, in groups; None stands for validation."""
+    if isinstance(data, SegmentationData):
+        return segmentation_groups(data, settings)
+    return spine_groups(data, settings) if isinstance(data, SpineData) else [np.arange(len(data))]
 
 
-def shares_of(settings: TrainingSettings) -> tuple[float, ...]:
-    """Give the shares of the groups of an epoch that is mixed."""
-    is_localiser = isinstance(settings, HeatmapTrainingSettings) and settings.target == "centres"
-    return settings.origins if is_localiser else settings.mixture
+def shares_of(settings: TrainingSettings) -> tuple[str, tuple[float, ...]]:
+    """Give the option that shares out the groups of an epoch that is mixed, and the shares."""
+    if isinstance(settings, HeatmapTrainingSettings):
+        return "--origins", settings.origins
+    return "--mixture", settings.mixture
 
 
 def examples_in_epoch(data: SplitData, settings: TrainingSettings) -> int:
@@ -213,5 +191,6 @@ def items_of_epoch(groups: list[np.ndarray], settings: TrainingSettings, epoch: 
     if len(groups) == 1:  # nothing is mixed
         return epoch_order(groups[0], settings.examples_per_epoch, seed=settings.seed, epoch=epoch)
     count = examples_of_groups(groups, settings)
-    counts = group_counts([len(items) for items in groups], shares_of(settings), count)
+    option, shares = shares_of(settings)
+    counts = group_counts([len(items) for items in groups], shares, count, option=option)
     return mixed_epoch(groups, counts, epoch_order, seed=settings.seed, epoch=epoch)

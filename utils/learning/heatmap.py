@@ -8,7 +8,6 @@ from the moved centroids, so its Gaussians keep their width under zoom.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import tensorflow as tf
@@ -18,9 +17,6 @@ from utils.learning import augment
 from utils.settings import HeatmapTrainingSettings
 from utils.verse.labels import MAX_RANK
 
-#: Where in a crop the vertebra that it is drawn around may lie, as parts of it along P, R and I: last, first.
-CROP_MIDDLE = np.array([[0.75, 0.75, 1.0], [0.25, 0.25, 0.0]])
-
 
 def draw_heatmap_example(
     generator: np.random.Generator | None,
@@ -28,8 +24,6 @@ def draw_heatmap_example(
     *,
     shape: tuple[int, int, int],
     settings: HeatmapTrainingSettings,
-    spacing_mm: np.ndarray | None = None,
-    has_own_field: bool = False,
 ) -> dict[str, np.ndarray]:
     """Draw the parameters of one example.
 
@@ -42,18 +36,13 @@ def draw_heatmap_example(
     shape : tuple of int, 3
         Shape of the heatmap grid.
     settings : HeatmapTrainingSettings
-        Ranges of the augmentation, of the shift and of the crop.
-    spacing_mm : np.ndarray of float, (3,), optional
-        Size of a voxel, mm; a crop needs it.
-    has_own_field : bool
-        Whether the volume's field of view along P and R was drawn already, as that of an image from a mask.
-        It is cropped along I alone then, and others every other time, or hardly any would show a trunk.
+        Ranges of the augmentation and of the shift.
 
     Returns
     -------
     dict of str to np.ndarray
         "affine" (3, 4) from output to source voxels, "shift" (3,) its last part in output voxels, "points"
-        (MAX_RANK, 3) the moved centroids and "present" (MAX_RANK,) which of them are not cropped away,
+        (MAX_RANK, 3) the moved centroids and "present" (MAX_RANK,) 1 for each of them, 0 for padding,
         "gain", "offset", "noise_sigma", "blur_sigma", "noise_seed".
 
     Raises
@@ -68,24 +57,11 @@ def draw_heatmap_example(
         shift = generator.uniform(-settings.shift_voxels, settings.shift_voxels, 3)
     middle = (np.array(shape) - 1) / 2
     matrix, translation = drawn.matrix, middle - drawn.matrix @ (middle + shift)
-    shown = np.ones(len(centroids_voxels), bool)
-    crops = generator is not None and settings.crop_least_mm is not None
-    if crops:
-        least = np.minimum(1.0, settings.crop_least_mm / (spacing_mm * shape))
-        if has_own_field or generator.random() < 0.5:
-            least[:2] = 1.0
-        share, first = draw_crop(generator, centroids_voxels, shape, least)
-        # Turned and zoomed as a scan of the smaller field of view would be, whose voxels are finer.
-        matrix, translation = share[:, None] * matrix, share * (translation + 0.5) + first - 0.5
     moved = np.linalg.solve(matrix, (centroids_voxels - translation).T).T
-    if crops:
-        # Before the shift, which lets nothing in: a scan knows nothing of a vertebra that it does not show.
-        before = moved - shift
-        shown = np.all((before > -0.5) & (before < np.array(shape) - 0.5), axis=1)
     points = np.zeros((MAX_RANK, 3), np.float32)
     present = np.zeros(MAX_RANK, np.float32)
     points[: len(centroids_voxels)] = moved
-    present[: len(centroids_voxels)] = shown
+    present[: len(centroids_voxels)] = 1.0
     return {
         "affine": np.column_stack([matrix, translation]).astype(np.float32),
         "shift": shift.astype(np.float32),
@@ -93,36 +69,6 @@ def draw_heatmap_example(
         "present": present,
         **drawn.of_intensities(),
     }
-
-
-def draw_crop(
-    generator: np.random.Generator, points: np.ndarray, shape: tuple[int, int, int], least: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a part of a volume that a scan with a smaller field of view would show, with a vertebra in it.
-
-    Parameters
-    ----------
-    generator : np.random.Generator
-        Source of randomness.
-    points : np.ndarray of float, (n, 3)
-        Centroids in voxels, at least one.
-    shape : tuple of int, 3
-        Shape of the volume.
-    least : np.ndarray of float, (3,)
-        Smallest share of the volume along each axis.
-
-    Returns
-    -------
-    share, first : np.ndarray of float, (3,)
-        Share of the volume along each axis, and where the part begins, in voxels from the volume's face: the
-        part lies inside the volume, and a centroid that is drawn lies in the part and, along P and R, as
-        near as can be to its middle half, as scans are centred.
-    """
-    share = generator.uniform(least, 1.0)
-    size, whole = share * shape, np.array(shape, float)
-    chosen = points[generator.integers(len(points))] + 0.5
-    lowest, highest = (np.clip(chosen - part * size, 0.0, whole - size) for part in CROP_MIDDLE)
-    return share, generator.uniform(lowest, highest)
 
 
 @tf.function(jit_compile=True)
@@ -163,31 +109,19 @@ def heat_target(
 
 
 @tf.function(jit_compile=True)
-def moved_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor], outside: str) -> tf.Tensor:
-    """Resample the CT, and give it its gain and offset."""
+def moved_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Resample the CT, with air beyond it, and give it its gain and offset."""
     shape = tuple(ct_hu.shape)
     last = tf.constant([size - 1 for size in shape], tf.int32)
     coordinates = augment.sampling_coordinates(drawn["affine"], shape)
-    return augment.moved_ct(augment.in_file_order(ct_hu), coordinates, last, drawn, outside)
+    return augment.moved_ct(augment.in_file_order(ct_hu), coordinates, last, drawn, "air")
 
 
 @tf.function(jit_compile=True)
-def blurred_and_shifted(
-    image: tf.Tensor, drawn: dict[str, tf.Tensor], radius: int, outside: str
-) -> tf.Tensor:
-    """Blur the volume, and put there what the shift lets in: air, or the nearest voxel that was there before.
-
-    The shift comes last, so that air that it lets in is without noise or blur.
-    """
+def blurred_and_shifted(image: tf.Tensor, drawn: dict[str, tf.Tensor], radius: int) -> tf.Tensor:
+    """Blur the volume, and put air there that the shift lets in, without noise or blur."""
     shape = tuple(image.shape)
     image = augment.blur(image, drawn["blur_sigma"], radius)
-    if outside == "edge":
-        for axis, size in enumerate(shape):
-            shift = drawn["shift"][axis]
-            first, last = tf.math.ceil(shift - 0.5), tf.floor(shift + size - 0.5)
-            nearest = tf.clip_by_value(tf.range(size, dtype=tf.float32), first, last)
-            image = tf.gather(image, tf.cast(nearest, tf.int32), axis=axis)
-        return image
     back = tf.concat([tf.eye(3), -drawn["shift"][:, None]], axis=1)
     before_shift = augment.sampling_coordinates(back, shape)
     stays = augment.is_inside(before_shift, tf.constant([size - 1 for size in shape], tf.int32))
@@ -200,7 +134,6 @@ def heatmap_example(
     *,
     sigma_voxels: float,
     radius: int,
-    outside: Literal["air", "edge"] = "air",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Build one example on the device.
 
@@ -214,17 +147,15 @@ def heatmap_example(
         Standard deviation of the target's Gaussians, in voxels.
     radius : int
         Half width of the blur's kernel, in voxels.
-    outside : str
-        What lies beyond the scan.
 
     Returns
     -------
     tuple of tf.Tensor of float32
         Input (P, R, I, 1) in normalised intensities, and target (P, R, I, 2). Intensities are not clipped.
     """
-    image = moved_volume(ct_hu, drawn, outside)
+    image = moved_volume(ct_hu, drawn)
     image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
-    image = blurred_and_shifted(image, drawn, radius, outside)
+    image = blurred_and_shifted(image, drawn, radius)
     target = heat_target(
         drawn["points"], drawn["present"], shape=tuple(ct_hu.shape), sigma_voxels=sigma_voxels
     )
@@ -235,7 +166,7 @@ def heatmap_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
     """Give the `augment.batch_builder` of a batch of `utils.learning.datasets.heatmap_dataset`."""
     # The blur is in voxels, hence a spacing of 1.
     radius = augment.blur_radius(settings.augmentation, 1.0)
-    fixed = {"sigma_voxels": settings.sigma_voxels, "radius": radius, "outside": settings.outside}
+    fixed = {"sigma_voxels": settings.sigma_voxels, "radius": radius}
 
     def one(drawn):
         numbers = {name: value for name, value in drawn.items() if name != "ct_hu"}

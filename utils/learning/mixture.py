@@ -1,7 +1,7 @@
 """In what shares an epoch mixes CTs of phantoms, other CTs, and images drawn from the masks of both.
 
-An item of an epoch is the number of a vertebra (or of a case); where its image is drawn from its mask instead
-of read, the count of all vertebrae is added. Without a mixture items are those with a CT, as they come.
+An item of an epoch is the number of a vertebra; where its image is drawn from its mask instead of read, the
+count of all vertebrae is added. Without a mixture items are those with a CT, as they come.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def item_groups(
     Parameters
     ----------
     is_phantom, has_ct, has_mask : sequence of bool, (n,)
-        What is known of every vertebra or case.
+        What is known of every vertebra.
 
     Returns
     -------
@@ -39,7 +39,9 @@ def item_groups(
     ]
 
 
-def group_counts(sizes: Sequence[int], shares: Sequence[float], count: int) -> list[int]:
+def group_counts(
+    sizes: Sequence[int], shares: Sequence[float], count: int, *, option: str = "--mixture"
+) -> list[int]:
     """Share the examples of an epoch out over groups, by the largest remainders.
 
     Parameters
@@ -50,6 +52,8 @@ def group_counts(sizes: Sequence[int], shares: Sequence[float], count: int) -> l
         Shares, of any sum.
     count : int
         Examples in an epoch.
+    option : str
+        The option that the shares are those of, which errors name.
 
     Returns
     -------
@@ -62,11 +66,11 @@ def group_counts(sizes: Sequence[int], shares: Sequence[float], count: int) -> l
         If a share is negative, or none that is positive belongs to a group with items.
     """
     if len(shares) != len(sizes) or min(shares) < 0:
-        raise ValueError(f"Expected {len(sizes)} shares of 0 or more in --mixture, received {tuple(shares)}.")
+        raise ValueError(f"Expected {len(sizes)} shares of 0 or more in {option}, received {tuple(shares)}.")
     wanted = np.array([share if size else 0.0 for share, size in zip(shares, sizes)])
     if not wanted.sum():
         raise ValueError(
-            f"Expected items in a group with a share in --mixture, found {tuple(sizes)} for {tuple(shares)}."
+            f"Expected items in a group with a share in {option}, found {tuple(sizes)} for {tuple(shares)}."
         )
     exact = count * wanted / wanted.sum()
     counts = np.floor(exact).astype(int)

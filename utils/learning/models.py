@@ -72,15 +72,8 @@ def build_localiser(
     keras.Model
         From (batch, P, R, I, 1) to (batch, P, R, I, 3 + MAX_RANK) in float32: heat of bodies and of the first
         sacral body (sigmoid), the logit of a rib, and those of the levels.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than three levels.
     """
     filters = list(settings.filters)
-    if len(filters) < 3:
-        raise ValueError(f"Expected filters for three levels or more, received {tuple(filters)}.")
     parts = {
         "ksize": 3,
         "norm": f"{settings.norm}_norm",
@@ -150,7 +143,8 @@ def _heatmap_network_of(found: dict[str, Any]) -> keras.Model:
     if found.get("target") == "centres":
         names = ("filters", "norm", "norm_momentum", "crop_voxels")
         return build_localiser(HeatmapTrainingSettings(**_architecture(found, names)))
-    settings = HeatmapTrainingSettings(**_architecture(found, ("filters", "norm", "norm_momentum")))
+    parts = _architecture(found, ("filters", "norm", "norm_momentum"))
+    settings = HeatmapTrainingSettings(target="spine", **parts)
     return build_heatmap_network(settings, tuple(found["heatmap_shape"]))
 
 
@@ -356,7 +350,7 @@ def compute_in(model: keras.Model, precision: str) -> keras.Model:
     Parameters
     ----------
     model : keras.Model
-        Changed in place. Its weights are float32, and so are its last two layers, in any case.
+        Changed in place. Its weights are float32, and so are its last layers, in any case.
     precision : str
         "float32", "bfloat16" or "float16".
 

@@ -15,14 +15,11 @@ import numpy as np
 from utils.imaging.centroids import read_centroids
 from utils.imaging.crops import box_between
 from utils.imaging.nifti import StoredVolume, open_memory_map, stored_volume
-from utils.imaging.volume import Grid, Volume
+from utils.imaging.volume import Volume
 from utils.learning.recent import RecentlyUsed
 from utils.learning.vertebrae import Target
 from utils.preparation.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
-from utils.synthetic.appearance import draw_appearance
-from utils.synthetic.label_images import label_scan
 from utils.synthetic.label_maps import LabelMap, label_map_of, with_narrow_discs
-from utils.verse.labels import rank_of_code
 
 #: Cases of a split that stay mapped. Each holds two files open: training and validation together hold half of
 #: the 1,024 that a process may usually open. Mapping anew reads the pages anew: 8 ms an example at 1 mm.
@@ -31,46 +28,17 @@ MAPPED_CASES = 128
 KEPT_BYTES = 2 * 2**30
 #: A vertebra's voxels are thinned out to about this many, enough to tell whether a third lies in a patch.
 MOST_TARGET_VOXELS = 2000
-#: Ends of the names of a case's CT and mask.
-_VOLUMES = ("_ct.nii", "_msk.nii")
+#: End of the name of a case's CT.
+_CT = "_ct.nii"
 
 
 @dataclass(frozen=True)
 class HeatmapCase:
-    """One prepared case of the heatmap stage: CT in HU and centroids in its voxels, on the small grid.
-
-    A case prepared with `label_maps` has its mask too, and it may lack the CT.
-    """
+    """One prepared case of the heatmap stage: CT in HU and centroids in its voxels, on the small grid."""
 
     key: str
-    ct_hu: np.ndarray | None
+    ct_hu: np.ndarray
     centroids_voxels: np.ndarray
-    spacing_mm: np.ndarray | None = None
-    codes: np.ndarray | None = None
-    is_phantom: bool = False
-    folder: Path = Path()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of the small grid."""
-        return (self.codes if self.ct_hu is None else self.ct_hu).shape
-
-    @cached_property
-    def ranks(self) -> tuple[int, ...]:
-        """Levels that the mask shows, from the top; one that stands for none without a mask or a vertebra."""
-        codes = [] if self.codes is None else np.unique(self.codes)
-        return tuple(sorted(rank_of_code(int(code)) for code in codes if code)) or (0,)
-
-    def label_map(self) -> LabelMap:
-        """Find what images of the case are drawn from."""
-        return label_map_of(self.codes, self.spacing_mm)
-
-    def drawn(self, generator: np.random.Generator, labels: LabelMap) -> HeatmapCase:
-        """Give a scan drawn from the case's label map, in a field of view of its own."""
-        image, first_mm, size_mm = label_scan(labels, draw_appearance(generator))
-        spacing_mm = size_mm / image.shape
-        centroids = ((self.centroids_voxels + 0.5) * self.spacing_mm - first_mm) / spacing_mm - 0.5
-        return HeatmapCase(self.key, image, centroids, spacing_mm, is_phantom=self.is_phantom)
 
 
 @dataclass(frozen=True)
@@ -85,8 +53,7 @@ class PreparedVertebra:
     end: np.ndarray
 
 
-def kept_label_maps() -> RecentlyUsed[LabelMap]:
-    """Give what keeps the label maps that were used last."""
+def _kept_label_maps() -> RecentlyUsed[LabelMap]:
     return RecentlyUsed(KEPT_BYTES, lambda labels: labels.codes.nbytes + labels.depth.nbytes)
 
 
@@ -101,7 +68,7 @@ class Found:
     stored: dict[str, tuple[StoredVolume | None, StoredVolume]] = field(default_factory=dict)
     mapped: RecentlyUsed[tuple[Volume | None, Volume]] = field(default_factory=_kept_maps)
     targets: dict[tuple[str, int], Target] = field(default_factory=dict)
-    label_maps: RecentlyUsed[LabelMap] = field(default_factory=kept_label_maps)
+    label_maps: RecentlyUsed[LabelMap] = field(default_factory=_kept_label_maps)
 
 
 @dataclass(frozen=True)
@@ -211,8 +178,7 @@ class SegmentationData:
 
 def heatmap_keys(folder: Path) -> list[str]:
     """Give the keys of the cases in a folder of the heatmap stage, sorted; none if it is not there."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted({name.removesuffix(end) for name in names for end in _VOLUMES if name.endswith(end)})
+    return sorted(path.name.removesuffix(_CT) for path in folder.glob(f"*{_CT}"))
 
 
 def read_heatmap_cases(folder: Path, *, exclude: Collection[str] = ()) -> tuple[list[HeatmapCase], list[str]]:
@@ -236,10 +202,10 @@ def read_heatmap_cases(folder: Path, *, exclude: Collection[str] = ()) -> tuple[
     for key in [key for key in heatmap_keys(folder) if key not in exclude]:
         try:
             case = _read_heatmap_case(folder, key)
-            expected = cases[0].shape if cases else case.shape
-            if case.shape != expected:
-                first = next(end for end in _VOLUMES if (folder / f"{key}{end}").is_file())
-                raise ValueError(f"{folder / (key + first)}: expected shape {expected}, found {case.shape}.")
+            found = case.ct_hu.shape
+            expected = cases[0].ct_hu.shape if cases else found
+            if found != expected:
+                raise ValueError(f"{folder / f'{key}{_CT}'}: expected shape {expected}, found {found}.")
             cases.append(case)
         except ValueError as error:
             bad.append(str(error))
@@ -247,19 +213,9 @@ def read_heatmap_cases(folder: Path, *, exclude: Collection[str] = ()) -> tuple[
 
 
 def _read_heatmap_case(folder: Path, key: str) -> HeatmapCase:
-    paths = [folder / f"{key}{end}" for end in _VOLUMES]
-    ct, mask = (open_memory_map(path) if path.exists() else None for path in paths)
-    grid: Grid = (ct or mask).grid
-    centroids = read_centroids(folder / f"{key}_ctd.json", grid)
-    return HeatmapCase(
-        key,
-        None if ct is None else np.array(ct.data, np.int16),
-        centroids.voxels(grid.affine),
-        grid.spacing_mm,
-        None if mask is None else np.array(mask.data),
-        is_phantom=origin_of(folder / f"{key}{SIDECAR}") == PHANTOM,
-        folder=folder,
-    )
+    ct = open_memory_map(folder / f"{key}{_CT}")
+    centroids = read_centroids(folder / f"{key}_ctd.json", ct.grid)
+    return HeatmapCase(key, np.array(ct.data, np.int16), centroids.voxels(ct.affine))
 
 
 def read_segmentation_data(folder: Path) -> SegmentationData:

@@ -184,7 +184,8 @@ def _train_heatmap(settings: stages.HeatmapTrainingSettings, chosen: Runtime) ->
 
 
 def _train_localiser(settings: stages.HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
-    folder, facts = training_data.prepared_folder("heatmap", **_place_of_data(settings))
+    place = _place_of_data(settings)
+    folder, facts = training_data.prepared_folder("heatmap", **place, target=settings.target)
     data, held_out, bad = training_data.read_spine_splits(folder, chosen, exclude=settings.exclude)
     facts |= training_data.case_facts(data, held_out, settings)
     with chosen.strategy.scope():
@@ -201,13 +202,13 @@ def _train_localiser(settings: stages.HeatmapTrainingSettings, chosen: Runtime) 
 
 
 def _train_spine_heatmap(settings: stages.HeatmapTrainingSettings, chosen: Runtime) -> list[str]:
-    draws = settings.mixture is not None and any(settings.mixture[2:])
-    folder, facts = training_data.prepared_folder("heatmap", **_place_of_data(settings), label_maps=draws)
+    place = _place_of_data(settings)
+    folder, facts = training_data.prepared_folder("heatmap", **place, target=settings.target)
     cases, held_out, bad = training_data.read_heatmap_splits(folder, chosen, exclude=settings.exclude)
     facts |= training_data.case_facts(cases, held_out, settings)
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.
-        network = models.build_heatmap_network(settings, cases[0].shape, replicas=chosen.replicas)
+        network = models.build_heatmap_network(settings, cases[0].ct_hu.shape, replicas=chosen.replicas)
         models.take_over_weights(network, settings.start_from)
         keywords = {"prepare": heatmap_batch_builder(settings), "panel": panels.heatmap_panel}
         trainer = _claim_trainer(Trainer, network, settings, facts, chosen, **keywords)

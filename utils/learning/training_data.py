@@ -16,10 +16,11 @@ from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
 from utils.presets import preset_settings
 from utils.settings import SETTINGS_FILE, load_settings
 
-#: What later stages must know of prepared data, by stage.
+#: What later stages must know of prepared data, by stage and target.
 _FACTS = {
-    "heatmap": ("spacing_mm", "target", "heatmap_shape"),
-    "segmentation": ("spacing_mm",),
+    ("heatmap", "centres"): ("spacing_mm", "target"),
+    ("heatmap", "spine"): ("spacing_mm", "target", "heatmap_shape"),
+    ("segmentation", None): ("spacing_mm",),
 }
 _PREPARATIONS = {
     "heatmap": stages.HeatmapPreparationSettings,
@@ -30,7 +31,7 @@ _SHOWN_KEYS = 4
 
 
 def prepared_folder(
-    stage: str, *, work_dir: Path, preset: str, spacing_mm: float, label_maps: bool = False
+    stage: str, *, work_dir: Path, preset: str, spacing_mm: float, target: str | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Give the folder of a stage's prepared data, and what of them goes into the settings of a model.
 
@@ -44,15 +45,15 @@ def prepared_folder(
         The training's preset, for the command that a message names.
     spacing_mm : float
         Spacing of the working grid, in mm.
-    label_maps : bool
-        Whether the training draws images from masks that the stage prepares only with `label_maps`.
+    target : str, optional
+        With "heatmap": what the data must be prepared for, "centres" or "spine".
 
     Returns
     -------
     folder : Path
         It holds `training` and `validation`.
     facts : dict
-        "spacing_mm", and of the heatmap stage "heatmap_shape".
+        "spacing_mm", of the heatmap stage "target", and with "spine" also "heatmap_shape".
 
     Raises
     ------
@@ -60,13 +61,15 @@ def prepared_folder(
         If there are no such data; the text names the folder and the command that prepares them.
     """
     folder = spacing_folder(work_dir, stage, spacing_mm)
-    command = f"python pre_processing_{stage}.py --work-dir {work_dir} --preset {preset}"
-    if preset_settings(_PREPARATIONS[stage], preset).spacing_mm != spacing_mm:
-        command += f" --spacing-mm {spacing_mm:g}"
+    usual, command = preset_settings(_PREPARATIONS[stage], preset), f"python pre_processing_{stage}.py"
+    command += f" --work-dir {work_dir} --preset {preset}"
+    command += f" --target {target}" if target and usual.target != target else ""
+    command += f" --spacing-mm {spacing_mm:g}" if usual.spacing_mm != spacing_mm else ""
     if not (folder / SETTINGS_FILE).is_file():
         raise ValueError(f"{folder}: expected prepared data, found none; run `{command}`.")
     found = load_settings(folder)
-    missing = [name for name in _FACTS[stage] if name not in found]
+    facts = _FACTS[stage, target]
+    missing = [name for name in facts if name not in found]
     if missing:
         raise ValueError(f"{folder / SETTINGS_FILE}: expected {missing}, found {sorted(found)}.")
     if found["spacing_mm"] != spacing_mm:
@@ -74,12 +77,12 @@ def prepared_folder(
             f"{folder}: expected data of {spacing_mm:g} mm, found data of {found['spacing_mm']} mm; "
             f"run `{command}`."
         )
-    if label_maps and not found.get("label_maps"):
+    if target and found["target"] != target:
         raise ValueError(
-            f"{folder}: expected data with label maps, which --mixture draws images from, found none; "
-            f"run `{command} --label-maps`."
+            f"{folder}: expected data for the target {target!r}, found data for {found['target']!r}; "
+            f"run `{command}`, or train with --target {found['target']}."
         )
-    return folder, {name: found[name] for name in _FACTS[stage]}
+    return folder, {name: found[name] for name in facts}
 
 
 def read_heatmap_splits(
@@ -207,7 +210,7 @@ def _taking_part(data: epochs.SplitData, settings: epochs.TrainingSettings | Non
     else:
         keys = [case.key for case in (data.cases if isinstance(data, spine_cases.SpineData) else data)]
     groups = epochs.groups_of(data, settings)
-    shares = epochs.shares_of(settings) if len(groups) > 1 else [1.0]
+    shares = epochs.shares_of(settings)[1] if len(groups) > 1 else [1.0]
     used = [items for items, share in zip(groups, shares) if share]
     return sorted({keys[item % len(keys)] for items in used for item in items})
 

@@ -34,6 +34,8 @@ from utils.verse.cases import OWN_SPLIT_FOLDER, Case, index_cases
 
 #: Counted up when prepared files change their meaning, so that older ones are made again.
 _PREPARATION = 3
+#: Ends of the names of a case's prepared files, the sidecar apart, whatever the stage.
+_SUFFIXES = (CT, MASK, CENTROIDS, SPINE, "_" + VERTEBRAE_FILE)
 #: Peak memory of a case as a multiple of its CT in float32 (benchmarks/bench_preprocessing.py measures it).
 _PEAK_OF_NATIVE = 4
 
@@ -43,17 +45,16 @@ class _Stage:
     """What sets one preparation apart from the other."""
 
     name: str
-    suffixes: tuple[str, ...]
     decisive: tuple[str, ...]
     needed: Callable[[Case], tuple[str, ...]]
-    sources: Callable[[Case, stages.PreparationSettings], dict[str, Path | None]]
+    sources: Callable[[Case], dict[str, Path | None]]
     write_case: Callable[[Case, stages.PreparationSettings, Path], str]
 
     def made_with(self, settings: stages.PreparationSettings) -> dict[str, Any]:
         """Give what decides about the content of the prepared files beside their sources."""
         values = settings_as_json(settings)
         # Named only where it is asked for: without it files are what they were before it could be.
-        names = (*self.decisive, "label_maps") if settings.label_maps else self.decisive
+        names = (*self.decisive, "label_maps") if _has_label_maps(settings) else self.decisive
         return {"preparation": _PREPARATION, **{name: values[name] for name in names}}
 
 
@@ -74,7 +75,7 @@ class _Job:
 
     @property
     def outputs(self) -> list[Path]:
-        return [self.output(suffix) for suffix in self.stage.suffixes]
+        return [self.output(suffix) for suffix in _SUFFIXES]
 
     @property
     def sidecar(self) -> Path:
@@ -82,7 +83,7 @@ class _Job:
 
     @property
     def sources(self) -> dict[str, Path]:
-        found = self.stage.sources(self.case, self.settings)
+        found = self.stage.sources(self.case)
         return {role: path for role, path in found.items() if path is not None}
 
     @property
@@ -129,12 +130,14 @@ class _Outcome:
 
 
 def prepare_heatmap(settings: stages.HeatmapPreparationSettings) -> int:
-    """Bring every CT of training and validation, and its centroids, to the heatmap network's grid.
+    """Bring every CT of training and validation, and its vertebrae's centres, to the heatmap stage's grid.
 
-    Writes `work_dir/heatmap/<spacing>/<split>/<key>_ct.nii` (int16 HU), `<key>_ctd.json` (VerSe form, on
-    that grid) and `settings.json` in the folder of the spacing. A case without a centroid file gets its
-    points from its mask; its file says so. With `label_maps` the mask is brought to that grid too, as
-    `<key>_msk.nii`, also for training cases that have no CT.
+    Writes `work_dir/heatmap/<spacing>/<split>/<key>_ct.nii` (int16 HU) and `settings.json` in the folder of
+    the spacing. With the target "centres" the scan keeps its shape, what is known of its spine goes to
+    `<key>_spine.json`, and `drawn-*` cases join (see `utils.preparation.drawn_cases`). With "spine" the scan
+    is squeezed to `heatmap_shape`, and its points go to `<key>_ctd.json` (VerSe form, on that grid). A case
+    without a centroid file gets its points from its mask. A folder holds data of one target: those of the
+    other are removed, as those of other settings are.
 
     Parameters
     ----------
@@ -172,36 +175,25 @@ def prepare_segmentation(settings: stages.SegmentationPreparationSettings) -> in
 
 _HEATMAP = _Stage(
     name="heatmap",
-    suffixes=(CT, MASK, CENTROIDS),
     decisive=("spacing_mm", "heatmap_shape"),
     # Points are enough; a mask is only a way to get them.
     needed=lambda case: ("CT", "centroids") if case.mask is None else ("CT",),
-    sources=lambda case, settings: {
-        "ct": case.ct,
-        "centroids": case.centroids,
-        "mask": case.mask if settings.label_maps or case.centroids is None else None,
-    },
-    write_case=working_case.write_heatmap_case,
-)
-_SEGMENTATION = _Stage(
-    name="segmentation",
-    suffixes=(CT, MASK, "_" + VERTEBRAE_FILE),
-    decisive=("spacing_mm", "margin_mm"),
-    needed=lambda case: ("CT", "mask"),
-    sources=lambda case, _: {"ct": case.ct, "mask": case.mask},
-    write_case=working_case.write_segmentation_case,
-)
-_CENTRES = _Stage(
-    name="heatmap",
-    suffixes=(CT, SPINE),
-    decisive=("spacing_mm", "target"),
-    needed=_HEATMAP.needed,
-    sources=lambda case, _: {
+    sources=lambda case: {
         "ct": case.ct,
         "centroids": case.centroids,
         "mask": case.mask if case.centroids is None else None,
     },
-    write_case=working_case.write_centres_case,
+    write_case=working_case.write_heatmap_case,
+)
+_CENTRES = dataclasses.replace(
+    _HEATMAP, decisive=("spacing_mm", "target"), write_case=working_case.write_centres_case
+)
+_SEGMENTATION = _Stage(
+    name="segmentation",
+    decisive=("spacing_mm", "margin_mm"),
+    needed=lambda case: ("CT", "mask"),
+    sources=lambda case: {"ct": case.ct, "mask": case.mask},
+    write_case=working_case.write_segmentation_case,
 )
 
 
@@ -233,7 +225,7 @@ def _run_stage(settings: stages.PreparationSettings, stage: _Stage) -> int:
     cases = index_cases(settings.data_dir)
     usable = _complete_cases(cases, settings, stage)
     _discard_outdated(root, settings, stage)
-    _discard_moved(root, cases, stage)
+    _discard_moved(root, cases)
     # How a run was divided changes none of its results, so it is not kept with them.
     undivided = dataclasses.replace(settings, workers=0, scheduler=None, shard=None)
     save_settings(undivided, root, preparation=_PREPARATION)
@@ -241,17 +233,22 @@ def _run_stage(settings: stages.PreparationSettings, stage: _Stage) -> int:
     mine = execution.in_shard(jobs, settings.shard)
     waiting = [job for job in mine if not job.is_done]
     bad = _run_jobs(waiting, stage, settings)
-    if stage is _CENTRES:
+    if isinstance(settings, stages.HeatmapPreparationSettings):
         draw_cases(settings, root)
-    if "_" + VERTEBRAE_FILE in stage.suffixes:
+    else:
         for split in PREPARED_SPLITS:
             _join_tables(root / split)
     return _conclude(jobs, waiting, bad, root)
 
 
+def _has_label_maps(settings: stages.PreparationSettings) -> bool:
+    return isinstance(settings, stages.SegmentationPreparationSettings) and settings.label_maps
+
+
 def _with_label_maps_there(settings: stages.PreparationSettings, root: Path) -> stages.PreparationSettings:
     """Go on with label maps where a folder has them: they serve a training that needs none as well."""
-    if settings.label_maps or not (root / SETTINGS_FILE).is_file():
+    may_have = isinstance(settings, stages.SegmentationPreparationSettings)
+    if not may_have or settings.label_maps or not (root / SETTINGS_FILE).is_file():
         return settings
     return dataclasses.replace(settings, label_maps=bool(load_settings(root).get("label_maps")))
 
@@ -266,7 +263,7 @@ def _complete_cases(cases: Sequence[Case], settings: stages.PreparationSettings,
         if case.split not in PREPARED_SPLITS:
             continue
         absent = [name for name in case.missing() if name in stage.needed(case)]
-        if settings.label_maps and case.split == "training" and case.mask is not None:
+        if _has_label_maps(settings) and case.split == "training" and case.mask is not None:
             usable.append(case)
         elif absent:
             lacks = " and no ".join(absent)
@@ -288,7 +285,7 @@ def _discard_outdated(root: Path, settings: stages.PreparationSettings, stage: _
     outdated = [
         path
         for split in PREPARED_SPLITS
-        for key, files in _prepared_files(root / split, stage).items()
+        for key, files in _prepared_files(root / split).items()
         if _is_outdated(root / split / f"{key}{SIDECAR}", wanted, alone=settings.shard is None)
         for path in files
     ]
@@ -310,22 +307,22 @@ def _is_outdated(sidecar: Path, wanted: dict[str, Any], *, alone: bool) -> bool:
     return alone if found is None else found["made_with"] != wanted
 
 
-def _prepared_files(folder: Path, stage: _Stage) -> dict[str, list[Path]]:
+def _prepared_files(folder: Path) -> dict[str, list[Path]]:
     """Give the prepared files of a folder by case, the sidecar last."""
     files: dict[str, list[Path]] = {}
-    for suffix in (*stage.suffixes, SIDECAR):
+    for suffix in (*_SUFFIXES, SIDECAR):
         for path in sorted(folder.glob(f"sub-*{suffix}")):
             files.setdefault(path.name.removesuffix(suffix), []).append(path)
     return files
 
 
-def _discard_moved(root: Path, cases: Sequence[Case], stage: _Stage) -> None:
+def _discard_moved(root: Path, cases: Sequence[Case]) -> None:
     """Remove what was prepared of a case that has changed its split: it must not serve in both."""
     known = {case.key for case in cases}
     for split in PREPARED_SPLITS:
         here = {case.key for case in cases if case.split == split}
         for key in known - here:
-            for suffix in (SIDECAR, *stage.suffixes):
+            for suffix in (SIDECAR, *_SUFFIXES):
                 (root / split / f"{key}{suffix}").unlink(missing_ok=True)
 
 

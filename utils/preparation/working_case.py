@@ -37,12 +37,12 @@ VERTEBRA_COLUMNS = (
 
 
 def write_heatmap_case(case: Case, settings: HeatmapPreparationSettings, folder: Path) -> str:
-    """Write CT, centroids and, with `label_maps`, mask of a case on the heatmap network's grid.
+    """Write CT and centroids of a case on the small grid of the published heatmap network.
 
     Parameters
     ----------
     case : Case
-        With a CT, or with a mask where `label_maps` are asked for.
+        With a CT, and with centroids or a mask.
     settings : HeatmapPreparationSettings
         Spacing and shape of the grid.
     folder : Path
@@ -53,19 +53,12 @@ def write_heatmap_case(case: Case, settings: HeatmapPreparationSettings, folder:
     str
         A note for the log.
     """
-    needs_mask = case.mask is not None and (settings.label_maps or case.centroids is None)
-    ct, mask = _read_case(case, needs_mask=needs_mask)
-    native = (ct or mask).grid
-    centroids, source = _centroids_of(case, mask, native)
-    small = resized_grid(working_grid(native, settings.spacing_mm), settings.heatmap_shape)
-    if ct is not None:
-        resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
-        write_volume(folder / f"{case.key}{CT}", _as_int16(resized))
-    if settings.label_maps and mask is not None:
-        write_volume(folder / f"{case.key}{MASK}", resample_labels(mask, small))
+    ct, centroids, source = _read_points(case)
+    small = resized_grid(working_grid(ct.grid, settings.spacing_mm), settings.heatmap_shape)
+    resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
+    write_volume(folder / f"{case.key}{CT}", _as_int16(resized))
     write_centroids(folder / f"{case.key}{CENTROIDS}", centroids, small, source=source)
-    derived = ", centroids derived from the mask" if source else ""
-    return f"{len(centroids.codes)} vertebrae{derived}{'' if ct else ', no CT'}"
+    return _note_of(centroids, source)
 
 
 def write_centres_case(case: Case, settings: HeatmapPreparationSettings, folder: Path) -> str:
@@ -73,12 +66,11 @@ def write_centres_case(case: Case, settings: HeatmapPreparationSettings, folder:
 
     Parameters and result are those of `write_heatmap_case`.
     """
-    ct, mask = _read_case(case, needs_mask=case.centroids is None)
-    centroids, source = _centroids_of(case, mask, ct.grid)
+    ct, centroids, source = _read_points(case)
     working = working_ct(ct, settings.spacing_mm)
     spine = spine_of_points(centroids.codes, centroids.voxels(working.affine))
     write_spine_case(folder, case.key, working, spine)
-    return f"{len(centroids.codes)} vertebrae{', centroids derived from the mask' if source else ''}"
+    return _note_of(centroids, source)
 
 
 def write_segmentation_case(case: Case, settings: SegmentationPreparationSettings, folder: Path) -> str:
@@ -175,15 +167,17 @@ def _read_case(case: Case, *, needs_mask: bool) -> tuple[Volume | None, Volume |
     return read_pair(case.ct, case.mask) if needs_mask else (read_ct(case.ct), None)
 
 
-def _centroids_of(case: Case, mask: Volume | None, grid: Grid) -> tuple[Centroids, str | None]:
-    """Give the points of a case, and their source if it is not their own file."""
-    if case.centroids is None:
-        centroids, source = centroids_of_mask(mask), "mask"
-    else:
-        centroids, source = read_centroids(case.centroids, grid), None
+def _read_points(case: Case) -> tuple[Volume, Centroids, str | None]:
+    """Read CT and points of a case, and give the points' source if it is not their own file."""
+    ct, mask = _read_case(case, needs_mask=case.centroids is None)
+    centroids = centroids_of_mask(mask) if case.centroids is None else read_centroids(case.centroids, ct.grid)
     if len(centroids.codes) == 0:
         raise ValueError(f"{case.centroids or case.mask}: expected at least one vertebra, found none.")
-    return centroids, source
+    return ct, centroids, "mask" if case.centroids is None else None
+
+
+def _note_of(centroids: Centroids, source: str | None) -> str:
+    return f"{len(centroids.codes)} vertebrae{', centroids derived from the mask' if source else ''}"
 
 
 def _as_int16(ct: Volume) -> Volume:

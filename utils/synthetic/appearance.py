@@ -58,10 +58,6 @@ class Appearance:
         parts of the way to the next vertebra along I.
     seed : int
         Seed of fields and noise.
-    trunk_mm : float
-        Edge along P and R of a field of view that shows all of the trunk, mm.
-    spine_at : tuple of float, 2
-        Where the spine lies in it, as parts of that edge along P and R.
     chamber_hu, heart_mm : float
         Blood in the heart; half width of the heart, mm.
     heart_at : tuple of float, 3
@@ -95,17 +91,10 @@ class Appearance:
     drift_hu: float
     margins: np.ndarray
     seed: int
-    trunk_mm: float
-    spine_at: tuple[float, float]
     chamber_hu: float
     heart_mm: float
     heart_at: tuple[float, float, float]
     mediastinum: tuple[float, float]
-
-    @property
-    def shows_trunk(self) -> bool:
-        """Whether the field of view shows all of the trunk, or the surroundings of the spine alone."""
-        return bool(self.margins[0, 0] >= _WIDE_MM)
 
 
 def draw_appearance(rng: np.random.Generator) -> Appearance:
@@ -151,8 +140,6 @@ def draw_appearance(rng: np.random.Generator) -> Appearance:
         drift_hu=rng.uniform(0, 20),
         margins=_draw_margins(rng),
         seed=int(rng.integers(2**31)),
-        trunk_mm=rng.uniform(280, 450),
-        spine_at=(rng.uniform(0.5, 0.8), rng.uniform(0.4, 0.6)),
         chamber_hu=rng.uniform(90, 450) if contrast else 42.0,
         heart_mm=rng.uniform(38, 62),
         heart_at=(rng.uniform(-100, -74), rng.uniform(-26, -2), rng.uniform(_T7, _T8 + 0.5)),

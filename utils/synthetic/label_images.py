@@ -8,8 +8,7 @@ labelled bones lie those that VerSe does not label, on the course of the spine h
 pelvis, and the scan adds blur, slice thickness, correlated noise, streaks, drift, and a field of view.
 
 `utils.synthetic.appearance` draws what an image looks like, `label_image` applies it: both are functions of a
-seed, and any block of a mask may be asked for. `label_scan` gives all that a scan of this appearance would
-show, the whole trunk among it where the mask's own volume shows the spine alone.
+seed, and any block of a mask may be asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from scipy import ndimage
 from utils.imaging.crops import box_between
 from utils.imaging.intensities import whole_hu
 from utils.synthetic.appearance import Appearance
-from utils.synthetic.label_maps import DEPTH_UNIT_MM, LabelMap, codes_in_field, label_map_of, level_of
+from utils.synthetic.label_maps import DEPTH_UNIT_MM, LabelMap, level_of
 from utils.synthetic.noise import smooth_noise
 from utils.synthetic.phantom.soft import AIR_HU, GAS_HU, paint_tube
 from utils.verse.labels import code_of_name
@@ -78,46 +77,6 @@ def label_image(
     if image.shape != tuple(len(w) for w in wanted):
         image = image[np.ix_(*(s - f for s, f in zip(shown, first)))]
     return image
-
-
-def label_scan(labels: LabelMap, appearance: Appearance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw a whole scan of a mask, with as many voxels as the mask has.
-
-    Parameters
-    ----------
-    labels : LabelMap
-        The mask.
-    appearance : Appearance
-        What was drawn for this image.
-
-    Returns
-    -------
-    image : np.ndarray of int16, shape of the mask
-        Hounsfield units, see `whole_hu`.
-    first_mm, size_mm : np.ndarray of float, (3,)
-        Where it begins, mm from the first face of the mask, and its size, mm.
-    """
-    first_mm, size_mm = scanned_part(labels, appearance)
-    codes = codes_in_field(labels.codes, labels.spacing_mm, first_mm, size_mm)
-    return label_image(label_map_of(codes, size_mm / codes.shape), appearance), first_mm, size_mm
-
-
-def scanned_part(labels: LabelMap, appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:
-    """Give where a scan of a mask begins and its size, mm from the first face of the mask.
-
-    Along I it is the field of view within the mask. Along P and R a scan of the trunk reaches as far as the
-    body does, with the labels inside.
-    """
-    begin, end = field_of_view(labels, appearance)
-    first_mm, last_mm = begin * labels.spacing_mm, end * labels.spacing_mm
-    if appearance.shows_trunk:
-        bones = np.array(labels.span)[:, :2] * labels.spacing_mm[:2]
-        edge_mm = np.maximum(appearance.trunk_mm, bones[1] - bones[0])
-        rows = slice(begin[2], end[2])
-        spine = [labels.course.spine_p[rows].mean(), labels.course.spine_r[rows].mean()]
-        first_mm[:2] = np.clip(spine - appearance.spine_at * edge_mm, bones[1] - edge_mm, bones[0])
-        last_mm[:2] = first_mm[:2] + edge_mm
-    return first_mm, last_mm - first_mm
 
 
 def field_of_view(labels: LabelMap, appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:

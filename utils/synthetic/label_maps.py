@@ -159,38 +159,6 @@ def with_narrow_discs(codes: np.ndarray, voxels: int) -> np.ndarray:
     return grown[:, :, 2:-2]
 
 
-def codes_in_field(
-    codes: np.ndarray, spacing_mm: np.ndarray, first_mm: np.ndarray, size_mm: np.ndarray
-) -> np.ndarray:
-    """Show a mask in another field of view, with as many voxels; what it does not reach is 0.
-
-    Parameters
-    ----------
-    codes : np.ndarray of uint8, (P, R, I)
-        VerSe codes.
-    spacing_mm : np.ndarray of float, (3,)
-        Size of a voxel, mm.
-    first_mm : np.ndarray of float, (3,)
-        Where the field of view begins, mm from the first face of the mask; negative for outside of it.
-    size_mm : np.ndarray of float, (3,)
-        Size of the field of view, mm.
-
-    Returns
-    -------
-    np.ndarray of uint8, (P, R, I)
-        The codes at the centres of the new voxels.
-    """
-    steps = np.divide(size_mm, codes.shape)
-    places = [
-        np.floor((first + (np.arange(n) + 0.5) * step) / old).astype(int)
-        for first, n, step, old in zip(first_mm, codes.shape, steps, spacing_mm)
-    ]
-    inside = [(place >= 0) & (place < n) for place, n in zip(places, codes.shape)]
-    shown = np.zeros(codes.shape, np.uint8)
-    shown[np.ix_(*inside)] = codes[np.ix_(*(place[kept] for place, kept in zip(places, inside)))]
-    return shown
-
-
 def level_of(code: int) -> float:
     """Give the number of a vertebra counted down the spine: T12 is 19, L1 20, and T13 lies between them."""
     rank = rank_of_code(code)

@@ -12,8 +12,6 @@ measures them):
   belongs to none, such as what the border of the scan leaves above the first, goes into the memory alone.
   Then the network is asked again. One of a centre further down waits for that one's own patch.
 - `cuts_merged`: a prediction that holds two centres is cut between them, by the plane half-way.
-- `asks_for_cut`: the network says where to cut: with the part above that plane in its memory, it gives the
-  lower of the two.
 - `moves`: the patch moves once, to where the prediction's own centre lies.
 - `holds_places`: the place of a vertebra that is not given is held in the memory, in the shape of the one
   above, or it would remain the first that the memory does not hold and hide the next ones.
@@ -34,7 +32,7 @@ from utils.walk.look import PatchReader, Sight, field_of, is_cut, pieces, verteb
 from utils.walk.records import FoundVertebra, PredictPatch, WalkResult, WalkSettings
 
 #: The parts that can be switched off.
-PARTS = ("passes_others", "cuts_merged", "asks_for_cut", "moves", "holds_places")
+PARTS = ("passes_others", "cuts_merged", "moves", "holds_places")
 #: A vertebra's centre of mass lies so far behind the centre of its body (`utils.imaging.centroids`).
 BEHIND_MM = 11.0
 #: A prediction holds a centre if it has this share of the ball around it.
@@ -71,11 +69,14 @@ def walk_along(
     Raises
     ------
     ValueError
-        If `centres` has another shape, or if `predict` gives another shape than the patch's, or NaN.
+        If `centres` has another shape or too many rows, or if `predict` gives another shape than the
+        patch's, or NaN.
     """
     centres = np.asarray(centres, float)
     if centres.ndim != 2 or centres.shape[1] != 3:
         raise ValueError(f"Expected centres of shape (n, 3), received {centres.shape}.")
+    if len(centres) >= records.HELD:
+        raise ValueError(f"Expected at most {records.HELD - 1} centres, received {len(centres)}.")
     run = _Walk(ct, centres, predict, settings)
     for number in range(1, len(centres) + 1):
         if number not in run.found:
@@ -129,12 +130,10 @@ class _Walk:
         sight = self.reader.read(point, self.labels.data)
         if sight is None:
             return None
-        piece = self._piece_at(number, sight, without_specks(sight.mask & self._is_free(sight)))
-        return _View(sight, point, piece, self._held(sight, piece))
-
-    def _is_free(self, sight: Sight) -> np.ndarray:
         here = self.labels.data[sight.box]
-        return (here == 0) | (here == records.HELD)
+        free = (here == 0) | (here == records.HELD)
+        piece = self._piece_at(number, sight, without_specks(sight.mask & free))
+        return _View(sight, point, piece, self._held(sight, piece))
 
     def _piece_at(self, number: int, sight: Sight, mask: np.ndarray) -> np.ndarray:
         """Give the piece of a mask that has most of the ball around a centre, else the largest."""
@@ -177,7 +176,7 @@ class _Walk:
 
     def _moved(self, number: int, view: _View | None) -> _View | None:
         """Look once more where what was found lies away from the middle of the patch."""
-        if view is None or number not in view.held:
+        if view is None or view.held != (number,):
             return view
         own = np.add(ndimage.center_of_mass(view.piece), view.sight.begin)
         if np.linalg.norm(own - view.point) * self.settings.spacing_mm <= MOVE_MM:
@@ -192,27 +191,15 @@ class _Walk:
         """Give the part of a prediction that belongs to a centre, cut from that of the next one."""
         if number + 1 not in view.held or number not in view.held or not self.settings.cuts_merged:
             return view.piece
-        upper = view.piece & self._is_above_middle(number, view.sight)
-        memory = self.labels.data.copy()
-        memory[view.sight.box][upper] = records.FRAGMENT
-        answer = self.reader.read(view.point, memory) if self.settings.asks_for_cut else None
-        lower = np.zeros_like(memory, bool)
-        if answer is not None:
-            lower[answer.box] = answer.mask
-        lower = lower[view.sight.box] & view.piece
-        held = self._held(view.sight, lower)
-        confirmed = number + 1 in held and number not in held
-        self.reader.note(f"centre {number}: cut from the next one, {'asked' if confirmed else 'by a plane'}")
-        return self._piece_at(number, view.sight, view.piece & ~lower if confirmed else upper)
+        self.reader.note(f"centre {number}: cut from the next one")
+        return self._piece_at(number, view.sight, view.piece & self._is_above_middle(number, view.sight))
 
     def _take(self, number: int, view: _View, piece: np.ndarray) -> None:
-        sight, full = view.sight, self.settings.probability_threshold
-        vertebra = vertebra_of(sight.begin, sight.probability, piece, full)
+        threshold = self.settings.probability_threshold
+        vertebra = vertebra_of(view.sight.begin, view.sight.probability, piece, threshold)
         self.found[number] = dataclasses.replace(
             vertebra,
-            index=number - 1,
-            converged=True,
-            partial=is_cut(vertebra, self.field),
+            **{"index": number - 1, "converged": True, "partial": is_cut(vertebra, self.field)},
             remarks=() if piece is view.piece else (records.WALK_LEAK,),
         )
         self.labels.data[vertebra.box][vertebra.mask] = number

@@ -97,8 +97,6 @@ class WalkSettings:
     """Along known centres: write a prediction of another centre, or keep it in the memory, and ask again."""
     cuts_merged: bool = True
     """Along known centres: cut a prediction that holds two centres."""
-    asks_for_cut: bool = True
-    """Along known centres: ask the network where such a prediction is to be cut."""
     moves: bool = True
     """Along known centres: move a patch once, if its prediction's own centre asks for it."""
     holds_places: bool = True
