@@ -53,10 +53,10 @@ def test_help_names_every_field_and_says_what_it_is(stage, capsys):
         settings_from_command_line(stage, ["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
+    source = "".join(inspect.getsource(kind) for kind in stage.__mro__[:-1])
     for field in dataclasses.fields(stage):
         # Positional arguments are shown by their type alone.
         assert field.name == "inputs" or "--" + field.name.replace("_", "-") in text
-        source = "".join(inspect.getsource(kind) for kind in stage.__mro__[:-1])
         described = re.search(rf'^    {field.name}: .*\n    """(.*)$', source, re.MULTILINE)
         assert described, f"{stage.__name__}.{field.name} has no description"
         assert letters(described[1]) in letters(text)
@@ -154,9 +154,11 @@ OUT_OF_BOUNDS = [
     (DistillationSettings, "distillation_weight", 0.0, "a number over 0, up to 1"),
     (DistillationSettings, "distillation_weight", 1.5, "a number over 0, up to 1"),
     (DistillationSettings, "epochs", 0, "a whole number of 1 or more"),
-    (InferenceSettings, "heat_threshold", 1.5, "a number of 0 or more, up to 1"),
+    (InferenceSettings, "heat_threshold", 1.5, "a number over 0, up to 1"),
+    (InferenceSettings, "heat_threshold", 0.0, "a number over 0, up to 1"),
     (InferenceSettings, "max_steps", 0, "a whole number of 1 or more"),
-    (InferenceSettings, "max_vertebrae", 0, "a whole number of 1 or more"),
+    (InferenceSettings, "max_vertebrae", 0, "a whole number of 1 or more, up to 253"),
+    (InferenceSettings, "max_vertebrae", 254, "a whole number of 1 or more, up to 253"),
     (InferenceSettings, "min_volume_mm3", -1.0, "a number of 0 or more"),
     (EvaluationSettings, "found_dice", 0.0, "a number over 0, up to 1"),
     (EvaluationSettings, "found_dice", 1.5, "a number over 0, up to 1"),

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 import sys
+from pathlib import Path
 
 import tyro
 
 from utils.bounds import checks_put_off, wrong_values
 from utils.presets import PRESETS, Settings, preset_settings
+
+#: The file that says which version this is.
+_CITATION = Path(__file__).resolve().parents[1] / "CITATION.cff"
+_VERSION = "--version"
 
 
 def settings_from_command_line(stage: type[Settings], arguments: list[str] | None = None) -> Settings:
@@ -17,9 +24,11 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     Parameters
     ----------
     stage : type
-        One of the dataclasses of `utils.settings`.
+        One of the dataclasses of `utils.settings`. Where it inherits from several, each is a group in its
+        help.
     arguments : list of str, optional
-        The command line without the program's name; by default that of the running program.
+        The command line without the program's name; by default that of the running program. With
+        "--version" the program prints which version it is, and ends.
 
     Returns
     -------
@@ -27,15 +36,46 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
         An instance of `stage`: the preset's defaults, changed by the options given.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if _VERSION in arguments:
+        print(f"{Path(sys.argv[0]).name} {project_version()}")
+        raise SystemExit(0)
     default = preset_settings(stage, _preset_named_in(arguments))
     with checks_put_off():
-        settings = tyro.cli(stage, args=arguments, default=default)
+        settings = _parsed(stage, arguments, default)
     wrong = wrong_values(settings)
     for name, text in wrong:
         print(f"--{name.replace('_', '-')}: {text}", file=sys.stderr)
     if wrong:
         raise SystemExit(2)
     return settings
+
+
+def project_version() -> str:
+    """Give the version of the project, such as "0.1.0"."""
+    return re.search(r"^version: (\S+)$", _CITATION.read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+
+def _parsed(stage: type[Settings], arguments: list[str], default: Settings) -> Settings:
+    groups = list(reversed(stage.__bases__))
+    description = f"{stage.__doc__} {_VERSION} says which version this is."
+    options = {"args": arguments, "description": description}
+    if len(groups) < 2:
+        return tyro.cli(stage, **options, default=default)
+    # tyro makes a group of every object within an object; the names of options stay as they are.
+    parts = [group(**{name: getattr(default, name) for name in _names(group)}) for group in groups]
+    fields = [(_title(group), group, part) for group, part in zip(groups, parts)]
+    grouped = dataclasses.make_dataclass(stage.__name__, fields, frozen=True)
+    found = tyro.cli(grouped, **options, config=(tyro.conf.OmitArgPrefixes,))
+    parts = [getattr(found, _title(group)) for group in groups]
+    return stage(**{name: getattr(part, name) for part in parts for name in _names(type(part))})
+
+
+def _title(group: type) -> str:
+    return group.__name__.removesuffix("Options").lower()
+
+
+def _names(group: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(group)]
 
 
 def _preset_named_in(arguments: list[str]) -> str:

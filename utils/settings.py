@@ -37,6 +37,8 @@ Mixture = tuple[float, float, float, float]
 #: Range of Hounsfield units that the networks see, mapped linearly to [-1, 1]; air is the lower end.
 HU_RANGE = (-1024, 3071)
 SETTINGS_FILE = "settings.json"
+#: A walk numbers vertebrae in a byte, with two numbers for what is none (`utils.walk.records`).
+MOST_VERTEBRAE = 253
 
 #: What NumPy, TensorFlow and Python all take.
 _SEED = bounds.whole(0, most=2**32 - 1)
@@ -379,42 +381,74 @@ class DistillationSettings(RunSettings):
 
 
 @dataclass(frozen=True)
-class InferenceSettings(CheckedSettings):
-    """Segment and number the vertebrae of CT scans."""
+class ScanOptions(CheckedSettings):
+    """What is segmented, and what is written."""
 
     inputs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Scans (NIfTI, NRRD, MetaImage), or folders of them or of DICOM (of one with *_ct.nii.gz only those)."""
-    work_dir: Path = Path("work")
-    """Folder with the trained networks under `models/`; without any, the starter weights are used."""
-    output: Path = Path("predictions")
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("predictions")
     """Folder that receives the predictions in VerSe layout."""
     formats: tuple[Literal["nifti", "seg.nrrd", "itksnap"], ...] = ("nifti",)
     """Also write the mask for 3D Slicer (seg.nrrd) or its labels for ITK-SNAP (itksnap); NIfTI always."""
     report: bool = False
     """Also write output/report.html: every scan of the folder with its picture, numbers and warnings."""
+    trace: bool = False
+    """Also write the steps of the walk (`<key>_trace.jsonl`, a JSON object a line)."""
+
+
+@dataclass(frozen=True)
+class NetworkOptions(CheckedSettings):
+    """With which networks."""
+
+    work_dir: Path = Path("work")
+    """Folder with the trained networks under `models/`; without any, the starter weights are used."""
     segmentation: Annotated[Path | None, tyro.conf.arg(aliases=["--model"])] = None
     """Directory of the segmentation network; by default work_dir/models/segmentation, else that shipped."""
     heatmap: Annotated[Path | None, tyro.conf.arg(aliases=["--heatmap-model"])] = None
     """Directory of the heatmap network; by default the one beside the segmentation network, or
     work_dir/models/heatmap."""
+
+
+@dataclass(frozen=True)
+class LevelOptions(CheckedSettings):
+    """What is known of the levels."""
+
     first_label: str | None = None
     """Level of the top-most vertebra, such as L1; the others follow from it."""
     fix: tuple[str, ...] = ()
     """Levels that are known, such as 3=T12: the third vertebra from the top is T12. The others follow."""
     relabel: bool = False
     """Change the labels of predictions that are there already, without segmenting again."""
-    heat_threshold: float = bounded(0.3, SHARE)
-    """Heat at which the spine begins."""
-    max_steps: int = bounded(10, FROM_1)
-    """Most steps spent on one vertebra before its last centres are averaged."""
-    max_vertebrae: int = bounded(26, FROM_1)
-    """Most vertebrae in one scan."""
+
+
+@dataclass(frozen=True)
+class WalkOptions(CheckedSettings):
+    """How the column is walked down. The switches are there to measure what each part brings."""
+
     min_volume_mm3: float = bounded(1000.0, NOT_NEGATIVE)
     """Smallest volume of a vertebra, in cubic millimetres; less counts as nothing found."""
-    trace: bool = False
-    """Write the steps of the walk beside the prediction (`<key>_trace.jsonl`, a JSON object a line)."""
+    passes_others: bool = True
+    """Give a prediction of another vertebra to that one, and ask again."""
+    cuts_merged: bool = True
+    """Cut a prediction that holds two centres."""
+    moves: bool = True
+    """Move a patch once, to where the prediction's own centre lies."""
+    holds_places: bool = True
+    """Hold the place of a vertebra that the network does not give."""
+    heat_threshold: float = bounded(0.3, bounds.number(above=0, most=1))
+    """Heat at which the spine begins, with a network of preset paper."""
+    max_steps: int = bounded(10, FROM_1)
+    """Most steps spent on one vertebra before its last centres are averaged, with such a network."""
+    max_vertebrae: int = bounded(26, bounds.whole(1, most=MOST_VERTEBRAE))
+    """Most vertebrae in one scan, with such a network."""
+
+
+@dataclass(frozen=True)
+class RunOptions(CheckedSettings):
+    """How the scans are shared out, and on what they run."""
+
     workers: int = bounded(1, FROM_0)
-    """Processes that segment scans, each with networks of its own."""
+    """Processes that segment scans, each with networks of its own; 0 means one a core."""
     scheduler: str | None = None
     """Address of a Dask scheduler, such as tcp://host:8786, whose workers segment the scans instead."""
     shard: str | None = bounded(None, _SHARD)
@@ -425,6 +459,11 @@ class InferenceSettings(CheckedSettings):
     """Device to run on; "auto" takes a GPU if there is one."""
     skip_bad: bool = False
     """End with exit status 0 although scans were bad (they are listed and left out)."""
+
+
+@dataclass(frozen=True)
+class InferenceSettings(RunOptions, WalkOptions, LevelOptions, NetworkOptions, ScanOptions):
+    """Segment and number the vertebrae of CT scans."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def draw_problem(rng, *, anchored=None, claim=1.0):
     ranks, ended = _draw_levels(rng, int(rng.integers(3, 13)))
     found, points = _search(rng, ranks)
     anchors = _anchors(rng, found, ended) if anchored else Anchors(used=(), rates=RATES)
-    column = ColumnVotes(_votes(rng, found) * claim, np.ones(len(found)), points, anchors)
+    column = ColumnVotes(_votes(rng, found) * claim, points, anchors)
     return Problem(column, tuple(code_of_rank(rank) if rank else 0 for rank in found))
 
 

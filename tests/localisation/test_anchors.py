@@ -38,7 +38,7 @@ def votes_around(names, spread=VAGUE):
 
 def identified(votes, gap=28.0, **anchors):
     centres = np.array([[0, 0, -gap * place] for place in range(len(votes))])
-    return identify(votes, np.ones(len(votes)), centres, anchors=Anchors(**anchors))
+    return identify(votes, centres, anchors=Anchors(**anchors))
 
 
 def test_the_last_rib_corrects_votes_that_are_one_level_off():
@@ -105,8 +105,8 @@ def test_c2_that_is_all_but_certain_counts_in_full_though_votes_are_tempered():
     votes[0, 1:] = np.log(certain)
     centres = np.array([[0, 0, -17.0 * place] for place in range(5)])
     hot = {"temperature": 4.0}
-    with_skull = identify(votes, np.ones(5), centres, anchors=Anchors(), **hot)
-    without = identify(votes, np.ones(5), centres, anchors=Anchors(used=()), **hot)
+    with_skull = identify(votes, centres, anchors=Anchors(), **hot)
+    without = identify(votes, centres, anchors=Anchors(used=()), **hot)
     assert with_skull.names == ("C2", "C3", "C4", "C5", "C6")
     assert with_skull.anchor == SKULL_BASE
     assert with_skull.sequence_probability > without.sequence_probability + 0.1

@@ -39,8 +39,7 @@ def line(gaps):
     return centres
 
 
-def labelled(names, gaps, complete=None, **keywords):
-    complete = np.ones(len(names)) if complete is None else np.array(complete)
+def labelled(names, gaps, **keywords):
     votes = names if isinstance(names, np.ndarray) else votes_for(names)
     return identify(votes, line(gaps), **keywords)
 
@@ -88,18 +87,16 @@ def random_case(seed):
     allowed = [0, *range(first, min(first + 5, MAX_RANK + 1))]
     votes = np.full((count, CLASSES), -np.inf)
     votes[:, allowed] = np.log(generator.dirichlet(np.full(len(allowed), 0.7), count))
-    complete = generator.uniform(0, 1, count)
     centres = line(generator.uniform(12, 75, count - 1))
-    return votes, complete, centres, allowed, float(generator.uniform(0.6, 3.0))
+    return votes, centres, allowed, float(generator.uniform(0.6, 3.0))
 
 
 @pytest.mark.parametrize("block", range(10))
 def test_best_second_and_posterior_are_those_of_all_sequences(block):
     for seed in range(30 * block, 30 * block + 30):
-        votes, complete, centres, allowed, temperature = random_case(seed)
-        found = identify(votes, complete, centres, temperature=temperature)
-        weights = (0.3 + 0.7 * complete)[:, None] / temperature
-        emissions = votes * weights + np.log(0.98)
+        votes, centres, allowed, temperature = random_case(seed)
+        found = identify(votes, centres, temperature=temperature)
+        emissions = votes / temperature + np.log(0.98)
         emissions[:, 0] += np.log(0.02) - np.log(0.98)
         ratios = gap_ratios(centres)
         sequences = list(itertools.product(allowed, repeat=len(votes)))
@@ -166,35 +163,14 @@ def test_what_is_no_vertebra_gets_no_label_and_its_neighbours_follow_each_other(
     assert labelled(["L4", "L5", "-"], [36, 30]).names == ("L4", "L5", "-")
 
 
-def test_cut_vertebrae_vote_less():
-    votes = votes_for(["T8", "T8", "T9"], strength=3.0)
-    whole = labelled(votes, [25, 25], complete=[1, 1, 1])
-    assert whole.names == ("T7", "T8", "T9")  # two for this, one for T8-T10
-    votes = votes_for(["T8", "T8", "?"], strength=3.0)
-    assert labelled(votes, [25, 25], complete=[0, 1, 1]).names == ("T7", "T8", "T9")
-    assert labelled(votes, [25, 25], complete=[1, 0, 1]).names == ("T8", "T9", "T10")
-
-
 def test_temperature_makes_the_same_answer_less_sure():
     sharp, flat = (labelled(["L1", "L2", "L3"], [35, 35], temperature=t) for t in (1.0, 4.0))
     assert sharp.codes == flat.codes
     assert sharp.sequence_probability > flat.sequence_probability
 
 
-def test_the_anchor_is_where_the_deciding_votes_are():
-    def anchored(*names):
-        gap = 17 if "C1" in names else 30
-        return labelled(list(names), [gap] * (len(names) - 1)).anchor
-
-    assert anchored("C1", "C2", "?", "?") == "C1/C2 in view"
-    assert anchored("?", "?", "L4", "L5") == "sacrum below"
-    assert anchored("?", "T12", "L1", "?") == "last rib"
-    assert anchored("T5", "T6", "T7", "T8") == "none"
-    assert anchored("T9", "T10", "T11") == "none"  # whether a rib is the last is seen from the one below
-    assert anchored("C1", "C2", "C3") == "C1/C2 in view"
-    assert anchored("T12", "L1", "L2", "L3", "L4", "L5") == "last rib and sacrum below"
-    # In view, but its votes say nothing: the others decide.
-    assert anchored("T6", "T7", "T8", "T9", "T10", "?", "?") == "none"
+def test_votes_alone_hold_on_to_nothing_and_a_level_that_is_named_is_given():
+    assert labelled(["L3", "L4", "L5"], [35, 36]).anchor == "none"
     assert labelled(["?", "?"], [20], fixed={0: code_of_name("C1")}).anchor == "given"
 
 
@@ -208,8 +184,7 @@ def test_fixed_levels_overrule_the_votes_and_the_rest_follows():
 
 
 def test_fixed_levels_serve_without_any_network():
-    votes, complete, centres = uniform_votes(5)
-    found = identify(votes, complete, centres, fixed=parse_fixed(["3=T12"]))
+    found = identify(*uniform_votes(5), fixed=parse_fixed(["3=T12"]))
     assert found.names == ("T10", "T11", "T12", "L1", "L2")
 
 
@@ -236,7 +211,7 @@ def test_impossible_fixes_are_named():
 
 
 def test_empty_and_single_columns():
-    nothing = identify(np.zeros((0, CLASSES)), np.zeros(0), np.zeros((0, 3)))
+    nothing = identify(np.zeros((0, CLASSES)), np.zeros((0, 3)))
     assert (nothing.codes, nothing.sequence_probability, nothing.anchor) == ((), 1.0, "none")
     assert labelled(["L3"], []).names == ("L3",)
     assert names_of((0, 28)) == ("-", "T13")
@@ -244,12 +219,12 @@ def test_empty_and_single_columns():
 
 def test_arrays_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"Expected arrays \(n, 27\)"):
-        identify(np.zeros((2, 26)), np.ones(2), np.zeros((2, 3)))
+        identify(np.zeros((2, 26)), np.zeros((2, 3)))
 
 
-def test_a_whole_spine_takes_no_time_and_a_centre_that_is_not_known_says_nothing():
+def test_a_centre_that_is_not_known_says_nothing():
     names = [name for name in LEVEL_NAMES if name not in ("T13", "L6")]
     centres = line([20.0] * (len(names) - 1))
     centres[5] = np.nan
-    found = identify(votes_for(names), np.ones(len(names)), centres)
+    found = identify(votes_for(names), centres)
     assert found.names == tuple(names)

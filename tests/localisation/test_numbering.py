@@ -17,8 +17,7 @@ from utils.verse.labels import MAX_RANK
 
 def identified(problem, **keywords):
     column = problem.column
-    parts = (column.log_probabilities, column.complete, column.centres_mm)
-    return identify(*parts, anchors=column.anchors, **keywords)
+    return identify(column.log_probabilities, column.centres_mm, anchors=column.anchors, **keywords)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_a_set_is_the_smallest_and_begins_with_the_answer(answers):
 def test_a_column_without_votes_or_anchors_has_a_wide_set():
     votes = votes_of_levels(np.full((3, MAX_RANK), -np.log(MAX_RANK)))
     centres = np.array([[0, 0, 0], [0, 0, -25], [0, 0, -50.0]])
-    found = identify(votes, np.ones(3), centres, anchors=Anchors())
+    found = identify(votes, centres, anchors=Anchors())
     assert len(found.sequence_set) >= 20
     assert found.anchor == "none"
 

@@ -42,7 +42,7 @@ from utils.prediction.provenance import is_done, record_of, relabelled_record, s
 from utils.prediction.quality import CaseQuality, Remark
 from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans
-from utils.settings import InferenceSettings, worker_count
+from utils.settings import InferenceSettings, WalkOptions, worker_count
 from utils.walk.along import walk_along
 from utils.walk.locate import locate_spine
 from utils.walk.published import walk_published
@@ -113,7 +113,6 @@ def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> N
         raise CommandLineError("expected at least one scan or folder, received none (see --help).")
     try:
         parse_fixed(settings.fix, settings.first_label)
-        walk_settings(settings)
     except ValueError as error:
         raise CommandLineError(str(error)) from None
     by_key: dict[str, Scan] = {}
@@ -131,7 +130,7 @@ def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> N
 
 def walk_settings(settings: InferenceSettings, **of_networks: Any) -> WalkSettings:
     """Give how to walk: what the command line says, and what the networks fix (`Networks.walk`)."""
-    names = ("heat_threshold", "max_steps", "max_vertebrae", "min_volume_mm3")
+    names = [field.name for field in dataclasses.fields(WalkOptions)]
     return WalkSettings(**{name: getattr(settings, name) for name in names}, **of_networks)
 
 

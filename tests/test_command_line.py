@@ -1,0 +1,71 @@
+"""The command line: short options, the version, groups in the help of the inference, and the walk."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.command_line import project_version, settings_from_command_line
+from utils.settings import MOST_VERTEBRAE, DataSettings, EvaluationSettings, InferenceSettings, WalkOptions
+from utils.walk.records import HELD, WalkSettings
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def printed_by(stage, arguments, capsys):
+    """What ends with status 0 prints."""
+    with pytest.raises(SystemExit) as ended:
+        settings_from_command_line(stage, arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", [DataSettings, InferenceSettings, EvaluationSettings])
+def test_every_script_says_its_version(stage, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/infer.py"])
+    found = re.search(r'^version = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert project_version() == found
+    assert printed_by(stage, ["--version"], capsys) == f"infer.py {found}\n"
+    assert "--version" in printed_by(stage, ["--help"], capsys)
+
+
+@pytest.mark.parametrize("option", ["-o", "--output"])
+def test_the_output_has_a_short_option(option):
+    assert settings_from_command_line(InferenceSettings, ["a", option, "b"]).output == Path("b")
+
+
+def test_the_help_of_the_inference_is_grouped_and_two_screens_long():
+    result = subprocess.run(
+        [sys.executable, "infer.py", "--help"],
+        cwd=PROJECT,
+        env={"COLUMNS": "100", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 100
+    titles = re.findall(r"^╭─ (\w+) options ─", result.stdout, re.MULTILINE)
+    assert titles == ["scan", "network", "level", "walk", "run"]
+
+
+def test_groups_leave_the_settings_flat_and_the_defaults_as_they_are():
+    assert settings_from_command_line(InferenceSettings, []) == InferenceSettings()
+    words = ["a", "b", "--fix", "1=T1", "2=T2", "--no-moves", "--workers", "0", "--model", "c"]
+    expected = InferenceSettings(
+        inputs=(Path("a"), Path("b")),
+        fix=("1=T1", "2=T2"),
+        moves=False,
+        workers=0,
+        segmentation=Path("c"),
+    )
+    assert settings_from_command_line(InferenceSettings, words) == expected
+
+
+def test_options_of_the_walk_are_settings_of_the_walk_with_the_same_defaults():
+    own = dataclasses.asdict(WalkOptions())
+    assert own == {name: getattr(WalkSettings(), name) for name in own}
+    assert MOST_VERTEBRAE == HELD - 1
+    WalkSettings(max_vertebrae=MOST_VERTEBRAE)
