@@ -107,7 +107,7 @@ def runs(tmp_path_factory):
         examples.write_segmentation_stage(folder / name)
         examples.write_spine_stage(folder / name)
     command = [sys.executable, "-m", "tests.learning.training_runs", str(folder)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
 
