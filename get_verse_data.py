@@ -7,6 +7,7 @@ Writes  DATA_DIR/dataset-<...>/rawdata|derivatives/sub-<...>/ (CT, mask, centroi
         DATA_DIR/manifest.json (size, SHA-256, source and date of each file); prints what is there.
         With --report nothing is got: DATA_DIR/report/ says what is in DATA_DIR and what is odd about it.
 Run     python get_verse_data.py --source phantom --data-dir data --phantoms 12 3 5 --seed 0
+        With --ranges wide phantoms are not tame: thin bone, strong kyphosis, wear, cement, screws, contrast.
 Time    a few seconds a phantom and core; copying is as fast as the disk, downloads are as fast as the line.
 
 A download that was broken off goes on with the same command. Exit status 1 if something could not be got

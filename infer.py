@@ -1,19 +1,20 @@
 """Segment and number the vertebrae of CT scans.
 
-Finds the spine as a heatmap, walks down it one vertebra at a time, and writes what it found in VerSe
-layout, so that it can be evaluated, viewed or trained on.
+Finds the body of every vertebra in the whole scan, and which it is; goes down the column one vertebra at a
+time; and writes what it found in VerSe layout, so that it can be evaluated, viewed or trained on.
 
 Reads   CT scans: NIfTI, NRRD or MetaImage files, or folders of them or of DICOM series, of any spacing and
         orientation
-        work/models/segmentation and work/models/heatmap, else the networks shipped in models/starter;
-        work/models/labelling, if it is there
+        work/models/segmentation and work/models/heatmap, else the networks shipped in models/starter
 Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
             <key>_seg-vert_msk.nii.gz   labels on the grid of the scan
             <key>_seg-vb_ctd.json       a point a vertebra
             <key>_seg-vert_snp.png      a picture to check the result with
             <key>_vertebrae.csv         a row a vertebra: label and how sure it is, volume, mean HU,
                                         position, confidence
-            <key>_quality.json          what anchors the labels, what it cost, and what is odd about it
+            <key>_column.json           what the labels were decided from
+            <key>_quality.json          how sure the labels are and what anchors them, whether there is no
+                                        spine, what it cost, and what is odd about it
             <key>_settings.json         what it was made with
         and with --formats seg.nrrd itksnap
             <key>_seg-vert_msk.seg.nrrd the mask for 3D Slicer, with names and colours
@@ -23,10 +24,10 @@ Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
 
     python infer.py CT_OR_FOLDER [...] --work-dir work --output predictions [--first-label L1]
 
-With a labelling network (train_labelling.py) vertebrae get their anatomical levels, T13 and L6 among them;
---first-label and --fix 3=T12 overrule it. Without one they are counted from 1, top down, or from the level
-of --first-label (after T12 comes L1: a T13 is not told from the count). --relabel changes the labels of what
-is predicted already. Takes some seconds to minutes a scan, by preset and device.
+Vertebrae get their anatomical levels, T13 and L6 among them; --first-label and --fix 3=T12 overrule them.
+With a heatmap network of the preset paper, which knows none, they are counted from 1, top down, or from the
+level of --first-label (after T12 comes L1: a T13 is not told from the count). --relabel changes the labels of
+what is predicted already, without any network. Takes some seconds to minutes a scan, by preset and device.
 """
 
 import sys

@@ -178,7 +178,6 @@ def data_steps(recipe: Recipe, cases: list[RealCase]) -> list[Step]:
         steps.append(script("get_verse_data.py", *pair, *data))
     place = (*data, *work, "--preset", "starter")
     trunks = ("--trunks", recipe.trunks, "--organs", *recipe.organs) if recipe.organs else ()
-    # A mask alone shows the heatmap network nothing.
     drawn = ("--drawn", *recipe.drawn, *trunks)
     steps.append(script("pre_processing_heatmap.py", *place, *drawn))
     if recipe.real_scans:

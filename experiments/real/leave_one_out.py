@@ -280,10 +280,9 @@ def run(plan: LeaveOneOut, *, pictures: Path | None = None) -> str:
         raise ValueError(f"{plan.shared}: expected scans of two patients or more, found {len(plan.folds)}.")
     without_spine = [name for name, facts in plan.facts.items() if not facts.points_mm]
     seen_by = {**{fold: fold.scans for fold in plan.folds}, EVERYBODY: tuple(without_spine)}
-    votes: dict[Fold, dict[str, Votes]] = {}
-    for fold, names in seen_by.items():
+    for fold in seen_by:
         train_fold(plan, fold)
-        votes[fold] = held_out_votes(plan, fold, names)
+    votes = {fold: held_out_votes(plan, fold, names) for fold, names in seen_by.items()}
     temperatures = fitted_temperatures(plan, votes)
     findings: tuple[dict[str, Finding], ...] = ({}, {})
     for fold, names in seen_by.items():

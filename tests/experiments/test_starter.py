@@ -161,7 +161,7 @@ def test_scans_and_trunks_are_drawn(folder):
     (line,) = [line for line in lines_of(folder) if line.startswith("pre_processing_heatmap.py")]
     words = shlex.split(line)
     settings = settings_from_command_line(SCRIPTS[words[0]], words[1:])
-    assert settings.drawn == (1200, 40) and settings.trunks == 240 and not settings.label_maps
+    assert settings.drawn == (1200, 40) and settings.trunks == 240
     assert settings.organs == tuple(folder / "shared" / path for path in ORGANS)
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS, BYTES = 5, 4 * 2**30
 #: Text headers, unused fields and voxels may change without a trace.
 FLIPS = random_flips(90)
-PREPARED = ("_ct.nii", "_msk.nii", "_ctd.json", "_vertebrae.csv")
+PREPARED = ("_ct.nii", "_msk.nii", "_ctd.json", "_spine.json", "_vertebrae.csv")
 STAGES = {
     "heatmap": (prepare_heatmap, HeatmapPreparationSettings),
     "segmentation": (prepare_segmentation, SegmentationPreparationSettings),

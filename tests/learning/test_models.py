@@ -129,7 +129,33 @@ def test_the_localiser_has_its_heads_at_every_voxel():
     network = models.build_localiser(HeatmapTrainingSettings())
     assert network.input_shape == (None, 64, 96, 96, 1)
     assert network.output_shape == (None, 64, 96, 96, 3 + 26)
-    assert network.count_params() == PARAMETERS
+    # Two convolutions of 3 x 3 x 3 with bias and norm a block, on the way down and, on what skips and comes
+    # from below, up; levels and ribs by 48 filters on what the two levels before the last give.
+    encoder = (
+        (1, 12),
+        (12, 12),
+        (12, 24),
+        (24, 24),
+        (24, 48),
+        (48, 48),
+        (48, 64),
+        (64, 64),
+        (64, 96),
+        (96, 96),
+    )
+    decoder = (
+        (96 + 64, 64),
+        (64, 64),
+        (64 + 48, 48),
+        (48, 48),
+        (48 + 24, 24),
+        (24, 24),
+        (24 + 12, 12),
+        (12, 12),
+    )
+    blocks = sum((27 * before + 3) * after for before, after in (*encoder, *decoder))
+    heads = (12 + 1) * 2 + (48 + 24 + 3) * 48 + (48 + 1) * (1 + 26)
+    assert network.count_params() == blocks + heads == 1_408_601
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -137,7 +163,7 @@ def test_the_localiser_begins_without_heat_and_its_heads_compute_in_float32(prec
     network = models.compute_in(models.build_localiser(LOCALISER), precision)
     heads = ("last_logits", "output", "deep_logits", "deep_everywhere", "joined")
     assert {network.get_layer(name).compute_dtype for name in heads} == {"float32"}
-    assert network.get_layer("encoder_0_0_conv").compute_dtype == precision
+    assert network.get_layer("encoder_1_0_conv").compute_dtype == precision
     ct = np.random.default_rng(0).normal(size=(2, *LOCALISER.crop_voxels, 1)).astype(np.float32)
     found = network(ct, training=False)
     assert found.dtype == "float32"
