@@ -247,8 +247,19 @@ def test_shifted_labels_are_missed_by_label_but_found_by_overlap():
     assert [s.identified for s in labelled if s.kind == "reference"] == [False] * 3
     # 20 has no predicted namesake; 21 and 22 have one, 5 mm higher than they should be.
     assert [s.localisation_error_mm for s in labelled][1:3] == [5, 5]
+    assert [(s.dice_overlap, s.found_overlap) for s in labelled[:3]] == [(1, True)] * 3
     # 23 lies on a reference vertebra without being its match: neither extra nor counted elsewhere.
     assert [(s.kind, s.label) for s in labelled if s.kind != "reference"] == [("unmatched", 23)]
+
+
+def test_the_overlap_dice_is_one_to_one_and_0_without_a_match():
+    # The upper two are one prediction: 64 of 64 + 128 voxels go to the smaller label, nothing to the other.
+    reference = volume((8, (4, 4, 4), (4, 4, 4)), (9, (4, 4, 8), (4, 4, 4)), (10, (12, 4, 4), (4, 4, 4)))
+    predicted = volume((9, (4, 4, 4), (4, 4, 8)), (20, (14, 4, 4), (4, 4, 4)))
+    scores = by_label(score_masks(reference, predicted, AFFINE, found_dice=0.6))
+    assert [scores[label].dice_overlap for label in (8, 9, 10)] == [pytest.approx(2 / 3), 0, 0.5]
+    assert [scores[label].found_overlap for label in (8, 9, 10)] == [True, False, False]
+    assert [scores[label].dice for label in (8, 9, 10)] == [0, pytest.approx(2 / 3), 0]
 
 
 def test_found_begins_at_the_threshold():

@@ -360,10 +360,23 @@ def test_a_vertebra_that_the_scan_cuts_counts_in_no_mean_over_complete_ones():
     assert (found["found_share"], found["found_share_complete"]) == (pytest.approx(1 / 3), 0.5)
 
 
+def test_scores_by_overlap_ask_for_no_label(tmp_path):
+    put_reference(tmp_path / "data", "sub-a", mask((19, 2), (20, 8), (21, 14)))
+    # One level too low, the middle one by one of four slices (Dice .75), and the last one is not there.
+    put_prediction(tmp_path / "predictions", "sub-a", mask((20, 2), (21, 9)))
+    assert evaluate(settings(tmp_path)) == 0
+    found = read_summary(tmp_path)
+    assert (found["mean_dice"], found["found"]) == (0, 0)
+    assert found["mean_dice_overlap"] == pytest.approx((1 + 0.75 + 0) / 3)
+    assert found["found_overlap"] == pytest.approx(2 / 3)
+    assert evaluate(settings(tmp_path, found_dice=0.8)) == 0
+    assert read_summary(tmp_path)["mean_dice_overlap"] == pytest.approx(1 / 3)
+
+
 def test_the_summary_keeps_the_names_that_others_rely_on():
     names = ["mean_dice", "vertebrae", "found", "missed", "extra", "mean_surface_distance_mm"]
     names += ["identification_rate", "localisation_error_mm", "scans", "found_share", "mean_hausdorff_95_mm"]
-    names += ["extra_per_scan", "bad_cases"]
+    names += ["extra_per_scan", "bad_cases", "mean_dice_overlap", "found_overlap"]
     assert set(names) <= set(summary(results()))
 
 

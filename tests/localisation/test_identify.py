@@ -183,6 +183,15 @@ def test_fixed_levels_overrule_the_votes_and_the_rest_follows():
     assert found.probabilities[1:3] == pytest.approx((1, 1))
 
 
+def test_levels_follow_a_fixed_one_however_sure_their_votes_are():
+    votes = votes_for(["T10", "T11", "T12", "L1", "-"], strength=12.0)
+    found = labelled(votes, [30] * 4, fixed=parse_fixed([], "T4"))
+    assert found.names == ("T4", "T5", "T6", "T7", "-")  # what is no vertebra is none under any name
+    assert labelled(votes_for(["L3", "L4", "L5"], strength=12.0), [35] * 2, fixed={0: 25}).names == (
+        *("L6", "-", "-"),  # below the last level there is no other choice
+    )
+
+
 def test_fixed_levels_serve_without_any_network():
     found = identify(*uniform_votes(5), fixed=parse_fixed(["3=T12"]))
     assert found.names == ("T10", "T11", "T12", "L1", "L2")

@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 
 from utils.imaging.volume import Volume
-from utils.localisation.peaks import (
-    CHANNELS,
-    LEVELS,
-    RIB,
-    SACRUM,
-    VERTEBRA,
-    find_peaks,
-    read_candidates,
-    values_at,
-)
+from utils.localisation.peaks import find_peaks, read_candidates, values_at
+from utils.localisation.tiles import LocalisedScan
+from utils.verse.labels import MAX_RANK
 
 AFFINE = np.array([[0, -3.0, 0, 60], [-3.0, 0, 0, 50], [0, 0, -3.0, 90], [0, 0, 0, 1]])
 
@@ -84,18 +77,48 @@ def test_values_between_voxels_are_linear_and_those_beyond_the_border_are_the_bo
     np.testing.assert_allclose(edge, np.array([[0, 0, 0], [5, 4, 3]]) @ slope + offset)
 
 
+def logits_along(values):
+    """Logits (of a rib, and of the levels) for cubes of 2 voxels, from a function of a voxel's place on I."""
+    centres = 2 * np.arange(20) + 0.5  # a cube's middle lies between its two voxels
+    return np.broadcast_to(values(centres), (15, 14, 20, 1 + MAX_RANK)).astype(np.float32)
+
+
 def test_levels_ribs_and_sacra_are_read_from_their_channels():
-    output = np.zeros((30, 28, 40, CHANNELS), np.float32)
-    output[..., VERTEBRA] = gaussians([[10, 12, 8], [12, 12, 18]], [0.9, 0.7])
-    output[..., SACRUM] = gaussians([[14, 12, 30]], [0.8])
-    output[..., RIB] = np.linspace(4, -4, 40)
-    output[:, :, :13, LEVELS.start + 18] = 5  # T12 above, L1 below
-    output[:, :, 13:, LEVELS.start + 20] = 5
-    vertebrae, sacra = read_candidates(output, AFFINE, least=0.2)
+    bodies = gaussians([[10, 12, 8], [12, 12, 18]], [0.9, 0.7])
+    sacrum = gaussians([[14, 12, 30]], [0.8])
+
+    def values(place):
+        logits = np.zeros((len(place), 1 + MAX_RANK))
+        logits[place < 13, 1 + 18], logits[place > 13, 1 + 20] = 5, 5  # T12 above, L1 below
+        return logits
+
+    scan = LocalisedScan(Volume(bodies, AFFINE), Volume(sacrum, AFFINE), logits_along(values))
+    vertebrae, sacra = read_candidates(scan, least=0.2)
     assert vertebrae.level_log_probabilities.argmax(axis=1).tolist() == [18, 20]
     np.testing.assert_allclose(np.exp(vertebrae.level_log_probabilities).sum(axis=1), 1)
-    rib = 1 / (1 + np.exp(-np.interp([8, 18], np.arange(40), np.linspace(4, -4, 40))))
-    np.testing.assert_allclose(vertebrae.rib_probability, rib, rtol=0.02)
     np.testing.assert_allclose(sacra.points_voxels, [[14, 12, 30]], atol=0.05)
-    with pytest.raises(ValueError, match=r"Expected an output \(P, R, I, 29\), received"):
-        read_candidates(output[..., :5], AFFINE, least=0.2)
+    assert len(read_candidates(scan, least=0.8)[0]) == 1
+
+
+@pytest.mark.parametrize("depth", [11.0, 11.3, 12.5, 20.0, 20.7])
+def test_logits_are_read_where_the_peak_is_between_the_middles_of_cubes(depth):
+    """A logit that grows linearly with the depth is met exactly at the peak."""
+    slope = 0.1
+
+    def values(place):
+        return (slope * (place - 15))[:, None] * np.eye(1 + MAX_RANK)[0]
+
+    bodies = Volume(gaussians([[12, 12, depth]], [0.9]), AFFINE)
+    scan = LocalisedScan(bodies, bodies, logits_along(values))
+    (peak,), _ = (part.points_voxels for part in read_candidates(scan, least=0.5))
+    (rib,) = read_candidates(scan, least=0.5)[0].rib_probability
+    assert peak[2] == pytest.approx(depth, abs=0.1)
+    assert np.log(rib / (1 - rib)) == pytest.approx(slope * (peak[2] - 15), abs=1e-4)
+
+
+def test_without_peaks_there_are_no_candidates():
+    nothing = Volume(np.zeros((30, 28, 40), np.float32), AFFINE)
+    scan = LocalisedScan(nothing, nothing, logits_along(lambda place: np.zeros((len(place), 1 + MAX_RANK))))
+    vertebrae, sacra = read_candidates(scan, least=0.1)
+    assert len(vertebrae) == len(sacra) == 0
+    assert vertebrae.level_log_probabilities.shape == (0, MAX_RANK)

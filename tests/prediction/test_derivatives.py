@@ -170,7 +170,7 @@ def test_the_table_describes_every_vertebra():
         **{"volume_mm3": BLOCK_VOXELS * 8.0, "mean_hu": 2.0 * HU_A_RANK},
         **{"centre_x": x, "centre_y": y, "centre_z": z},
         **{"steps": 3, "converged": 1, "mean_probability": 0.75},
-        **{"label_probability": "", "complete_probability": "", "partial": 0},
+        **{"label_probability": "", "partial": 0},
     }
 
 

@@ -234,11 +234,13 @@ def test_relabelling_changes_labels_and_segments_nothing(tmp_path, fake, capsys)
     assert infer(settings_for(scan, output=out)) == 0
     before, calls, rows = read_mask(mask_path(out, "sub-a")), fake.patches, table_of(out)
     assert infer(settings_for(scan, output=out, first_label="T11", relabel=True)) == 0
-    assert "sub-a: relabelled T11 T12 L1" in capsys.readouterr().out
+    # Three of them carry ribs: this, too, follows from the level that is named.
+    names = ["T11", "T12", "T13", "L1", "L2", "L3"]
+    assert f"sub-a: relabelled {' '.join(names)}" in capsys.readouterr().out
     after, new_rows = read_mask(mask_path(out, "sub-a")), table_of(out)
     assert fake.patches == calls
     np.testing.assert_array_equal(after.data > 0, before.data > 0)
-    assert [row["name"] for row in new_rows] == ["T11", "T12", "L1", "L2", "L3", "L4"]
+    assert [row["name"] for row in new_rows] == names
     kept = ("volume_mm3", "mean_hu", "centre_x", "centre_y", "centre_z", "steps", "mean_probability")
     assert [[row[name] for name in kept] for row in new_rows] == [
         [row[name] for name in kept] for row in rows
@@ -257,6 +259,7 @@ def test_relabelling_without_a_level_gives_what_the_network_said(tmp_path, fake,
     assert infer(settings_for(scan, output=out)) == 0
     before = read_mask(mask_path(out, "sub-a"))
     assert infer(settings_for(scan, output=out, first_label="T4", relabel=True)) == 0
+    assert [row["name"] for row in table_of(out)] == ["T4", "T5", "T6", "T7", "T8", "T9"]
     assert infer(settings_for(scan, output=out, relabel=True)) == 0
     assert "relabelled T10 T11 T12 L1 L2 L3" in capsys.readouterr().out
     np.testing.assert_array_equal(read_mask(mask_path(out, "sub-a")).data, before.data)

@@ -658,9 +658,7 @@ def test_loaded_networks_give_what_the_trained_ones_give(tmp_path):
         "segmentation": build_segmentation_network(
             SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8)
         ),
-        "heatmap": build_heatmap_network(
-            HeatmapTrainingSettings(target="spine", filters=(2, 3)), (4, 6, 8)
-        ),
+        "heatmap": build_heatmap_network(HeatmapTrainingSettings(target="spine", filters=(2, 3)), (4, 6, 8)),
     }
     for name, network in trained.items():
         for weight in network.weights:

@@ -5,6 +5,7 @@ The words used everywhere below:
 - A reference vertebra's *match* is the predicted vertebra of the same label, or, where the prediction
   only counts vertebrae, the one that overlaps it most. A prediction matches one reference vertebra.
 - *found*: the Dice with its match reaches a threshold (.5). *missed*: every other reference vertebra.
+- *overlap Dice*: the Dice with the predicted vertebra that overlaps it most, whatever its label, one to one.
 - Dice is 0 without a match, so a mean over reference vertebrae counts what was not found.
 - *extra*: a predicted vertebra of which at most a tenth lies in any one reference vertebra, and which
   does not touch the border of the scan.
@@ -68,6 +69,10 @@ class VertebraScore:
         Distance to the centre of the same label; NaN if there is none or labels only count.
     complete : bool
         Whether it lies clear of the border of the scan: the reference's, else the predicted one.
+    dice_overlap : float
+        As `dice`, with the match of `match_by_overlap`, whatever the labels say.
+    found_overlap : bool
+        Whether that Dice reaches the threshold.
     """
 
     kind: Literal["reference", "extra", "partial", "unmatched"]
@@ -83,6 +88,8 @@ class VertebraScore:
     identified: bool | None = None
     localisation_error_mm: float = float("nan")
     complete: bool = True
+    dice_overlap: float = float("nan")
+    found_overlap: bool = False
 
 
 def overlap_table(reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -259,14 +266,17 @@ def score_masks(
         If the shapes differ.
     """
     table = overlap_table(reference, predicted)
-    matches = dict(match_by_overlap(table) if numbering == "count" else match_by_label(table))
+    overlapping = dict(match_by_overlap(table))
+    matches = overlapping if numbering == "count" else dict(match_by_label(table))
     scene = _Scene(Volume(reference, affine), Volume(predicted, affine), table)
     places = _place_scores(scene) if numbering == "anatomical" else {}
     scores = []
     for label in scene.reference.label_boxes:
-        shape = _shape_scores(scene, (label, matches.get(label, _NO_LABEL)), found_dice)
+        known = _shape_scores(scene, (label, matches.get(label, _NO_LABEL)), found_dice)
+        known |= _overlap_scores(table, (label, overlapping.get(label, _NO_LABEL)), found_dice)
+        known |= places.get(label, {})
         complete = _is_complete(scene.reference, label)
-        scores.append(VertebraScore("reference", label, **shape, **places.get(label, {}), complete=complete))
+        scores.append(VertebraScore("reference", label, **known, complete=complete))
     return scores + _scores_without_reference(scene, matches)
 
 
@@ -302,6 +312,11 @@ def _shape_scores(scene: _Scene, match: Match, found_dice: float) -> dict[str, f
         "volume_mm3": volume,
         "predicted_volume_mm3": scene.volume_mm3(scene.table[:, predicted_label].sum()),
     }
+
+
+def _overlap_scores(table: np.ndarray, match: Match, found_dice: float) -> dict[str, float]:
+    dice = 0.0 if match[1] == _NO_LABEL else dice_of_match(table, match)
+    return {"dice_overlap": dice, "found_overlap": dice >= found_dice}
 
 
 def _surface_distances_of_match(scene: _Scene, match: Match) -> SurfaceDistances:

@@ -142,14 +142,16 @@ def score_values(vertebrae: pd.DataFrame) -> pd.DataFrame:
     -------
     pd.DataFrame of float
         A row a reference vertebra, with the index of `vertebrae`, and NaN where a vertebra has no value. In
-        the mean Dice a missed one is 0, whatever part of it was predicted. What labels say (identification
-        rate, localisation error) is NaN in all rows as soon as a vertebra's prediction is only counted.
+        the mean Dice a missed one is 0, whatever part of it was predicted, and likewise in that by overlap,
+        which asks for no label. What labels say (identification rate, localisation error) is NaN in all rows as soon as a vertebra's prediction is only counted.
     """
     reference = vertebrae[vertebrae["kind"] == "reference"]
     found = reference["found"].astype(float)
     if_labelled = 1.0 if reference["identified"].notna().all() else float("nan")
     identified = reference["identified"].astype(float) * if_labelled
     dice = reference["dice"].astype(float).where(found == 1, 0.0)
+    found_overlap = reference["found_overlap"].astype(float)
+    dice_overlap = reference["dice_overlap"].astype(float).where(found_overlap == 1, 0.0)
     complete = reference["complete"].astype(bool)
     error_mm = reference["localisation_error_mm"].astype(float) * if_labelled
     return pd.DataFrame(
@@ -158,6 +160,8 @@ def score_values(vertebrae: pd.DataFrame) -> pd.DataFrame:
             "found_share_complete": found.where(complete),
             "mean_dice": dice,
             "mean_dice_complete": dice.where(complete),
+            "found_overlap": found_overlap,
+            "mean_dice_overlap": dice_overlap,
             "mean_surface_distance_mm": reference["mean_surface_distance_mm"].astype(float),
             "mean_hausdorff_95_mm": reference["hausdorff_95_mm"].astype(float),
             "mean_hausdorff_mm": reference["hausdorff_mm"].astype(float),

@@ -147,7 +147,8 @@ def identify(
     temperature : float
         What the votes are divided by.
     fixed : mapping of int to int, optional
-        Codes that are known, by place from 0.
+        Codes that are known, by place from 0. The others follow, whatever their votes: what is a vertebra
+        without these codes stays one with them.
     anchors : Anchors, optional
         What was read beside the votes, and the rates of errors. Without it the votes alone decide.
 
@@ -164,7 +165,11 @@ def identify(
     if not len(log_probabilities):
         return Identification((), (), 1.0, (), 0.0, (), "none")
     evidence = _evidence(parts, temperature)
-    column = Column(emissions_of(evidence, fixed or {}, parts.rates.no_vertebra), _transitions(parts))
+    column = Column(emissions_of(evidence, {}, parts.rates.no_vertebra), _transitions(parts))
+    if fixed:
+        is_vertebra = k_best(column, 1)[0][0] != NO_VERTEBRA
+        evidence[is_vertebra, NO_VERTEBRA] += _NEVER
+        column = replace(column, emissions=emissions_of(evidence, fixed, parts.rates.no_vertebra))
     if not k_best(column, 1):
         levels = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
         raise ValueError(f"Expected levels that follow one another downwards, received {levels}.")

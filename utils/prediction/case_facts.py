@@ -1,4 +1,4 @@
-"""What the walk and the labelling know of a case, in the words of its quality file."""
+"""What the walk and the numbering know of a case, in the words of its quality file."""
 
 from __future__ import annotations
 
