@@ -143,7 +143,8 @@ def score_values(vertebrae: pd.DataFrame) -> pd.DataFrame:
     pd.DataFrame of float
         A row a reference vertebra, with the index of `vertebrae`, and NaN where a vertebra has no value. In
         the mean Dice a missed one is 0, whatever part of it was predicted, and likewise in that by overlap,
-        which asks for no label. What labels say (identification rate, localisation error) is NaN in all rows as soon as a vertebra's prediction is only counted.
+        which asks for no label. What labels say (identification rate, localisation error) is NaN in all rows
+        as soon as a vertebra's prediction is only counted.
     """
     reference = vertebrae[vertebrae["kind"] == "reference"]
     found = reference["found"].astype(float)
