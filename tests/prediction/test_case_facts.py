@@ -9,7 +9,7 @@ from utils.localisation.identify import Identification
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
 from utils.prediction.quality import REMARK_KINDS, CaseQuality, Remark
-from utils.walk.records import CALLS_USED_UP, REMARKS, FoundVertebra
+from utils.walk.records import CALLS_USED_UP, REMARKS, FoundVertebra, WalkResult
 
 EMPTY = np.zeros((1, 1, 1))
 
