@@ -22,7 +22,6 @@ SCRIPTS = (
     "pre_processing_heatmap.py",
     "train_heatmap.py",
     "pre_processing_segmentation.py",
-    "train_labelling.py",
     "train_segmentation.py",
     "train_distillation.py",
     "infer.py",
@@ -33,7 +32,9 @@ ALL_SCRIPTS = sorted(path.name for path in PROJECT.glob("*.py"))
 HEAVY = {"dask", "keras", "matplotlib", "nibabel", "numpy", "pandas", "requests", "scipy", "tensorflow"}
 # Small enough for seconds: what is tested is that the parts fit together, not that the networks are good.
 TINY_NETWORK = ("--filters", "2", "4", "--patch-voxels", "32")
-TINY_PATCH = ("--filters", "2", "4", "--patch-voxels", "16", "16", "16")
+TINY_LOCALISER = ("--filters", "8", "8", "8", "--crop-voxels", "16", "16", "16")
+#: Where the stages of the pipeline find their data, each at its spacing.
+PREPARED = ("work/heatmap/3mm", "work/segmentation/2mm")
 SHORT = ("--epochs", "2", "--examples-per-epoch", "2", "--validate-every", "2", "--batch-size", "2")
 
 
@@ -58,11 +59,9 @@ def pipeline(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
     small, output = ("--preset", "small"), ("--output", folder / "evaluation")
     steps = {
         "get_verse_data.py": ("--source", "phantom", *data, "--phantoms", "2", "1", "1", "--seed", "3"),
-        "pre_processing_heatmap.py": (*data, *work, *small),
-        "train_heatmap.py": (*work, *small, *SHORT, "--filters", "2", "4"),
+        "pre_processing_heatmap.py": (*data, *work, *small, "--drawn", "1", "1"),
+        "train_heatmap.py": (*work, *small, *SHORT, *TINY_LOCALISER),
         "pre_processing_segmentation.py": (*data, *work, *small),
-        # Before the network that segments, whose predictions it would ask for: that takes twice the time.
-        "train_labelling.py": (*work, *small, *SHORT, *TINY_PATCH),
         "train_segmentation.py": (*work, *small, *SHORT, *TINY_NETWORK),
         "train_distillation.py": (*work, *small, "--filters", "2", "2", "--methods", "soft"),
         "infer.py": (folder / "data", *work, "--output", folder / "predictions"),
@@ -92,11 +91,13 @@ def test_preparation_covers_training_and_validation_only(pipeline):
         split: {c.key for c in index_cases(folder / "data", split=split)}
         for split in ("training", "validation")
     }
-    for stage in ("heatmap", "segmentation"):
-        prepared = folder / "work" / stage / "2mm"
+    for prepared in PREPARED:
         for split, expected in keys.items():
-            assert {p.name.removesuffix("_ct.nii") for p in (prepared / split).glob("*_ct.nii")} == expected
-        assert not (prepared / "test").exists()
+            scans = {p.name.removesuffix("_ct.nii") for p in (folder / prepared / split).glob("*_ct.nii")}
+            drawn = {key for key in scans if key.startswith("drawn-")}
+            assert scans - drawn == expected
+            assert len(drawn) == ("heatmap" in prepared)
+        assert not (folder / prepared / "test").exists()
 
 
 def test_vertebrae_table_agrees_with_the_masks(pipeline):
@@ -107,15 +108,15 @@ def test_vertebrae_table_agrees_with_the_masks(pipeline):
         assert listed == set(np.unique(read_mask(case.mask).data)) - {0}
 
 
-@pytest.mark.parametrize("stage", ["heatmap", "segmentation", "labelling"])
-def test_model_directory_is_whole(pipeline, stage):
+@pytest.mark.parametrize(("stage", "spacing_mm"), [("heatmap", 3.0), ("segmentation", 2.0)])
+def test_model_directory_is_whole(pipeline, stage, spacing_mm):
     directory = pipeline["folder"] / "work" / "models" / stage
     names = {path.name for path in directory.iterdir()}
     assert {"best.weights.h5", "last.weights.h5", "history.csv", "curves.png", "settings.json"} <= names
     history = pd.read_csv(directory / "history.csv")
     assert list(history["epoch"]) == [1, 2]
     assert np.isfinite(history["loss"]).all() and np.isfinite(history["val_loss"].iloc[-1])
-    assert load_settings(directory)["spacing_mm"] == 2.0
+    assert load_settings(directory)["spacing_mm"] == spacing_mm
     assert not [name for name in names if name.endswith(".part")]
 
 
@@ -130,7 +131,7 @@ def test_predictions_are_a_verse_data_set_on_the_native_grid(pipeline):
         np.testing.assert_allclose(mask.affine, ct.affine, atol=1e-4)
         table = pd.read_csv(case.mask.with_name(f"{key}_vertebrae.csv"))
         assert set(table["label"]) == set(np.unique(mask.data)) - {0}
-        assert set(table["numbering"]) <= {"anatomical"}  # by the network of train_labelling.py
+        assert set(table["numbering"]) <= {"anatomical"}
         assert case.centroids is not None
         assert case.mask.with_name(f"{key}_seg-vert_snp.png").stat().st_size > 1000
 
@@ -149,7 +150,7 @@ def test_evaluation_counts_the_reference(pipeline):
 
 def test_a_second_training_says_that_it_is_done(pipeline):
     work = pipeline["folder"] / "work"
-    options = ("--work-dir", work, "--preset", "small", *SHORT, "--filters", "2", "4")
+    options = ("--work-dir", work, "--preset", "small", *SHORT, *TINY_LOCALISER)
     again = forked.run("train_heatmap.py", *options)
     assert again.returncode == 0
     assert "already complete" in again.stdout
