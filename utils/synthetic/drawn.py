@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from utils.synthetic.coarse_scan import draw_coarse_scan, scan_coarsely
 from utils.synthetic.drawn_scan import DrawnScan
-from utils.synthetic.no_spine import NO_SPINE_KINDS, draw_no_spine
+from utils.synthetic.no_spine import NO_SPINE_KINDS, NO_SPINE_SHARES, draw_no_spine
 from utils.synthetic.phantom.anatomy import Anatomy, rotation_of
 from utils.synthetic.phantom.cage import cage_of
 from utils.synthetic.phantom.ranges import WIDE
@@ -75,12 +75,13 @@ def draw_phantom_scan(seed: int, number: int, *, spacing_mm: float = 3.0) -> Dra
     return DrawnScan(ct, spacing_mm, points, sacrum if _is_inside(sacrum, ct) else None, ribs, "phantom")
 
 
-def draw_scan(seed: int, number: int, *, spacing_mm: float = 3.0, no_spine_share: float = 0.1) -> DrawnScan:
+def draw_scan(seed: int, number: int, *, spacing_mm: float = 3.0, no_spine_share: float = 0.15) -> DrawnScan:
     """Draw a scan with a spine, or in the given share of the numbers one without (see `draw_no_spine`)."""
     rng = np.random.default_rng([seed, number, _KIND_STREAM])
     if rng.random() >= no_spine_share:
         return draw_phantom_scan(seed, number, spacing_mm=spacing_mm)
-    return draw_no_spine(seed, number, kind=str(rng.choice(NO_SPINE_KINDS)), spacing_mm=spacing_mm)
+    kind = str(rng.choice(NO_SPINE_KINDS, p=NO_SPINE_SHARES))
+    return draw_no_spine(seed, number, kind=kind, spacing_mm=spacing_mm)
 
 
 def draw_field_of_view(rng: np.random.Generator, anatomy: Anatomy) -> FieldOfView:

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from utils.synthetic.coarse_scan import draw_coarse_scan, scan_coarsely
 from utils.synthetic.drawn_scan import DrawnScan
+from utils.synthetic.limbs import draw_limb
 from utils.synthetic.phantom.inlays import paint_shape
 from utils.synthetic.phantom.ranges import WIDE
 from utils.synthetic.phantom.shapes import POSTERIOR, RIGHT, SIDES, BodyGrid, Plate
@@ -17,7 +18,10 @@ from utils.synthetic.phantom.subject import draw_subject
 from utils.synthetic.phantom.trunk import paint_ellipsoid, trunk_tissue
 from utils.synthetic.phantom.wide_values import draw_tissue_within
 
-NO_SPINE_KINDS = ("thigh", "arm", "head", "air", "noise", "mr")
+LIMBS = ("thigh", "arm")
+NO_SPINE_KINDS = (*LIMBS, "head", "air", "noise", "mr")
+#: How often each kind is drawn: bones of limbs are what is mistaken for a spine.
+NO_SPINE_SHARES = (0.4, 0.27, *((1 - 0.67) / 4,) * 4)
 _STEP_MM, _STREAM = 2.2, 42
 #: What covers the place of the spine in a picture as of magnetic resonance, mm.
 _COVER_MM = 45.0
@@ -31,7 +35,7 @@ def draw_no_spine(seed: int, number: int, *, kind: str, spacing_mm: float = 3.0)
     seed, number : int
         Fix all that is drawn.
     kind : str
-        "thigh" (one or two, some with a knee), "arm" (upper arm or forearm), "head" (a skull above C1),
+        "thigh" or "arm" (see `utils.synthetic.limbs.draw_limb`), "head" (a skull above C1),
         "air", "noise", or "mr" (a trunk without its spine, values of 0 to 1200 units).
     spacing_mm : float
         Edge of the scan's voxels.
@@ -50,95 +54,19 @@ def draw_no_spine(seed: int, number: int, *, kind: str, spacing_mm: float = 3.0)
         raise ValueError(f"kind: expected one of {', '.join(NO_SPINE_KINDS)}, received {kind!r}.")
     rng = np.random.default_rng([seed, number, _STREAM, NO_SPINE_KINDS.index(kind)])
     scan = draw_coarse_scan(rng, slice_mm=WIDE.slice_mm, noise_hu=WIDE.noise_hu)
-    draw = {"thigh": _thigh, "arm": _arm, "head": _head, "air": _air, "noise": _noise, "mr": _mr}[kind]
-    hu = draw(rng)
+    draw = {"head": _head, "air": _air, "noise": _noise, "mr": _mr}
+    hu, step_mm = draw_limb(rng, kind=kind) if kind in LIMBS else (draw[kind](rng), _STEP_MM)
     if kind in ("air", "noise", "mr"):
         scan = replace(
             scan, noise_hu=0.0 if kind == "noise" else scan.noise_hu * 0.3, streaks=0.0, padding_hu=None
         )
-    return DrawnScan(scan_coarsely(hu, scan, step_mm=_STEP_MM, spacing_mm=spacing_mm), spacing_mm, kind=kind)
+    return DrawnScan(scan_coarsely(hu, scan, step_mm=step_mm, spacing_mm=spacing_mm), spacing_mm, kind=kind)
 
 
 def _grid(size_mm: np.ndarray) -> BodyGrid:
     """Voxels around the origin in P and R, downwards from it in I."""
     counts = tuple(int(n) for n in np.ceil(size_mm / _STEP_MM))
     return BodyGrid(np.array([-size_mm[0] / 2, -size_mm[1] / 2, 0.0]), _STEP_MM, counts)
-
-
-def _thigh(rng: np.random.Generator) -> np.ndarray:
-    both, length = rng.random() < 0.6, rng.uniform(80, 350)
-    radius = rng.uniform(60, 105)
-    grid = _grid(np.array([2.6 * radius, (4.8 if both else 2.6) * radius, length]))
-    hu = np.full(grid.shape, AIR_HU, np.float32)
-    fat, knee = rng.uniform(4, 35), rng.random() < 0.4
-    for side in SIDES if both else (0,):
-        way = np.array([rng.normal(0, 15), -side * rng.uniform(0, 25), length])
-        start = np.array([rng.normal(0, 8), side * radius * 1.12, 0.0])
-        ends = start, start + way
-        _limb(hu, grid, rng, ends, radii=(radius, radius * rng.uniform(0.7, 1)), fat=fat)
-        _long_bone(hu, grid, rng, ends, radius=rng.uniform(12, 17))
-        if knee:
-            _knee(hu, grid, rng, ends[1])
-    return hu
-
-
-def _arm(rng: np.random.Generator) -> np.ndarray:
-    length, radius = rng.uniform(80, 300), rng.uniform(32, 58)
-    grid = _grid(np.array([3.2 * radius, 3.2 * radius, length]))
-    hu = np.full(grid.shape, AIR_HU, np.float32)
-    start = np.array([*rng.normal(0, 6, 2), 0.0])
-    ends = start, start + np.append(rng.normal(0, 10, 2), length)
-    _limb(hu, grid, rng, ends, radii=(radius, radius * rng.uniform(0.7, 1)), fat=rng.uniform(3, 14))
-    if rng.random() < 0.5:
-        _long_bone(hu, grid, rng, ends, radius=rng.uniform(9, 13))
-    else:
-        for side in SIDES:
-            beside = np.array([0, side * 0.35 * radius, 0])
-            _long_bone(hu, grid, rng, (ends[0] + beside, ends[1] + beside), radius=rng.uniform(6, 9))
-    return hu
-
-
-def _limb(
-    hu: np.ndarray,
-    grid: BodyGrid,
-    rng: np.random.Generator,
-    ends: tuple[np.ndarray, np.ndarray],
-    *,
-    radii: tuple[float, float],
-    fat: float,
-) -> None:
-    """Skin, fat and muscles with sheets of fat between them, along a way that leaves the grid at its ends."""
-    texture = smooth_field(rng, grid, 20.0)
-    muscles = MUSCLE_HU + 6 * texture - 110 * (np.abs(texture) < 0.1)
-    way = (ends[1] - ends[0]) * 0.3
-    for inset, value in ((0.0, 20.0), (2.0, FAT_HU), (fat + 2, muscles.astype(np.float32))):
-        thin = tuple(max(radius - inset, 5.0) for radius in radii)
-        paint_shape(hu, grid, Plate(ends[0] - way, ends[1] + way, thin, RIGHT), value)
-
-
-def _long_bone(
-    hu: np.ndarray,
-    grid: BodyGrid,
-    rng: np.random.Generator,
-    ends: tuple[np.ndarray, np.ndarray],
-    *,
-    radius: float,
-) -> None:
-    """A tube of cortex around marrow."""
-    way = (ends[1] - ends[0]) * 0.2
-    for share, value in ((1.0, rng.uniform(1000, 1700)), (rng.uniform(0.4, 0.7), rng.uniform(-80, 60))):
-        paint_shape(hu, grid, Plate(ends[0] - way, ends[1] + way, (radius * share,) * 2, RIGHT), value)
-
-
-def _knee(hu: np.ndarray, grid: BodyGrid, rng: np.random.Generator, end: np.ndarray) -> None:
-    """Condyles, the head of the shin bone, and the kneecap at the lower end."""
-    bone, height = rng.uniform(150, 350), rng.uniform(30, 70)
-    for down, half in ((-height, (32, 26, 30)), (-height + 45, (28, 30, 20))):
-        for side in SIDES:
-            centre = end + np.array([0, side * 20, down])
-            paint_ellipsoid(hu, grid, centre, np.array(half, float), 900.0)
-            paint_ellipsoid(hu, grid, centre, np.array(half, float) - 3, bone)
-    paint_ellipsoid(hu, grid, end + np.array([-48, 0, -height]), np.array([10.0, 20, 20]), 700.0)
 
 
 def _head(rng: np.random.Generator) -> np.ndarray:

@@ -33,6 +33,8 @@ _COARSE_MM = 8.0
 _BEYOND_MM = 12.0
 #: A field of view is at least so large, mm.
 _LEAST_MM = 60.0
+#: So far beyond every centre in sight, mm, a field of view reaches at least.
+_BESIDE_MM = 12.0
 _TABLE_MM = 6.0
 
 
@@ -123,8 +125,9 @@ def _draw_field(
     if rng.random() < 0.5 and len(seen):
         reach = rng.uniform(35, 160, (2, 2))
         spine = seen.mean(axis=0)[:2]
-        low[:2] = np.maximum(low[:2], spine - reach[0])
-        high[:2] = np.minimum(high[:2], spine + reach[1])
+        # A bent spine would leave a narrow field and come back: no level may be missing between others.
+        low[:2] = np.maximum(low[:2], np.minimum(spine - reach[0], seen[:, :2].min(axis=0) - _BESIDE_MM))
+        high[:2] = np.minimum(high[:2], np.maximum(spine + reach[1], seen[:, :2].max(axis=0) + _BESIDE_MM))
     return low, np.maximum(high - low, _LEAST_MM)
 
 
