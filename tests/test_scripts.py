@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests import forked
 from utils.imaging.nifti import read_ct, read_mask
 from utils.settings import load_settings
 from utils.verse.cases import index_cases
@@ -67,7 +68,7 @@ def pipeline(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
         "infer.py": (folder / "data", *work, "--output", folder / "predictions"),
         "evaluate.py": (*data, *("--split", "test", "--predictions", folder / "predictions"), *output),
     }
-    done = {script: run_script(script, *arguments) for script, arguments in steps.items()}
+    done = {script: forked.run(script, *arguments) for script, arguments in steps.items()}
     return {**done, "folder": folder}
 
 
@@ -148,16 +149,15 @@ def test_evaluation_counts_the_reference(pipeline):
 
 def test_a_second_training_says_that_it_is_done(pipeline):
     work = pipeline["folder"] / "work"
-    again = run_script(
-        "train_heatmap.py", "--work-dir", work, "--preset", "small", *SHORT, "--filters", "2", "4"
-    )
+    options = ("--work-dir", work, "--preset", "small", *SHORT, "--filters", "2", "4")
+    again = forked.run("train_heatmap.py", *options)
     assert again.returncode == 0
     assert "already complete" in again.stdout
 
 
 def test_a_training_on_data_that_are_not_prepared_names_the_command(pipeline):
     work = pipeline["folder"] / "work"
-    result = run_script("train_segmentation.py", "--work-dir", work, "--preset", "full", "--device", "cpu")
+    result = forked.run("train_segmentation.py", "--work-dir", work, "--preset", "full", "--device", "cpu")
     assert result.returncode == 1
     command = f"python pre_processing_segmentation.py --work-dir {work} --preset full"
     assert f"{work / 'segmentation' / '1mm'}: expected prepared data" in result.stderr

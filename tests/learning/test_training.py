@@ -4,21 +4,18 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import forked
 from tests.learning import examples
 from utils.learning import models, training
 from utils.presets import preset_settings
 from utils.settings import HeatmapTrainingSettings, load_settings, save_settings
 
-PROJECT = Path(__file__).resolve().parents[2]
 MODEL_FILES = {"best.weights.h5", "last.weights.h5", "history.csv", "curves.png", "settings.json"}
 
 
@@ -105,8 +102,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in ("whole", "broken"):
         examples.write_segmentation_stage(folder / name)
-    command = [sys.executable, "-m", "tests.learning.training_runs", str(folder)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=400)
+    done = forked.run("-m", "tests.learning.training_runs", folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
 

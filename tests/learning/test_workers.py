@@ -1,25 +1,19 @@
 """The segmentation training as two worker processes, started from a shell as a cluster would."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pandas as pd
 
+from tests import forked
 from tests.learning import examples
-from tests.ml_3d_unet.test_replicas import PROJECT, ended, free_ports
+from tests.ml_3d_unet.test_replicas import ended, free_ports, task_of
 
 TINY = ("--filters", "2", "3", "4", "4", "--patch-voxels", "16", "--shift-mm", "8", "--preset", "small")
 
 
 def start(work_dir, task, ports, *more):
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-    config = {"cluster": cluster, "task": {"type": "worker", "index": task}}
-    environment = {**os.environ, "TF_CONFIG": json.dumps(config), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    command = [sys.executable, "train_segmentation.py", "--work-dir", str(work_dir), "--device", "cpu"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *TINY, *more], cwd=PROJECT, env=environment, **pipes)
+    command = ("train_segmentation.py", "--work-dir", work_dir, "--device", "cpu", *TINY, *more)
+    return forked.start(*command, TF_CONFIG=task_of(task, ports))
 
 
 def test_two_workers_train_one_network(tmp_path):

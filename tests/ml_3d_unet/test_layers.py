@@ -1,7 +1,5 @@
 """The class form of the 3D U-Net: the same numbers as the flat one, and what a configuration gives back."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -12,6 +10,7 @@ import tensorflow as tf
 from ML_3D_Unet.utils import layers
 from ML_3D_Unet.utils.layers import Unet3D, create_unet3d_class, fresh_copy, logits_model
 from ML_3D_Unet.utils.layers_func import create_unet3d
+from tests import forked
 from tests.ml_3d_unet.test_layers_func import CUBE, set_kernels
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -273,7 +272,7 @@ def test_wrong_arguments_say_what_was_expected(arguments, message):
 
 
 def run_in(folder, code):
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    done = forked.run("-c", code, folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.split()
 

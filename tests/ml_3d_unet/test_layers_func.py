@@ -1,7 +1,5 @@
 """The flat 3D U-Net: sizes, order of layers, arguments, and blocks with weights set by hand."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -17,6 +15,7 @@ from ML_3D_Unet.utils.layers_func import (
     n_conv_block,
     upsample_block,
 )
+from tests import forked
 
 PROJECT = Path(__file__).resolve().parents[2]
 CUBE = np.arange(8, dtype="float32").reshape(1, 2, 2, 2, 1)
@@ -245,7 +244,6 @@ def test_upsample_block_names_the_levels_there_are():
 def test_imports_from_its_own_folder_and_needs_nothing_of_the_project():
     code = "import sys, utils.layers_func, utils.train; print('ML_3D_Unet' in sys.modules, utils.__path__)"
     folder = PROJECT / "ML_3D_Unet"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
-    )
+    done = forked.run("-c", code, folder=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["False", f"['{folder / 'utils'}']"]

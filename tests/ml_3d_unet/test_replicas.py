@@ -1,18 +1,14 @@
 """Replicas, mirrored or in worker processes, equal one device with the batch of all; and a lost worker."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
-LONGEST = 600
+from tests import forked
+
 NEVER = -1
 
 
@@ -27,30 +23,28 @@ def free_ports(count):
     return ports
 
 
-def start(mode, folder, *more, task=None, ports=()):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    if task is not None:
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-        environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": task}})
-    command = [sys.executable, "-m", "tests.ml_3d_unet.replica_runs", mode, str(folder), *map(str, more)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=PROJECT, env=environment, **pipes)
+def task_of(task, ports):
+    """Give TF_CONFIG for one of the workers at these ports."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    return json.dumps({"cluster": cluster, "task": {"type": "worker", "index": task}})
+
+
+def start(mode, folder, *more, **environment):
+    return forked.start("-m", "tests.ml_3d_unet.replica_runs", mode, folder, *map(str, more), **environment)
 
 
 def start_workers(folder, *more_of_each):
     ports = free_ports(2)
     more_of_each = more_of_each or ((), ())
-    return [start("workers", folder, *more, task=k, ports=ports) for k, more in enumerate(more_of_each)]
+    return [
+        start("workers", folder, *more, TF_CONFIG=task_of(k, ports)) for k, more in enumerate(more_of_each)
+    ]
 
 
 def ended(processes):
     """Wait for processes; give the exit status and the messages of each."""
-    try:
-        said = [process.communicate(timeout=LONGEST) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(processes, said)]
+    ends = [process.end() for process in processes]
+    return [(end.returncode, end.stdout, end.stderr) for end in ends]
 
 
 @pytest.fixture(scope="module")

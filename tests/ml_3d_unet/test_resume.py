@@ -1,6 +1,5 @@
 """A training killed at random moments, within epochs and between them, ends as one that was left alone."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -9,39 +8,32 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import pytest
 
 from ML_3D_Unet.utils.train import read_history
+from tests import forked
 from tests.ml_3d_unet import resume_runs
 
 KILLS = 10
 LONGEST = 300.0
 
 
-@pytest.fixture(scope="module")
-def context():
-    """Processes that are forked from one which has imported TensorFlow and not used it yet."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tensorflow", "keras", "ML_3D_Unet.utils.train"])
-    return context
-
-
-def start(context, folder):
+def start(folder):
+    context = forked.context()
     began = context.Event()
     process = context.Process(target=resume_runs.run, args=(str(folder), began))
     process.start()
     return process, began
 
 
-def finish(context, folder):
-    process, _ = start(context, folder)
+def finish(folder):
+    process, _ = start(folder)
     process.join(LONGEST)
     assert process.exitcode == 0
 
 
-def kill_at(context, folder, seconds):
+def kill_at(folder, seconds):
     """Start the training, and kill it so many seconds after its first step; tell whether it still ran."""
-    process, began = start(context, folder)
+    process, began = start(folder)
     limit = time.monotonic() + LONGEST
     # A run that is complete already ends without a step.
     while not began.wait(0.05) and process.is_alive():
@@ -53,13 +45,13 @@ def kill_at(context, folder, seconds):
     return process.exitcode == -signal.SIGKILL
 
 
-def test_a_run_killed_at_ten_random_moments_equals_an_unbroken_one_bit_for_bit(context, tmp_path):
+def test_a_run_killed_at_ten_random_moments_equals_an_unbroken_one_bit_for_bit(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(context, whole)
+    finish(whole)
     seconds = sum(row["seconds"] for row in read_history(whole / "history.csv", last_epoch=9))
     moments = [random.uniform(0.0, 0.25 * seconds + 1.0) for _ in range(KILLS)]
-    killed = [kill_at(context, broken, moment) for moment in moments]
-    finish(context, broken)
+    killed = [kill_at(broken, moment) for moment in moments]
+    finish(broken)
     print(f"killed {sum(killed)} times, after {', '.join(f'{moment:.2f}' for moment in moments)} s")
     assert sum(killed) >= KILLS // 2
     assert_same_end(whole, broken)

@@ -2,9 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from ML_3D_Unet.utils.train import HISTORY_FIELDS, Trainer, read_history
+from tests import forked
 
-PROJECT = Path(__file__).resolve().parents[2]
 X = np.array([[1.0], [2.0], [3.0]], "float32")
 
 
@@ -283,8 +280,7 @@ def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
 
 
 def run_apart(mode, folder):
-    command = [sys.executable, "-m", "tests.ml_3d_unet.training_runs", mode, str(folder)]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    return forked.run("-m", "tests.ml_3d_unet.training_runs", mode, folder)
 
 
 def last_line(done):
