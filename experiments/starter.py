@@ -45,8 +45,8 @@ FORBIDDEN = "sub-gl"
 
 #: Scans that are drawn for the heatmap network, for training and validation, and trunks of a real patient.
 DRAWN_SCANS, DRAWN_TRUNKS = (1500, 40), 240
-#: Its trainings on them, without any real scan: name and options, each going on from the one before.
-#: Small crops first: twice as many a minute, and enough to tell bodies apart; then what shows the whole chest.
+#: Its trainings on them, without any real scan: name and options, each going on from the one before. Small
+#: crops first: twice as many a minute, and enough to tell bodies apart; then those that show the whole chest.
 ON_DRAWN = {
     "heatmap-small-crops": "--crop-voxels 48 64 80 --epochs 60 --examples-per-epoch 100 --validate-every 10 "
     "--learning-rate 2e-3 --final-learning-rate 2e-4 --seed 0",

@@ -18,7 +18,7 @@ from utils.imaging.volume import Volume
 
 #: From a CT in [-1, 1], (P, R, I), to its outputs (P, R, I, channels).
 PredictTile = Callable[[np.ndarray], np.ndarray]
-#: Channels: heat of the bodies' centres, of the first sacral body, logit of a rib, and then levels.
+#: Channels: heat of the bodies, heat of the first sacral body, logit of a rib, then those of levels.
 BODY, SACRUM, RIB, LEVELS = 0, 1, 2, 3
 #: Edges of tiles are multiples of this, as every level of the network halves them. One tile holds the trunk of
 #: a large man at 3 mm, 48 cm deep and wide, and 58 cm of his length.
