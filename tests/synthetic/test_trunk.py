@@ -119,11 +119,11 @@ def test_points_lie_in_the_scan_from_the_top_down(organs):
 def test_no_level_is_missing_between_others_of_a_bent_spine(organs, monkeypatch):
     """Every centre within the length of the field of view lies within its depth and width, too."""
     pose = draw_pose(np.random.default_rng(1), side=False)
-    monkeypatch.setattr(trunk, "_trunk_box", lambda *_: (np.full(3, -160.0), np.full(3, 160.0)))
+    monkeypatch.setattr(trunk, "_trunk_box", lambda *_: (np.full(3, -260.0), np.full(3, 260.0)))
     straight = drawn_places(np.array([*organs.centres.values()]) - trunk._middle_mm(organs), pose)
     for number in range(60):
         rng = np.random.default_rng([5, number])
-        places = straight + np.array([0, 0, 1, 1])[:, None] * (0, rng.uniform(-90, 90), 0)
+        places = straight + np.array([0, 0, 1, 1])[:, None] * (0, rng.uniform(-140, 140), 0)
         low, size = trunk._draw_field(rng, organs, pose, dict(zip(LEVELS, places)))
         seen = places[(places[:, 2] > low[2]) & (places[:, 2] < low[2] + size[2])]
         assert (seen > low).all() and (seen < low + size).all()

@@ -18,7 +18,7 @@ _SKIN_HU, _SKIN_MM = 20.0, 2.0
 _METAL_HU = 3071.0
 #: Muscles are so many times longer than wide, and between so many are drawn.
 _SLENDER, _MUSCLES = 5.0, (5, 13)
-_HIP_SHARE, _BOTH_SHARE, _METAL_SHARE = 0.5, 0.4, 0.12
+_HIP_SHARE, _BOTH_SHARE, _METAL_SHARE = 0.5, 0.4, 0.25
 
 
 @dataclass(frozen=True)
