@@ -20,8 +20,8 @@ from utils.imaging.volume import Volume
 PredictTile = Callable[[np.ndarray], np.ndarray]
 #: Channels: heat of the bodies' centres, of the first sacral body, logit of a rib, and then levels.
 BODY, SACRUM, RIB, LEVELS = 0, 1, 2, 3
-#: Edges of tiles are multiples of this, as every level of the network halves them. One tile holds the trunk of
-#: a large man at 3 mm, 48 cm deep and wide, and 58 cm of his length.
+#: Edges of tiles are multiples of this, as every level of the network halves them. One tile holds the trunk
+#: of a large man at 3 mm, 48 cm deep and wide, and 58 cm of his length.
 MULTIPLE, MOST_VOXELS = 16, (160, 160, 192)
 #: Voxels that two tiles share at least, and the weight of a face beside that of the middle.
 OVERLAP, LEAST_WEIGHT = 24, 0.05
