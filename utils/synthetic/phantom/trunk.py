@@ -179,10 +179,10 @@ def _paint_chest(hu: np.ndarray, scene: _Scene, chest: np.ndarray) -> None:
     middle = np.interp(u / s, [-150, -105, -60, -32, -18], [8, 22, 26, 22, 0]) * s
     # Beside the bodies and the arches the lungs come up to the bone; behind them ribs and muscles begin.
     near = np.where(u > -20 * s, margin + np.maximum(u - 14 * s, 0) * 1.2, middle).astype(np.float32)
-    # The lungs taper to a dome on either side.
+    # The lungs taper to a dome on either side, which slopes down to the front as the first ribs do.
     tops = [scene.organ(f"apex {side}")[2] - 6 * s for side in ("left", "right")]
-    apex = np.interp(scene.v, (-1, 1), tops) + s * 16 * np.square((beside - 48 * s) / (42 * s))
-    lung = chest & (beside > near) & ((i > apex) | (i > scene.levels["T5"][2]))
+    down = 16 * np.square((beside / s - 48) / 42) + 0.35 * np.maximum(-u / s - 15, 0)
+    lung = chest & (beside > near) & (i > np.interp(scene.v, (-1, 1), tops) + s * np.minimum(down, 45))
     hu[chest] = (FAT_HU * 0.75 + 50 * np.clip(scene.coarse + 0.3, 0, 2))[chest]
     grain = LUNG_HU + 35 * scene.coarse + 25 * scene.fine + np.clip(u, -60, 40)
     grain += 750 * np.clip(scene.fine - 1.6, 0, 1)  # vessels
