@@ -7,6 +7,7 @@ the arc, from its head to its cartilage, is the drawn one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -14,19 +15,50 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from utils.synthetic.phantom.anatomy import Anatomy, Vertebra
+from utils.synthetic.phantom.anatomy import Anatomy, Habitus, Vertebra
 from utils.synthetic.phantom.shapes import INFERIOR, RIGHT, SIDES, Plate, Solid
 
 #: Exponent of the superellipses of cage and skin.
 ROUNDNESS = 2.4
 _LEVELS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14)
 _HALF_DEPTHS = (32, 44, 58, 70, 80, 92, 100, 104, 102, 92)
-_HALF_WIDTHS = (48, 58, 80, 98, 112, 126, 134, 136, 130, 122)
-#: How far a rib descends on each mm of its way around the cage, by its number.
-_SLOPES = ((1, 2, 4, 10, 12), (0.15, 0.3, 0.45, 0.5, 0.6))
+_HALF_WIDTHS = (50, 66, 88, 102, 112, 123, 131, 134, 130, 122)
+#: How far the cage's back lies behind the canal, by the level's number.
+_BEHIND = ((0, 1, 2, 3, 5), (-5.0, -1.0, 4.0, 7.0, 10.0))
+#: How far a rib descends on each mm of its way around the cage, by its number, and how far it begins from the
+#: middle of its body, in heights of the body. Ribs spring off at the upper end plate, the last two lower.
+#: Measured in the ribs of LIDC-IDRI-0001: from the neck to the lateral-most point rib 1 falls by 20 mm, rib 2
+#: by 24, 4 by 40, 6 by 56, 8 by 72, 10 by 80.
+_SLOPES = ((1, 2, 4, 6, 8, 10, 12), (0.42, 0.32, 0.34, 0.38, 0.44, 0.5, 0.52))
+_NECKS = ((9, 11, 12), (-0.3, -0.1, 0.0))
 _BAR_MM, _RIB_HALF_MM = 22.0, 2.6
 #: Angle from the back at which the cartilages reach the sternum, radians.
 _STERNUM = 2.95
+
+
+@dataclass(frozen=True)
+class Build(Habitus):
+    """A habitus with the levels of organs.
+
+    Attributes
+    ----------
+    organ_levels : mapping of str to float
+        Where each of `ORGAN_LEVELS` lies along the spine, as a level's number: C7 0, T1 1, T12 12, L1 13.
+    """
+
+    organ_levels: Mapping[str, float]
+
+
+def level_point(anatomy: Anatomy, number: float) -> np.ndarray:
+    """Give the point of the spine's course, (3,), mm, at a level's number: C7 0, T1 1, T12 12, L1 13.
+
+    The course is straight between body centres. T13 lies between T12 and L1 and has no number; an absent T12
+    lies between its neighbours, for organs do not follow the count of the vertebrae.
+    """
+    first = {"C": -7, "T": 0, "L": 12}
+    found = {first[v.name[0]] + int(v.name[1:]): v.origin for v in anatomy.vertebrae if v.name != "T13"}
+    numbers, points = np.array([*found]), np.array([*found.values()])
+    return np.array([np.interp(number, numbers, column) for column in points.T])
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,26 +91,38 @@ def cage_of(anatomy: Anatomy) -> Cage:
         number = {"cervical": 0, "lumbar": 13, "thoracic": int(vertebra.name[1:])}[vertebra.region]
         depth = deeper * size * float(np.interp(number, _LEVELS, _HALF_DEPTHS))
         width = wider * size * float(np.interp(number, _LEVELS, _HALF_WIDTHS))
-        behind = vertebra.size.depth / 2 + vertebra.size.canal_depth + 10
+        behind = vertebra.size.depth / 2 + vertebra.size.canal_depth + np.interp(number, *_BEHIND)
         rows.append((vertebra.origin[0] + behind - depth, vertebra.origin[1], depth, width))
     return Cage(anatomy.body_centres()[:, 2], np.array(rows))
 
 
 def rib_path(anatomy: Anatomy, vertebra: Vertebra, side: int) -> np.ndarray:
     """Give the course of a rib and its cartilage to the sternum, head first: points (n, 3), mm."""
-    size = vertebra.size
-    beside = side * (size.transverse_span / 2 - 3)
-    at = -0.5 if vertebra.region == "thoracic" and int(vertebra.name[1:]) < 11 else -0.15
+    size, number = vertebra.size, _rib_number(vertebra)
+    # The heads of ribs 2 to 10 lie at the disc above, the others on their own bodies.
+    at = -0.5 if 1 < number < 11 and vertebra.region == "thoracic" else -0.15
     head = vertebra.world(size.depth / 2 - 4.5, side * (size.width / 2 + 2.6), at * size.height)
-    neck = vertebra.world(size.depth / 2 + 0.8 * size.canal_depth - 4, beside, -0.3 * size.height)
+    neck = _neck(vertebra, side)
     arc = _arc(anatomy, vertebra, side)
     # A lumbar rib sits on the tip of the transverse process, a thoracic one begins at the body.
     return np.stack([neck, *arc] if vertebra.region == "lumbar" else [head, neck, *arc])
 
 
+def _rib_number(vertebra: Vertebra) -> int:
+    return {"cervical": 1, "lumbar": 12, "thoracic": int(vertebra.name[1:])}[vertebra.region]
+
+
+def _neck(vertebra: Vertebra, side: int) -> np.ndarray:
+    """Where a rib meets the transverse process, which reaches less far back the higher it lies."""
+    size, number = vertebra.size, _rib_number(vertebra)
+    back = size.depth / 2 + np.interp(number, (1, 3), (0.5, 0.8)) * size.canal_depth - 4
+    beside = side * (size.transverse_span / 2 - 3)
+    return vertebra.world(back, beside, np.interp(number, *_NECKS) * size.height)
+
+
 def _arc(anatomy: Anatomy, vertebra: Vertebra, side: int) -> np.ndarray:
-    cage, start = cage_of(anatomy), vertebra.origin[2] + 8
-    number = {"cervical": 1, "lumbar": 12, "thoracic": int(vertebra.name[1:])}[vertebra.region]
+    # A rib goes on from its neck, which a kyphosis lifts over its body.
+    cage, start, number = cage_of(anatomy), _neck(vertebra, side)[2], _rib_number(vertebra)
     slope = anatomy.habitus.rib_slope * float(np.interp(number, *_SLOPES))
     _, _, _, width = cage.at(start)
     begin = np.arcsin(min((vertebra.size.transverse_span / 2 + 8) / width, 0.95) ** (ROUNDNESS / 2))
@@ -104,12 +148,16 @@ def wide_rib_solids(anatomy: Anatomy, vertebra: Vertebra) -> list[Solid]:
     """Both ribs of a vertebra, each as a chain of flat bars whose ends lie its length apart."""
     lengths = anatomy.habitus.ribs_mm.get(vertebra.code, (0.0, 0.0))
     thick = _RIB_HALF_MM * anatomy.stature
-    down, solids = np.array([0.25, 0.1, 1.0]), []
+    solids = []
+    # The first rib lies flat, the second leans, the others stand on their edge.
+    upright = float(np.interp(_rib_number(vertebra), (1, 2, 3), (0.25, 0.7, 1.0)))
     for side, length in zip(SIDES, lengths):
         # The rounded ends of the bars are part of the length.
         path = cut_path(rib_path(anatomy, vertebra, side), thick, length - thick)
         for k, (a, b) in enumerate(pairwise(path)):
             wide = 1.2 if k < 1 else 2.8
+            outward = np.cross(b - a, INFERIOR) / np.linalg.norm(b - a)
+            down = upright * np.array([0.25, 0.1, 1.0]) + (1 - upright) * outward
             solids.append(Solid((Plate(a, b, (thick, thick), down, (wide, wide)),)))
     return solids
 
@@ -127,36 +175,33 @@ def cartilages(anatomy: Anatomy) -> list[Plate]:
 
 def girdle_solids(anatomy: Anatomy) -> list[Solid]:
     """Sternum, scapulae, clavicles and the upper arm bones."""
-    names = {v.name: v.origin[2] for v in anatomy.vertebrae}
-    cage, s = cage_of(anatomy), anatomy.stature
-    top, low = names["T3"], names["T10"]
+    levels, cage, s = anatomy.habitus.organ_levels, cage_of(anatomy), anatomy.stature
+    top, low = (level_point(anatomy, levels[name])[2] for name in ("sternum", "xiphoid"))
     front = [cage.wall(np.pi, np.array(h), 1) for h in (top, (top + low) / 2, low)]
     plates = [
         Plate(front[0], front[1], (5 * s, 4 * s), RIGHT, (18 * s, 12 * s)),
         Plate(front[1], front[2], (4 * s, 4 * s), RIGHT, (14 * s, 12 * s)),
     ]
     for side in SIDES:
-        plates += _shoulder(anatomy, cage, names, side, front[0])
+        plates += _shoulder(anatomy, cage, side, front[0])
     return [Solid((plate,)) for plate in plates]
 
 
 def shoulder_joint(anatomy: Anatomy, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Give the centre of the head of the upper arm bone, and the way to the elbow, mm."""
-    names, s = {v.name: v.origin for v in anatomy.vertebrae}, anatomy.stature
-    up = anatomy.habitus.arms == "up"
-    middle = names["T1"] if up else names["T2"]
+    s, up = anatomy.stature, anatomy.habitus.arms == "up"
+    middle = level_point(anatomy, anatomy.habitus.organ_levels["shoulder"] + (0 if up else 1))
     joint = middle + np.array([-25.0, side * (140 if up else 165), -20 if up else 5]) * s
     way = {"up": (-30, side * 40, -260), "down": (20, side * 35, 280), "away": (-60, side * 260, 0)}
     return joint, np.array(way[anatomy.habitus.arms], float) * s
 
 
-def _shoulder(
-    anatomy: Anatomy, cage: Cage, names: dict[str, float], side: int, notch: np.ndarray
-) -> list[Plate]:
+def _shoulder(anatomy: Anatomy, cage: Cage, side: int, notch: np.ndarray) -> list[Plate]:
     s, (joint, way) = anatomy.stature, shoulder_joint(anatomy, side)
-    inner = cage.wall(0.55, np.array(names["T4"]), side, 14 * s)
-    outer = cage.wall(1.05, np.array(names["T4"]), side, 14 * s)
-    low = cage.wall(0.75, np.array(names["T8"]), side, 14 * s)
+    tip = anatomy.habitus.organ_levels["scapula"]
+    high, low = (level_point(anatomy, number)[2] for number in (tip - 4.8, tip))
+    inner, outer = (cage.wall(angle, high, side, 14 * s) for angle in (0.55, 1.05))
+    low = cage.wall(0.75, low, side, 14 * s)
     socket = joint - np.array([-4, side * 26, 0]) * s
     across = outer - inner
     wide = float(np.linalg.norm(across)) / 2

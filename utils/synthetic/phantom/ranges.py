@@ -44,6 +44,8 @@ class Ranges:
         Shares of subjects.
     spurs : range
         Mean number of spurs a vertebra in a worn spine.
+    organ_shift : range
+        How many levels each organ lies below its median level (see `ORGAN_LEVELS`).
     rib_scale, rib_11_mm, rib_12_mm, rib_13_mm, stump_mm : range or None
         Factor of the mean lengths of ribs 1 to 10; lengths of the last ribs; of cervical and lumbar ribs.
     rate_cervical_rib, rate_lumbar_rib : float
@@ -78,6 +80,7 @@ class Ranges:
     rate_cement: float = 0.0
     rate_screws: float = 0.0
     spurs: Range = (0.3, 1.2)
+    organ_shift: Range = (0, 0)
     rib_scale: Range | None = None
     rib_11_mm: Range | None = None
     rib_12_mm: Range | None = None
@@ -116,6 +119,7 @@ WIDE = Ranges(
     rate_cement=0.06,
     rate_screws=0.06,
     spurs=(0.5, 5),
+    organ_shift=(-1.5, 1.5),
     rib_scale=(0.9, 1.12),
     rib_11_mm=(100, 200),
     rib_12_mm=(0, 140),
@@ -127,6 +131,27 @@ WIDE = Ranges(
     slice_mm=(1, 5),
     noise_hu=(5, 120),
 )
+#: Median levels of organs, as numbers along the spine: C7 is 0, T1 1, T12 12, L1 13. "base" is where the lung
+#: behind the dome ends.
+#: Lungs: medians of five chests and a belly with known levels (`experiments/real`). Heart, kidneys, spleen,
+#: stomach, sternum, scapulae: the masks of one of them (LIDC-IDRI-0001), rounded. The fork of the airways
+#: ("hilum", and the aortic arch with it) and the shoulders: as textbooks place them, not measured.
+ORGAN_LEVELS = {
+    "apex right": 1.2,
+    "apex left": 1.0,
+    "base right": 13.2,
+    "base left": 12.6,
+    "hilum": 5.3,
+    "heart": 8.0,
+    "kidney right": 14.0,
+    "kidney left": 13.9,
+    "spleen": 11.4,
+    "stomach": 12.6,
+    "sternum": 2.1,
+    "xiphoid": 9.4,
+    "scapula": 7.8,
+    "shoulder": 1.2,
+}
 RANGES = {ranges.name: ranges for ranges in (USUAL, WIDE)}
 #: Shortest rib that makes a vertebra thoracic by VerSe's rule, mm.
 THORACIC_RIB_MM = 40.0

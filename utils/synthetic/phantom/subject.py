@@ -15,7 +15,6 @@ import numpy as np
 
 from utils.synthetic.phantom.anatomy import (
     Anatomy,
-    Habitus,
     Quirks,
     Size,
     assemble,
@@ -26,11 +25,12 @@ from utils.synthetic.phantom.anatomy import (
     draw_stature,
     draw_tilts,
 )
-from utils.synthetic.phantom.ranges import THORACIC_RIB_MM, USUAL, Ranges
+from utils.synthetic.phantom.cage import Build
+from utils.synthetic.phantom.ranges import ORGAN_LEVELS, THORACIC_RIB_MM, USUAL, Ranges
 from utils.verse.labels import code_of_name, name_of_code
 
 #: Lengths of the ribs 1 to 10 along their arc, from the head to the cartilage, mm.
-_RIB_MM = (120, 185, 230, 260, 280, 295, 300, 290, 265, 230)
+_RIB_MM = (115, 180, 230, 260, 280, 295, 300, 290, 265, 230)
 _SEVERITIES = ((0.55, 0.75, 1.0), (0.9, 0.6, 0.95), (0.5, 0.45, 0.6))
 
 
@@ -141,15 +141,24 @@ def _wilder_quirks(rng: np.random.Generator, names: list[str], ranges: Ranges) -
     return found
 
 
-def _draw_habitus(rng: np.random.Generator, names: list[str], stature: float, ranges: Ranges) -> Habitus:
-    return Habitus(
+def _draw_habitus(rng: np.random.Generator, names: list[str], stature: float, ranges: Ranges) -> Build:
+    return Build(
         _draw_ribs(rng, names, stature, ranges),
         rib_slope=float(rng.uniform(0.7, 1.25)),
         cage_scale=(float(rng.uniform(0.85, 1.2)), float(rng.uniform(0.88, 1.1))),
         lung_margin_mm=float(rng.uniform(0, 7)),
         arms=str(rng.choice(["up", "down", "away"], p=(0.5, 0.25, 0.25))),
         lying=str(rng.choice(["supine", "prone", "right", "left"], p=(0.8, 0.1, 0.05, 0.05))),
+        organ_levels=_draw_organ_levels(rng, ranges),
     )
+
+
+def _draw_organ_levels(rng: np.random.Generator, ranges: Ranges) -> dict[str, float]:
+    """Each organ for itself, so that none tells the level of another; the lungs share most of the breath."""
+    shifts = dict(zip(ORGAN_LEVELS, rng.uniform(*ranges.organ_shift, len(ORGAN_LEVELS))))
+    breath = shifts["base right"]
+    shifts["base left"] = 0.7 * breath + 0.3 * shifts["base left"]
+    return {name: float(level + shifts[name]) for name, level in ORGAN_LEVELS.items()}
 
 
 def _draw_ribs(

@@ -14,13 +14,15 @@ import numpy as np
 
 from utils.synthetic.phantom import soft
 from utils.synthetic.phantom.anatomy import Anatomy
-from utils.synthetic.phantom.cage import ROUNDNESS, cage_of, cartilages, shoulder_joint
+from utils.synthetic.phantom.cage import ROUNDNESS, cage_of, cartilages, level_point, shoulder_joint
 from utils.synthetic.phantom.inlays import paint_shape, shape_window
 from utils.synthetic.phantom.shapes import POSTERIOR, RIGHT, SIDES, BodyGrid, Plate
 from utils.synthetic.phantom.soft import AIR_HU, FAT_HU, GAS_HU, LUNG_HU, MUSCLE_HU, Course
 from utils.synthetic.phantom.values import TissueValues
 
 _WALL_MM = 6.0
+#: How far the diaphragm reaches below the last lung that is seen, in levels.
+_RECESS_LEVELS = 1.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,11 @@ class _Scene:
     def place(self, level: str, u: float, v: float, down: float = 0.0) -> np.ndarray:
         """A point in the body frame, mm: from a level's centre, at stature 1."""
         return self.levels[level] + np.array([u, v, down]) * self.anatomy.stature
+
+    def organ(self, name: str, u: float = 0.0, v: float = 0.0, *, below: float = 0.0) -> np.ndarray:
+        """A point in the body frame, mm: from the level of an organ, or so many levels below it."""
+        number = self.anatomy.habitus.organ_levels[name] + below
+        return level_point(self.anatomy, number) + np.array([u, v, 0]) * self.anatomy.stature
 
 
 def trunk_tissue(
@@ -116,8 +123,9 @@ def _paint_skin(scene: _Scene) -> tuple[np.ndarray, np.ndarray]:
     course, i = scene.course, scene.grid.axes()[2]
     cage = cage_of(scene.anatomy).at(i.ravel())[:, None, None].astype(np.float32)
     fat, muscle = scene.anatomy.fat_mm * 0.8, 14.0
-    # The trunk holds the cage with its muscles: from the chest down the skin is never nearer.
-    chest = (i > scene.levels["T2"][2]).astype(np.float32)
+    # The trunk holds the cage with its muscles: from the apex of the lungs down the skin is never nearer.
+    neck = [scene.levels[name][2] for name in ("C7", "T1")]
+    chest = np.interp(i, neck, (0, 1)).astype(np.float32)
     half_depth = np.maximum(course.half_depth, chest * (cage[2] + fat + 0.6 * muscle))
     half_width = np.maximum(course.half_width, chest * (cage[3] + fat + muscle))
     half_width = half_width + _shoulder_width(scene, i)
@@ -145,7 +153,9 @@ def _cavity(scene: _Scene) -> np.ndarray:
     p, r, i = scene.grid.axes()
     at = cage_of(scene.anatomy).at(i.ravel())[:, None, None].astype(np.float32)
     wall = _rounded((p - at[0]) / at[2], (r - at[1]) / at[3])
-    return (wall < _shrunk(np.minimum(at[2], at[3]), _WALL_MM)) & (i > scene.levels["T1"][2] - 25)
+    return (wall < _shrunk(np.minimum(at[2], at[3]), _WALL_MM)) & (
+        i > scene.levels["T1"][2] - 45 * scene.anatomy.stature
+    )
 
 
 def _diaphragm(scene: _Scene) -> np.ndarray:
@@ -153,11 +163,11 @@ def _diaphragm(scene: _Scene) -> np.ndarray:
     p, r, _ = scene.grid.axes()
     centre, s = scene.levels["T10"], scene.anatomy.stature
     u, v = (p - centre[0]) / s, (r - centre[1]) / s
-    depth = scene.rng.normal(-5, 18)  # of the breath
-    lowest = scene.levels["L1"][2] + depth + 0.35 * np.clip(u, -160, 0) * s
+    ends = [scene.organ(f"base {side}", below=_RECESS_LEVELS)[2] for side in ("left", "right")]
+    lowest = np.interp(v, (-30, 30), ends) + 0.32 * np.clip(u, -160, 0) * s
     domes = [
-        rise * np.clip(1 - np.square((u + 65) / 100) - np.square((v - side * 66) / 78), 0, 1) ** 0.75
-        for side, rise in zip(SIDES, scene.rng.normal((85, 68), 12))
+        rise * np.clip(1 - np.square((u + 65) / 95) - np.square((v - side * 66) / 78), 0, 1) ** 0.75
+        for side, rise in zip(SIDES, scene.rng.uniform((45, 65), (95, 125)))
     ]
     return (lowest - s * np.maximum(*domes)).astype(np.float32)
 
@@ -169,9 +179,10 @@ def _paint_chest(hu: np.ndarray, scene: _Scene, chest: np.ndarray) -> None:
     middle = np.interp(u / s, [-150, -105, -60, -32, -18], [8, 22, 26, 22, 0]) * s
     # Beside the bodies and the arches the lungs come up to the bone; behind them ribs and muscles begin.
     near = np.where(u > -20 * s, margin + np.maximum(u - 14 * s, 0) * 1.2, middle).astype(np.float32)
-    # Above T3 the lungs taper to a dome on either side.
-    apex = scene.levels["T2"][2] + s * (-22 + 30 * np.square((beside - 48 * s) / (42 * s)))
-    lung = chest & (beside > near) & ((i > apex) | (i > scene.levels["T5"][2]))
+    # The lungs taper to a dome on either side, which slopes down to the front as the first ribs do.
+    tops = [scene.organ(f"apex {side}")[2] - 6 * s for side in ("left", "right")]
+    down = 16 * np.square((beside / s - 48) / 42) + 0.35 * np.maximum(-u / s - 15, 0)
+    lung = chest & (beside > near) & (i > np.interp(scene.v, (-1, 1), tops) + s * np.minimum(down, 45))
     hu[chest] = (FAT_HU * 0.75 + 50 * np.clip(scene.coarse + 0.3, 0, 2))[chest]
     grain = LUNG_HU + 35 * scene.coarse + 25 * scene.fine + np.clip(u, -60, 40)
     grain += 750 * np.clip(scene.fine - 1.6, 0, 1)  # vessels
@@ -197,7 +208,7 @@ def _paint_illness(hu: np.ndarray, scene: _Scene, lung: np.ndarray) -> None:
 def _paint_heart(hu: np.ndarray, scene: _Scene) -> None:
     blood, muscle = scene.values.heart_hu, min(scene.values.heart_hu, 90.0)
     size = scene.rng.uniform(0.85, 1.2)
-    centre = scene.place("T8", -82, -22)
+    centre = scene.organ("heart", -82, -22)
     radii = np.array([52, 60, 55]) * size * scene.anatomy.stature
     paint_ellipsoid(hu, scene.grid, centre, radii, muscle)
     chambers = (((8, -22, 12), (26, 24, 34)), ((-22, 12, 0), (20, 26, 36)), ((28, 4, -18), (20, 32, 22)))
@@ -209,21 +220,26 @@ def _paint_heart(hu: np.ndarray, scene: _Scene) -> None:
 def _paint_great_vessels(hu: np.ndarray, scene: _Scene) -> None:
     """Aorta with its arch, pulmonary arteries, veins of the chest, oesophagus, airways."""
     artery, vein = scene.values.vessels[0].hu, scene.values.vessels[1].hu
-    at, s = scene.place, scene.anatomy.stature
-    aorta = [at("T7", -75, 6), at("T5", -78, 12), at("T4", -62, 4), at("T4", -36, -14), at("T5", -24, -22)]
-    aorta += [at(name, -24, -22) for name in ("T6", "T8", "T10")] + [at("T12", -28, -10)]
+    place, s = scene.place, scene.anatomy.stature
+
+    def at(level: float, u: float, v: float) -> np.ndarray:
+        """From the fork of the airways, which lies at 5."""
+        return scene.organ("hilum", u, v, below=level - 5)
+
+    aorta = [at(7, -75, 6), at(5, -78, 12), at(4, -62, 4), at(4, -36, -14), at(5, -24, -22)]
+    aorta += [at(6, -24, -22), place("T9", -24, -22), place("T10", -24, -22), place("T12", -28, -10)]
     heart = scene.values.heart_hu
     lines = [
         (aorta, 13.0, artery),
-        ([at("T7", -85, -10), at("T5", -65, -22), at("T6", -48, -48)], 12.0, heart),
-        ([at("T5", -62, -15), at("T6", -50, 10), at("T6", -48, 45)], 11.0, heart),
-        ([at("T2", -52, 24), at("T4", -62, 24), at("T7", -66, 30)], 9.0, vein),
-        ([at("C7", -28, -3), at("T5", -24, -4), at("T11", -34, -6)], 7.0, 35.0),
+        ([at(7, -85, -10), at(5, -65, -22), at(6, -48, -48)], 12.0, heart),
+        ([at(5, -62, -15), at(6, -50, 10), at(6, -48, 45)], 11.0, heart),
+        ([at(2, -52, 24), at(4, -62, 24), at(7, -66, 30)], 9.0, vein),
+        ([place("C7", -28, -3), place("T5", -24, -4), place("T11", -34, -6)], 7.0, 35.0),
     ]
-    lines += [([at("T6", -48, side * 40), at("T9", -30, side * 70)], 6.0, heart) for side in SIDES]
+    lines += [([at(6, -48, side * 40), at(9, -30, side * 70)], 6.0, heart) for side in SIDES]
     airway = AIR_HU + 30
-    lines += [([at("C6", -32, 0), at("T2", -38, 0), at("T5", -42, 3)], 8.5, airway)]
-    lines += [([at("T5", -42, 3), at("T6", -45, side * 38)], 6.0, airway) for side in SIDES]
+    lines += [([place("C6", -32, 0), at(2, -38, 0), at(5, -42, 3)], 8.5, airway)]
+    lines += [([at(5, -42, 3), at(6, -45, side * 38)], 6.0, airway) for side in SIDES]
     for points, radius, value in lines:
         for a, b in pairwise(points):
             paint_shape(hu, scene.grid, Plate(a, b, (radius * s,) * 2, RIGHT), value)
@@ -256,14 +272,14 @@ def _paint_belly(hu: np.ndarray, scene: _Scene, cavity: np.ndarray, lowest: np.n
     below = lowest + scene.rng.uniform(105, 165) * s * np.maximum(1 - np.square((r - 75 * s) / (125 * s)), 0)
     np.copyto(hu, liver_hu, where=belly & (i < below) & (u < np.where(beside > 45 * s, 8, -22) * s))
     organs = (
-        (("T11", -10, -88, 5), (42, 30, 52), scene.values.organ_hu),
-        (("T12", -85, -60, 0), (45, 46, 55), 35.0),
-        (("T12", -118, -55, -5), (14, 36, 42), GAS_HU),
+        (("spleen", -10, -88), (42, 30, 52), scene.values.organ_hu),
+        (("stomach", -85, -60), (45, 46, 55), 35.0),
+        (("stomach", -118, -55), (14, 36, 42), GAS_HU),
     )
     for where, half, value in organs:
-        paint_ellipsoid(hu, scene.grid, scene.place(*where), np.multiply(half, s), value)
-    for side, level in zip(SIDES, ("L2", "L1")):
-        centre = scene.place(level, -6, side * 60)
+        paint_ellipsoid(hu, scene.grid, scene.organ(*where), np.multiply(half, s), value)
+    for side, name in zip(SIDES, ("kidney right", "kidney left")):
+        centre = scene.organ(name, -6, side * 60)
         paint_ellipsoid(hu, scene.grid, centre, np.array([29, 32, 62]) * s, FAT_HU)
         paint_ellipsoid(hu, scene.grid, centre, np.array([25, 28, 55]) * s, scene.values.kidney_hu)
         paint_ellipsoid(
