@@ -9,7 +9,7 @@ import pytest
 
 from experiments.real.facts import read_facts
 from experiments.real.folds import ORGANS
-from experiments.starter import Recipe, all_steps, main, recipe_from_command_line
+from experiments.starter import ON_DRAWN, Recipe, all_steps, main, recipe_from_command_line
 from experiments.steps import PROJECT
 from utils.command_line import settings_from_command_line
 from utils.settings import HeatmapPreparationSettings, HeatmapTrainingSettings, SegmentationTrainingSettings
@@ -21,7 +21,18 @@ SCRIPTS = {
 }
 #: The trainings: script, preset, options.
 TRAINED = [
-    ("train_heatmap.py", "starter", "--epochs 32 --examples-per-epoch 50 --validate-every 8"),
+    (
+        "train_heatmap.py",
+        "starter",
+        "--crop-voxels 48 64 80 --epochs 60 --examples-per-epoch 100 --validate-every 10 --learning-rate 2e-3 "
+        "--final-learning-rate 2e-4 --seed 0",
+    ),
+    (
+        "train_heatmap.py",
+        "starter",
+        "--epochs 16 --examples-per-epoch 50 --validate-every 8 --learning-rate 3e-4 "
+        "--final-learning-rate 3e-5 --seed 1",
+    ),
     (
         "train_heatmap.py",
         "starter",
@@ -110,7 +121,8 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
         for words in trainings_of(lines_of(folder))
     ]
     assert found == [
-        (["heatmap-drawn"], [*RARE, REAL, KNOWN, TRUNKS], []),
+        (["heatmap-small-crops"], [*RARE, REAL, KNOWN, TRUNKS], []),
+        (["heatmap-drawn"], [*RARE, REAL, KNOWN, TRUNKS], [str(MODELS / "heatmap-small-crops")]),
         (["heatmap"], [*RARE, REAL], [str(MODELS / "heatmap-drawn")]),
         (["segmentation-phantoms"], [*RARE, REAL, MASK], []),
         (["segmentation-drawn"], [REAL], [str(MODELS / "segmentation-phantoms")]),
@@ -122,12 +134,12 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
 def test_the_command_lines_are_those_of_the_scripts(folder):
     lines = lines_of(folder, options=("--precision", "bfloat16"))
     settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
-    assert [chosen.seed for chosen in settings] == [0, 1, 0, 1, 2, 0]
-    assert [chosen.epochs for chosen in settings] == [32, 6, 40, 60, 28, 12]
-    assert [chosen.precision for chosen in settings] == [*["bfloat16"] * 2, "auto", *["bfloat16"] * 3]
-    assert len({chosen.name for chosen in settings}) == 6
-    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 4
-    assert {chosen.target for chosen in settings[:2]} == {"centres"}
+    assert [chosen.seed for chosen in settings] == [0, 1, 1, 0, 1, 2, 0]
+    assert [chosen.epochs for chosen in settings] == [60, 16, 6, 40, 60, 28, 12]
+    assert [chosen.precision for chosen in settings] == [*["bfloat16"] * 3, "auto", *["bfloat16"] * 3]
+    assert len({chosen.name for chosen in settings}) == 7
+    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 3 + [2.0] * 4
+    assert {chosen.target for chosen in settings[:3]} == {"centres"}
 
 
 # The data
@@ -161,7 +173,7 @@ def test_scans_and_trunks_are_drawn(folder):
     (line,) = [line for line in lines_of(folder) if line.startswith("pre_processing_heatmap.py")]
     words = shlex.split(line)
     settings = settings_from_command_line(SCRIPTS[words[0]], words[1:])
-    assert settings.drawn == (1200, 40) and settings.trunks == 240
+    assert settings.drawn == (1500, 40) and settings.trunks == 240
     assert settings.organs == tuple(folder / "shared" / path for path in ORGANS)
 
 
@@ -201,7 +213,7 @@ def test_patterns_are_given_for_cases_that_are_there(folder, kind, pattern):
 def test_without_organs_no_trunk_is_drawn_or_excluded(folder, capsys):
     (folder / "shared" / ORGANS[1]).unlink()
     lines = lines_of(folder)
-    assert any("--drawn 1200 40" in line for line in lines)
+    assert any("--drawn 1500 40" in line for line in lines)
     assert not any("--trunks" in line or TRUNKS in line for line in lines)
     places = (folder / "data", folder / "shared", Path("s"))
     assert main(Recipe(*places), dry_run=True) == 0
@@ -212,7 +224,7 @@ def test_without_real_scans_the_network_for_drawn_ones_is_shipped(folder, capsys
     absent = folder / "absent"
     lines = lines_of(folder, shared=absent)
     assert not any("experiments/real" in line for line in lines)
-    assert [name for name in excluded_of(lines) if name.startswith("heatmap")] == ["heatmap-drawn"]
+    assert [name for name in excluded_of(lines) if name.startswith("heatmap")] == list(ON_DRAWN)
     assert "copy the network of s/work/models/heatmap-drawn to s/shipped/heatmap" in lines
     assert main(Recipe(folder / "data", absent), dry_run=True) == 0
     said = capsys.readouterr().out.splitlines()[0]
@@ -299,5 +311,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 19 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 20 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()

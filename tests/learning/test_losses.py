@@ -89,15 +89,16 @@ def test_localiser_loss_is_0_at_the_truth():
     np.testing.assert_allclose(losses.centre_level_accuracy(truth, prediction), [1.0])
 
 
-def test_localiser_heat_is_a_weighted_mean_of_squares():
+def test_localiser_heat_is_a_weighted_mean_of_divergences():
     half = (0.5, 0.0, 1.0, 6.0, 1.0)
     truth, prediction = localiser_voxels(
         (AT_CENTRE, 0.5, 0, 30, SURE), (half, 0.4, 0, 30, SURE), (BACKGROUND, 0.2, 0.3, 0, {})
     )
     # A voxel weighs 1 + 99 times its heat; the three voxels of the sacral channel weigh 1 each.
-    body = (100 * 0.25 + 50.5 * 0.01 + 1 * 0.04) / 151.5
-    expected = 100 * (body + 0.09 / 3)
-    np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [expected], rtol=1e-5)
+    between = 0.5 * math.log(0.5 / 0.4) + 0.5 * math.log(0.5 / 0.6)
+    body = (100 * math.log(2) + 50.5 * between - math.log(0.8)) / 151.5
+    expected = 20 * (body - math.log(0.7) / 3)
+    np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [expected], rtol=1e-4)
 
 
 def test_localiser_levels_and_ribs_count_near_centres_alone():
