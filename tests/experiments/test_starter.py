@@ -24,8 +24,8 @@ TRAINED = [
     (
         "train_heatmap.py",
         "starter",
-        "--crop-voxels 48 64 80 --epochs 60 --examples-per-epoch 100 --validate-every 10 --learning-rate 2e-3 "
-        "--final-learning-rate 2e-4 --seed 0",
+        "--crop-voxels 48 64 80 --epochs 60 --examples-per-epoch 100 --validate-every 10 "
+        "--learning-rate 2e-3 --final-learning-rate 2e-4 --seed 0",
     ),
     (
         "train_heatmap.py",

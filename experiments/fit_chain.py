@@ -1,0 +1,131 @@
+"""Fit what a chain of peaks is weighed with (`ChainSettings`), on drawn scans that were held out of training.
+
+Command python experiments/fit_chain.py starter/work/models/heatmap-drawn starter/work/heatmap/3mm/validation
+Time    about five minutes on two CPU cores for 40 scans
+Result  prints the settings that found most; they are entered by hand in utils/localisation/chain.py
+
+Reads   a model directory of train_heatmap.py, and prepared scans with and without a spine
+Writes  nothing
+
+How the heat of a peak speaks for a vertebra is a logistic regression over all peaks. The other weights are
+tried on a grid. A setting scores a point for every body that a vertebra of its chain lies on, and loses one
+for every vertebra on none; a scan without a spine that gets one costs as many points as it gets vertebrae.
+Real scans take no part, as they are reported on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment, minimize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.real.findings import load_localiser
+from utils.imaging.grids import transform_points
+from utils.learning.spine_cases import read_spine_data
+from utils.localisation.chain import USUAL, ChainSettings, chain_of
+from utils.localisation.column import LEAST_HEAT
+from utils.localisation.peaks import Candidates, read_candidates
+from utils.localisation.tiles import localise
+
+#: A peak stands for a body up to this far from its centre: half of the least distance of neighbours.
+NEAR_MM = 8.0
+#: What is tried of the other weights.
+GRID = {
+    "no_spine": (-4.0, -8.0, -12.0),
+    "step": (0.0, 0.75, 1.5),
+    "skip": (-3.0, -5.0),
+    "levels": (0.25, 0.5, 1.0),
+}
+
+
+def candidates_of(heatmap: Path, folder: Path) -> Iterator[tuple[Candidates, np.ndarray]]:
+    """Give the peaks of each prepared scan, and its true body centres, (n, 3), in mm."""
+    networks = load_localiser(heatmap)
+    data, bad = read_spine_data(folder)
+    if bad or not data.cases:
+        raise ValueError(bad[0] if bad else f"{folder}: expected prepared scans, found none.")
+    for case in data.cases:
+        ct = case.stored.mapped()
+        scan = localise(ct, networks.heat, outside=networks.heatmap_outside)
+        yield (
+            read_candidates(scan, least=LEAST_HEAT)[0],
+            transform_points(case.spine.points, ct.affine, np.eye(4)),
+        )
+
+
+def is_on_body(points_mm: np.ndarray, bodies_mm: np.ndarray) -> np.ndarray:
+    """Tell which points stand for a body of their own, one to one, (n,)."""
+    found = np.zeros(len(points_mm), bool)
+    if len(points_mm) and len(bodies_mm):
+        distance = np.linalg.norm(points_mm[:, None] - bodies_mm[None], axis=2)
+        rows, columns = linear_sum_assignment(np.minimum(distance, 2 * NEAR_MM))
+        found[rows] = distance[rows, columns] < NEAR_MM
+    return found
+
+
+def fit_heat(heat: np.ndarray, is_body: np.ndarray) -> tuple[float, float]:
+    """Fit slope and middle of the log-odds that a peak of some heat is a body.
+
+    Parameters
+    ----------
+    heat : np.ndarray, (n,)
+        Heat of the peaks.
+    is_body : np.ndarray of bool, (n,)
+        Whether each stands for a body.
+
+    Returns
+    -------
+    slope, middle : float
+        The odds are even at the middle.
+    """
+
+    def loss(numbers: np.ndarray) -> float:
+        odds = numbers[0] * heat - numbers[1]
+        return float(np.mean(np.logaddexp(0.0, np.where(is_body, -odds, odds))))
+
+    slope, offset = minimize(loss, (10.0, 4.0), method="Nelder-Mead").x
+    return float(slope), float(offset / slope)
+
+
+def score(settings: ChainSettings, scans: Sequence[tuple[Candidates, np.ndarray]]) -> tuple[int, int]:
+    """Give bodies with a vertebra of their own, and vertebrae on none, over all scans."""
+    own = false = 0
+    for candidates, bodies in scans:
+        chain = chain_of(candidates, settings)
+        found = is_on_body(chain.candidates.points_mm, bodies) if chain.has_spine else np.zeros(0, bool)
+        own, false = own + int(found.sum()), false + int((~found).sum())
+    return own, false
+
+
+def main(heatmap: Path, folder: Path) -> None:
+    """Fit, and print a line for every setting that is the best so far."""
+    scans = list(candidates_of(heatmap, folder))
+    on_body = [is_on_body(candidates.points_mm, bodies) for candidates, bodies in scans]
+    slope, middle = fit_heat(np.concatenate([c.heat for c, _ in scans]), np.concatenate(on_body))
+    bodies = sum(len(each) for _, each in scans)
+    print(f"{bodies} bodies, {sum(map(len, on_body))} peaks. As it is: {score(USUAL, scans)}", flush=True)
+    best = -np.inf
+    for values in itertools.product(*GRID.values()):
+        weights = {"heat_slope": round(slope, 1), "heat_middle": round(middle, 2), **dict(zip(GRID, values))}
+        own, false = score(dataclasses.replace(USUAL, **weights), scans)
+        if own - false > best:
+            best = own - false
+            print(f"{own} own, {false} false: {weights}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("heatmap", type=Path, help="model directory")
+    parser.add_argument("folder", type=Path, help="prepared scans")
+    chosen = parser.parse_args()
+    main(chosen.heatmap, chosen.folder)
