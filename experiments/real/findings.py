@@ -12,7 +12,7 @@ from utils.imaging.centroids import read_centroids
 from utils.imaging.nifti import read_ct, read_mask
 from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
-from utils.localisation.column import Column, Votes, find_column, number_column
+from utils.localisation.column import Votes, find_column, number_column
 from utils.localisation.identify import Identification
 from utils.prediction.derivatives import CENTROIDS_SUFFIX, COLUMN_SUFFIX, MASK_SUFFIX, case_path
 from utils.prediction.levels import read_column
@@ -61,13 +61,6 @@ def finding_of_votes(votes: Votes) -> Finding:
     return Finding(decided.codes, votes.centres_mm, identification=decided)
 
 
-def votes_of_column(column: Column, temperature: float) -> Votes:
-    """Give the votes of a column; no vertebra at all where the evidence speaks against a spine."""
-    if column.chain.has_spine:
-        return column.votes(temperature)
-    return Votes(np.zeros((0, 26)), np.zeros(0), np.zeros((0, 3)), None, temperature)
-
-
 def load_localiser(heatmap: Path) -> Networks:
     """Load the network of a model directory that finds vertebrae.
 
@@ -100,7 +93,7 @@ def look_for_vertebrae(ct: Path, networks: Networks) -> Votes:
     """
     coarse = working_ct(read_ct(ct), networks.heatmap_mm)
     column = find_column(coarse, networks.heat, outside=networks.heatmap_outside)
-    return votes_of_column(column, networks.temperature)
+    return column.votes(networks.temperature)
 
 
 def read_prediction(facts: ScanFacts, predictions: Path) -> Finding:

@@ -62,8 +62,8 @@ def test_without_a_spine_there_are_no_centres(height):
     points, affine = spine()
     column = found_by(network_for(points, affine, height=height), affine)
     assert not column.chain.has_spine and column.centres_mm.shape == (0, 3)
-    # The best peak, which is not believed, stays known; heat that is noise has none.
+    # The best peak, which is not believed, stays known to the chain alone; heat that is noise has none.
     assert len(column.chain) == (1 if height else 0)
     votes = column.votes(1.0)
-    assert votes.level_log_probabilities.shape == (len(column.chain), MAX_RANK)
-    assert len(number_column(votes).codes) == len(column.chain)
+    assert votes.level_log_probabilities.shape == (0, MAX_RANK) and votes.sacrum is None
+    assert number_column(votes).codes == ()

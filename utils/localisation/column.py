@@ -9,9 +9,9 @@ import numpy as np
 
 from utils.imaging.volume import Volume
 from utils.localisation.anchors import Anchors, Sacrum, sacrum_below
-from utils.localisation.chain import Chain, chain_of
+from utils.localisation.chain import Chain, chain_of, take
 from utils.localisation.identify import Identification, identify, votes_of_levels
-from utils.localisation.peaks import read_candidates
+from utils.localisation.peaks import Candidates, read_candidates
 from utils.localisation.tiles import PredictTile, localise
 
 #: Peaks of less heat are noise; the chain decides about all others.
@@ -59,15 +59,21 @@ class Column:
     sacrum: Sacrum | None
 
     @property
+    def found(self) -> Candidates:
+        """The peaks that are vertebrae; none where there is no spine."""
+        candidates = self.chain.candidates
+        return candidates if self.chain.has_spine else take(candidates, np.zeros(0, int))
+
+    @property
     def centres_mm(self) -> np.ndarray:
-        """Centres of the bodies, RAS+ mm, (n, 3); none where there is no spine."""
-        return self.chain.candidates.points_mm if self.chain.has_spine else np.zeros((0, 3))
+        """Centres of the bodies, RAS+ mm, (n, 3)."""
+        return self.found.points_mm
 
     def votes(self, temperature: float) -> Votes:
         """Give what its levels are decided from."""
-        found = self.chain.candidates
+        found = self.found
         parts = (found.level_log_probabilities, found.rib_probability, found.points_mm)
-        return Votes(*parts, self.sacrum, temperature)
+        return Votes(*parts, self.sacrum if self.chain.has_spine else None, temperature)
 
 
 def find_column(ct: Volume, predict: PredictTile, *, outside: str) -> Column:

@@ -17,22 +17,13 @@ import numpy as np
 
 from utils.imaging.grids import SAME_GRID_VOXELS, oriented_grid, transform_points, voxels_apart
 from utils.imaging.nifti import read_mask
-from utils.imaging.volume import Grid, Volume
+from utils.imaging.volume import Volume
 from utils.localisation.anchors import Sacrum
 from utils.localisation.column import Votes, number_column
 from utils.localisation.identify import Identification, identify, uniform_votes
 from utils.prediction import derivatives
 from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
 from utils.verse.labels import MAX_CODE, name_of_code
-from utils.walk.records import FoundVertebra
-
-
-def labels_of_walk(vertebrae: Sequence[FoundVertebra], grid: Grid) -> Volume:
-    """Give the label volume of vertebrae on their working grid: 1 for the first one, and so on."""
-    labels = np.zeros(grid.shape, np.uint8)
-    for number, vertebra in enumerate(vertebrae, start=1):
-        labels[vertebra.box][vertebra.mask] = number
-    return Volume(labels, grid.affine)
 
 
 def identify_found(votes: Votes, places: Sequence[int], *, fixed: Mapping[int, int]) -> Identification:

@@ -33,7 +33,6 @@ from utils.prediction.levels import (
     doubt_about,
     identify_counted,
     identify_found,
-    labels_of_walk,
     numbering_of,
     relabel_case,
 )
@@ -164,8 +163,7 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
         centres = transform_points(column.centres_mm, np.eye(4), working.affine)
         found = walk_along(normalised, centres, networks.patch, settings=settings)
         votes = column.votes(networks.temperature)
-    labels = labels_of_walk(found.vertebrae, working.grid)
-    return dataclasses.replace(found, labels=labels), votes
+    return found, votes
 
 
 def read_with_identity(scan: Scan) -> ReadScan:
