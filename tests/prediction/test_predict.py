@@ -396,8 +396,8 @@ def test_weak_heat_is_no_spine(tmp_path, fake):
     scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
     case, warning = predict.predict_case(scan, fake.networks(), settings_for(scan.path, output=tmp_path))
     assert case.quality.no_spine and warning == "no vertebra found" and fake.patches == 0
-    # What the network said of the peaks is kept, so that nobody takes them for never seen.
-    assert len(json.loads(case.column)["vertebrae"]) > 0
+    # Peaks that are no spine are not said to be vertebrae anywhere.
+    assert json.loads(case.column)["vertebrae"] == []
 
 
 def test_a_vertebra_found_but_not_outlined_is_a_gap_and_its_vote_counts(tmp_path, monkeypatch):
