@@ -275,7 +275,9 @@ def posterior(column: Column) -> tuple[np.ndarray, float]:
         forward[place] = np.logaddexp.reduce(np.concatenate([forward[place][None], *above]), axis=0)
     for place in reversed(range(count)):
         below = [steps[place, v] + backward[v] for v in range(place + 1, count)]
-        backward[place] = np.logaddexp.reduce(np.concatenate([backward[place][:, None], *below], axis=1), axis=1)
+        backward[place] = np.logaddexp.reduce(
+            np.concatenate([backward[place][:, None], *below], axis=1), axis=1
+        )
     ends = (forward + _end(column)[:, None]).ravel()
     total = float(np.logaddexp.reduce(np.array([*ends, column.none_between(0, count)]), axis=0))
     marginals = np.zeros((count, MAX_RANK + 1))
