@@ -31,13 +31,11 @@ STARTER_AUGMENTATION = dataclasses.replace(
 #: A laptop's few hundred steps: small epochs, a falling rate, and statistics that keep up.
 _SMALL: dict[type, dict[str, Any]] = {
     settings.SegmentationPreparationSettings: {"spacing_mm": 2.0},
-    # Half a second each, and more kinds than a dozen phantoms have.
-    settings.HeatmapPreparationSettings: {"drawn": (60, 4)},
     settings.HeatmapTrainingSettings: {
         "filters": (8, 16, 32, 48),
         "crop_voxels": (48, 48, 64),
-        "epochs": 12,
-        "examples_per_epoch": 60,
+        "epochs": 10,
+        "examples_per_epoch": 150,
         "batch_size": 1,
         "learning_rate": 3e-3,
         "final_learning_rate": 1e-4,

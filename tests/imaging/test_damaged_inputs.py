@@ -230,9 +230,8 @@ def contents(root: Path) -> dict[str, bytes]:
 def run_script(stage: str, data_dir: Path, work_dir: Path) -> subprocess.CompletedProcess:
     """Run the real script with two processes, in bounded time and memory."""
     command = [sys.executable, f"pre_processing_{stage}.py", "--data-dir", str(data_dir), "--preset", "small"]
-    drawn = ["--drawn", "0", "0"] if stage == "heatmap" else []
     return subprocess.run(
-        [*command, *drawn, "--work-dir", str(work_dir), "--workers", "2"],
+        [*command, "--work-dir", str(work_dir), "--workers", "2"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -569,7 +569,7 @@ def test_scripts_prepare_the_real_case_and_name_the_incomplete_ones(tmp_path, st
         "--work-dir",
         str(tmp_path),
     ]
-    command += ["--preset", "small", *no_drawn_scans(stage)]
+    command += ["--preset", "small"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
     assert "sub-verse014: 5 vertebrae" in ran.stdout
@@ -600,13 +600,8 @@ def test_scripts_end_with_1_and_no_traceback_without_data(tmp_path, stage):
 def run_preparation(stage: str, *options: str, data: Path, work: Path) -> subprocess.Popen:
     command = [sys.executable, f"pre_processing_{stage}.py", "--data-dir", str(data), "--work-dir", str(work)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    command += ["--preset", "small", *no_drawn_scans(stage), *options]
+    command += ["--preset", "small", *options]
     return subprocess.Popen(command, cwd=ROOT, **quiet)
-
-
-def no_drawn_scans(stage: str) -> list[str]:
-    """Options that leave out the scans that the preset draws beside the cases, half a second each."""
-    return ["--drawn", "0", "0"] if stage == "heatmap" else []
 
 
 def contents_of_a_whole_run(stage: str, tmp_path: Path, cases: int) -> dict[str, bytes]:
