@@ -36,6 +36,8 @@ TRAINED = [
     ),
     ("train_segmentation.py", "starter", ""),
 ]
+#: Below the folder of the recipe, "s".
+MODELS = Path("s", "work", "models")
 
 
 @pytest.fixture
@@ -84,12 +86,7 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
         tuple(value_of(words, option) for option in ("--name", "--exclude", "--start-from"))
         for words in trainings_of(lines_of(folder))
     ]
-    models, variants, real, mask = (
-        Path("s/work/models"),
-        ["sub-half*", "sub-rare*"],
-        "sub-real-*",
-        "sub-mask-*",
-    )
+    models, variants, real, mask = MODELS, ["sub-half*", "sub-rare*"], "sub-real-*", "sub-mask-*"
     assert found == [
         (["heatmap-phantoms"], [*variants, real, mask], []),
         (["segmentation-phantoms"], [*variants, real, mask], []),
@@ -152,9 +149,9 @@ def test_the_steps_stand_in_their_order(folder):
 
 def test_what_is_shipped(folder):
     assert lines_of(folder)[-3:] == [
-        "copy the network of s/work/models/heatmap to s/shipped/heatmap",
-        "copy the network of s/work/models/labelling to s/shipped/labelling",
-        "experiments/average.py s/work/models/segmentation-turned s/work/models/segmentation-real "
+        f"copy the network of {MODELS / 'heatmap'} to s/shipped/heatmap",
+        f"copy the network of {MODELS / 'labelling'} to s/shipped/labelling",
+        f"experiments/average.py {MODELS / 'segmentation-turned'} {MODELS / 'segmentation-real'} "
         "--shares 3 1 --output s/shipped/segmentation",
     ]
 
@@ -188,7 +185,7 @@ def test_a_fold_leaves_its_case_out(folder):
     assert excluded[f"heatmap{fold}"] == ["sub-half*", "sub-rare*", *both]
     assert excluded[f"segmentation-real{fold}"] == both
     assert excluded["segmentation-drawn-without-abdomen"] == ["sub-real-*", "sub-mask-abdomen"]
-    assert lines[-3].endswith(f"s/work/models/heatmap{fold} to s/shipped{fold}/heatmap")
+    assert lines[-3].endswith(f"{MODELS}/heatmap{fold} to s/shipped{fold}/heatmap")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +199,7 @@ def test_folds_share_what_is_drawn_unless_they_leave_out_a_mask_alone(folder, wi
     )
     assert name in fold and fold["heatmap-phantoms"] == whole["heatmap-phantoms"]
     assert all(fold[shared] == whole[shared] for shared in fold.keys() & whole.keys())
-    assert value_of(fold[name.replace("drawn", "turned")], "--start-from") == [f"s/work/models/{name}"]
+    assert value_of(fold[name.replace("drawn", "turned")], "--start-from") == [f"{MODELS}/{name}"]
 
 
 def test_a_case_to_leave_out_must_be_there(folder, capsys):
