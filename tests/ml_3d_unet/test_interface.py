@@ -7,11 +7,12 @@ import pytest
 from ML_3D_Unet.utils.train import read_history
 from tests import forked
 
-PROJECT = Path(__file__).resolve().parents[2]
 CODE = Path(__file__).with_name("interface_code.py")
 
 
-@pytest.mark.parametrize(("folder", "more"), [(PROJECT / "ML_3D_Unet", ()), (PROJECT, ("--project",))])
+@pytest.mark.parametrize(
+    ("folder", "more"), [(forked.PROJECT / "ML_3D_Unet", ()), (forked.PROJECT, ("--project",))]
+)
 def test_code_for_the_published_interface_runs_unchanged(tmp_path, folder, more):
     done = forked.run(CODE, tmp_path, *more, folder=folder)
     assert done.returncode == 0, done.stderr[-4000:]
