@@ -1,6 +1,6 @@
 """Fit what a chain of peaks is weighed with (`ChainSettings`), on drawn scans that were held out of training.
 
-Command python experiments/fit_chain.py starter/work/models/heatmap-drawn starter/work/heatmap/3mm/validation
+Command python experiments/fit_chain.py MODELS/heatmap-drawn HEATMAP/3mm/validation
 Time    about five minutes on two CPU cores for 40 scans
 Result  prints the settings that found most; they are entered by hand in utils/localisation/chain.py
 

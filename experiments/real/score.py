@@ -1,6 +1,6 @@
 """Score what was found in the real scans against what is known of them.
 
-Command python experiments/real/score.py --heatmap starter/work/models/heatmap
+Command python experiments/real/score.py --heatmap MODELS/heatmap
         python experiments/real/score.py --predictions predictions --pictures pictures
 Time    half a minute for the peaks, five seconds for predictions
 Result  a table in Markdown, a row a scan, then the sums by who gave the labels

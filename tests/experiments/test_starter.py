@@ -53,7 +53,7 @@ TRAINED = [
     ),
     ("train_segmentation.py", "starter", ""),
 ]
-MODELS = Path("s/work/models")
+MODELS = Path("s", "work", "models")
 RARE, REAL, MASK, KNOWN, TRUNKS = (
     ["sub-half*", "sub-rare*"],
     "sub-real-*",
@@ -189,8 +189,8 @@ def test_the_steps_stand_in_their_order(folder):
 
 def test_what_is_shipped(folder):
     assert lines_of(folder, options=("--precision", "bfloat16"))[-3:] == [
-        "copy the network of s/work/models/heatmap to s/shipped/heatmap",
-        "experiments/average.py s/work/models/segmentation-turned s/work/models/segmentation-real "
+        f"copy the network of {MODELS}/heatmap to s/shipped/heatmap",
+        f"experiments/average.py {MODELS}/segmentation-turned {MODELS}/segmentation-real "
         "--shares 3 1 --output s/shipped/segmentation",
         f"experiments/real/leave_one_out.py --shared {folder}/shared --work-dir s/work --base heatmap-drawn "
         "--segmentation s/shipped/segmentation --ship s/shipped/heatmap --options --precision bfloat16",
@@ -225,7 +225,7 @@ def test_without_real_scans_the_network_for_drawn_ones_is_shipped(folder, capsys
     lines = lines_of(folder, shared=absent)
     assert not any("experiments/real" in line for line in lines)
     assert [name for name in excluded_of(lines) if name.startswith("heatmap")] == list(ON_DRAWN)
-    assert "copy the network of s/work/models/heatmap-drawn to s/shipped/heatmap" in lines
+    assert f"copy the network of {MODELS}/heatmap-drawn to s/shipped/heatmap" in lines
     assert main(Recipe(folder / "data", absent), dry_run=True) == 0
     said = capsys.readouterr().out.splitlines()[0]
     assert said.startswith(f"{absent}: done without data/other-ct/chest_ct.nii.gz, ")
@@ -276,7 +276,7 @@ def test_folds_share_what_is_drawn_unless_they_leave_out_a_mask_alone(folder, wi
     )
     assert name in fold and fold["heatmap-drawn"] == whole["heatmap-drawn"]
     assert all(fold[shared] == whole[shared] for shared in fold.keys() & whole.keys())
-    assert value_of(fold[name.replace("drawn", "turned")], "--start-from") == [f"s/work/models/{name}"]
+    assert value_of(fold[name.replace("drawn", "turned")], "--start-from") == [f"{MODELS}/{name}"]
 
 
 def test_a_case_to_leave_out_must_be_there(folder, capsys):

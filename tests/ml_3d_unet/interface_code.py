@@ -67,7 +67,7 @@ sizes = {"train_size": 4, "validation_size": 2}
 
 model = create_unet3d_class(n_filters=[2, 2, 4], **ARGUMENTS)
 trainer = Trainer(model, tf.keras.optimizers.Adam, 1e-3, f"{FOLDER}/alone")
-for epochs in (1, 2, 2):
+for epochs in (2, 4, 4):
     trainer.train(
         train_ds=train_ds,
         valid_ds=valid_ds,
@@ -94,7 +94,7 @@ trainer.train(
     loss_fn=loss_fn,
     accuracy_fn=accuracy_fn,
     BATCH_SIZE=BATCH_SIZE,
-    EPOCHS=2,
+    EPOCHS=3,
     save_step=1,
 )
 

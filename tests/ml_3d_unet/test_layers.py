@@ -1,7 +1,5 @@
 """The class form of the 3D U-Net: the same numbers as the flat one, and what a configuration gives back."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from ML_3D_Unet.utils.layers_func import create_unet3d
 from tests import forked
 from tests.ml_3d_unet.test_layers_func import CUBE, set_kernels
 
-PROJECT = Path(__file__).resolve().parents[2]
 SHAPE = (8, 8, 8, 2)
 X = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype("float32")
 #: Every argument with something else than its default at least once.
@@ -288,8 +285,10 @@ def test_a_file_moves_between_both_ways_to_import(tmp_path):
         "print(float(np.sum(found(x))))"
     )
     names = [str(tmp_path / name) for name in ("inside.keras", "outside.keras")]
-    inside = run_in(PROJECT / "ML_3D_Unet", code.format(module="utils.layers", names=names))
-    outside = run_in(PROJECT, code.format(module="ML_3D_Unet.utils.layers", names=names[::-1]))
+    inside = run_in(forked.PROJECT / "ML_3D_Unet", code.format(module="utils.layers", names=names))
+    outside = run_in(forked.PROJECT, code.format(module="ML_3D_Unet.utils.layers", names=names[::-1]))
     assert outside[1] == inside[0] != outside[0]
-    again = run_in(PROJECT / "ML_3D_Unet", code.format(module="utils.layers", names=[*names[:1], names[1]]))
+    again = run_in(
+        forked.PROJECT / "ML_3D_Unet", code.format(module="utils.layers", names=[*names[:1], names[1]])
+    )
     assert again[1] == outside[0]

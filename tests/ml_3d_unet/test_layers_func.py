@@ -1,7 +1,5 @@
 """The flat 3D U-Net: sizes, order of layers, arguments, and blocks with weights set by hand."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from ML_3D_Unet.utils.layers_func import (
 )
 from tests import forked
 
-PROJECT = Path(__file__).resolve().parents[2]
 CUBE = np.arange(8, dtype="float32").reshape(1, 2, 2, 2, 1)
 
 
@@ -243,7 +240,7 @@ def test_upsample_block_names_the_levels_there_are():
 
 def test_imports_from_its_own_folder_and_needs_nothing_of_the_project():
     code = "import sys, utils.layers_func, utils.train; print('ML_3D_Unet' in sys.modules, utils.__path__)"
-    folder = PROJECT / "ML_3D_Unet"
+    folder = forked.PROJECT / "ML_3D_Unet"
     done = forked.run("-c", code, folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["False", f"['{folder / 'utils'}']"]
