@@ -30,10 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.real.findings import load_localiser
 from utils.imaging.grids import transform_points
 from utils.learning.spine_cases import read_spine_data
-from utils.localisation.chain import USUAL, ChainSettings, chain_of
-from utils.localisation.column import LEAST_HEAT
-from utils.localisation.peaks import Candidates, read_candidates
-from utils.localisation.tiles import localise
+from utils.localisation.candidates import Candidates, localise, read_candidates
+from utils.localisation.chain import LEAST_HEAT, USUAL, ChainSettings, chain_of
 
 #: A peak stands for a body up to this far from its centre: half of the least distance of neighbours.
 NEAR_MM = 8.0

@@ -12,8 +12,8 @@ from utils.imaging.centroids import read_centroids
 from utils.imaging.nifti import read_ct, read_mask
 from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
-from utils.localisation.column import Votes, find_column, number_column
-from utils.localisation.identify import Identification
+from utils.localisation.chain import Votes, find_column
+from utils.localisation.identify import Identification, number_column
 from utils.prediction.derivatives import CENTROIDS_SUFFIX, COLUMN_SUFFIX, MASK_SUFFIX, case_path
 from utils.prediction.levels import read_column
 from utils.prediction.networks import STARTER_DIR, Networks, load_networks

@@ -54,9 +54,9 @@ from experiments.steps import CopyModel, run_steps, script
 from utils.files import sha256_of, write_text_whole
 from utils.learning.model_files import model_file
 from utils.learning.spine_cases import spine_keys
-from utils.localisation.anchors import Anchors
-from utils.localisation.column import Votes
-from utils.localisation.identify import ColumnVotes, fit_temperature, votes_of_levels
+from utils.localisation.chain import Votes
+from utils.localisation.evidence import Anchors, ColumnVotes, votes_of_levels
+from utils.localisation.temperature import fit_temperature
 from utils.prediction.levels import column_json, read_column
 from utils.prediction.networks import STARTER_DIR
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder

@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from utils.localisation.anchors import Anchors, Rates, Sacrum, rib_rates
-from utils.localisation.identify import ColumnVotes, votes_of_levels
+from utils.localisation.chain import Votes
+from utils.localisation.evidence import Anchors, ColumnVotes, Rates, Sacrum, rib_rates, votes_of_levels
 from utils.localisation.steps import typical_steps
 from utils.verse.anomalies import following_rates, level_rates
-from utils.verse.labels import MAX_RANK, code_of_rank
+from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_rank
 
 RATES = Rates(missed=0.04, no_vertebra=0.03)
 #: Spread of the level that a look at a vertebra gives; looks in the middle of the chest are the vaguest.
@@ -88,3 +88,15 @@ def _anchors(rng, found, ended):
     wrong = rng.uniform() < RATES.sacrum
     sacrum = Sacrum(len(found) - 1, 1.0) if ended != wrong else None
     return Anchors(rib_probability=read, sacrum=sacrum, rates=RATES)
+
+
+def votes_for(names, *, strength=3.0, step_mm=25.0, **keywords):
+    """Votes for levels a step apart; "?" is a vertebra that the network knows nothing of."""
+    logits = np.zeros((len(names), MAX_RANK))
+    for place, name in enumerate(names):
+        if name != "?":
+            logits[place, LEVEL_NAMES.index(name)] = strength
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    centres = np.array([[3.0, -7.0, 300 - step_mm * place] for place in range(len(names))])
+    parts = {"rib_probability": np.full(len(names), np.nan), **keywords}
+    return Votes(logits, parts.pop("rib_probability"), centres, **parts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.localisation.peaks import Candidates
+from utils.localisation.candidates import Candidates
 from utils.localisation.steps import typical_steps
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK
 

@@ -1,13 +1,17 @@
 """From a scan to its column: centres and levels, the sacrum, and whether there is a spine."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from tests.localisation.simulated_spines import AFFINE, draw_spine
+from tests.localisation.label_problems import votes_for
+from tests.localisation.simulated_spines import AFFINE, candidates_at, draw_spine, level_votes
 from tests.walk.column import heat_of
 from utils.imaging.volume import Volume
-from utils.localisation.column import find_column, number_column
-from utils.localisation.tiles import BODY, LEVELS, RIB, SACRUM
+from utils.localisation.candidates import BODY, LEVELS, RIB, SACRUM
+from utils.localisation.chain import chain_of, find_column, sacrum_below
+from utils.localisation.identify import number_column
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
 
 SHAPE = (48, 32, 64)
@@ -67,3 +71,72 @@ def test_without_a_spine_there_are_no_centres(height):
     votes = column.votes(1.0)
     assert votes.level_log_probabilities.shape == (0, MAX_RANK) and votes.sacrum is None
     assert number_column(votes).codes == ()
+
+
+# Some vertebrae of a column -----------------------------------------------------------------------
+
+
+def test_a_vertebra_that_was_not_outlined_still_votes():
+    # The one vertebra that is known has no voxels.
+    votes = votes_for(["?", "?", "T9", "?"], strength=6.0)
+    found = number_column(votes, places=[0, 1, 3])
+    assert found.names == ("T7", "T8", "T10")
+    assert found.probabilities == number_column(votes).of_places([0, 1, 3]).probabilities
+    names = ("level_log_probabilities", "rib_probability", "centres_mm")
+    rest = dataclasses.replace(votes, **{name: getattr(votes, name)[[0, 1, 3]] for name in names})
+    assert found.sequence_probability > 5 * number_column(rest).sequence_probability
+
+
+def test_fixed_places_are_counted_among_the_vertebrae_found():
+    votes = votes_for(["?"] * 5)
+    found = number_column(votes, places=[1, 2, 4], fixed={2: code_of_name("L1")})
+    assert found.names == ("T10", "T11", "L1")
+    with pytest.raises(ValueError, match="Expected a place up to 3, received 4=L1"):
+        number_column(votes, places=[1, 2, 4], fixed={3: code_of_name("L1")})
+
+
+def test_sequences_that_differ_in_what_was_not_found_alone_are_one():
+    votes = votes_for(["T9", "T10", "?"], strength=9.0, step_mm=25.0)
+    votes.level_log_probabilities[2, 17:19] = np.log([0.5, 0.5])  # T11, or T12 with one missed between
+    whole, part = number_column(votes), number_column(votes, places=[0, 1])
+    assert len({names[:2] for names, _ in whole.sequence_set}) == len(part.sequence_set)
+    assert sum(share for _, share in part.sequence_set) == pytest.approx(whole.set_probability)
+
+
+# The sacrum of a chain ------------------------------------------------------------------------------
+
+
+def lumbar_chain(with_s1=False):
+    """A chain L1 to L5, and the point one step below."""
+    spine = draw_spine(np.random.default_rng(2), count=5, first=19, scale=1.0, noise=0.02, cobb_degrees=0.0)
+    below = spine.points_mm[-1] + [0, -22.0, -27.0]
+    points = np.vstack([spine.points_mm, below]) if with_s1 else spine.points_mm
+    ranks = np.append(spine.ranks, 26)[: len(points)]
+    votes = level_votes(ranks, np.random.default_rng(2), right=1.0)
+    return chain_of(candidates_at(points, np.full(len(points), 0.8), votes)), below
+
+
+def test_the_sacrum_one_step_below_a_chain_is_found():
+    chain, below = lumbar_chain()
+    found = sacrum_below(chain, candidates_at([below, below + np.array([0, 90, 0])], [0.7, 0.9]))
+    assert found.above == 4
+    assert found.probability > 0.95
+
+
+def test_a_sacrum_in_the_chain_leaves_the_vertebra_above_it():
+    chain, below = lumbar_chain(with_s1=True)
+    assert len(chain) == 6
+    assert sacrum_below(chain, candidates_at([below + np.array([1, 0, 0])], [0.7])).above == 4
+
+
+@pytest.mark.parametrize("shift", [[0, 0, 120.0], [0, 0, -80.0], [150.0, 0, 0]])
+def test_peaks_elsewhere_are_no_sacrum(shift):
+    chain, below = lumbar_chain()
+    assert sacrum_below(chain, candidates_at([below + shift], [0.9])) is None
+
+
+def test_weak_or_no_peaks_are_no_sacrum():
+    chain, below = lumbar_chain()
+    assert sacrum_below(chain, candidates_at([below], [0.2])) is None
+    assert sacrum_below(chain, candidates_at(np.zeros((0, 3)), [])) is None
+    assert sacrum_below(chain_of(candidates_at(np.zeros((0, 3)), [])), candidates_at([below], [0.9])) is None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from utils.localisation import identify as module
-from utils.localisation.identify import identify, names_of, parse_fixed, uniform_votes
-from utils.localisation.sequences import MOST_MISSED, gap_ratios
+from utils.localisation.evidence import MOST_MISSED, gap_ratios, uniform_votes
+from utils.localisation.identify import identify, names_of
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
 
 CLASSES = MAX_RANK + 1
@@ -176,16 +176,16 @@ def test_votes_alone_hold_on_to_nothing_and_a_level_that_is_named_is_given():
 
 def test_fixed_levels_overrule_the_votes_and_the_rest_follows():
     names = votes_for(["T10", "T11", "T12", "L1"], strength=1.0)
-    assert labelled(names, [30] * 3, fixed=parse_fixed(["3=L1"])).names == ("T11", "T12", "L1", "L2")
-    assert labelled(names, [30] * 3, fixed=parse_fixed([], "T12")).names == ("T12", "L1", "L2", "L3")
-    found = labelled(names, [30] * 3, fixed=parse_fixed(["2=T12", "3=T13"]))
+    assert labelled(names, [30] * 3, fixed={2: code_of_name("L1")}).names == ("T11", "T12", "L1", "L2")
+    assert labelled(names, [30] * 3, fixed={0: code_of_name("T12")}).names == ("T12", "L1", "L2", "L3")
+    found = labelled(names, [30] * 3, fixed={1: code_of_name("T12"), 2: code_of_name("T13")})
     assert found.names == ("T11", "T12", "T13", "L1")
     assert found.probabilities[1:3] == pytest.approx((1, 1))
 
 
 def test_levels_follow_a_fixed_one_however_sure_their_votes_are():
     votes = votes_for(["T10", "T11", "T12", "L1", "-"], strength=12.0)
-    found = labelled(votes, [30] * 4, fixed=parse_fixed([], "T4"))
+    found = labelled(votes, [30] * 4, fixed={0: code_of_name("T4")})
     assert found.names == ("T4", "T5", "T6", "T7", "-")  # what is no vertebra is none under any name
     assert labelled(votes_for(["L3", "L4", "L5"], strength=12.0), [35] * 2, fixed={0: 25}).names == (
         *("L6", "-", "-"),  # below the last level there is no other choice
@@ -193,30 +193,15 @@ def test_levels_follow_a_fixed_one_however_sure_their_votes_are():
 
 
 def test_fixed_levels_serve_without_any_network():
-    found = identify(*uniform_votes(5), fixed=parse_fixed(["3=T12"]))
+    found = identify(*uniform_votes(5), fixed={2: code_of_name("T12")})
     assert found.names == ("T10", "T11", "T12", "L1", "L2")
-
-
-@pytest.mark.parametrize(
-    ("fix", "message"),
-    [
-        (["T12"], "Expected place=level"),
-        (["0=T12"], "Expected place=level"),
-        (["x=T12"], "Expected place=level"),
-        (["1=T20"], "Expected a level"),
-        (["1=T1", "1=T2"], "Expected one level for vertebra 1"),
-    ],
-)
-def test_wrong_fixes_are_named(fix, message):
-    with pytest.raises(ValueError, match=message):
-        parse_fixed(fix)
 
 
 def test_impossible_fixes_are_named():
     with pytest.raises(ValueError, match="downwards, received 1=T12, 2=T11"):
-        labelled(["T11", "T12"], [30], fixed=parse_fixed(["1=T12", "2=T11"]))
+        labelled(["T11", "T12"], [30], fixed={0: code_of_name("T12"), 1: code_of_name("T11")})
     with pytest.raises(ValueError, match="up to 2, received 3=T12"):
-        labelled(["T11", "T12"], [30], fixed=parse_fixed(["3=T12"]))
+        labelled(["T11", "T12"], [30], fixed={2: code_of_name("T12")})
 
 
 def test_empty_and_single_columns():

@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 from tests.localisation.label_problems import confusion, draw_problem
-from utils.localisation.anchors import Anchors
-from utils.localisation.identify import (
-    COVERAGE,
-    fit_temperature,
-    identify,
-    true_log_probability,
-    votes_of_levels,
-)
+from utils.localisation.evidence import Anchors, votes_of_levels
+from utils.localisation.identify import COVERAGE, identify
+from utils.localisation.temperature import fit_temperature, true_log_probability
 from utils.verse.labels import MAX_RANK
 
 

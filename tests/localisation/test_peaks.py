@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from utils.imaging.volume import Volume
-from utils.localisation.peaks import find_peaks, read_candidates, values_at
-from utils.localisation.tiles import LocalisedScan
+from utils.localisation.candidates import LocalisedScan, find_peaks, read_candidates, values_at
 from utils.verse.labels import MAX_RANK
 
 AFFINE = np.array([[0, -3.0, 0, 60], [-3.0, 0, 0, 50], [0, 0, -3.0, 90], [0, 0, 0, 1]])

@@ -6,7 +6,7 @@ import pytest
 from utils.imaging.crops import crop
 from utils.imaging.intensities import normalise_hu
 from utils.imaging.volume import Volume
-from utils.localisation.tiles import LEVELS, MULTIPLE, OVERLAP, RIB, localise
+from utils.localisation.candidates import LEVELS, MULTIPLE, OVERLAP, RIB, localise
 from utils.verse.labels import MAX_RANK
 
 AFFINE = np.array([[0, -3.0, 0, 60], [-3.0, 0, 0, 50], [0, 0, -3.0, 90], [0, 0, 0, 1]])

@@ -1,7 +1,6 @@
 """Levels in a run of the inference, what the network said on disk, and labels changed later."""
 
 import csv
-import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.localisation.label_problems import votes_for
 from tests.prediction.test_predict import (
     NAMES,
     FakeNetworks,
@@ -22,15 +22,14 @@ from tests.walk.column import column, column_ct
 from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import oriented
 from utils.imaging.nifti import read_mask
-from utils.localisation.anchors import Sacrum
-from utils.localisation.column import Votes, number_column
-from utils.localisation.identify import identify, votes_of_levels
+from utils.localisation.evidence import Sacrum, votes_of_levels
+from utils.localisation.identify import identify, number_column
 from utils.prediction import predict
 from utils.prediction.levels import (
     column_json,
     doubt_about,
     identify_counted,
-    identify_found,
+    parse_fixed,
     read_column,
     relabel_case,
 )
@@ -51,59 +50,36 @@ def codes(*names):
     return tuple(code_of_name(name) for name in names)
 
 
-def votes_for(names, *, strength=3.0, step_mm=25.0, **keywords):
-    """Votes for levels a step apart; "?" is a vertebra that the network knows nothing of."""
-    logits = np.zeros((len(names), MAX_RANK))
-    for place, name in enumerate(names):
-        if name != "?":
-            logits[place, LEVEL_NAMES.index(name)] = strength
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    centres = np.array([[3.0, -7.0, 300 - step_mm * place] for place in range(len(names))])
-    parts = {"rib_probability": np.full(len(names), np.nan), **keywords}
-    return Votes(logits, parts.pop("rib_probability"), centres, **parts)
-
-
 def table_of(output, key="sub-a"):
     with mask_path(output, key).with_name(f"{key}_vertebrae.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-# From votes to levels
+# Levels that are known, and doubts
 
 
-def test_a_vertebra_that_was_not_outlined_still_votes():
-    # The one vertebra that is known has no voxels.
-    votes = votes_for(["?", "?", "T9", "?"], strength=6.0)
-    found = identify_found(votes, [0, 1, 3], fixed={})
-    assert found.names == ("T7", "T8", "T10")
-    assert found.probabilities == number_column(votes).of_places([0, 1, 3]).probabilities
-    rest = Votes(*(part[[0, 1, 3]] for part in (votes.level_log_probabilities, votes.rib_probability)), None)
-    rest = dataclasses.replace(rest, centres_mm=votes.centres_mm[[0, 1, 3]])
-    assert found.sequence_probability > 5 * number_column(rest).sequence_probability
-
-
-def test_fixed_places_are_counted_among_the_vertebrae_found():
-    votes = votes_for(["?"] * 5)
-    assert identify_found(votes, [1, 2, 4], fixed={2: code_of_name("L1")}).codes == codes("T10", "T11", "L1")
-    with pytest.raises(ValueError, match="Expected a place up to 3, received 4=L1"):
-        identify_found(votes, [1, 2, 4], fixed={3: code_of_name("L1")})
+@pytest.mark.parametrize(
+    ("fix", "message"),
+    [
+        (["T12"], "Expected place=level"),
+        (["0=T12"], "Expected place=level"),
+        (["x=T12"], "Expected place=level"),
+        (["1=T20"], "Expected a level"),
+        (["1=T1", "1=T2"], "Expected one level for vertebra 1"),
+    ],
+)
+def test_wrong_fixes_are_named(fix, message):
+    with pytest.raises(ValueError, match=message):
+        parse_fixed(fix)
 
 
 def test_without_vertebrae_levels_that_are_named_are_for_other_scans():
     for found in (
-        identify_found(votes_for(["T9"]), [], fixed={0: code_of_name("L1")}),
+        number_column(votes_for(["T9"]), places=[], fixed={0: code_of_name("L1")}),
         identify_counted(0, fixed={2: code_of_name("L1")}),
     ):
         assert (found.codes, found.sequence_set, found.second_codes) == ((), (), ())
         assert doubt_about(found) == ""
-
-
-def test_sequences_that_differ_in_what_was_not_found_alone_are_one():
-    votes = votes_for(["T9", "T10", "?"], strength=9.0, step_mm=25.0)
-    votes.level_log_probabilities[2, 17:19] = np.log([0.5, 0.5])  # T11, or T12 with one missed between
-    whole, part = number_column(votes), identify_found(votes, [0, 1], fixed={})
-    assert len({names[:2] for names, _ in whole.sequence_set}) == len(part.sequence_set)
-    assert sum(share for _, share in part.sequence_set) == pytest.approx(whole.set_probability)
 
 
 def test_vertebrae_that_are_counted_follow_a_level_that_is_named():
@@ -139,7 +115,7 @@ def test_what_the_network_said_reads_back(tmp_path, sacrum):
     np.testing.assert_allclose(read.rib_probability, votes.rib_probability)
     np.testing.assert_allclose(read.centres_mm, votes.centres_mm)
     assert (read.sacrum, read.temperature) == (sacrum, 1.7)
-    assert identify_found(read, [0, 2], fixed={}).codes == identify_found(votes, [0, 2], fixed={}).codes
+    assert number_column(read, places=[0, 2]).codes == number_column(votes, places=[0, 2]).codes
 
 
 def test_a_column_without_vertebrae_reads_back(tmp_path):
@@ -147,7 +123,7 @@ def test_a_column_without_vertebrae_reads_back(tmp_path):
     path.write_text(column_json(votes_for([]), [], ()))
     votes, labels = read_column(path)
     assert labels == [] and votes.centres_mm.shape == (0, 3)
-    assert identify_found(votes, [], fixed={}).codes == ()
+    assert number_column(votes, places=[]).codes == ()
 
 
 def test_no_file_is_a_count_and_another_file_is_named(tmp_path):

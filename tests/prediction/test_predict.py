@@ -25,7 +25,7 @@ from utils.imaging.grids import oriented
 from utils.imaging.intensities import denormalise_hu
 from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.volume import Volume
-from utils.localisation.tiles import BODY, LEVELS, RIB
+from utils.localisation.candidates import BODY, LEVELS, RIB
 from utils.prediction import networks, predict
 from utils.prediction.networks import Networks, load_networks
 from utils.prediction.predict import infer

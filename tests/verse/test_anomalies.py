@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.localisation import sequences
+from utils.localisation import evidence
 from utils.synthetic.phantom import anatomy
 from utils.verse import anomalies
 from utils.verse.anomalies import ANOMALIES, ANOMALY_RATES, anomalies_of
@@ -23,7 +23,7 @@ def test_rates_are_those_of_the_paper():
 def test_what_reckons_with_anomalies_takes_their_rates_from_the_table():
     for name in ("RATE_L6", "RATE_T13", "RATE_NO_T12"):
         assert getattr(anatomy, name) is getattr(anomalies, name)
-    assert sequences.following_rates is anomalies.following_rates
+    assert evidence.following_rates is anomalies.following_rates
 
 
 def test_levels_follow_one_another_at_those_rates():

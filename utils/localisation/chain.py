@@ -1,11 +1,12 @@
-"""From candidate peaks to the column of vertebrae: the most plausible chain from the top down.
+"""The column of vertebrae in a scan: of the candidate peaks, the most plausible chain from the top down.
 
 A peak may be the heart, a rib or the same vertebra once more. A chain is weighed as a whole: by the heat of
 its peaks, by how far, in which direction and with which bend each follows the one above it, and by whether
 the levels read there follow one another. The log-weight of a chain is a sum of log-likelihood ratios, "a
 spine" against "peaks at random", and a constant for there being a spine at all; a scan has a spine if the
 best chain's sum is positive. The best chain is found exactly, by dynamic programming over pairs of peaks for
-each of a few body scales: O(s n^3) for n peaks.
+each of a few body scales: O(s n^3) for n peaks. Below a chain the sacrum is looked for: its first body, one
+step on.
 """
 
 from __future__ import annotations
@@ -14,15 +15,25 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 
-from utils.localisation.peaks import Candidates
+from utils.imaging.grids import transform_points
+from utils.imaging.volume import Volume
+from utils.localisation.candidates import Candidates, Peaks, PredictTile, localise, read_candidates
+from utils.localisation.evidence import Sacrum
 from utils.localisation.steps import typical_steps
 from utils.verse.anomalies import following_rates
-from utils.verse.labels import MAX_RANK
+from utils.verse.labels import LEVEL_NAMES, MAX_RANK
 
 #: Share of steps that spread more than the table says, and how much more.
 ODD_STEPS, ODD_SPREAD = 0.05, 2.5
+#: Peaks of less heat are noise; the chain decides about all others.
+LEAST_HEAT = 0.1
+#: A first sacral body is not nearer than this to the vertebra above it, nor farther, in steps of L5, and its
+#: direction is not farther from the vertical, in degrees (a sacrum may be nearly horizontal).
+SACRUM_STEPS, SACRUM_TILT_DEGREES, SACRUM_SPREAD = (0.6, 1.6), 75.0, 0.2
+#: S1 itself may stand in the chain as its last vertebra: so many of the last ones may be the one above it.
+ABOVE_SACRUM = 2
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,81 @@ class Chain:
     def has_spine(self) -> bool:
         """Whether the evidence for a spine outweighs that against one."""
         return self.log_evidence > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """What the network says of a column, all that its levels are decided from.
+
+    Attributes
+    ----------
+    level_log_probabilities : np.ndarray, (n, 26)
+        Natural logarithms, by rank from C1, from the top down.
+    rib_probability : np.ndarray, (n,)
+        That each carries a rib of at least 40 mm.
+    centres_mm : np.ndarray, (n, 3)
+        Centres of the bodies, RAS+ mm.
+    sacrum : Sacrum or None
+        The first sacral body below them.
+    temperature : float
+        What the levels' log-probabilities are divided by.
+    """
+
+    level_log_probabilities: np.ndarray
+    rib_probability: np.ndarray
+    centres_mm: np.ndarray
+    sacrum: Sacrum | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """The vertebrae of a scan, from the top down.
+
+    Attributes
+    ----------
+    chain : Chain
+        The peaks that follow one another best; it says too whether they are a spine.
+    sacrum : Sacrum or None
+        The first sacral body below them.
+    """
+
+    chain: Chain
+    sacrum: Sacrum | None
+
+    @property
+    def found(self) -> Candidates:
+        """The peaks that are vertebrae; none where there is no spine."""
+        candidates = self.chain.candidates
+        return candidates if self.chain.has_spine else take(candidates, np.zeros(0, int))
+
+    @property
+    def centres_mm(self) -> np.ndarray:
+        """Centres of the bodies, RAS+ mm, (n, 3)."""
+        return self.found.points_mm
+
+    def votes(self, temperature: float) -> Votes:
+        """Give what its levels are decided from."""
+        found = self.found
+        parts = (found.level_log_probabilities, found.rib_probability, found.points_mm)
+        return Votes(*parts, self.sacrum if self.chain.has_spine else None, temperature)
+
+
+def find_column(ct: Volume, predict: PredictTile, *, outside: str) -> Column:
+    """Find the vertebrae of a scan.
+
+    Parameters
+    ----------
+    ct, predict, outside
+        As `utils.localisation.candidates.localise` takes them.
+
+    Returns
+    -------
+    Column
+    """
+    vertebrae, sacra = read_candidates(localise(ct, predict, outside=outside), least=LEAST_HEAT)
+    chain = chain_of(vertebrae)
+    return Column(chain, sacrum_below(chain, sacra))
 
 
 def chain_of(candidates: Candidates, settings: ChainSettings = USUAL) -> Chain:
@@ -243,3 +329,39 @@ def _trace(
     while (top := above[scale, places[-1], places[-2]]) >= 0:
         places.append(int(top))
     return np.array(places[::-1]), int(scale), float(finished[scale, upper, lower])
+
+
+def sacrum_below(chain: Chain, sacra: Peaks, settings: ChainSettings = USUAL) -> Sacrum | None:
+    """Find the first sacral body one step below a chain.
+
+    Parameters
+    ----------
+    chain : Chain
+        The vertebrae.
+    sacra : Peaks
+        Candidates for the centre of S1.
+    settings : ChainSettings
+        How heat counts; the same as for vertebrae.
+
+    Returns
+    -------
+    Sacrum or None
+        The candidate of the largest odds below one of the last vertebrae; None where none is as likely as
+        not.
+    """
+    if not len(chain) or not len(sacra):
+        return None
+    places = np.arange(len(chain))[-ABOVE_SACRUM:]
+    points = transform_points(sacra.points_voxels, sacra.affine, np.eye(4))
+    between = points[None] - chain.candidates.points_mm[places][:, None]
+    distance = np.maximum(np.linalg.norm(between, axis=2), 1e-6)
+    steps = distance / (chain.body_scale * typical_steps().mean_mm[LEVEL_NAMES.index("L5")])
+    tilt = np.degrees(np.arccos(-between[..., 2] / distance))
+    fits = (steps > SACRUM_STEPS[0]) & (steps < SACRUM_STEPS[1]) & (tilt < SACRUM_TILT_DEGREES)
+    odds = (
+        settings.heat_slope * (sacra.heat - settings.heat_middle) - (np.log(steps) / SACRUM_SPREAD) ** 2 / 2
+    )
+    odds = np.where(fits, odds, -np.inf)
+    place, candidate = np.unravel_index(odds.argmax(), odds.shape)
+    best = odds[place, candidate]
+    return Sacrum(int(places[place]), float(expit(best))) if best > 0 else None

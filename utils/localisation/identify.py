@@ -3,17 +3,11 @@
 A network looks at one vertebra at a time and gives each level a probability. Here these votes meet what is
 known of spines: levels follow one another downwards; T12 is absent, T13 or L6 are there in a few of a
 hundred; a vertebra may have been missed, or two taken for one, which shows in the gap; something found may
-be none. All sequences of a column are weighed against one another exactly (`utils.localisation.sequences`).
-Pure NumPy on a few numbers a vertebra; no image, no TensorFlow.
-
-The log-weight of a sequence is the sum of
-
-- the votes, divided by a temperature that was fitted on validation columns (neighbours' votes are not
-  independent: they see the same parts of the image);
-- the likelihoods of the anchors in view (`utils.localisation.anchors`), which no temperature divides;
-- the rate at which a level is there at all, for the first one, and at which it follows the one before;
-- for `m` vertebrae missed between two, `m` times the log of the rate of misses, and how well the gap, as a
-  multiple of the gaps near by, fits `m + 1` steps.
+be none. A sequence gives every vertebra a rank, or 0 for *not a vertebra*; ranks grow downwards. Its
+log-weight is the sum of what `utils.localisation.evidence` says of each vertebra (emissions) and of each two
+that follow one another (transitions), and of the rate at which its first level is there at all. All sequences
+are weighed against one another exactly, by dynamic programming. Pure NumPy on a few numbers a vertebra; no
+image, no TensorFlow.
 
 The answer is also given as a set: the fewest sequences whose probabilities add up to 95 %. Where no anchor
 is in view that set is wide.
@@ -21,39 +15,30 @@ is in view that set is wide.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
-from utils.localisation.anchors import (
-    SKULL_BASE,
-    Anchors,
-    Rates,
-    anchor_weights,
-    skull_place,
-    speaking_anchors,
-    total_weights,
-)
-from utils.localisation.sequences import (
+from utils.localisation.chain import Votes
+from utils.localisation.evidence import (
+    NEVER,
     NO_VERTEBRA,
-    Column,
+    Anchors,
+    ColumnVotes,
+    Rates,
     emissions_of,
-    k_best,
-    posterior,
-    sequence_weight,
-    transitions_of,
+    log_likelihoods,
+    votes_of_levels,
 )
-from utils.verse.labels import MAX_RANK, code_of_name, code_of_rank, name_of_code, rank_of_code
+from utils.verse.anomalies import level_rates
+from utils.verse.labels import MAX_RANK, code_of_rank, name_of_code
 
 #: What the probabilities of a set of sequences add up to, and how many it has at most.
 COVERAGE, MOST_SEQUENCES = 0.95, 64
-#: Range of temperatures, and the least log-probability of a true sequence that counts in fitting one.
-TEMPERATURES, LEAST_LOG_PROBABILITY = (0.25, 20.0), -50.0
-_NEVER = -50.0
-
-Transitions = Mapping[tuple[int, int], np.ndarray]
+#: Probability that a sequence must have by an anchor alone for the anchor to be named.
+ANCHORED = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,9 +107,55 @@ class Identification:
         )
 
 
+#: Of a column without a vertebra.
+NOTHING = Identification((), (), 1.0, (), 0.0, (), "none")
+
+
 def names_of(codes: Sequence[int]) -> tuple[str, ...]:
     """Give the names of codes; "-" for 0."""
     return tuple(name_of_code(code) if code else "-" for code in codes)
+
+
+def number_column(
+    votes: Votes, *, places: Sequence[int] | None = None, fixed: Mapping[int, int] | None = None
+) -> Identification:
+    """Decide the levels of a column, or of some of its vertebrae.
+
+    Parameters
+    ----------
+    votes : Votes
+        What the network says of the whole column.
+    places : sequence of int, optional
+        Places of the vertebrae that are asked for, from the top down; the others vote too. By default all.
+    fixed : mapping of int to int, optional
+        Codes that are known, by place among the vertebrae asked for, from 0.
+
+    Returns
+    -------
+    Identification
+        Of the vertebrae asked for. Where there are none, fixed codes are for other scans of the run.
+
+    Raises
+    ------
+    ValueError
+        If no sequence has the fixed levels, or their vertebra is not there.
+    """
+    places = range(len(votes.centres_mm)) if places is None else places
+    if not len(places):
+        return NOTHING
+    for place, code in (fixed or {}).items():
+        if place >= len(places):
+            raise ValueError(
+                f"Expected a place up to {len(places)}, received {place + 1}={name_of_code(code)}."
+            )
+    whole = identify(
+        votes_of_levels(votes.level_log_probabilities),
+        votes.centres_mm,
+        temperature=votes.temperature,
+        fixed={places[place]: code for place, code in (fixed or {}).items()},
+        anchors=Anchors(votes.rib_probability, votes.sacrum),
+    )
+    return whole.of_places(places)
 
 
 def identify(
@@ -161,15 +192,15 @@ def identify(
     ValueError
         If the arrays do not fit one another, or no sequence has the fixed levels.
     """
-    parts = ColumnVotes(log_probabilities, centres_mm, anchors)
+    known = ColumnVotes(log_probabilities, centres_mm, anchors)
     if not len(log_probabilities):
-        return Identification((), (), 1.0, (), 0.0, (), "none")
-    evidence = _evidence(parts, temperature)
-    column = Column(emissions_of(evidence, {}, parts.rates.no_vertebra), _transitions(parts))
+        return NOTHING
+    evidence = log_likelihoods(known, temperature)
+    column = ColumnWeights(emissions_of(evidence, {}, known.rates.no_vertebra), known.transitions)
     if fixed:
         is_vertebra = k_best(column, 1)[0][0] != NO_VERTEBRA
-        evidence[is_vertebra, NO_VERTEBRA] += _NEVER
-        column = replace(column, emissions=emissions_of(evidence, fixed, parts.rates.no_vertebra))
+        evidence[is_vertebra, NO_VERTEBRA] += NEVER
+        column = replace(column, emissions=emissions_of(evidence, fixed, known.rates.no_vertebra))
     if not k_best(column, 1):
         levels = ", ".join(f"{place + 1}={name_of_code(code)}" for place, code in sorted(fixed.items()))
         raise ValueError(f"Expected levels that follow one another downwards, received {levels}.")
@@ -183,133 +214,18 @@ def identify(
         second_codes=_codes(alternative) if len(ranked) > 1 else (),
         second_probability=ranked[1][1] if len(ranked) > 1 else 0.0,
         decisive=_differences(evidence, best, alternative),
-        anchor="given" if fixed else _anchor(parts, best, column),
+        anchor="given" if fixed else _anchor(known, best, column),
         **_set_of(ranked),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class ColumnVotes:
-    """What is known of a column before its levels are decided: the arguments of `identify`.
-
-    Attributes
-    ----------
-    log_probabilities : np.ndarray, (n, 27)
-        Votes from the top down, place 0 for *not a vertebra*.
-    centres_mm : np.ndarray, (n, 3)
-        Centres in mm.
-    anchors : Anchors, optional
-        What was read beside the votes.
-
-    Raises
-    ------
-    ValueError
-        If the arrays do not fit one another.
-    """
-
-    log_probabilities: np.ndarray
-    centres_mm: np.ndarray
-    anchors: Anchors | None = None
-
-    def __post_init__(self) -> None:
-        """Check the shapes."""
-        count = len(self.log_probabilities)
-        shapes = [np.shape(array) for array in (self.log_probabilities, self.centres_mm)]
-        if shapes != [(count, MAX_RANK + 1), (count, 3)]:
-            raise ValueError(f"Expected arrays (n, {MAX_RANK + 1}) and (n, 3), received {shapes}.")
-
-    @property
-    def rates(self) -> Rates:
-        """The rates of errors."""
-        return Rates() if self.anchors is None else self.anchors.rates
-
-    def read_anchors(self) -> dict[str, np.ndarray]:
-        """Give the log-likelihoods of the anchors in view, (n, 27), by name."""
-        return {} if self.anchors is None else anchor_weights(self.log_probabilities, self.anchors)
-
-
-def votes_of_levels(level_log_probabilities: np.ndarray) -> np.ndarray:
-    """Make votes of the level head's log-probabilities.
-
-    Parameters
-    ----------
-    level_log_probabilities : np.ndarray, (n, 26)
-        Natural logarithms, by rank from C1.
-
-    Returns
-    -------
-    np.ndarray, (n, 27)
-        The head never says *not a vertebra*: where there is none it may give any level, one as likely as
-        another.
-    """
-    none = np.full((len(level_log_probabilities), 1), -np.log(MAX_RANK))
-    return np.concatenate([none, level_log_probabilities], axis=1)
-
-
-def parse_fixed(fix: Sequence[str], first_label: str | None = None) -> dict[int, int]:
-    """Read the levels that the user knows.
-
-    Parameters
-    ----------
-    fix : sequence of str
-        Such as "3=T12": the third vertebra from the top.
-    first_label : str, optional
-        The level of the top-most one, the same as "1=...".
-
-    Returns
-    -------
-    dict of int to int
-        Codes by place, from 0.
-
-    Raises
-    ------
-    ValueError
-        If a text has another form, names no level, or a place is named twice.
-    """
-    fixed: dict[int, int] = {}
-    for text in (*([] if first_label is None else [f"1={first_label}"]), *fix):
-        place, equals, name = text.partition("=")
-        if not equals or not place.strip().isdecimal() or int(place) < 1:
-            raise ValueError(f"Expected place=level from 1 at the top, such as 3=T12, received {text!r}.")
-        code = code_of_name(name)
-        if fixed.setdefault(int(place) - 1, code) != code:
-            raise ValueError(
-                f"Expected one level for vertebra {int(place)}, received a second one, {text!r}."
-            )
-    return fixed
-
-
-def uniform_votes(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give votes that say nothing, for columns that are labelled from what the user knows alone."""
-    log_probabilities = np.full((count, MAX_RANK + 1), -np.log(MAX_RANK))
-    log_probabilities[:, NO_VERTEBRA] = _NEVER  # below the last level there is still no other choice
-    return log_probabilities, np.full((count, 3), np.nan)
-
-
-# Weights -------------------------------------------------------------------------------------------
-
-
-def _evidence(parts: ColumnVotes, temperature: float) -> np.ndarray:
-    """Give the log-likelihoods of the levels by votes and anchors together, (n, 27)."""
-    votes = np.asarray(parts.log_probabilities, float) / temperature
-    read = parts.read_anchors()
-    if SKULL_BASE in read:
-        # That vertebra's vote is the anchor itself: it counts once.
-        votes[skull_place(parts.log_probabilities, parts.rates.certain)] = 0.0
-    return votes + total_weights(read, votes.shape)
-
-
-def _transitions(parts: ColumnVotes) -> Transitions:
-    return transitions_of(parts.centres_mm, missed=parts.rates.missed)
-
-
-def _anchor(parts: ColumnVotes, best: np.ndarray, column: Column) -> str:
-    if parts.anchors is None:
+def _anchor(known: ColumnVotes, best: np.ndarray, column: ColumnWeights) -> str:
+    if known.anchors is None:
         return "none"
-    return " and ".join(speaking_anchors(best, parts.read_anchors(), column, parts.rates)) or "none"
+    return " and ".join(speaking_anchors(best, known.read_anchors(), column, known.rates)) or "none"
 
 
-def _likely_sequences(column: Column, total: float) -> list[tuple[np.ndarray, float]]:
+def _likely_sequences(column: ColumnWeights, total: float) -> list[tuple[np.ndarray, float]]:
     """Give sequences with their probabilities: at least two, and enough of them to reach the coverage."""
     count = 4
     while True:
@@ -337,67 +253,186 @@ def _codes(ranks: np.ndarray) -> tuple[int, ...]:
     return tuple(code_of_rank(rank) if rank else 0 for rank in ranks.tolist())
 
 
-# Temperature ---------------------------------------------------------------------------------------
-
-
-def true_log_probability(parts: ColumnVotes, codes: Sequence[int], *, temperature: float) -> float:
-    """Give the log-probability of the true sequence of a column, its anchors heard.
-
-    Parameters
-    ----------
-    parts : ColumnVotes
-        What is known of the column.
-    codes : sequence of int
-        The truth: VerSe's codes, 0 for what is no vertebra.
-    temperature : float
-        What the votes are divided by.
-
-    Returns
-    -------
-    float
-        -inf for a sequence that the rules do not allow.
-    """
-    return _log_probability(parts, _transitions(parts), codes, temperature)
-
-
-def _log_probability(
-    parts: ColumnVotes, transitions: Transitions, codes: Sequence[int], temperature: float
-) -> float:
-    emissions = emissions_of(_evidence(parts, temperature), {}, parts.rates.no_vertebra)
-    column = Column(emissions, transitions)
-    ranks = [rank_of_code(code) if code else NO_VERTEBRA for code in codes]
-    return sequence_weight(column, ranks) - posterior(column)[1]
-
-
-def fit_temperature(columns: Sequence[ColumnVotes], truths: Sequence[Sequence[int]]) -> float:
-    """Give the temperature under which the true sequences of held-out columns are the most probable.
+def speaking_anchors(
+    best: np.ndarray, read: Mapping[str, np.ndarray], column: ColumnWeights, rates: Rates
+) -> tuple[str, ...]:
+    """Name the anchors that alone, all votes silent, would give the same sequence.
 
     Parameters
     ----------
-    columns : sequence of ColumnVotes
-        At least one.
-    truths : sequence of sequence of int
-        The codes of each, 0 for what is no vertebra.
+    best : np.ndarray of int, (n,)
+        Ranks of the sequence, 0 for no vertebra.
+    read : mapping of str to np.ndarray, (n, 27)
+        As `anchor_weights` gives them.
+    column : ColumnWeights
+        Its transitions count.
+    rates : Rates
+        Of what is no vertebra.
 
     Returns
     -------
-    float
-        Within `TEMPERATURES`.
-
-    Raises
-    ------
-    ValueError
-        If there is no column, or not one truth for each.
+    tuple of str
+        Those by which the levels of `best` have a probability of `ANCHORED` or more, given what of the column
+        is a vertebra.
     """
-    if not columns or len(columns) != len(truths):
-        raise ValueError(f"Expected columns and as many truths, received {len(columns)} and {len(truths)}.")
-    transitions = [_transitions(parts) for parts in columns]
+    found = []
+    for name, weights in read.items():
+        alone = ColumnWeights(_heard(weights, best, rates), column.transitions)
+        if sequence_weight(alone, best) - posterior(alone)[1] >= np.log(ANCHORED):
+            found.append(name)
+    return tuple(found)
 
-    def loss(log_temperature: float) -> float:
-        temperature = float(np.exp(log_temperature))
-        logs = [_log_probability(*known, temperature) for known in zip(columns, transitions, truths)]
-        # A sequence that the rules do not allow (L6 below T12, say) must not rule every temperature out.
-        return -float(np.mean(np.maximum(logs, LEAST_LOG_PROBABILITY)))
 
-    bounds = tuple(np.log(TEMPERATURES))
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 0.02}).x))
+def _heard(weights: np.ndarray, best: np.ndarray, rates: Rates) -> np.ndarray:
+    """Give the emissions of an anchor alone; what is a vertebra in the best sequence stays one."""
+    emissions = emissions_of(weights, {}, rates.no_vertebra)
+    emissions[best > 0, NO_VERTEBRA] = -np.inf
+    emissions[best == NO_VERTEBRA, 1:] = -np.inf
+    return emissions
+
+
+# Sequences -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnWeights:
+    """The log-weights of a column.
+
+    Attributes
+    ----------
+    emissions : np.ndarray, (n, 27)
+        Of every class of every vertebra.
+    transitions : dict of (int, int) to np.ndarray, (26, 26)
+        Of a vertebra, with each rank, and one below it, with each rank, following one another.
+    """
+
+    emissions: np.ndarray
+    transitions: Mapping[tuple[int, int], np.ndarray]
+
+    @property
+    def count(self) -> int:
+        """Number of vertebrae."""
+        return len(self.emissions)
+
+    def none_between(self, first: int, last: int) -> float:
+        """Give the log-weight of all from `first` up to, not including, `last` being no vertebrae."""
+        return float(self.emissions[first:last, NO_VERTEBRA].sum())
+
+    def step(self, upper: int, lower: int) -> np.ndarray:
+        """Give the log-weights (26, 26), upper by lower rank, of two vertebrae with none between them."""
+        return (
+            self.transitions[upper, lower] + self.none_between(upper + 1, lower) + self.emissions[lower, 1:]
+        )
+
+
+def _start(column: ColumnWeights) -> np.ndarray:
+    """Give the log-weights (n, 26) of each vertebra being the first that is one, with each rank."""
+    none = np.array([column.none_between(0, place) for place in range(column.count)])
+    return none[:, None] + np.log(level_rates() / MAX_RANK) + column.emissions[:, 1:]
+
+
+def _end(column: ColumnWeights) -> np.ndarray:
+    """Give the log-weights (n,) of nothing below each vertebra being one."""
+    return np.array([column.none_between(place + 1, column.count) for place in range(column.count)])
+
+
+def k_best(column: ColumnWeights, k: int) -> list[tuple[np.ndarray, float]]:
+    """Find the sequences of the largest weights (Viterbi with k survivors a state).
+
+    Parameters
+    ----------
+    column : ColumnWeights
+        Its weights.
+    k : int
+        How many.
+
+    Returns
+    -------
+    list of (ranks, log-weight)
+        Ranks (n,), 0 for no vertebra; the heaviest first, and fewer than k where there are no more.
+    """
+    count = column.count
+    score = np.full((count, MAX_RANK, k), -np.inf)
+    came_from = np.full((count, MAX_RANK, k), -1)  # flat index into `score`; -1 begins the sequence
+    start, end = _start(column), _end(column)
+    for lower in range(count):
+        options = np.concatenate([start[lower][None], *_onward(score, column, lower)])
+        order = _largest(options, k)
+        taken = np.take_along_axis(options, order, axis=0).T
+        score[lower, :, : taken.shape[1]], came_from[lower, :, : taken.shape[1]] = taken, order.T - 1
+    finished = np.append((score + end[:, None, None]).ravel(), column.none_between(0, count))
+    best = _largest(finished[:, None], k)[:, 0]
+    ends = [(last, finished[last]) for last in best.tolist() if finished[last] > -np.inf]
+    return [
+        (_trace_back(came_from, last if last < score.size else -1), float(weight)) for last, weight in ends
+    ]
+
+
+def _onward(score: np.ndarray, column: ColumnWeights, lower: int) -> list[np.ndarray]:
+    """Give the weights, (26 k, 26) for each vertebra above, of going on from its survivors to each rank."""
+    return [
+        (score[upper][:, :, None] + column.step(upper, lower)[:, None]).reshape(-1, MAX_RANK)
+        for upper in range(lower)
+    ]
+
+
+def _largest(options: np.ndarray, k: int) -> np.ndarray:
+    """Give the places of the k largest of every column, the largest first; of equal ones the first."""
+    if len(options) > 4 * k:
+        cut = -np.partition(-options, k - 1, axis=0)[k - 1]
+        options = np.where(options >= cut, options, -np.inf)
+    return np.argsort(-options, axis=0, kind="stable")[:k]
+
+
+def _trace_back(came_from: np.ndarray, last: int) -> np.ndarray:
+    """Follow a sequence back from its last vertebra."""
+    ranks = np.zeros(len(came_from), int)
+    while last >= 0:
+        place, rank, survivor = np.unravel_index(last, came_from.shape)
+        ranks[place] = rank + 1
+        last = came_from[place, rank, survivor]
+    return ranks
+
+
+def posterior(column: ColumnWeights) -> tuple[np.ndarray, float]:
+    """Sum over all sequences, forward and backward.
+
+    Parameters
+    ----------
+    column : ColumnWeights
+        Its weights; at least one sequence must have one.
+
+    Returns
+    -------
+    marginals : np.ndarray, (n, 27)
+        Probability of every class of every vertebra.
+    total : float
+        Log-weight of all sequences together.
+    """
+    count = column.count
+    steps = {(u, v): column.step(u, v) for u, v in column.transitions}
+    forward, backward = _start(column), np.tile(_end(column)[:, None], (1, MAX_RANK))
+    for place in range(count):
+        above = [forward[u][:, None] + steps[u, place] for u in range(place)]
+        forward[place] = np.logaddexp.reduce(np.concatenate([forward[place][None], *above]), axis=0)
+    for place in reversed(range(count)):
+        below = [steps[place, v] + backward[v] for v in range(place + 1, count)]
+        backward[place] = np.logaddexp.reduce(
+            np.concatenate([backward[place][:, None], *below], axis=1), axis=1
+        )
+    ends = (forward + _end(column)[:, None]).ravel()
+    total = float(np.logaddexp.reduce(np.array([*ends, column.none_between(0, count)]), axis=0))
+    marginals = np.zeros((count, MAX_RANK + 1))
+    marginals[:, 1:] = np.exp(forward + backward - total)
+    marginals[:, NO_VERTEBRA] = np.clip(1 - marginals[:, 1:].sum(axis=1), 0, 1)
+    return marginals, total
+
+
+def sequence_weight(column: ColumnWeights, ranks: Sequence[int]) -> float:
+    """Give the log-weight of one sequence of ranks, 0 for no vertebra."""
+    places = [place for place, rank in enumerate(ranks) if rank]
+    if not places:
+        return column.none_between(0, column.count)
+    weight = _start(column)[places[0], ranks[places[0]] - 1] + _end(column)[places[-1]]
+    pairs = itertools.pairwise(places)
+    return float(weight + sum(column.step(u, v)[ranks[u] - 1, ranks[v] - 1] for u, v in pairs))

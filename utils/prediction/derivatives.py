@@ -164,6 +164,16 @@ def number_vertebrae(count: int, first_label: str | None = None) -> Numbering:
     return Numbering(tuple(codes[:count]), COUNT if first_label is None else ANATOMICAL)
 
 
+def numbering_of(identification: Identification) -> Numbering:
+    """Give the labels of the vertebrae that have one, from the top down, with their probabilities."""
+    has_label = [place for place, code in enumerate(identification.codes) if code]
+    return Numbering(
+        tuple(identification.codes[place] for place in has_label),
+        ANATOMICAL,
+        tuple(identification.probabilities[place] for place in has_label),
+    )
+
+
 def native_vertebrae(
     vertebrae: Sequence[FoundVertebra],
     affine: np.ndarray,

@@ -1,4 +1,4 @@
-"""Anatomical labels in practice: those of the vertebrae that the walk found, and labels changed later.
+"""Anatomical labels in practice: levels that the user knows, doubts, and labels changed later.
 
 What the network says of each vertebra is written beside the prediction (`<key>_column.json`), so that labels
 can be decided anew from it, without any network.
@@ -18,64 +18,50 @@ import numpy as np
 from utils.imaging.grids import SAME_GRID_VOXELS, oriented_grid, transform_points, voxels_apart
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
-from utils.localisation.anchors import Sacrum
-from utils.localisation.column import Votes, number_column
-from utils.localisation.identify import Identification, identify, uniform_votes
+from utils.localisation.chain import Votes
+from utils.localisation.evidence import Sacrum, uniform_votes
+from utils.localisation.identify import Identification, identify, number_column
 from utils.prediction import derivatives
-from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
-from utils.verse.labels import MAX_CODE, name_of_code
+from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering, numbering_of
+from utils.verse.labels import MAX_CODE, code_of_name, name_of_code
 
 
-def identify_found(votes: Votes, places: Sequence[int], *, fixed: Mapping[int, int]) -> Identification:
-    """Give the levels of the vertebrae that the walk found, decided with those that it did not find.
+def parse_fixed(fix: Sequence[str], first_label: str | None = None) -> dict[int, int]:
+    """Read the levels that the user knows.
 
     Parameters
     ----------
-    votes : Votes
-        What the network says of the whole column.
-    places : sequence of int
-        Places in the column of the vertebrae found, from the top down.
-    fixed : mapping of int to int
-        Codes that are known, by place among the vertebrae found, from 0.
+    fix : sequence of str
+        Such as "3=T12": the third vertebra from the top.
+    first_label : str, optional
+        The level of the top-most one, the same as "1=...".
 
     Returns
     -------
-    Identification
-        Of the vertebrae found. Where there are none, fixed codes are for other scans of the run.
+    dict of int to int
+        Codes by place, from 0.
 
     Raises
     ------
     ValueError
-        If no sequence of levels has the fixed codes.
+        If a text has another form, names no level, or a place is named twice.
     """
-    if not places:
-        return identify_counted(0, fixed=fixed)
-    _check_places(fixed, len(places))
-    whole = number_column(votes, fixed={places[place]: code for place, code in fixed.items()})
-    return whole.of_places(places)
+    fixed: dict[int, int] = {}
+    for text in (*([] if first_label is None else [f"1={first_label}"]), *fix):
+        place, equals, name = text.partition("=")
+        if not equals or not place.strip().isdecimal() or int(place) < 1:
+            raise ValueError(f"Expected place=level from 1 at the top, such as 3=T12, received {text!r}.")
+        code = code_of_name(name)
+        if fixed.setdefault(int(place) - 1, code) != code:
+            raise ValueError(
+                f"Expected one level for vertebra {int(place)}, received a second one, {text!r}."
+            )
+    return fixed
 
 
 def identify_counted(count: int, *, fixed: Mapping[int, int]) -> Identification:
-    """Give the levels of vertebrae that nothing is known of but some codes; errors as `identify_found`."""
-    if count:
-        _check_places(fixed, count)
+    """Give the levels of vertebrae that nothing is known of but some codes; errors as `number_column`."""
     return identify(*uniform_votes(count), fixed=fixed)
-
-
-def _check_places(fixed: Mapping[int, int], count: int) -> None:
-    for place, code in fixed.items():
-        if place >= count:
-            raise ValueError(f"Expected a place up to {count}, received {place + 1}={name_of_code(code)}.")
-
-
-def numbering_of(identification: Identification) -> Numbering:
-    """Give the labels of the vertebrae that have one, from the top down, with their probabilities."""
-    has_label = [place for place, code in enumerate(identification.codes) if code]
-    return Numbering(
-        tuple(identification.codes[place] for place in has_label),
-        ANATOMICAL,
-        tuple(identification.probabilities[place] for place in has_label),
-    )
 
 
 def doubt_about(identification: Identification) -> str:
@@ -204,7 +190,7 @@ def relabel_case(
         votes, labels = known
         places = [place for place, label in enumerate(labels) if label]
         numbers = [labels[place] for place in places]
-        identification = identify_found(votes, places, fixed=fixed)
+        identification = number_column(votes, places=places, fixed=fixed)
         column = column_json(votes, places, identification.codes)
     look_up = np.zeros(max(MAX_CODE, *numbers, 0) + 1, np.uint8)
     look_up[numbers] = identification.codes

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.files import sha256_of
 from utils.learning.model_files import MODEL_FILES, has_model, model_file
-from utils.localisation.tiles import LEVELS, PredictTile
+from utils.localisation.candidates import LEVELS, PredictTile
 from utils.settings import InferenceSettings, RunSettings, load_settings
 from utils.verse.labels import MAX_RANK
 from utils.walk.locate import PredictHeat
@@ -37,7 +37,7 @@ class Networks:
     Attributes
     ----------
     heat : callable
-        From a tile of the CT to the channels of `utils.localisation.tiles`, or, of a published heatmap
+        From a tile of the CT to the channels of `utils.localisation.candidates`, or, of a published heatmap
         network, from the whole CT on the heatmap grid to the heat.
     patch : callable
         From the CT and the memory of a patch to the probability of the next vertebra.

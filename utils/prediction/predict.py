@@ -23,19 +23,19 @@ from utils.imaging.grids import transform_points
 from utils.imaging.intensities import normalise_hu
 from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
-from utils.localisation.column import Votes, find_column
-from utils.localisation.identify import Identification, parse_fixed
+from utils.localisation.chain import Votes, find_column
+from utils.localisation.identify import Identification, number_column
 from utils.prediction import derivatives, quality
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
-from utils.prediction.derivatives import ANATOMICAL, COUNT, CasePrediction, Numbering, number_vertebrae
-from utils.prediction.levels import (
-    column_json,
-    doubt_about,
-    identify_counted,
-    identify_found,
+from utils.prediction.derivatives import (
+    ANATOMICAL,
+    COUNT,
+    CasePrediction,
+    Numbering,
+    number_vertebrae,
     numbering_of,
-    relabel_case,
 )
+from utils.prediction.levels import column_json, doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
 from utils.prediction.provenance import is_done, record_of, relabelled_record, scan_identity
 from utils.prediction.quality import CaseQuality, Remark
@@ -248,7 +248,7 @@ def _identify(found: WalkResult, votes: Votes | None, settings: InferenceSetting
     """Decide the levels of what was found; None where vertebrae are to be counted."""
     fixed = parse_fixed(settings.fix, settings.first_label)
     if votes is not None:
-        return identify_found(votes, [each.index for each in found.vertebrae], fixed=fixed)
+        return number_column(votes, places=[each.index for each in found.vertebrae], fixed=fixed)
     return identify_counted(len(found.vertebrae), fixed=fixed) if settings.fix else None
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.localisation.simulated_spines import candidates_at, draw_spine, level_votes
-from utils.localisation.anchors import (
+from utils.localisation.evidence import (
     ANCHORS,
     RIBS,
     SACRUM_BELOW,
@@ -13,11 +12,10 @@ from utils.localisation.anchors import (
     Rates,
     Sacrum,
     anchor_weights,
-    sacrum_below,
     skull_place,
+    votes_of_levels,
 )
-from utils.localisation.chain import chain_of
-from utils.localisation.identify import identify, votes_of_levels
+from utils.localisation.identify import identify
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK
 
 VAGUE = 2.0
@@ -128,45 +126,6 @@ def test_contradicting_anchors_leave_a_wide_set():
     found = identified(votes, rib_probability=ribs, sacrum=Sacrum(5, 0.99))
     assert len(found.sequence_set) > 1
     assert {codes[-1] for codes, _ in found.sequence_set} >= {23, 24}
-
-
-# The sacrum of a chain ------------------------------------------------------------------------------
-
-
-def lumbar_chain(with_s1=False):
-    """A chain L1 to L5, and the point one step below."""
-    spine = draw_spine(np.random.default_rng(2), count=5, first=19, scale=1.0, noise=0.02, cobb_degrees=0.0)
-    below = spine.points_mm[-1] + [0, -22.0, -27.0]
-    points = np.vstack([spine.points_mm, below]) if with_s1 else spine.points_mm
-    ranks = np.append(spine.ranks, 26)[: len(points)]
-    votes = level_votes(ranks, np.random.default_rng(2), right=1.0)
-    return chain_of(candidates_at(points, np.full(len(points), 0.8), votes)), below
-
-
-def test_the_sacrum_one_step_below_a_chain_is_found():
-    chain, below = lumbar_chain()
-    found = sacrum_below(chain, candidates_at([below, below + np.array([0, 90, 0])], [0.7, 0.9]))
-    assert found.above == 4
-    assert found.probability > 0.95
-
-
-def test_a_sacrum_in_the_chain_leaves_the_vertebra_above_it():
-    chain, below = lumbar_chain(with_s1=True)
-    assert len(chain) == 6
-    assert sacrum_below(chain, candidates_at([below + np.array([1, 0, 0])], [0.7])).above == 4
-
-
-@pytest.mark.parametrize("shift", [[0, 0, 120.0], [0, 0, -80.0], [150.0, 0, 0]])
-def test_peaks_elsewhere_are_no_sacrum(shift):
-    chain, below = lumbar_chain()
-    assert sacrum_below(chain, candidates_at([below + shift], [0.9])) is None
-
-
-def test_weak_or_no_peaks_are_no_sacrum():
-    chain, below = lumbar_chain()
-    assert sacrum_below(chain, candidates_at([below], [0.2])) is None
-    assert sacrum_below(chain, candidates_at(np.zeros((0, 3)), [])) is None
-    assert sacrum_below(chain_of(candidates_at(np.zeros((0, 3)), [])), candidates_at([below], [0.9])) is None
 
 
 # Errors ---------------------------------------------------------------------------------------------
