@@ -52,7 +52,7 @@ def test_the_best_chain_is_the_best_of_all_chains(seed):
     points = np.cumsum(rng.normal([0, 0, -16], [6, 6, 8], (7, 3)), axis=0)
     points = points[np.argsort(-points[:, 2])]
     candidates = candidates_at(points, rng.uniform(0.2, 0.8, 7), level_votes(np.arange(8, 15), rng))
-    steps, _ = step_weights(candidates, settings)
+    steps = step_weights(candidates, settings)
     bends, heat = module._bends(candidates.points_mm, settings), module._heat_weights(candidates, settings)
     prior = -((np.log(settings.scales) / settings.scale_spread) ** 2) / 2
     chains = [c for size in range(1, 8) for c in itertools.combinations(range(7), size)]
@@ -97,7 +97,7 @@ def test_of_doubled_peaks_one_is_taken():
         assert np.linalg.norm(np.diff(chain.candidates.points_mm, axis=0), axis=1).min() > 9.0
 
 
-def test_the_chain_goes_over_a_missing_peak_and_says_so():
+def test_the_chain_goes_over_a_missing_peak():
     rng = np.random.default_rng(3)
     spine = draw_spine(rng, count=9, first=12, noise=0.03, curve=1.0, cobb_degrees=0.0)
     kept = [0, 1, 2, 3, 5, 6, 7, 8]
@@ -105,8 +105,8 @@ def test_the_chain_goes_over_a_missing_peak_and_says_so():
         spine.points_mm[kept], np.full(8, 0.7), level_votes(spine.ranks[kept], rng, right=1.0)
     )
     chain = chain_of(candidates)
-    assert np.flatnonzero(chain.missed).tolist() == [4]
     assert len(chain) == 8
+    assert chain.log_evidence < chain_of(candidates, ChainSettings(skip=0.0)).log_evidence
 
 
 def test_the_body_scale_is_that_of_the_spine():

@@ -9,7 +9,7 @@ from utils.localisation.identify import Identification
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
 from utils.prediction.quality import REMARK_KINDS, CaseQuality, Remark
-from utils.walk.records import CALLS_USED_UP, REMARKS, FoundVertebra, WalkResult
+from utils.walk.records import CALLS_USED_UP, WALK_LEAK, FoundVertebra, WalkResult
 
 EMPTY = np.zeros((1, 1, 1))
 
@@ -33,7 +33,6 @@ def identification(**changes):
         "sequence_probability": 0.7,
         "second_codes": (18, 19),
         "second_probability": 0.2,
-        "decisive": (0.5, 0.5),
         "anchor": "ribs",
         "sequence_set": (((19, 20), 0.7), ((18, 19), 0.2), ((20, 0), 0.06)),
     }
@@ -41,14 +40,14 @@ def identification(**changes):
 
 
 def test_remarks_of_the_walk_stand_at_their_vertebra():
-    found = walked([vertebra("no convergence"), vertebra(index=1), vertebra("leak", index=2)])
+    found = walked([vertebra(), vertebra(index=1), vertebra("leak", index=2)])
     assert [(remark.kind, remark.vertebra) for remark in walk_remarks(found, ["T4", "T5", "T6"])] == [
-        ("leak", "T6")  # that the centre did not rest stands in the table
+        ("leak", "T6")
     ]
 
 
 def test_a_vertebra_found_but_not_outlined_is_a_gap_at_the_one_above_it():
-    found = walked([vertebra(index=1), vertebra("gap above", index=4)], missed=(0, 2, 3, 5))
+    found = walked([vertebra(index=1), vertebra(index=4)], missed=(0, 2, 3, 5))
     text = "a vertebra was found {}, but could not be outlined"
     assert walk_remarks(found, ["T4", "T7"]) == [
         Remark("gap", None, text.format("above the first")),
@@ -66,7 +65,7 @@ def test_remarks_on_the_whole_walk_come_first():
 
 
 def test_every_remark_of_the_walk_has_a_kind_that_the_page_knows():
-    found = walked([vertebra(*REMARKS)], remarks=(CALLS_USED_UP,), missed=(1,))
+    found = walked([vertebra(WALK_LEAK)], remarks=(CALLS_USED_UP,), missed=(1,))
     assert {remark.kind for remark in walk_remarks(found, ["T4"])} <= set(REMARK_KINDS)
 
 

@@ -18,7 +18,6 @@ from utils.imaging.volume import Grid, Volume
 from utils.prediction import derivatives
 from utils.prediction.derivatives import (
     CasePrediction,
-    from_the_top_down,
     native_vertebrae,
     number_vertebrae,
     read_case_settings,
@@ -83,11 +82,6 @@ def test_names_follow_the_kind_of_numbering():
 def test_an_unknown_level_is_refused():
     with pytest.raises(ValueError, match="X9"):
         number_vertebrae(3, "X9")
-
-
-def test_vertebrae_are_sorted_from_the_top_down():
-    low, high = found(np.ones((2, 2, 2)), (0, 0, 9)), found(np.ones((2, 2, 2)), (5, 5, 3))
-    assert from_the_top_down([low, high]) == [high, low]
 
 
 # Native grid

@@ -110,7 +110,6 @@ def test_a_drifting_predictor_ends_without_rest(heat):
     result = walk_published(column(), heat, predict, settings=PUBLISHED)
     assert result.vertebrae and not any(v.converged for v in result.vertebrae)
     assert result.vertebrae[0].steps == PUBLISHED.max_steps + 1
-    assert all(v.remarks == ("no convergence",) for v in result.vertebrae)
     assert result.calls <= PUBLISHED.max_calls
 
 

@@ -85,8 +85,6 @@ class Chain:
     ----------
     candidates : Candidates
         Those in the chain, in its order.
-    missed : np.ndarray of bool, (n,)
-        Whether a vertebra without a peak seems to lie between each and the one above it.
     log_evidence : float
         Natural logarithm of the odds of a spine with this chain against none; `-inf` without a candidate.
     body_scale : float
@@ -94,7 +92,6 @@ class Chain:
     """
 
     candidates: Candidates
-    missed: np.ndarray
     log_evidence: float
     body_scale: float
 
@@ -199,14 +196,12 @@ def chain_of(candidates: Candidates, settings: ChainSettings = USUAL) -> Chain:
         The best one also where the evidence speaks against a spine (`Chain.has_spine`).
     """
     if not len(candidates):
-        return Chain(candidates, np.zeros(0, bool), -np.inf, 1.0)
+        return Chain(candidates, -np.inf, 1.0)
     ordered = take(candidates, np.argsort(-candidates.points_mm[:, 2], kind="stable"))
-    steps, skips = step_weights(ordered, settings)
+    steps = step_weights(ordered, settings)
     bends = _bends(ordered.points_mm, settings)
     places, scale, weight = _best_chain(_heat_weights(ordered, settings), steps, bends, settings)
-    missed = np.zeros(len(places), bool)
-    missed[1:] = skips[scale, places[:-1], places[1:]]
-    return Chain(take(ordered, places), missed, weight + settings.no_spine, settings.scales[scale])
+    return Chain(take(ordered, places), weight + settings.no_spine, settings.scales[scale])
 
 
 def take(candidates: Candidates, places: np.ndarray) -> Candidates:
@@ -224,7 +219,7 @@ def _heat_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray
     return settings.heat_slope * (candidates.heat - settings.heat_middle)
 
 
-def step_weights(candidates: Candidates, settings: ChainSettings) -> tuple[np.ndarray, np.ndarray]:
+def step_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
     """Weigh every step from one candidate to another.
 
     Parameters
@@ -236,10 +231,9 @@ def step_weights(candidates: Candidates, settings: ChainSettings) -> tuple[np.nd
 
     Returns
     -------
-    weights : np.ndarray, (scales, n, n)
-        From upper (row) to lower (column); -inf where the lower is not below.
-    skips : np.ndarray of bool, same shape
-        Where the step passes over a vertebra.
+    np.ndarray, (scales, n, n)
+        From upper (row) to lower (column), whether the step passes over a vertebra or not; -inf where the
+        lower is not below.
     """
     points = candidates.points_mm
     between = points[None] - points[:, None]
@@ -252,9 +246,8 @@ def step_weights(candidates: Candidates, settings: ChainSettings) -> tuple[np.nd
         _lengths(distance, levels, settings, skipped) + settings.levels * _agreement(levels, skipped)
         for skipped in (0, 1)
     )
-    double = double + settings.skip
-    best = np.maximum(single, double) + settings.step + angle
-    return np.where(below, best, -np.inf), double > single
+    best = np.maximum(single, double + settings.skip) + settings.step + angle
+    return np.where(below, best, -np.inf)
 
 
 def _trusted_levels(candidates: Candidates, settings: ChainSettings) -> np.ndarray:

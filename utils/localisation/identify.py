@@ -57,15 +57,12 @@ class Identification:
         The next most probable sequence: it differs in at least one label. Empty if there is none.
     second_probability : float
         Its probability.
-    decisive : tuple of float
-        What each vertebra's vote speaks for the first sequence against the second, in natural logarithms.
     anchor : str
         What the count holds on to: the anchors that alone, without any vote, would give the same sequence
         with a probability of a half or more; "given" for levels that the user named; else "none".
     sequence_set : tuple of (tuple of int, float)
-        The fewest sequences, as codes, whose probabilities add up to `COVERAGE`, the most probable first.
-    set_probability : float
-        What they add up to; less than `COVERAGE` only where `MOST_SEQUENCES` do not reach it.
+        The fewest sequences, as codes, whose probabilities add up to `COVERAGE` (to less only where
+        `MOST_SEQUENCES` do not reach it), the most probable first.
     """
 
     codes: tuple[int, ...]
@@ -73,10 +70,8 @@ class Identification:
     sequence_probability: float
     second_codes: tuple[int, ...]
     second_probability: float
-    decisive: tuple[float, ...]
     anchor: str
     sequence_set: tuple[tuple[tuple[int, ...], float], ...] = ()
-    set_probability: float = 1.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,13 +97,12 @@ class Identification:
             codes=part(self.codes),
             probabilities=part(self.probabilities),
             second_codes=part(self.second_codes),
-            decisive=part(self.decisive),
             sequence_set=tuple(chosen.items()),
         )
 
 
 #: Of a column without a vertebra.
-NOTHING = Identification((), (), 1.0, (), 0.0, (), "none")
+NOTHING = Identification((), (), 1.0, (), 0.0, "none")
 
 
 def names_of(codes: Sequence[int]) -> tuple[str, ...]:
@@ -206,16 +200,15 @@ def identify(
         raise ValueError(f"Expected levels that follow one another downwards, received {levels}.")
     marginals, total = posterior(column)
     ranked = _likely_sequences(column, total)
-    best, alternative = ranked[0][0], ranked[min(1, len(ranked) - 1)][0]
+    best = ranked[0][0]
     return Identification(
         codes=_codes(best),
         probabilities=tuple(marginals[np.arange(len(best)), best].tolist()),
         sequence_probability=ranked[0][1],
-        second_codes=_codes(alternative) if len(ranked) > 1 else (),
+        second_codes=_codes(ranked[1][0]) if len(ranked) > 1 else (),
         second_probability=ranked[1][1] if len(ranked) > 1 else 0.0,
-        decisive=_differences(evidence, best, alternative),
         anchor="given" if fixed else _anchor(known, best, column),
-        **_set_of(ranked),
+        sequence_set=_set_of(ranked),
     )
 
 
@@ -236,17 +229,11 @@ def _likely_sequences(column: ColumnWeights, total: float) -> list[tuple[np.ndar
         count *= 4
 
 
-def _set_of(ranked: Sequence[tuple[np.ndarray, float]]) -> dict[str, object]:
-    """Give the two fields of `Identification` on the set of sequences."""
+def _set_of(ranked: Sequence[tuple[np.ndarray, float]]) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """Give the fewest sequences that reach the coverage."""
     sums = np.cumsum([share for _, share in ranked])
-    count = min(int(np.searchsorted(sums, COVERAGE)) + 1, len(ranked))
-    chosen = tuple((_codes(ranks), share) for ranks, share in ranked[:count])
-    return {"sequence_set": chosen, "set_probability": float(min(sums[count - 1], 1.0))}
-
-
-def _differences(evidence: np.ndarray, best: np.ndarray, alternative: np.ndarray) -> tuple[float, ...]:
-    places = np.arange(len(best))
-    return tuple((evidence[places, best] - evidence[places, alternative]).tolist())
+    count = int(np.searchsorted(sums, COVERAGE)) + 1
+    return tuple((_codes(ranks), share) for ranks, share in ranked[:count])
 
 
 def _codes(ranks: np.ndarray) -> tuple[int, ...]:

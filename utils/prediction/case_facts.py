@@ -11,7 +11,7 @@ from utils.prediction.quality import GAP, HU_DOUBT, LEAK, OTHER, CaseQuality, Re
 from utils.walk import records
 from utils.walk.records import WalkResult
 
-#: The walk's remarks as those of the quality file. That it did not come to rest stands in the table.
+#: The walk's remarks as those of the quality file.
 _VERTEBRA_REMARKS = {
     records.WALK_LEAK: (LEAK, "predicted together with part of its neighbour, which was cut off"),
 }
@@ -37,7 +37,7 @@ def walk_remarks(found: WalkResult, names: Sequence[str]) -> list[Remark]:
     """
     remarks = [Remark(kind, None, text) for kind, text in (_WALK_REMARKS[word] for word in found.remarks)]
     for vertebra, name in zip(found.vertebrae, names):
-        known = [_VERTEBRA_REMARKS[word] for word in vertebra.remarks if word in _VERTEBRA_REMARKS]
+        known = [_VERTEBRA_REMARKS[word] for word in vertebra.remarks]
         remarks += [Remark(kind, name, text) for kind, text in known]
     places = [vertebra.index for vertebra in found.vertebrae]
     for place in found.missed:

@@ -132,11 +132,6 @@ class CasePrediction:
     column: str = ""
 
 
-def from_the_top_down(vertebrae: Sequence[FoundVertebra]) -> list[FoundVertebra]:
-    """Sort vertebrae by the height of their centres: the walk may find one above another late."""
-    return sorted(vertebrae, key=lambda vertebra: vertebra.centre[2])
-
-
 def number_vertebrae(count: int, first_label: str | None = None) -> Numbering:
     """Number vertebrae from the top down.
 

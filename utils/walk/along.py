@@ -222,20 +222,13 @@ class _Walk:
         numbers = np.zeros(256, np.uint8)
         numbers[order] = np.arange(1, len(order) + 1)
         return WalkResult(
-            tuple(self._with_gap(number) for number in order),
+            tuple(self.found[number] for number in order),
             Volume(numbers[self.labels.data], self.labels.affine),
             self.reader.calls,
             (records.CALLS_USED_UP,) if self.reader.exhausted else (),
             tuple(self.reader.trace),
             tuple(n - 1 for n in range(1, len(self.centres) - 1) if n not in self.found),
         )
-
-    def _with_gap(self, number: int) -> FoundVertebra:
-        """Give a vertebra, with a remark where the centre between it and one above it has none."""
-        vertebra = self.found[number]
-        if number - 1 in self.found or number == min(self.found):
-            return vertebra
-        return dataclasses.replace(vertebra, remarks=(records.GAP_ABOVE, *vertebra.remarks))
 
 
 def _with_ends(centres: np.ndarray, usual: float) -> np.ndarray:

@@ -134,7 +134,6 @@ class _PublishedWalk:
             converged=rests,
             calls=self.reader.calls - before,
             partial=is_cut(last, self.field),
-            remarks=() if rests else (records.WALK_NO_CONVERGENCE,),
         )
 
     def _look(self, point: np.ndarray) -> FoundVertebra | None:

@@ -19,17 +19,11 @@ BOX_MARGIN = 2
 #: network does not give. Both are in the memory; what is held may still be given to a vertebra.
 FRAGMENT, HELD = 255, 254
 
-# What can be said of a vertebra (`FoundVertebra.remarks`).
-#: The distance to the vertebra above says that one between them was not found.
-GAP_ABOVE = "gap above"
-#: It was predicted together with (a part of) its neighbour, which was cut off.
+#: What can be said of a vertebra (`FoundVertebra.remarks`): it was predicted together with (a part of) its
+#: neighbour, which was cut off.
 WALK_LEAK = "leak"
-#: Its centre never came to rest.
-WALK_NO_CONVERGENCE = "no convergence"
-REMARKS = (GAP_ABOVE, WALK_LEAK, WALK_NO_CONVERGENCE)
-
-# What can be said of a whole walk (`WalkResult.remarks`).
-#: The walk ended because it had asked the network as often as it may.
+#: What can be said of a whole walk (`WalkResult.remarks`): it ended because it had asked the network as often
+#: as it may.
 CALLS_USED_UP = "calls used up"
 
 
@@ -111,7 +105,7 @@ class FoundVertebra:
     partial: bool = False
     """Whether it reaches the border of what the scan shows, which then cuts it."""
     remarks: tuple[str, ...] = ()
-    """Of `REMARKS`."""
+    """`WALK_LEAK`, or nothing."""
     index: int | None = None
     """Which of the known centres it belongs to, from 0; None where none were known."""
 
