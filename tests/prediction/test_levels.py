@@ -100,6 +100,15 @@ def test_doubt_is_said_with_both_sequences():
     assert ", T6 T7 with 0." in said
 
 
+def test_doubt_is_said_of_what_gets_no_label():
+    names = ("T6", "T7", "T8", "T9", "T10", "T11")
+    votes = votes_for([*names[:3], "L4", *names[3:]], strength=9.0, step_mm=25.0)
+    votes.centres_mm[3:, 2] += [12.0, 25.0, 25.0, 25.0]  # half-way between two that follow one another
+    found = number_column(votes)
+    assert found.names == (*names[:3], "-", *names[3:])
+    assert doubt_about(found) == "1 of 7 found get no label, as no vertebrae"
+
+
 # What the network said, on disk
 
 

@@ -1,0 +1,49 @@
+"""Tests of experiments/generated.py: scans without a spine, and what was seen in them."""
+
+import json
+
+import pytest
+
+from experiments.generated import phantom_steps, vertebrae_by_kind, write_scans_without_spine
+from utils.imaging.nifti import read_ct
+from utils.synthetic.no_spine import NO_SPINE_KINDS
+
+
+def test_every_kind_is_drawn_and_what_is_there_stays(tmp_path):
+    paths = write_scans_without_spine(tmp_path, of_a_kind=1)
+
+    assert [path.name for path in paths] == [f"{kind}-0_ct.nii.gz" for kind in NO_SPINE_KINDS]
+    assert all(read_ct(path).data.ndim == 3 for path in paths)
+    paths[0].write_bytes(b"kept")
+    assert write_scans_without_spine(tmp_path, of_a_kind=1) == paths
+    assert paths[0].read_bytes() == b"kept"
+
+
+def _predicted(folder, key, rows, *, no_spine):
+    case = folder / "derivatives" / key
+    case.mkdir(parents=True)
+    (case / f"{key}_vertebrae.csv").write_text("label\n" + "L1\n" * rows)
+    (case / f"{key}_quality.json").write_text(json.dumps({"no_spine": no_spine}))
+
+
+def test_vertebrae_are_counted_by_kind(tmp_path):
+    _predicted(tmp_path, "sub-thigh-0", 2, no_spine=False)
+    _predicted(tmp_path, "sub-thigh-1", 3, no_spine=False)
+    _predicted(tmp_path, "sub-head-0", 0, no_spine=True)
+
+    assert vertebrae_by_kind(tmp_path) == {**dict.fromkeys(NO_SPINE_KINDS, 0), "thigh": 5}
+
+
+@pytest.mark.parametrize(("rows", "no_spine"), [(0, False), (1, True)])
+def test_a_scan_must_say_that_it_has_no_spine(tmp_path, rows, no_spine):
+    _predicted(tmp_path, "sub-air-0", rows, no_spine=no_spine)
+
+    with pytest.raises(ValueError, match=r"sub-air-0_vertebrae.csv: expected no_spine"):
+        vertebrae_by_kind(tmp_path)
+
+
+def test_both_ranges_have_seeds_of_their_own(tmp_path):
+    commands = [str(phantom_steps(ranges, tmp_path, (), phantoms=40)[0]) for ranges in ("usual", "wide")]
+
+    assert "--phantoms 0 0 40 --ranges usual --seed 7001" in commands[0]
+    assert "--phantoms 0 0 40 --ranges wide --seed 7002" in commands[1]
