@@ -94,9 +94,10 @@ def test_localiser_heat_is_a_weighted_mean_of_divergences():
     truth, prediction = localiser_voxels(
         (AT_CENTRE, 0.5, 0, 30, SURE), (half, 0.4, 0, 30, SURE), (BACKGROUND, 0.2, 0.3, 0, {})
     )
-    # A voxel weighs 1 + 99 times its heat; the three voxels of the sacral channel weigh 1 each.
+    # A voxel weighs 1 + 39 times the heat of a Gaussian twice as wide; those of the sacral channel 1 each.
     between = 0.5 * math.log(0.5 / 0.4) + 0.5 * math.log(0.5 / 0.6)
-    body = (100 * math.log(2) + 50.5 * between - math.log(0.8)) / 151.5
+    weight = 1 + 39 * 0.5**0.25
+    body = (40 * math.log(2) + weight * between - math.log(0.8)) / (41 + weight)
     expected = 20 * (body - math.log(0.7) / 3)
     np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [expected], rtol=1e-4)
 

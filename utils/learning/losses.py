@@ -170,8 +170,9 @@ def logit_difference(
     return tf.reduce_mean(weights * tf.square(difference), axis=[1, 2, 3, 4])
 
 
-#: Weight of a voxel at a centre beside one of the background, whose voxels are a thousand times as many.
-CENTRE_WEIGHT = 100.0
+#: Weight of a voxel at a centre beside one of the background, whose voxels are a thousand times as many; and
+#: how much wider than the heat this weight spreads, so that what lies between two bodies counts as well.
+CENTRE_WEIGHT, WEIGHT_SPREAD = 40.0, 2.0
 #: Parts of the heat, the levels, and the ribs in the loss of the localiser.
 HEAT_PART, LEVEL_PART, RIB_PART = 20.0, 0.3, 0.2
 
@@ -197,7 +198,8 @@ def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     body, sacrum, counts, rank, rib = tf.unstack(truth, axis=-1)
     heat = 0.0
     for channel, wanted in enumerate((body, sacrum)):
-        weight = counts * (1.0 + (CENTRE_WEIGHT - 1.0) * wanted)
+        # A Gaussian to the power of 1/s² is one of s times the width.
+        weight = counts * (1.0 + (CENTRE_WEIGHT - 1.0) * wanted ** (1.0 / WEIGHT_SPREAD**2))
         heat += _mean_over_voxels(_divergence(wanted, prediction[..., channel]), weight)
     near = tf.cast(rank >= 0.0, tf.float32)
     classes = tf.cast(tf.maximum(rank, 0.0), tf.int32)
