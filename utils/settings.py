@@ -300,6 +300,49 @@ class HeatmapTrainingSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
+class LabellingTrainingSettings(TrainingSettings):
+    """Train the network that tells, of a point, whether a vertebra's body lies around it, and which level."""
+
+    work_dir: Path = Path("work")
+    """Folder with `heatmap/`; receives `models/<name>`."""
+    spacing_mm: float = bounded(3.0, _SPACING)
+    name: str = bounded("labelling", _NAME)
+    """Name of the model's folder, so that several experiments may share a work folder."""
+    start_from: Path | None = None
+    """Directory of a trained network of the same filters, whose weights the training begins with, such as
+    work/models/labelling, to adapt it to data of your own; by default they are drawn from the seed."""
+    filters: tuple[int, ...] = bounded((16, 32, 64, 96), _FILTERS)
+    """Filters a level, from half of the resolution down; each level has half of that of the one above."""
+    patch_voxels: int = bounded(54, FROM_1)
+    """Edge of the cubic patch around the point. At 3 mm the default shows 81 mm to each side."""
+    dropout: float = bounded(0.3, BELOW_1)
+    """Share of the features before the last layers that is left out at random in training."""
+    jitter_mm: float = bounded(4.0, NOT_NEGATIVE)
+    """How far off along each axis a body's centre is shown: peaks of the heat do not lie quite at it."""
+    none_share: float = bounded(0.3, SHARE)
+    """Share of examples around a point that is no body's centre."""
+    none_least_mm: float = bounded(8.0, POSITIVE)
+    """How far such a point lies from every body's centre, at least."""
+    cut_share: float = bounded(0.35, SHARE)
+    """Share of examples that show a part of the scan alone, as one of a smaller field of view would."""
+    cut_least_mm: tuple[float, float, float] = bounded((70.0, 70.0, 50.0), bounds.several(POSITIVE, count=3))
+    """Smallest such part along P, R and I, in mm."""
+    origins: tuple[float, float, float] | None = bounded(None, _THREE_SHARES)
+    """Shares of an epoch: scans of phantoms of the data set, drawn scans, and all others. Without it every scan
+    counts alike."""
+    outside: Literal["air", "edge"] = "air"
+    """What a patch shows beyond the scan, in training and when the network is used."""
+    augmentation: HeatmapAugmentationSettings = LOCALISER_AUGMENTATION
+    """Random transformations of the training patches."""
+    epochs: int = bounded(60, FROM_1)
+    examples_per_epoch: int = bounded(0, FROM_0)
+    """Examples in an epoch; 0 takes every scan once."""
+    batch_size: int = bounded(16, FROM_1)
+    final_learning_rate: float = bounded(1e-4, NOT_NEGATIVE)
+    moving_average: float = bounded(0.99, BELOW_1)
+
+
+@dataclass(frozen=True)
 class SegmentationTrainingSettings(TrainingSettings):
     """Train the iterative 3D U-Net that segments the first vertebra its memory does not hold yet."""
 

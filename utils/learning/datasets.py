@@ -18,11 +18,12 @@ from utils.imaging.crops import block_of_patch, box_between
 from utils.imaging.volume import Volume
 from utils.learning import augment, epochs
 from utils.learning.heatmap import draw_heatmap_example
+from utils.learning.labelling import draw_labelling_example
 from utils.learning.localiser import draw_localiser_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData
 from utils.learning.spine_cases import SpineData
 from utils.learning.vertebrae import block_length, draw_kind, draw_patch
-from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
+from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
 from utils.synthetic.appearance import Appearance, draw_appearance
 from utils.synthetic.label_images import field_of_view, label_image
 from utils.synthetic.label_maps import LabelMap
@@ -85,14 +86,51 @@ def localiser_dataset(data: SpineData, settings: HeatmapTrainingSettings, *, tra
         "weight" float32 (batch,).
     """
 
+    return _spine_dataset(
+        data, draw_localiser_example, settings.crop_voxels, settings=settings, training=training
+    )
+
+
+def labelling_dataset(
+    data: SpineData, settings: LabellingTrainingSettings, *, training: bool
+) -> EpochDataset:
+    """Give the function from an epoch to its dataset of batches for `labelling_batch_builder`.
+
+    Parameters
+    ----------
+    data : SpineData
+        A prepared split.
+    settings : LabellingTrainingSettings
+        Patches, augmentation, batch size and seed.
+    training : bool
+        False shows the middle vertebra of every scan once, in order.
+
+    Returns
+    -------
+    callable (epoch, part=None) to tf.data.Dataset
+        Batches, all of one length, of what `draw_labelling_example` gives, "ct_hu", the block laid flat, and
+        "weight" float32 (batch,).
+    """
+    patch = (settings.patch_voxels,) * 3
+    return _spine_dataset(data, draw_labelling_example, patch, settings=settings, training=training)
+
+
+def _spine_dataset(
+    data: SpineData,
+    draw: Callable[..., Example],
+    shown: tuple[int, int, int],
+    *,
+    settings: HeatmapTrainingSettings | LabellingTrainingSettings,
+    training: bool,
+) -> EpochDataset:
     def example(item: int, generator: np.random.Generator | None) -> Example:
         case = data.cases[item]
-        drawn = draw_localiser_example(generator, case.spine, case.shape, settings=settings)
+        drawn = draw(generator, case.spine, case.shape, settings=settings)
         return {"ct_hu": data.block(case, drawn.pop("begin"), drawn.pop("end")), **drawn}
 
     def collate_blocks(examples: list[Example]) -> Example:
         most = max(example["ct_hu"].size for example in examples)
-        return collate(examples, block_length(most, round(np.prod(settings.crop_voxels) ** (1 / 3))))
+        return collate(examples, block_length(most, round(np.prod(shown) ** (1 / 3))))
 
     return _epoch_dataset(data, (example, collate_blocks), settings, training=training)
 

@@ -13,6 +13,7 @@ from utils.learning.prepared_data import HeatmapCase, SegmentationData
 from utils.learning.spine_cases import ORIGINS, SpineData
 from utils.settings import (
     HeatmapTrainingSettings,
+    LabellingTrainingSettings,
     SegmentationTrainingSettings,
     TrainingSettings,
 )
@@ -108,7 +109,9 @@ def segmentation_groups(
     return [items[balanced_positions(ranks[items].tolist(), settings.seed)] for items in groups]
 
 
-def spine_groups(data: SpineData, settings: HeatmapTrainingSettings | None) -> list[np.ndarray]:
+def spine_groups(
+    data: SpineData, settings: HeatmapTrainingSettings | LabellingTrainingSettings | None
+) -> list[np.ndarray]:
     """Give the items of a split: one group of all scans, or, for a training with shares, one an origin."""
     if settings is None or settings.origins is None:
         return [np.arange(len(data))]
@@ -171,7 +174,7 @@ def groups_of(data: SplitData, settings: TrainingSettings | None) -> list[np.nda
 
 def shares_of(settings: TrainingSettings) -> tuple[str, tuple[float, ...]]:
     """Give the option that shares out the groups of an epoch that is mixed, and the shares."""
-    if isinstance(settings, HeatmapTrainingSettings):
+    if isinstance(settings, HeatmapTrainingSettings | LabellingTrainingSettings):
         return "--origins", settings.origins
     return "--mixture", settings.mixture
 

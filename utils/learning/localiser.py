@@ -15,7 +15,7 @@ import tensorflow as tf
 from utils.imaging.crops import block_of_patch
 from utils.learning import augment
 from utils.preparation.spine_case import KnownSpine
-from utils.settings import HeatmapTrainingSettings
+from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings
 from utils.verse.labels import MAX_RANK
 
 #: Channels of the target: heat of bodies, heat of the first sacral body, what counts of both, rank, rib.
@@ -59,7 +59,7 @@ def draw_localiser_example(
         "has_ends"; and those of `Augmentation.of_intensities`.
     """
     drawn = augment.draw_augmentation(generator, settings.augmentation)
-    field = _field_of_view(generator, spine, shape, settings)
+    field = field_of_view(generator, spine, shape, settings)
     aim = _aim(generator, spine, field, settings)
     translation = aim - drawn.matrix @ ((np.array(settings.crop_voxels) - 1) / 2)
     affine = np.column_stack([drawn.matrix, translation - field[0]])
@@ -122,13 +122,26 @@ def beyond_the_ends(spine: KnownSpine, spacing_mm: float) -> np.ndarray:
     return np.concatenate([points[0] - numbers * steps[0], points[-1] + numbers * steps[-1]])
 
 
-def _field_of_view(
+def field_of_view(
     generator: np.random.Generator | None,
     spine: KnownSpine,
     shape: tuple[int, int, int],
-    settings: HeatmapTrainingSettings,
+    settings: HeatmapTrainingSettings | LabellingTrainingSettings,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the part of a scan that one with a smaller field of view would show, around a vertebra of it."""
+    """Draw the part of a scan that one with a smaller field of view would show, around a vertebra of it.
+
+    Parameters
+    ----------
+    generator, spine, shape
+        As for `draw_localiser_example`.
+    settings : HeatmapTrainingSettings or LabellingTrainingSettings
+        With `cut_share`, `cut_least_mm` and `spacing_mm`.
+
+    Returns
+    -------
+    low, high : np.ndarray of int, (3,)
+        Voxels from `low` up to, not including, `high`.
+    """
     whole = np.array(shape)
     if generator is None or not len(spine.points) or generator.random() >= settings.cut_share:
         return np.zeros(3, int), whole

@@ -209,6 +209,33 @@ def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     return HEAT_PART * heat + parts
 
 
+def labelling_loss(truth: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of what lies around a point, and of a rib where a vertebra does.
+
+    Parameters
+    ----------
+    truth : tf.Tensor of float32, (batch, 2)
+        0 for no vertebra's body or its rank, and whether it has a rib.
+    logits : tf.Tensor of float32, (batch, 2 + MAX_RANK)
+        See `utils.learning.models.build_labelling_network`.
+
+    Returns
+    -------
+    tf.Tensor of float32, (batch,)
+        Loss of each example.
+    """
+    level = tf.cast(truth[:, 0], tf.int32)
+    levels = tf.nn.sparse_softmax_cross_entropy_with_logits(level, logits[:, :-1])
+    ribs = tf.nn.sigmoid_cross_entropy_with_logits(truth[:, 1], logits[:, -1])
+    return levels + RIB_PART * tf.where(level > 0, ribs, 0.0)
+
+
+def labelling_accuracy(truth: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Whether the most probable of no body and the levels is right, for each example."""
+    found = tf.argmax(logits[:, :-1], axis=-1, output_type=tf.int32)
+    return tf.cast(found == tf.cast(truth[:, 0], tf.int32), tf.float32)
+
+
 def _divergence(truth: tf.Tensor, probability: tf.Tensor) -> tf.Tensor:
     """Binary Kullback-Leibler divergence of a probability from the true one, 0 where they agree."""
     p, t = (tf.clip_by_value(values, 1e-6, 1.0 - 1e-6) for values in (probability, truth))

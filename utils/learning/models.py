@@ -19,6 +19,7 @@ from utils.learning.model_files import MODEL_FILES, WEIGHTS_SUFFIX, model_file
 from utils.settings import (
     SETTINGS_FILE,
     HeatmapTrainingSettings,
+    LabellingTrainingSettings,
     SegmentationTrainingSettings,
     load_settings,
 )
@@ -103,6 +104,41 @@ def build_localiser(
     return keras.Model(inputs, joined, name="localiser")
 
 
+def build_labelling_network(settings: LabellingTrainingSettings, *, replicas: int = 1) -> keras.Model:
+    """Build the network that tells what lies around a point: no vertebra's body, or which.
+
+    Parameters
+    ----------
+    settings : LabellingTrainingSettings
+        Patch, filters and dropout.
+    replicas : int
+        Devices that train together; each example is normalised by itself, so that it makes no difference.
+
+    Returns
+    -------
+    keras.Model
+        From (batch, n, n, n, 1) to logits (batch, 1 + MAX_RANK + 1) in float32: that of no body, those of the
+        levels by rank, and that of a rib.
+    """
+    layers = keras.layers
+    inputs = keras.Input((*(settings.patch_voxels,) * 3, 1), name="input")
+    x = _with_bone_window(inputs)
+    for level, count in enumerate(settings.filters):
+        # The first level has one convolution: at its resolution another would cost as much as all the rest.
+        for stride in (2, 1)[: 1 if level == 0 else 2]:
+            name = f"level_{level + 1}_{2 - stride}"
+            x = layers.Conv3D(count, 3, strides=stride, padding="same", use_bias=False, name=f"{name}_conv")(
+                x
+            )
+            x = layers.GroupNormalization(groups=-1, name=f"{name}_norm")(x)
+            x = layers.ReLU(name=f"{name}_activation")(x)
+    x = layers.Conv3D(settings.filters[-1] // 2, 1, activation="relu", name="narrow")(x)
+    x = layers.Dropout(settings.dropout, name="dropout")(layers.Flatten(name="flat")(x))
+    x = layers.Dense(settings.filters[-1], activation="relu", name="dense")(x)
+    logits = layers.Dense(2 + MAX_RANK, dtype="float32", name="last_logits")(x)
+    return keras.Model(inputs, logits, name="labelling")
+
+
 def _with_bone_window(inputs: keras.KerasTensor) -> keras.KerasTensor:
     """Add a second channel, the tangens hyperbolicus of a window of bone.
 
@@ -172,9 +208,15 @@ def _segmentation_network_of(found: dict[str, Any]) -> keras.Model:
     return build_segmentation_network(SegmentationTrainingSettings(**_architecture(found, names)))
 
 
+def _labelling_network_of(found: dict[str, Any]) -> keras.Model:
+    names = ("filters", "patch_voxels", "dropout")
+    return build_labelling_network(LabellingTrainingSettings(**_architecture(found, names)))
+
+
 #: From the "stage" of `settings.json` to what builds its network.
 _NETWORK_OF_STAGE: dict[str, Callable[[dict[str, Any]], keras.Model]] = {
     "HeatmapTrainingSettings": _heatmap_network_of,
+    "LabellingTrainingSettings": _labelling_network_of,
     "SegmentationTrainingSettings": _segmentation_network_of,
 }
 #: What settings that are younger than some trained networks were before one could choose.
@@ -360,7 +402,16 @@ def _is_statistic(weight: keras.Variable) -> bool:
 
 
 #: Layers that compute in float32 in any case.
-_IN_FLOAT32 = ("window", "window_tanh", "windows", "last_logits", "output", "deep_logits", "deep_everywhere", "joined")
+_IN_FLOAT32 = (
+    "window",
+    "window_tanh",
+    "windows",
+    "last_logits",
+    "output",
+    "deep_logits",
+    "deep_everywhere",
+    "joined",
+)
 
 
 def compute_in(model: keras.Model, precision: str) -> keras.Model:

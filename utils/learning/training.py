@@ -22,6 +22,7 @@ from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
 from utils import settings as stages
 from utils.learning import datasets, epochs, losses, models, panels, runtime, training_data
 from utils.learning.heatmap import heatmap_batch_builder
+from utils.learning.labelling import labelling_batch_builder
 from utils.learning.localiser import localiser_batch_builder
 from utils.learning.model_files import WEIGHTS_SUFFIX
 from utils.learning.prepared_data import SegmentationData
@@ -93,6 +94,14 @@ def train_heatmap(settings: stages.HeatmapTrainingSettings) -> int:
         Exit status: 0, or 1 after a line that says what is wrong.
     """
     return run_training(_train_heatmap, settings)
+
+
+def train_labelling(settings: stages.LabellingTrainingSettings) -> int:
+    """Train the labelling network on the prepared scans of the heatmap stage, into `work_dir/models/<name>`.
+
+    Parameters and result are those of `train_heatmap`.
+    """
+    return run_training(_train_labelling, settings)
 
 
 def train_segmentation(settings: stages.SegmentationTrainingSettings) -> int:
@@ -197,6 +206,24 @@ def _train_localiser(settings: stages.HeatmapTrainingSettings, chosen: Runtime) 
         **_epoch_arguments(datasets.localiser_dataset, data, held_out, settings),
         loss_fn=losses.localiser_loss,
         accuracy_fn=losses.centre_level_accuracy,
+    )
+    return bad
+
+
+def _train_labelling(settings: stages.LabellingTrainingSettings, chosen: Runtime) -> list[str]:
+    place = _place_of_data(settings)
+    folder, facts = training_data.prepared_folder("heatmap", **place, target="centres")
+    data, held_out, bad = training_data.read_spine_splits(folder, chosen, exclude=settings.exclude)
+    facts |= training_data.case_facts(data, held_out, settings)
+    with chosen.strategy.scope():
+        network = models.build_labelling_network(settings, replicas=chosen.replicas)
+        models.take_over_weights(network, settings.start_from)
+        keywords = {"prepare": labelling_batch_builder(settings)}
+        trainer = _claim_trainer(Trainer, network, settings, facts, chosen, **keywords)
+    trainer.train(
+        **_epoch_arguments(datasets.labelling_dataset, data, held_out, settings),
+        loss_fn=losses.labelling_loss,
+        accuracy_fn=losses.labelling_accuracy,
     )
     return bad
 
