@@ -1,16 +1,18 @@
 """Fit what a chain of peaks is weighed with (`ChainSettings`), on drawn scans that were held out of training.
 
-Command python experiments/fit_chain.py MODELS/heatmap-drawn HEATMAP/3mm/validation
+Command python experiments/fit_chain.py MODELS/heatmap-drawn MODELS/labelling HEATMAP/3mm/validation
 Time    about five minutes on two CPU cores for 40 scans
 Result  prints the settings that found most; they are entered by hand in utils/localisation/chain.py
 
-Reads   a model directory of train_heatmap.py, and prepared scans with and without a spine
+Reads   model directories of train_heatmap.py and train_labelling.py, and prepared scans with and without a
+        spine
 Writes  nothing
 
-How the heat of a peak speaks for a vertebra is a logistic regression over all peaks. The other weights are
-tried on a grid. A setting scores a point for every body that a vertebra of its chain lies on, and loses one
-for every vertebra on none; a scan without a spine that gets one costs as many points as it gets vertebrae.
-Real scans take no part, as they are reported on.
+How the heat of a peak and the labelling network speak for a vertebra is a logistic regression over all
+peaks; so is how heat speaks alone, as for the sacrum. The other weights are tried on a grid. A setting scores
+a point for every body that a vertebra of its chain lies on, and loses one for every vertebra on none; a scan
+without a spine that gets one costs as many points as it gets vertebrae. Real scans take no part, as they are
+reported on.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ GRID = {
 }
 
 
-def candidates_of(heatmap: Path, folder: Path) -> Iterator[tuple[Candidates, np.ndarray]]:
+def candidates_of(heatmap: Path, labelling: Path, folder: Path) -> Iterator[tuple[Candidates, np.ndarray]]:
     """Give the peaks of each prepared scan, and its true body centres, (n, 3), in mm."""
-    networks = load_localiser(heatmap)
+    networks = load_localiser(heatmap, labelling)
     data, bad = read_spine_data(folder)
     if bad or not data.cases:
         raise ValueError(bad[0] if bad else f"{folder}: expected prepared scans, found none.")
@@ -54,7 +56,7 @@ def candidates_of(heatmap: Path, folder: Path) -> Iterator[tuple[Candidates, np.
         ct = case.stored.mapped()
         scan = localise(ct, networks.heat, outside=networks.heatmap_outside)
         yield (
-            read_candidates(scan, least=LEAST_HEAT)[0],
+            read_candidates(scan, ct, networks.labels, least=LEAST_HEAT)[0],
             transform_points(case.spine.points, ct.affine, np.eye(4)),
         )
 
@@ -69,28 +71,46 @@ def is_on_body(points_mm: np.ndarray, bodies_mm: np.ndarray) -> np.ndarray:
     return found
 
 
-def fit_heat(heat: np.ndarray, is_body: np.ndarray) -> tuple[float, float]:
-    """Fit slope and middle of the log-odds that a peak of some heat is a body.
+def fit_odds(features: np.ndarray, is_body: np.ndarray) -> np.ndarray:
+    """Fit the log-odds that a peak is a body, as a sum of features with weights.
 
     Parameters
     ----------
-    heat : np.ndarray, (n,)
-        Heat of the peaks.
+    features : np.ndarray, (n, k)
+        Features of the peaks.
     is_body : np.ndarray of bool, (n,)
         Whether each stands for a body.
 
     Returns
     -------
-    slope, middle : float
-        The odds are even at the middle.
+    np.ndarray, (k + 1,)
+        The weights, then what is added.
     """
+    columns = np.column_stack([features, np.ones(len(features))])
 
-    def loss(numbers: np.ndarray) -> float:
-        odds = numbers[0] * heat - numbers[1]
-        return float(np.mean(np.logaddexp(0.0, np.where(is_body, -odds, odds))))
+    def loss(weights: np.ndarray) -> float:
+        odds = columns @ weights
+        # A little weight decay: features that part all peaks would have no limit.
+        return float(np.logaddexp(0.0, np.where(is_body, -odds, odds)).mean() + 1e-5 * weights @ weights)
 
-    slope, offset = minimize(loss, (10.0, 4.0), method="Nelder-Mead").x
-    return float(slope), float(offset / slope)
+    return minimize(loss, np.zeros(columns.shape[1]), method="BFGS").x
+
+
+def peak_weights_of(candidates: Sequence[Candidates], is_body: np.ndarray) -> dict[str, float]:
+    """Give the settings that say how a peak speaks for a vertebra, and for a sacrum, rounded."""
+    heat = np.concatenate([each.heat for each in candidates])
+    seen = np.concatenate([each.vertebra_log_odds for each in candidates])
+    seen = np.clip(seen, -USUAL.vertebra_limit, USUAL.vertebra_limit)
+    slope, vertebra, added = fit_odds(np.column_stack([heat, seen]), is_body)
+    alone, added_alone = fit_odds(heat[:, None], is_body)
+    weights = {
+        "heat_slope": slope,
+        "heat_middle": -added / slope,
+        "vertebra_weight": vertebra,
+        "sacrum_slope": alone,
+        "sacrum_middle": -added_alone / alone,
+    }
+    return {name: round(float(weight), 2) for name, weight in weights.items()}
 
 
 def score(settings: ChainSettings, scans: Sequence[tuple[Candidates, np.ndarray]]) -> tuple[int, int]:
@@ -103,16 +123,16 @@ def score(settings: ChainSettings, scans: Sequence[tuple[Candidates, np.ndarray]
     return own, false
 
 
-def main(heatmap: Path, folder: Path) -> None:
+def main(heatmap: Path, labelling: Path, folder: Path) -> None:
     """Fit, and print a line for every setting that is the best so far."""
-    scans = list(candidates_of(heatmap, folder))
+    scans = list(candidates_of(heatmap, labelling, folder))
     on_body = [is_on_body(candidates.points_mm, bodies) for candidates, bodies in scans]
-    slope, middle = fit_heat(np.concatenate([c.heat for c, _ in scans]), np.concatenate(on_body))
+    fitted = peak_weights_of([candidates for candidates, _ in scans], np.concatenate(on_body))
     bodies = sum(len(each) for _, each in scans)
     print(f"{bodies} bodies, {sum(map(len, on_body))} peaks. As it is: {score(USUAL, scans)}", flush=True)
     best = -np.inf
     for values in itertools.product(*GRID.values()):
-        weights = {"heat_slope": round(slope, 1), "heat_middle": round(middle, 2), **dict(zip(GRID, values))}
+        weights = {**fitted, **dict(zip(GRID, values))}
         own, false = score(dataclasses.replace(USUAL, **weights), scans)
         if own - false > best:
             best = own - false
@@ -124,6 +144,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("heatmap", type=Path, help="model directory")
+    parser.add_argument("labelling", type=Path, help="model directory")
     parser.add_argument("folder", type=Path, help="prepared scans")
     chosen = parser.parse_args()
-    main(chosen.heatmap, chosen.folder)
+    main(chosen.heatmap, chosen.labelling, chosen.folder)

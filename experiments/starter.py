@@ -252,7 +252,7 @@ def confidence_steps(recipe: Recipe) -> list[Step]:
         return []
     shipped = recipe.folder / "shipped"
     place = ("--shared", recipe.shared, "--work-dir", recipe.folder / "work", "--base", list(ON_DRAWN)[-1])
-    networks = ("--segmentation", shipped / "segmentation", "--ship", shipped / "heatmap")
+    networks = ("--segmentation", shipped / "segmentation", "--labelling", shipped / "labelling")
     options = (*recipe.options, *recipe.more.get("train_heatmap.py", ()))
     last = ("--options", *options) if options else ()
     return [script("experiments/real/leave_one_out.py", *place, *networks, *last)]

@@ -5,20 +5,23 @@ Time    on two CPU cores (AMD EPYC, bfloat16) five minutes a patient, and half a
 Result  measured: see models/starter/README.md
 
 Reads   experiments/real/centres.json and the CTs that it names; the prepared scans and the network BASE of
-        experiments/starter.py
+        experiments/starter.py; a labelling network that saw no real scan
 Writes  WORK/models/<final>, and one network a patient beside it; in OUTPUT networks (with the confidence that
-        belongs to each), predictions and leave_one_out.md, the tables that are printed
+        belongs to each), predictions and leave_one_out.md, the tables that are printed; the temperature in
+        the settings of the labelling network
 
-Every fold goes on from the network that saw no real scan, without the scans of one patient; the segmentation
-network is the same for all. How far the votes on the levels may be trusted, their temperature, is fitted on
-the scans that were left out: for each patient on those of the others, and on all of them for the network that
-is shipped. A fold that is done is not run again; a killed run goes on with the same command.
+Every fold goes on from the network that saw no real scan, without the scans of one patient; the labelling
+and the segmentation network are the same for all. How far the votes on the levels may be trusted, their
+temperature, is fitted on the scans that were left out: for each patient on those of the others, and on all of
+them for the labelling network as it is shipped. A fold that is done is not run again; a killed run goes on
+with the same command.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import json
 import shlex
 import sys
@@ -43,19 +46,21 @@ from experiments.real.findings import (
 from experiments.real.folds import (
     FOR_SEGMENTATION,
     STEPS,
+    TRUNKS,
     Fold,
     fine_tuning,
     folds_of,
     left_out_cases,
     patterns_there,
 )
+from experiments.real.prepare import PREFIX
 from experiments.real.score import report, true_codes
 from experiments.steps import CopyModel, run_steps, script
 from utils.files import sha256_of, write_text_whole
-from utils.learning.model_files import model_file
+from utils.learning.model_files import copy_model, model_file
 from utils.learning.spine_cases import spine_keys
 from utils.localisation.chain import Votes
-from utils.localisation.evidence import Anchors, ColumnVotes, votes_of_levels
+from utils.localisation.evidence import Anchors, ColumnVotes
 from utils.localisation.temperature import fit_temperature
 from utils.prediction.levels import column_json, read_column
 from utils.prediction.networks import STARTER_DIR
@@ -66,6 +71,8 @@ from utils.tables import markdown_table
 
 #: Beside the network of a fold: what it was made with. It is written last.
 RECORD = "fold.json"
+#: Training cases that are real scans, or drawn from one.
+REAL = (f"{PREFIX}*", "sub-real-*", TRUNKS)
 #: The fold that leaves nobody out.
 EVERYBODY = Fold()
 
@@ -84,8 +91,8 @@ class LeaveOneOut:
         Names of the network that the folds go on from, and of the one that sees every patient.
     segmentation : Path
         Directory of the segmentation network.
-    ship : Path
-        Model directory that receives the temperature fitted on all scans.
+    labelling : Path
+        Directory of the labelling network, which receives the temperature fitted on all scans.
     output : Path
         Folder that receives the results.
     steps : int
@@ -99,7 +106,7 @@ class LeaveOneOut:
     base: str
     final: str
     segmentation: Path
-    ship: Path
+    labelling: Path
     output: Path
     steps: int = STEPS
     options: tuple[str, ...] = ()
@@ -122,6 +129,10 @@ class LeaveOneOut:
     def network(self, fold: Fold) -> Path:
         """Folder of a fold's network, as it is used."""
         return self.output / "networks" / f"{self.final}{fold.suffix}"
+
+    def labelling_of(self, fold: Fold) -> Path:
+        """Folder of the labelling network with the temperature of a fold."""
+        return self.output / "networks" / f"labelling{fold.suffix}"
 
 
 # Trainings -----------------------------------------------------------------------------------------
@@ -184,14 +195,14 @@ def _expect_record(path: Path, wanted: Mapping[str, Any], model: Path) -> None:
 
 
 def held_out_votes(plan: LeaveOneOut, fold: Fold, names: Sequence[str]) -> dict[str, Votes]:
-    """Give what the network of a fold says of scans; it is kept beside the network.
+    """Give what the networks of a fold say of scans; it is kept beside the one that finds vertebrae.
 
     Parameters
     ----------
     plan : LeaveOneOut
         What is left out in turn.
     fold : Fold
-        Whose network looks.
+        Whose networks look.
     names : sequence of str
         The scans.
 
@@ -200,9 +211,11 @@ def held_out_votes(plan: LeaveOneOut, fold: Fold, names: Sequence[str]) -> dict[
     dict of str to Votes
         By scan, at temperature 1.
     """
-    paths = {name: plan.network(fold) / f"{name}_votes.json" for name in names}
+    # Another labelling network says something else.
+    content = sha256_of(model_file(plan.labelling))[:12]
+    paths = {name: plan.network(fold) / f"{name}_votes_{content}.json" for name in names}
     missing = [name for name, path in paths.items() if not path.is_file()]
-    networks = load_localiser(plan.network(fold)) if missing else None
+    networks = load_localiser(plan.network(fold), plan.labelling) if missing else None
     for name in missing:
         votes = look_for_vertebrae(plan.shared / plan.facts[name].ct, networks)
         untempered = dataclasses.replace(votes, temperature=1.0)
@@ -235,8 +248,15 @@ def temperature_of(votes: Mapping[str, Votes], facts: Mapping[str, ScanFacts]) -
 
 def column_votes(votes: Votes) -> ColumnVotes:
     """Give what is known of a column before its levels are decided."""
-    levels = votes_of_levels(votes.level_log_probabilities)
-    return ColumnVotes(levels, votes.centres_mm, Anchors(votes.rib_probability, votes.sacrum))
+    anchors = Anchors(votes.rib_probability, votes.sacrum)
+    return ColumnVotes(votes.level_log_probabilities, votes.centres_mm, anchors)
+
+
+def expect_unseen(labelling: Path) -> None:
+    """Raise a `ValueError` if a labelling network was trained with a real scan."""
+    for case in load_settings(labelling).get("training_cases", ()):
+        if any(fnmatch.fnmatchcase(case, pattern) for pattern in REAL):
+            raise ValueError(f"{labelling}: expected a network that saw no real scan, found {case}.")
 
 
 def write_temperature(directory: Path, temperature: float) -> None:
@@ -272,12 +292,14 @@ def run(plan: LeaveOneOut, *, pictures: Path | None = None) -> str:
     Raises
     ------
     ValueError
-        If there are not two patients, a network is missing, or one was made in another way.
+        If there are not two patients, a network is missing, or one was made in another way; if the labelling
+        network saw a real scan.
     SystemExit
         If a training or an inference fails.
     """
     if len(plan.folds) < 2:
         raise ValueError(f"{plan.shared}: expected scans of two patients or more, found {len(plan.folds)}.")
+    expect_unseen(plan.labelling)
     without_spine = [name for name, facts in plan.facts.items() if not facts.points_mm]
     seen_by = {**{fold: fold.scans for fold in plan.folds}, EVERYBODY: tuple(without_spine)}
     for fold in seen_by:
@@ -286,20 +308,21 @@ def run(plan: LeaveOneOut, *, pictures: Path | None = None) -> str:
     temperatures = fitted_temperatures(plan, votes)
     findings: tuple[dict[str, Finding], ...] = ({}, {})
     for fold, names in seen_by.items():
-        write_temperature(plan.network(fold), temperatures[fold])
+        copy_model(plan.labelling, plan.labelling_of(fold))
+        write_temperature(plan.labelling_of(fold), temperatures[fold])
         predict(plan, fold, names)
         for name in names:
             told = dataclasses.replace(votes[fold][name], temperature=temperatures[fold])
             findings[0][name] = finding_of_votes(told)
             findings[1][name] = read_prediction(plan.facts[name], plan.output / "predictions")
-    write_temperature(plan.ship, temperatures[EVERYBODY])
+    write_temperature(plan.labelling, temperatures[EVERYBODY])
     titles = ("peaks left out", "predictions left out")
     tables = [report(found, plan.shared, what=w, pictures=pictures) for found, w in zip(findings, titles)]
     return "\n".join([*tables, temperature_table(temperatures)])
 
 
 def fitted_temperatures(plan: LeaveOneOut, votes: Mapping[Fold, Mapping[str, Votes]]) -> dict[Fold, float]:
-    """Fit the temperature of each fold on the scans of the other patients; of the network of all, on all."""
+    """Fit the temperature of each fold on the scans of the other patients; that which is shipped, on all."""
     with_spine = {fold: said for fold, said in votes.items() if fold.scans}
     return {
         fold: temperature_of(
@@ -311,8 +334,9 @@ def fitted_temperatures(plan: LeaveOneOut, votes: Mapping[Fold, Mapping[str, Vot
 
 
 def predict(plan: LeaveOneOut, fold: Fold, names: Sequence[str]) -> None:
-    """Segment scans with the network of a fold; what is there and was made with it is not made again."""
-    networks = ("--segmentation", plan.segmentation, "--heatmap", plan.network(fold))
+    """Segment scans with the networks of a fold; what is there and was made with them is not made again."""
+    found = ("--heatmap", plan.network(fold), "--labelling", plan.labelling_of(fold))
+    networks = ("--segmentation", plan.segmentation, *found)
     scans = [plan.shared / plan.facts[name].ct for name in names]
     step = script("infer.py", *scans, *networks, "--output", plan.output / "predictions")
     run_steps([step] if scans else [], dry_run=False)
@@ -336,9 +360,9 @@ def plan_from_command_line(arguments: Sequence[str] | None = None) -> tuple[Leav
     parser.add_argument("--work-dir", type=Path, default=Path("starter/work"), help="work folder")
     parser.add_argument("--base", default="heatmap-drawn", help="name of the network that saw no real scan")
     parser.add_argument("--final", default="heatmap", help="name of the network that sees every patient")
-    default = STARTER_DIR / "segmentation"
-    parser.add_argument("--segmentation", type=Path, default=default, help="model directory; that shipped")
-    parser.add_argument("--ship", type=Path, help="model directory that gets the temperature; the final one")
+    for kind, more in (("segmentation", ""), ("labelling", ", which gets the temperature")):
+        text = f"model directory{more}; that shipped"
+        parser.add_argument(f"--{kind}", type=Path, default=STARTER_DIR / kind, help=text)
     parser.add_argument("--output", type=Path, help="folder of the results; WORK/leave-one-out")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of every training")
     parser.add_argument("--pictures", type=Path, help="folder that receives pictures")
@@ -347,7 +371,7 @@ def plan_from_command_line(arguments: Sequence[str] | None = None) -> tuple[Leav
     chosen = parser.parse_args(arguments)
     plan = LeaveOneOut(
         *(chosen.shared, chosen.work_dir, chosen.base, chosen.final, chosen.segmentation),
-        ship=chosen.ship or chosen.work_dir / "models" / chosen.final,
+        labelling=chosen.labelling,
         output=chosen.output or chosen.work_dir / "leave-one-out",
         steps=chosen.steps,
         options=tuple(word for text in chosen.options for word in shlex.split(text)),

@@ -5,17 +5,29 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.fit_chain import fit_heat, is_on_body, score
+from experiments.fit_chain import fit_odds, is_on_body, peak_weights_of, score
 from tests.localisation.simulated_spines import candidates_at, draw_candidates, draw_spine
 from utils.localisation.chain import USUAL
 
 
 def test_the_odds_of_a_peak_are_found_again():
     rng = np.random.default_rng(0)
-    heat = rng.uniform(0.1, 0.9, 20_000)
-    is_body = rng.random(len(heat)) < 1 / (1 + np.exp(-9 * (heat - 0.4)))
-    slope, middle = fit_heat(heat, is_body)
-    assert slope == pytest.approx(9, rel=0.1) and middle == pytest.approx(0.4, abs=0.02)
+    features = np.column_stack([rng.uniform(0.1, 0.9, 20_000), rng.uniform(-6, 6, 20_000)])
+    is_body = rng.random(len(features)) < 1 / (1 + np.exp(4 - features @ [9, 0.5]))
+    np.testing.assert_allclose(fit_odds(features, is_body), [9, 0.5, -4], rtol=0.1)
+
+
+def test_what_is_fitted_are_settings_of_a_chain():
+    rng = np.random.default_rng(0)
+    heat, seen = rng.uniform(0.1, 0.9, 5_000), rng.normal(0, 5, 5_000)
+    is_body = rng.random(len(heat)) < 1 / (1 + np.exp(-8 * (heat - 0.5) - 0.7 * np.clip(seen, -6, 6)))
+    fitted = peak_weights_of([candidates_at(rng.normal(size=(5_000, 3)), heat, seen=seen)], is_body)
+    assert fitted["heat_slope"] == pytest.approx(8, rel=0.15)
+    assert fitted["heat_middle"] == pytest.approx(0.5, abs=0.05)
+    assert fitted["vertebra_weight"] == pytest.approx(0.7, rel=0.1)
+    # Heat alone tells less.
+    assert 0 < fitted["sacrum_slope"] < fitted["heat_slope"]
+    assert dataclasses.replace(USUAL, **fitted).sacrum_middle == fitted["sacrum_middle"]
 
 
 def test_a_body_has_one_point_and_a_point_far_off_none():

@@ -90,8 +90,9 @@ def _anchors(rng, found, ended):
     return Anchors(rib_probability=read, sacrum=sacrum, rates=RATES)
 
 
-def votes_of_levels(levels, none=-np.log(MAX_RANK)):
-    """Votes (n, 27) of those on levels (n, 26), without a word on whether there is a vertebra, or with one."""
+def votes_of_levels(levels, none=None):
+    """Votes (n, 27) of those on levels (n, 26); by default without a word on whether there is a vertebra."""
+    none = -np.log(MAX_RANK) if none is None else none
     return np.column_stack([np.broadcast_to(none, len(levels)), levels])
 
 

@@ -43,8 +43,8 @@ class FakeNetworks:
     """The networks for the column's CT.
 
     `names` are the levels that the labelling network gives to the six blocks, with logits of `strength`, and
-    a rib with each of the chest. The segmentation network tells blocks by their Hounsfield units; `silent` are
-    those that it does not give. With `is_published` the heatmap network says where there is spine, and no
+    a rib with each of the chest. The segmentation network tells blocks by their Hounsfield units; `silent`
+    are those that it does not give. With `is_published` the heatmap network says where there is spine, and no
     more.
     """
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.real.facts import ScanFacts
+from tests.localisation.label_problems import votes_of_levels
 from utils.imaging.centroids import Centroids, write_centroids
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
@@ -49,7 +50,9 @@ def votes_for(levels, points_mm, *, temperature=1.0, certainty=0.9):
     shares = np.full((len(levels), len(LEVEL_NAMES)), (1 - certainty) / (len(LEVEL_NAMES) - 1))
     shares[np.arange(len(levels)), ranks] = certainty
     ribs = np.array([0.98 if level.startswith("T") else 0.02 for level in levels])
-    return Votes(np.log(shares), ribs, np.array(points_mm, float).reshape(-1, 3), None, temperature)
+    return Votes(
+        votes_of_levels(np.log(shares)), ribs, np.array(points_mm, float).reshape(-1, 3), None, temperature
+    )
 
 
 def mask_with(boxes):

@@ -31,6 +31,7 @@ from experiments.real.leave_one_out import (
 from tests.experiments.real.known_scans import facts, place, votes_for
 from utils.command_line import settings_from_command_line
 from utils.localisation.identify import names_of
+from utils.prediction.networks import STARTER_DIR
 from utils.settings import HeatmapTrainingSettings
 
 FACTS = read_facts()
@@ -48,7 +49,8 @@ def plan(tmp_path):
         path = tmp_path / "shared" / FACTS[name].ct
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    places = {"work_dir": tmp_path / "work", "output": tmp_path / "out", "ship": tmp_path / "shipped"}
+    write_network(tmp_path / "levels")
+    places = {"work_dir": tmp_path / "work", "output": tmp_path / "out", "labelling": tmp_path / "levels"}
     networks = {"base": "base", "final": "heatmap", "segmentation": tmp_path / "segmentation"}
     return LeaveOneOut(shared=tmp_path / "shared", **places, **networks)
 
@@ -204,15 +206,15 @@ def test_every_scan_is_read_by_the_network_that_left_it_out(plan, trainings, mon
         return votes_for(names_of([*points]), [*points.values()], temperature=7.0)
 
     def predict(plan, fold, names):
-        stored = json.loads((plan.network(fold) / "settings.json").read_text())
+        stored = json.loads((plan.labelling_of(fold) / "settings.json").read_text())
+        assert (plan.labelling_of(fold) / "best.weights.h5").read_text() == "levels"
         predicted.append((plan.network(fold).name, list(names), stored["temperature"]))
 
-    monkeypatch.setattr(leave_one_out, "load_localiser", lambda network: network)
+    monkeypatch.setattr(leave_one_out, "load_localiser", lambda network, labelling: network)
     monkeypatch.setattr(leave_one_out, "look_for_vertebrae", look)
     monkeypatch.setattr(leave_one_out, "predict", predict)
     nothing = leave_one_out.Finding((), np.zeros((0, 3)))
     monkeypatch.setattr(leave_one_out, "read_prediction", lambda facts, folder: nothing)
-    write_network(plan.ship)
     for _ in range(2):
         tables = leave_one_out.run(plan)
     assert len(trainings) == 3
@@ -227,12 +229,23 @@ def test_every_scan_is_read_by_the_network_that_left_it_out(plan, trainings, mon
         ("heatmap-without-lidc0293", ["lidc0293"]),
         ("heatmap", ["sts001"]),
     ]
-    shipped = json.loads((plan.ship / "settings.json").read_text())["temperature"]
+    shipped = json.loads((plan.labelling / "settings.json").read_text())["temperature"]
     assert shipped == predicted[2][2] and f"nobody (shipped) | {shipped:.3f}" in tables
     peaks, segmented = tables.split("## predictions left out")
     assert "31 of 31" in peaks and "0 of 0" in segmented
     votes = held_out_votes(plan, plan.folds[0], ["chest_ct"])["chest_ct"]
     assert votes.temperature == 1.0 and len(votes.centres_mm) == 16
+    # Another labelling network is asked anew.
+    (plan.labelling / "best.weights.h5").write_text("trained further")
+    held_out_votes(plan, plan.folds[0], ["chest_ct"])
+    assert len(looked) == 4
+
+
+@pytest.mark.parametrize("case", ["real-chest_ct", "drawn-trunk-0-0", "sub-real-chest"])
+def test_a_labelling_network_that_saw_a_real_scan_is_refused(plan, case):
+    (plan.labelling / "settings.json").write_text(json.dumps({"training_cases": ["drawn-0-0", case]}))
+    with pytest.raises(ValueError, match=f"levels: expected a network that saw no real scan, found {case}"):
+        leave_one_out.run(plan)
 
 
 def test_one_patient_is_not_enough(plan):
@@ -243,5 +256,5 @@ def test_one_patient_is_not_enough(plan):
 
 def test_the_command_line():
     plan, pictures = plan_from_command_line(["--work-dir", "w", "--options", "--precision bfloat16"])
-    assert plan.output.as_posix() == "w/leave-one-out" and plan.ship.as_posix() == "w/models/heatmap"
+    assert plan.output.as_posix() == "w/leave-one-out" and plan.labelling == STARTER_DIR / "labelling"
     assert plan.options == ("--precision", "bfloat16") and plan.steps == 240 and pictures is None
