@@ -328,8 +328,8 @@ class LabellingTrainingSettings(TrainingSettings):
     cut_least_mm: tuple[float, float, float] = bounded((70.0, 70.0, 50.0), bounds.several(POSITIVE, count=3))
     """Smallest such part along P, R and I, in mm."""
     origins: tuple[float, float, float] | None = bounded(None, _THREE_SHARES)
-    """Shares of an epoch: scans of phantoms of the data set, drawn scans, and all others. Without it every scan
-    counts alike."""
+    """Shares of an epoch: scans of phantoms of the data set, drawn scans, and all others. Without it every
+    scan counts alike."""
     outside: Literal["air", "edge"] = "air"
     """What a patch shows beyond the scan, in training and when the network is used."""
     augmentation: HeatmapAugmentationSettings = LOCALISER_AUGMENTATION

@@ -138,8 +138,8 @@ def build_labelling_network(settings: LabellingTrainingSettings, *, replicas: in
 def _with_bone_window(inputs: keras.KerasTensor) -> keras.KerasTensor:
     """Add a second channel, the tangens hyperbolicus of a window of bone.
 
-    In a scan that is half air the contrast of a disc and a dull body is a fiftieth of the range, too little to
-    tell bodies apart by within thousands of steps. Computed in float32: bfloat16 has steps of 4 HU there.
+    The contrast of a disc and a dull body is a fiftieth of the whole range. It is computed in float32, as
+    bfloat16 has steps of 4 HU there.
     """
     middle, half_width = WINDOW_HU
     scale = 1.0 / (HU_GAIN * half_width)
