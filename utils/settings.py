@@ -292,11 +292,11 @@ class HeatmapTrainingSettings(TrainingSettings):
     batch_size: int = bounded(4, FROM_1)
 
     def joint_rules(self) -> dict[str, bounds.Rule]:
-        """Ask for three levels and more with "centres", each of which halves the crop."""
+        """Ask for crops that every level but the first can halve, with "centres"."""
         if self.target != "centres":
             return {}
         step = bounds.multiple_of(2 ** (len(self.filters) - 1))
-        return {"filters": bounds.several(FROM_1, least=3), "crop_voxels": bounds.several(step, count=3)}
+        return {"crop_voxels": bounds.several(step, count=3)}
 
 
 @dataclass(frozen=True)

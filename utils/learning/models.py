@@ -64,7 +64,7 @@ def build_localiser(
     Parameters
     ----------
     settings : HeatmapTrainingSettings
-        Crop, filters (three or more), kind of normalisation, and the momentum of that of batches.
+        Crop, filters, kind of normalisation, and the momentum of that of batches.
     replicas : int
         Devices that train together; several share the statistics of batch normalisation.
     shape : tuple of int or None, 3, optional
