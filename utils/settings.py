@@ -450,6 +450,9 @@ class NetworkOptions(CheckedSettings):
     heatmap: Annotated[Path | None, tyro.conf.arg(aliases=["--heatmap-model"])] = None
     """Directory of the heatmap network; by default the one beside the segmentation network, or
     work_dir/models/heatmap."""
+    labelling: Path | None = None
+    """Directory of the labelling network; by default work_dir/models/labelling, else the one beside the
+    heatmap network, else that shipped. With a heatmap network of preset paper none is used."""
 
 
 @dataclass(frozen=True)

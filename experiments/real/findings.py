@@ -1,4 +1,4 @@
-"""What was found in the real scans: read from predictions, or from the network that finds vertebrae alone."""
+"""What was found in the real scans: read from predictions, or from heat and levels alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def finding_of_votes(votes: Votes) -> Finding:
     Parameters
     ----------
     votes : Votes
-        What the network says; without a vertebra where it finds no spine.
+        What the networks say; without a vertebra where they find no spine.
 
     Returns
     -------
@@ -61,23 +61,37 @@ def finding_of_votes(votes: Votes) -> Finding:
     return Finding(decided.codes, votes.centres_mm, identification=decided)
 
 
-def load_localiser(heatmap: Path) -> Networks:
-    """Load the network of a model directory that finds vertebrae.
+def load_localiser(heatmap: Path, labelling: Path | None = None) -> Networks:
+    """Load the networks of two model directories that find vertebrae and tell their levels.
+
+    Parameters
+    ----------
+    heatmap : Path
+        Of the one that finds them.
+    labelling : Path, optional
+        Of the other; by default the one that `infer.py` would take.
+
+    Returns
+    -------
+    Networks
 
     Raises
     ------
     ValueError
-        If there is none, or it is one of the published kind; the text names the directory.
+        If there is none, or the first is one of the published kind; the text names the directory.
     """
-    # Both networks are loaded together; which one segments says nothing here.
-    networks = load_networks(InferenceSettings(heatmap=heatmap, segmentation=STARTER_DIR / "segmentation"))
+    # All networks are loaded together; which one segments says nothing here.
+    segmentation = STARTER_DIR / "segmentation"
+    networks = load_networks(
+        InferenceSettings(heatmap=heatmap, labelling=labelling, segmentation=segmentation)
+    )
     if not networks.finds_centres:
         raise ValueError(f"{heatmap}: expected a network that finds vertebrae, found one of the whole spine.")
     return networks
 
 
 def look_for_vertebrae(ct: Path, networks: Networks) -> Votes:
-    """Give what the network that finds vertebrae says of a scan.
+    """Give what the networks that find vertebrae and tell their levels say of a scan.
 
     Parameters
     ----------
@@ -89,10 +103,10 @@ def look_for_vertebrae(ct: Path, networks: Networks) -> Votes:
     Returns
     -------
     Votes
-        Under the temperature of the network's settings; without a vertebra where there is no spine.
+        Under the temperature of the labelling network; without a vertebra where there is no spine.
     """
     coarse = working_ct(read_ct(ct), networks.heatmap_mm)
-    column = find_column(coarse, networks.heat, outside=networks.heatmap_outside)
+    column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
     return column.votes(networks.temperature)
 
 

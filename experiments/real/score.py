@@ -405,7 +405,7 @@ def findings_of(chosen: argparse.Namespace) -> dict[str, dict[str, Finding]]:
     scans = available_scans(chosen.shared, chosen.scans)
     found = {}
     if chosen.heatmap is not None:
-        networks = load_localiser(chosen.heatmap)
+        networks = load_localiser(chosen.heatmap, chosen.labelling)
         found["peaks"] = {
             name: finding_of_votes(look_for_vertebrae(chosen.shared / facts.ct, networks))
             for name, facts in scans.items()
@@ -421,6 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--heatmap", type=Path, help="model directory of a network that finds vertebrae")
+    parser.add_argument("--labelling", type=Path, help="that of the one for the levels; as infer.py has it")
     parser.add_argument("--predictions", type=Path, help="output folder of infer.py")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of the real scans")
     parser.add_argument("--scans", nargs="+", default=(), help="names of the scans; by default all there are")

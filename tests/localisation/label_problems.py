@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from utils.localisation.chain import Votes
-from utils.localisation.evidence import Anchors, ColumnVotes, Rates, Sacrum, rib_rates, votes_of_levels
+from utils.localisation.evidence import Anchors, ColumnVotes, Rates, Sacrum, rib_rates
 from utils.localisation.steps import typical_steps
 from utils.verse.anomalies import following_rates, level_rates
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_rank
@@ -90,6 +90,11 @@ def _anchors(rng, found, ended):
     return Anchors(rib_probability=read, sacrum=sacrum, rates=RATES)
 
 
+def votes_of_levels(levels, none=-np.log(MAX_RANK)):
+    """Votes (n, 27) of those on levels (n, 26), without a word on whether there is a vertebra, or with one."""
+    return np.column_stack([np.broadcast_to(none, len(levels)), levels])
+
+
 def votes_for(names, *, strength=3.0, step_mm=25.0, **keywords):
     """Votes for levels a step apart; "?" is a vertebra that the network knows nothing of."""
     logits = np.zeros((len(names), MAX_RANK))
@@ -99,4 +104,4 @@ def votes_for(names, *, strength=3.0, step_mm=25.0, **keywords):
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
     centres = np.array([[3.0, -7.0, 300 - step_mm * place] for place in range(len(names))])
     parts = {"rib_probability": np.full(len(names), np.nan), **keywords}
-    return Votes(logits, parts.pop("rib_probability"), centres, **parts)
+    return Votes(votes_of_levels(logits), parts.pop("rib_probability"), centres, **parts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tests.localisation.label_problems import votes_of_levels
 from utils.localisation.candidates import Candidates
 from utils.localisation.steps import typical_steps
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK
@@ -84,10 +85,11 @@ def level_votes(ranks, rng, *, right=0.5, spread=1.3):
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def candidates_at(points_mm, heat, levels=None, rib=None):
-    """Candidates at points in the world, the highest first."""
+def candidates_at(points_mm, heat, levels=None, rib=None, *, seen=0.0):
+    """Candidates at points in the world; `seen`: log-odds of a vertebra around them."""
     points_mm, heat = np.asarray(points_mm, float).reshape(-1, 3), np.asarray(heat, float)
     levels = np.full((len(heat), MAX_RANK), -np.log(MAX_RANK)) if levels is None else levels
     rib = np.full(len(heat), 0.5) if rib is None else rib
     inverse = np.linalg.inv(AFFINE)
-    return Candidates(points_mm @ inverse[:3, :3].T + inverse[:3, 3], AFFINE, heat, levels, rib)
+    votes = votes_of_levels(levels, -np.log(MAX_RANK) - np.asarray(seen))
+    return Candidates(points_mm @ inverse[:3, :3].T + inverse[:3, 3], AFFINE, heat, votes, rib)

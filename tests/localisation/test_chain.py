@@ -13,7 +13,7 @@ from tests.localisation.simulated_spines import (
     level_votes,
 )
 from utils.localisation import chain as module
-from utils.localisation.chain import ChainSettings, chain_of, step_weights, take
+from utils.localisation.chain import ChainSettings, chain_of, peak_weights, step_weights, take
 
 
 def chain_and_bodies(seed, spine_kind=None, **peak_kind):
@@ -53,7 +53,7 @@ def test_the_best_chain_is_the_best_of_all_chains(seed):
     points = points[np.argsort(-points[:, 2])]
     candidates = candidates_at(points, rng.uniform(0.2, 0.8, 7), level_votes(np.arange(8, 15), rng))
     steps = step_weights(candidates, settings)
-    bends, heat = module._bends(candidates.points_mm, settings), module._heat_weights(candidates, settings)
+    bends, heat = module._bends(candidates.points_mm, settings), peak_weights(candidates, settings)
     prior = -((np.log(settings.scales) / settings.scale_spread) ** 2) / 2
     chains = [c for size in range(1, 8) for c in itertools.combinations(range(7), size)]
     best = max(
@@ -135,6 +135,33 @@ def test_one_vertebra_alone_counts_on_strong_evidence_only():
     assert not chain_of(candidates_at([[0, 0, 0]], [0.5])).has_spine
     weak = candidates_at([[0, 0, 0], [60, 10, -80], [90, 60, 20], [-60, 5, 40], [20, 90, 70]], [0.4] * 5)
     assert not chain_of(weak).has_spine
+
+
+def test_a_peak_weighs_by_its_heat_and_by_what_is_seen_around_it():
+    settings = ChainSettings(heat_slope=10.0, heat_middle=0.4, vertebra_weight=0.5, vertebra_limit=3.0)
+    candidates = candidates_at(np.zeros((4, 3)), [0.5, 0.5, 0.5, 0.3], seen=np.array([0.0, 2.0, -50.0, 50.0]))
+    np.testing.assert_allclose(candidates.vertebra_log_odds, [0, 2, -50, 50])
+    np.testing.assert_allclose(peak_weights(candidates, settings), [1, 2, -0.5, 0.5])
+
+
+def test_false_peaks_in_line_with_the_spine_are_left_out_where_no_vertebra_is_seen():
+    rng = np.random.default_rng(5)
+    spine = draw_spine(rng, count=8, first=10, noise=0.02, cobb_degrees=0.0)
+    below = spine.points_mm[-1] + np.array([[0, 0, -30.0], [0, 0, -60.0]])
+    points, heat = np.vstack([spine.points_mm, below]), np.full(10, 0.6)
+    for seen, count in ((0.0, 10), (np.repeat([4.0, -20.0], [8, 2]), 8)):
+        assert len(chain_of(candidates_at(points, heat, seen=seen))) == count
+
+
+def test_levels_count_as_far_as_there_is_a_vertebra():
+    """What is seen of a vertebra at all changes no step."""
+    rng = np.random.default_rng(0)
+    points, levels = np.array([[0, 0, 0], [0, 0, -20.0], [0, 0, -45.0]]), level_votes([10, 11, 12], rng)
+    alike = [
+        step_weights(candidates_at(points, [0.5] * 3, levels, seen=seen), ChainSettings())
+        for seen in (0, -7.0)
+    ]
+    np.testing.assert_allclose(*alike)
 
 
 def test_without_candidates_there_is_no_spine():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.localisation.label_problems import votes_of_levels
 from utils.localisation.evidence import (
     ANCHORS,
     RIBS,
@@ -13,7 +14,6 @@ from utils.localisation.evidence import (
     Sacrum,
     anchor_weights,
     skull_place,
-    votes_of_levels,
 )
 from utils.localisation.identify import identify
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.localisation.label_problems import confusion, draw_problem
-from utils.localisation.evidence import Anchors, votes_of_levels
+from tests.localisation.label_problems import confusion, draw_problem, votes_of_levels
+from utils.localisation.evidence import Anchors
 from utils.localisation.identify import COVERAGE, identify
 from utils.localisation.temperature import fit_temperature, true_log_probability
 from utils.verse.labels import MAX_RANK

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils.imaging.volume import Volume
-from utils.localisation.candidates import LocalisedScan, find_peaks, read_candidates, values_at
+from utils.localisation.candidates import LocalisedScan, find_peaks, patches_at, read_candidates
 from utils.verse.labels import MAX_RANK
 
 AFFINE = np.array([[0, -3.0, 0, 60], [-3.0, 0, 0, 50], [0, 0, -3.0, 90], [0, 0, 0, 1]])
@@ -66,58 +66,77 @@ def test_constant_heat_is_bounded_and_no_heat_has_no_peak():
     assert len(find_peaks(Volume(np.zeros((5, 5, 5)), AFFINE), least=0.2)) == 0
 
 
-def test_values_between_voxels_are_linear_and_those_beyond_the_border_are_the_border():
-    rng = np.random.default_rng(0)
-    slope, offset = rng.normal(size=(3, 4)), rng.normal(size=4)
-    grid = np.stack(np.meshgrid(*map(np.arange, (6, 5, 4)), indexing="ij"), -1)
-    points = rng.uniform(0, 3, (7, 3))
-    np.testing.assert_allclose(values_at(grid @ slope + offset, points), points @ slope + offset)
-    edge = values_at(grid @ slope + offset, np.array([[-2.0, 0, 0], [9, 4, 3]]))
-    np.testing.assert_allclose(edge, np.array([[0, 0, 0], [5, 4, 3]]) @ slope + offset)
+# What is read at the peaks ----------------------------------------------------------------------------
 
 
-def logits_along(values):
-    """Logits (of a rib, and of the levels) for cubes of 2 voxels, from a function of a voxel's place on I."""
-    centres = 2 * np.arange(20) + 0.5  # a cube's middle lies between its two voxels
-    return np.broadcast_to(values(centres), (15, 14, 20, 1 + MAX_RANK)).astype(np.float32)
+def scan_of(bodies, sacrum):
+    """Heat of bodies and of sacra (points, heights), and a CT of the same frame."""
+    heats = (Volume(gaussians(*each), AFFINE) for each in (bodies, sacrum))
+    return LocalisedScan(*heats), Volume(np.zeros((30, 28, 40), np.int16), AFFINE)
 
 
-def test_levels_ribs_and_sacra_are_read_from_their_channels():
-    bodies = gaussians([[10, 12, 8], [12, 12, 18]], [0.9, 0.7])
-    sacrum = gaussians([[14, 12, 30]], [0.8])
+def nothing_asked(ct, points):
+    raise AssertionError("no point to ask about")
 
-    def values(place):
-        logits = np.zeros((len(place), 1 + MAX_RANK))
-        logits[place < 13, 1 + 18], logits[place > 13, 1 + 20] = 5, 5  # T12 above, L1 below
+
+def test_levels_and_ribs_are_asked_at_the_peaks():
+    asked = []
+
+    def labels(ct, points):
+        asked.append(points)
+        logits = np.zeros((len(points), MAX_RANK + 2))
+        logits[points[:, 2] < 13, 19], logits[points[:, 2] > 13, 21] = 5, 5  # T12 above, L1 below
+        logits[:, 0], logits[:, -1] = 2.0, points[:, 2] - 10
         return logits
 
-    scan = LocalisedScan(Volume(bodies, AFFINE), Volume(sacrum, AFFINE), logits_along(values))
-    vertebrae, sacra = read_candidates(scan, least=0.2)
-    assert vertebrae.level_log_probabilities.argmax(axis=1).tolist() == [18, 20]
+    scan, ct = scan_of(([[10, 12, 8], [12, 12, 18]], [0.9, 0.7]), ([[14, 12, 30]], [0.8]))
+    vertebrae, sacra = read_candidates(scan, ct, labels, least=0.2)
+    np.testing.assert_allclose(asked, [[[10, 12, 8], [12, 12, 18]]], atol=0.1)
+    assert vertebrae.level_log_probabilities.argmax(axis=1).tolist() == [19, 21]
     np.testing.assert_allclose(np.exp(vertebrae.level_log_probabilities).sum(axis=1), 1)
+    np.testing.assert_allclose(vertebrae.rib_probability, 1 / (1 + np.exp([2, -8])), atol=0.01)
+    # 25 levels with a logit of 0 and one with 5, each a 26th, against 2.
+    odds = np.log((25 + np.exp(5)) / 26) - 2
+    np.testing.assert_allclose(vertebrae.vertebra_log_odds, odds)
+    np.testing.assert_allclose(np.exp(vertebrae.levels_of_vertebra).sum(axis=1), 1)
     np.testing.assert_allclose(sacra.points_voxels, [[14, 12, 30]], atol=0.05)
-    assert len(read_candidates(scan, least=0.8)[0]) == 1
+    assert len(read_candidates(scan, ct, labels, least=0.8)[0]) == 1
 
 
-@pytest.mark.parametrize("depth", [11.0, 11.3, 12.5, 20.0, 20.7])
-def test_logits_are_read_where_the_peak_is_between_the_middles_of_cubes(depth):
-    """A logit that grows linearly with the depth is met exactly at the peak."""
-    slope = 0.1
-
-    def values(place):
-        return (slope * (place - 15))[:, None] * np.eye(1 + MAX_RANK)[0]
-
-    bodies = Volume(gaussians([[12, 12, depth]], [0.9]), AFFINE)
-    scan = LocalisedScan(bodies, bodies, logits_along(values))
-    (peak,), _ = (part.points_voxels for part in read_candidates(scan, least=0.5))
-    (rib,) = read_candidates(scan, least=0.5)[0].rib_probability
-    assert peak[2] == pytest.approx(depth, abs=0.1)
-    assert np.log(rib / (1 - rib)) == pytest.approx(slope * (peak[2] - 15), abs=1e-4)
-
-
-def test_without_peaks_there_are_no_candidates():
-    nothing = Volume(np.zeros((30, 28, 40), np.float32), AFFINE)
-    scan = LocalisedScan(nothing, nothing, logits_along(lambda place: np.zeros((len(place), 1 + MAX_RANK))))
-    vertebrae, sacra = read_candidates(scan, least=0.1)
+def test_without_peaks_nobody_is_asked():
+    scan, ct = scan_of(([[5, 5, 5]], [0.0]), ([[5, 5, 5]], [0.0]))
+    vertebrae, sacra = read_candidates(scan, ct, nothing_asked, least=0.1)
     assert len(vertebrae) == len(sacra) == 0
-    assert vertebrae.level_log_probabilities.shape == (0, MAX_RANK)
+    assert vertebrae.level_log_probabilities.shape == (0, MAX_RANK + 1)
+    assert vertebrae.vertebra_log_odds.shape == vertebrae.rib_probability.shape == (0,)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    scan, ct = scan_of(([[12, 12, 10]], [0.9]), ([[5, 5, 5]], [0.0]))
+    with pytest.raises(ValueError, match="Expected finite logits, received NaN"):
+        read_candidates(scan, ct, lambda ct, points: np.full((1, MAX_RANK + 2), np.nan), least=0.1)
+
+
+# Patches ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edge", [4, 5])
+def test_a_patch_has_its_point_in_the_middle_to_a_fraction_of_a_voxel(edge):
+    """HU that grow linearly along each axis in another way are met exactly between voxels."""
+    slope = np.array([7.0, 31.0, 1.0])
+    grid = np.stack(np.meshgrid(*map(np.arange, (12, 13, 14)), indexing="ij"), -1)
+    points = np.array([[5.0, 6.0, 7.0], [4.25, 6.5, 7.125]])
+    patches = patches_at(Volume(grid @ slope, AFFINE), points, edge=edge, outside="air")
+    within = np.stack(np.meshgrid(*[np.arange(edge) - (edge - 1) / 2] * 3, indexing="ij"), -1)
+    assert patches.dtype == np.float32
+    for patch, point in zip(patches, points):
+        np.testing.assert_allclose(patch, (point + within) @ slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("outside", "hu"), [("air", -1024), ("edge", 500)])
+def test_a_patch_shows_beyond_the_scan_what_the_training_showed(outside, hu):
+    ct = Volume(np.full((9, 9, 9), 500, np.int16), AFFINE)
+    (patch,) = patches_at(ct, np.array([[4.0, 4.0, 0.0]]), edge=5, outside=outside)
+    np.testing.assert_array_equal(patch[:, :, :2], hu)
+    np.testing.assert_array_equal(patch[:, :, 2:], 500)
+    assert patches_at(ct, np.zeros((0, 3)), edge=5, outside=outside).shape == (0, 5, 5, 5)

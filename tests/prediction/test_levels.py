@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.localisation.label_problems import votes_for
+from tests.localisation.label_problems import votes_for, votes_of_levels
 from tests.prediction.test_predict import (
     NAMES,
     FakeNetworks,
@@ -22,7 +22,7 @@ from tests.walk.column import column, column_ct
 from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import oriented
 from utils.imaging.nifti import read_mask
-from utils.localisation.evidence import Sacrum, votes_of_levels
+from utils.localisation.evidence import Sacrum
 from utils.localisation.identify import identify, number_column
 from utils.prediction import predict
 from utils.prediction.levels import (

@@ -25,7 +25,7 @@ from utils.imaging.grids import oriented
 from utils.imaging.intensities import denormalise_hu
 from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.volume import Volume
-from utils.localisation.candidates import BODY, LEVELS, RIB
+from utils.localisation.candidates import BODY, patches_at
 from utils.prediction import networks, predict
 from utils.prediction.networks import Networks, load_networks
 from utils.prediction.predict import infer
@@ -40,10 +40,10 @@ NAMES = ("T10", "T11", "T12", "L1", "L2", "L3")
 
 
 class FakeNetworks:
-    """The two networks for the column's CT.
+    """The networks for the column's CT.
 
-    `names` are the levels that the heatmap network gives to the six blocks, with logits of `strength`, and a
-    rib with each of the chest. The segmentation network tells blocks by their Hounsfield units; `silent` are
+    `names` are the levels that the labelling network gives to the six blocks, with logits of `strength`, and
+    a rib with each of the chest. The segmentation network tells blocks by their Hounsfield units; `silent` are
     those that it does not give. With `is_published` the heatmap network says where there is spine, and no
     more.
     """
@@ -57,19 +57,19 @@ class FakeNetworks:
         return (hu > 0).astype(np.float32) if self.is_published else self.localise(hu)
 
     def localise(self, hu: np.ndarray) -> np.ndarray:
-        outputs = np.zeros((*hu.shape, LEVELS + MAX_RANK), np.float32)
-        numbers, count = ndimage.label(hu > 100)
-        if not count:
-            return outputs
-        middles = ndimage.center_of_mass(numbers > 0, numbers, range(1, count + 1))
-        middles = sorted(middles, key=lambda middle: middle[2])
-        heats = [heat_of([middle], hu.shape, np.eye(4), sigma=1.5).data for middle in middles]
-        nearest = np.argmax([1e-9 + heat for heat in heats], axis=0)
-        for place, name in enumerate(self.names):
-            outputs[nearest == place, LEVELS + LEVEL_NAMES.index(name)] = self.strength
-            outputs[nearest == place, RIB] = 3.0 if name.startswith("T") else -3.0
-        outputs[..., BODY] = np.max(heats, axis=0)
+        outputs = np.zeros((*hu.shape, 2), np.float32)
+        for middle in middles_of(hu):
+            heat = heat_of([middle], hu.shape, np.eye(4), sigma=1.5).data
+            outputs[..., BODY] = np.maximum(outputs[..., BODY], heat)
         return outputs
+
+    def labels(self, ct: Volume, points: np.ndarray) -> np.ndarray:
+        logits, middles = np.zeros((len(points), MAX_RANK + 2)), np.array(middles_of(ct.data))
+        for row, point in zip(logits, points):
+            name = self.names[np.linalg.norm(middles - point, axis=1).argmin()]
+            row[1 + LEVEL_NAMES.index(name)] = self.strength
+            row[-1] = 3.0 if name.startswith("T") else -3.0
+        return logits
 
     def patch(self, ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
         self.patches += 1
@@ -78,7 +78,15 @@ class FakeNetworks:
 
     def networks(self, preset: str = "small") -> Networks:
         parts = (self.heat, self.patch, (40, 44, 84), 32, 2.0, preset, {"heatmap": "a", "segmentation": "b"})
-        return Networks(*parts, finds_centres=not self.is_published)
+        labels = None if self.is_published else self.labels
+        return Networks(*parts, finds_centres=not self.is_published, labels=labels)
+
+
+def middles_of(hu: np.ndarray) -> list[tuple[float, ...]]:
+    """The middles of the blocks, from the top down."""
+    numbers, count = ndimage.label(hu > 100)
+    middles = ndimage.center_of_mass(numbers > 0, numbers, range(1, count + 1))
+    return sorted(middles, key=lambda middle: middle[2])
 
 
 @pytest.fixture(autouse=True)
@@ -391,7 +399,7 @@ def test_a_scan_without_a_spine_has_all_files_a_warning_and_status_0(tmp_path, f
 
 
 def test_weak_heat_is_no_spine(tmp_path, fake):
-    strong = fake.heat
+    strong, fake.strength = fake.heat, 0.0
     fake.heat = lambda ct: strong(ct) * np.float32(0.3)
     scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
     case, warning = predict.predict_case(scan, fake.networks(), settings_for(scan.path, output=tmp_path))
@@ -676,25 +684,72 @@ def test_loaded_networks_give_what_the_trained_ones_give(tmp_path):
     np.testing.assert_allclose(loaded.heat(small), expected, atol=1e-5)
 
 
-def test_a_network_that_finds_vertebrae_takes_whole_scans_of_any_shape(models, tmp_path):
+@pytest.fixture(scope="module")
+def finders(models) -> dict[str, Path]:
+    """Directories of a network that finds vertebrae, one that labels them, and one that segments them."""
     import keras
 
-    from utils.learning.models import build_localiser
-    from utils.settings import HeatmapTrainingSettings, settings_as_json
+    from utils.learning.models import build_labelling_network, build_localiser, save_weights
+    from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, save_settings
 
     keras.utils.set_random_seed(3)
-    settings = HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(8, 8, 8))
-    trained = build_localiser(settings)
-    trained.save(tmp_path / "best.keras")
-    facts = {**settings_as_json(settings), "outside": "air", "temperature": 1.5}
-    (tmp_path / "settings.json").write_text(json.dumps(facts))
-    own = {"segmentation": models / "models" / "segmentation", "heatmap": tmp_path}
-    loaded = load_networks(InferenceSettings(**own))  # at 3 mm, and the segmentation network at 2
+    heatmap = HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(8, 8, 8))
+    labelling = LabellingTrainingSettings(filters=(2, 3), patch_voxels=6, none_share=0.4)
+    found = {"segmentation": models / "models" / "segmentation"}
+    for name, settings, build in (
+        ("heatmap", heatmap, build_localiser),
+        ("labelling", labelling, build_labelling_network),
+    ):
+        found[name] = models / "finders" / name
+        save_settings(settings, found[name], temperature=1.5 if name == "labelling" else 9.0)
+        save_weights(build(settings), found[name])
+    return found
+
+
+def test_a_network_that_finds_vertebrae_takes_whole_scans_of_any_shape(finders):
+    from utils.learning.models import load_model
+
+    loaded = load_networks(InferenceSettings(**finders))  # at 3 mm, and the segmentation network at 2
     assert (loaded.finds_centres, loaded.heatmap_mm, loaded.spacing_mm) == (True, 3.0, 2.0)
-    assert (loaded.heatmap_outside, loaded.temperature) == ("air", 1.5)
+    trained, settings = load_model(finders["heatmap"])
+    assert (loaded.heatmap_outside, loaded.temperature) == (settings["outside"], 1.5)
+    assert sorted(loaded.origin) == ["heatmap", "labelling", "segmentation"]
     ct = np.random.default_rng(3).normal(size=(8, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(loaded.heat(ct), trained(ct[None, ..., None])[0], atol=1e-5)
-    assert loaded.heat(np.zeros((16, 8, 32), np.float32)).shape == (16, 8, 32, LEVELS + MAX_RANK)
+    assert loaded.heat(np.zeros((16, 8, 32), np.float32)).shape == (16, 8, 32, 2)
+
+
+@pytest.mark.parametrize("count", [1, 16, 21])
+def test_a_labelling_network_is_asked_at_any_number_of_points(finders, count):
+    from utils.imaging.intensities import normalise_hu
+    from utils.learning.models import load_model
+
+    generator = np.random.default_rng(3)
+    ct = Volume(generator.integers(-1000, 2000, (9, 10, 11)).astype(np.int16), AFFINE)
+    points = generator.uniform(-1, 10, (count, 3))
+    found = load_networks(InferenceSettings(**finders)).labels(ct, points)
+    trained, _ = load_model(finders["labelling"])
+    patches = patches_at(ct, points, edge=6, outside="air")
+    expected = trained(normalise_hu(patches)[..., None]).numpy()
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found[:, 1:], expected[:, 1:], atol=1e-4)
+    # None had a share of .4 in training, each level .6 / 26.
+    np.testing.assert_allclose(found[:, 0] - expected[:, 0], np.log(0.6 / 26 / 0.4), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"labelling": "heatmap"}, "expected a labelling network"), ({}, "expected the spacing of the heatmap")],
+)
+def test_a_labelling_network_that_does_not_fit_is_refused(finders, tmp_path, changed, message):
+    directories = {**finders, **{name: finders[other] for name, other in changed.items()}}
+    if not changed:
+        directories["labelling"] = shutil.copytree(finders["labelling"], tmp_path / "labelling")
+        path = directories["labelling"] / "settings.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "spacing_mm": 2.0}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_networks(InferenceSettings(**directories))
+    assert str(directories["labelling"]) in str(error.value)
 
 
 def test_networks_of_two_presets_are_refused(models):
@@ -739,6 +794,18 @@ def test_where_networks_are_looked_for(tmp_path, monkeypatch):
     assert networks.model_directories(settings) == (work / "models/segmentation", work / "models/heatmap")
     named = InferenceSettings(work_dir=work, segmentation=tmp_path / "mine")
     assert networks.model_directories(named) == (tmp_path / "mine", work / "models/heatmap")
+
+
+def test_where_the_labelling_network_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "STARTER_DIR", tmp_path / "starter")
+    touch(tmp_path / "starter", "segmentation/best.keras", "heatmap/best.keras", "labelling/best.keras")
+    settings = InferenceSettings(work_dir=tmp_path / "work", heatmap=tmp_path / "elsewhere" / "heatmap")
+    assert networks.labelling_directory(settings) == tmp_path / "starter" / "labelling"
+    for place in (tmp_path / "elsewhere", tmp_path / "work" / "models"):
+        touch(place, "labelling/best.keras")
+        assert networks.labelling_directory(settings) == place / "labelling"
+    named = dataclasses.replace(settings, labelling=tmp_path / "mine")
+    assert networks.labelling_directory(named) == tmp_path / "mine"
 
 
 def test_the_starter_weights_are_used_where_there_is_no_other_network(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
-"""Candidates for the vertebrae of a scan: the whole scan under the network, and the peaks of its heat.
+"""Candidates for the vertebrae of a scan: peaks of the heat of the whole scan, and what lies around each.
 
-The network comes in as a function, so nothing here loads TensorFlow. Tiles overlap, and count less towards
-their faces, where the network sees less. A candidate is a local maximum of the heat, with what the network
-says of the vertebra there.
+Networks come in as functions, so nothing here loads TensorFlow. The localiser gives the heat, tile by tile:
+tiles overlap, and count less towards their faces, where the network sees less. A candidate is a local maximum
+of the heat, with what the labelling network says of a patch around it.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
-from scipy.special import expit, log_softmax
+from scipy.special import expit, log_softmax, logsumexp
 
-from utils.imaging.crops import crop
+from utils.imaging.crops import crop, overlap
 from utils.imaging.grids import transform_points
 from utils.imaging.intensities import LOWEST_HU, normalise_hu
 from utils.imaging.volume import Volume
+from utils.verse.labels import MAX_RANK
 
 #: From a CT in [-1, 1], (P, R, I), to its outputs (P, R, I, channels).
 PredictTile = Callable[[np.ndarray], np.ndarray]
-#: Channels: heat of the bodies, heat of the first sacral body, logit of a rib, then those of levels.
-BODY, SACRUM, RIB, LEVELS = 0, 1, 2, 3
+#: From a CT in HU, (P, R, I), and points in it, (n, 3) in voxels, to what lies around each, (n, 28): the
+#: logits of no vertebra's body, of the levels by rank, and of a rib.
+PredictLabels = Callable[[Volume, np.ndarray], np.ndarray]
+#: Channels of a tile: heat of the bodies and of the first sacral body.
+BODY, SACRUM = 0, 1
 #: Edges of tiles are multiples of this, as every level of the network halves them. One tile holds the trunk
 #: of a large man at 3 mm, 48 cm deep and wide, and 58 cm of his length.
 MULTIPLE, MOST_VOXELS = 16, (160, 160, 192)
 #: Voxels that two tiles share at least, and the weight of a face beside that of the middle.
 OVERLAP, LEAST_WEIGHT = 24, 0.05
-#: Logits of ribs and levels change slowly: they are kept for every second voxel.
-STEP = 2
 #: Two peaks nearer than this are one: bodies of the upper chest are at least 15 mm apart.
 LEAST_APART_MM = 6.0
 #: A whole spine has at most 25 vertebrae; three times as many candidates leave room for false ones.
@@ -43,7 +46,7 @@ _LEAST_FRACTION = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class LocalisedScan:
-    """What the network says of a scan.
+    """What the localiser says of a scan.
 
     Attributes
     ----------
@@ -51,13 +54,10 @@ class LocalisedScan:
         Heat of the bodies' centres.
     sacrum : Volume of float32, (P, R, I)
         Heat of the centre of the first sacral body.
-    logits : np.ndarray of float32, (P / 2, R / 2, I / 2, channels)
-        Of a rib, then of the levels, for cubes of 2 voxels an edge.
     """
 
     heat: Volume
     sacrum: Volume
-    logits: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,18 +90,29 @@ class Peaks:
 
 @dataclass(frozen=True, eq=False)
 class Candidates(Peaks):
-    """Peaks of the vertebral heat, with what the network says of the vertebra there.
+    """Peaks of the vertebral heat, with what the labelling network says of the place.
 
     Attributes
     ----------
-    level_log_probabilities : np.ndarray of float64, (n, 26)
-        Natural logarithms, by rank from C1.
+    level_log_probabilities : np.ndarray of float64, (n, 27)
+        Natural logarithms, by rank, place 0 for no vertebra.
     rib_probability : np.ndarray of float64, (n,)
-        That it carries a rib of at least 40 mm, on either side.
+        That a vertebra there carries a rib of at least 40 mm, on either side.
     """
 
     level_log_probabilities: np.ndarray
     rib_probability: np.ndarray
+
+    @property
+    def vertebra_log_odds(self) -> np.ndarray:
+        """Logarithm of the odds of a vertebra against none, (n,), both as frequent before the look."""
+        levels = self.level_log_probabilities
+        return logsumexp(levels[:, 1:], axis=1) - np.log(MAX_RANK) - levels[:, 0]
+
+    @property
+    def levels_of_vertebra(self) -> np.ndarray:
+        """Log-probabilities of the levels, (n, 26), if there is a vertebra."""
+        return log_softmax(self.level_log_probabilities[:, 1:], axis=1)
 
 
 # Tiles ---------------------------------------------------------------------------------------------
@@ -117,7 +128,7 @@ def localise(
     ct : Volume
         CT in HU at the network's spacing, axes (P, R, I).
     predict : callable
-        The network.
+        The localiser.
     outside : str
         What it was shown beyond the scan, "air" or "edge".
     most : sequence of int, (3,)
@@ -132,39 +143,32 @@ def localise(
     ValueError
         If the network gives a number that is not finite.
     """
-    fill = float(LOWEST_HU) if outside == "air" else "edge"
     shape = [min(-(-size // MULTIPLE) * MULTIPLE, limit) for size, limit in zip(ct.shape, most)]
-    whole = tuple(size + size % STEP for size in ct.shape)
-    heat, logits = np.zeros((*whole, LEVELS - 1), np.float32), None
-    weights = np.zeros(whole, np.float32)
+    heat, weights = np.zeros((*ct.shape, 2), np.float32), np.zeros(ct.shape, np.float32)
     window = _window(shape)
-    for begin in itertools.product(*(_begins(size, edge) for size, edge in zip(whole, shape))):
-        tile = crop(ct, begin, shape, fill=fill).data
+    for begin in itertools.product(*(_begins(size, edge) for size, edge in zip(ct.shape, shape))):
+        tile = crop(ct, begin, shape, fill=_fill(outside)).data
         found = np.asarray(predict(normalise_hu(tile)), np.float32)
         if not np.isfinite(found).all():
             raise ValueError("Expected finite heat, received NaN or infinite numbers from the network.")
-        if logits is None:
-            logits = np.zeros((*(size // STEP for size in whole), found.shape[-1] - RIB), np.float32)
-        here = tuple(slice(b, min(b + e, n)) for b, e, n in zip(begin, shape, whole))
-        own = tuple(slice(0, s.stop - s.start) for s in here)
-        weights[here] += window[own]
-        heat[here] += window[own][..., None] * found[own][..., :RIB]
-        coarse = tuple(slice(s.start // STEP, s.stop // STEP) for s in here)
-        thinned = tuple(slice(None, s.stop, STEP) for s in own)
-        logits[coarse] += window[thinned][..., None] * found[thinned][..., RIB:]
+        in_scan, in_tile = overlap(begin, shape, ct.shape)
+        weights[in_scan] += window[in_tile]
+        heat[in_scan] += window[in_tile][..., None] * found[in_tile]
     heat /= weights[..., None]
-    logits /= weights[::STEP, ::STEP, ::STEP, None]
-    inside = tuple(slice(size) for size in ct.shape)
-    bodies, sacrum = (Volume(np.ascontiguousarray(heat[inside][..., c]), ct.affine) for c in (BODY, SACRUM))
-    return LocalisedScan(bodies, sacrum, logits)
+    bodies, sacrum = (Volume(np.ascontiguousarray(heat[..., c]), ct.affine) for c in (BODY, SACRUM))
+    return LocalisedScan(bodies, sacrum)
+
+
+def _fill(outside: str) -> float | Literal["edge"]:
+    return float(LOWEST_HU) if outside == "air" else "edge"
 
 
 def _begins(size: int, edge: int) -> list[int]:
-    """Give where tiles of an edge begin on an axis, at even voxels, evenly apart."""
+    """Give where tiles of an edge begin on an axis, evenly apart."""
     if size <= edge:
         return [0]
     count = int(np.ceil((size - OVERLAP) / (edge - OVERLAP)))
-    return (np.linspace(0, size - edge, count) // STEP * STEP).astype(int).tolist()
+    return np.linspace(0, size - edge, count).astype(int).tolist()
 
 
 def _window(shape: Sequence[int]) -> np.ndarray:
@@ -212,53 +216,74 @@ def find_peaks(
     return Peaks(points[kept], heat.affine, data[tuple(voxels[kept].T)].astype(np.float64))
 
 
-def read_candidates(scan: LocalisedScan, *, least: float) -> tuple[Candidates, Peaks]:
-    """Find vertebrae and sacra in what the network says of a scan.
+def read_candidates(
+    scan: LocalisedScan, ct: Volume, labels: PredictLabels, *, least: float
+) -> tuple[Candidates, Peaks]:
+    """Find vertebrae and sacra in what the networks say of a scan.
 
     Parameters
     ----------
     scan : LocalisedScan
-        Heat, and the logits of ribs and levels.
+        The heat.
+    ct : Volume
+        The scan itself, in HU.
+    labels : callable
+        The labelling network; it is asked at the peaks.
     least : float
         Heat that a peak has at least.
 
     Returns
     -------
     vertebrae : Candidates
-        Logits are interpolated linearly at the peaks, then turned into probabilities.
+        The highest first.
     sacra : Peaks
         Of the centre of S1; a scan with one sacrum may have several candidates.
+
+    Raises
+    ------
+    ValueError
+        If the labelling network gives a number that is not finite.
     """
     peaks = find_peaks(scan.heat, least=least)
-    logits = values_at(scan.logits, (peaks.points_voxels - (STEP - 1) / 2) / STEP)
-    parts = (peaks.points_voxels, peaks.affine, peaks.heat)
-    vertebrae = Candidates(*parts, log_softmax(logits[:, 1:], axis=1), expit(logits[:, 0]))
+    logits = np.zeros((0, MAX_RANK + 2))
+    if len(peaks):
+        logits = np.asarray(labels(ct, peaks.points_voxels), np.float64)
+    if not np.isfinite(logits).all():
+        raise ValueError("Expected finite logits, received NaN or infinite numbers from the network.")
+    levels, ribs = log_softmax(logits[:, :-1], axis=1), expit(logits[:, -1])
+    vertebrae = Candidates(peaks.points_voxels, peaks.affine, peaks.heat, levels, ribs)
     return vertebrae, find_peaks(scan.sacrum, least=least)
 
 
-def values_at(channels: np.ndarray, points_voxels: np.ndarray) -> np.ndarray:
-    """Interpolate channels linearly at points.
+def patches_at(ct: Volume, points_voxels: np.ndarray, *, edge: int, outside: str) -> np.ndarray:
+    """Cut a cube around each point, interpolated linearly, so that the point is its middle.
 
     Parameters
     ----------
-    channels : np.ndarray of float, (P, R, I, C)
-        Values.
+    ct : Volume
+        CT in HU, axes (P, R, I).
     points_voxels : np.ndarray, (n, 3)
-        Voxel indices with fractions; beyond the border the values there hold.
+        Voxel indices with fractions; they may lie beyond the border.
+    edge : int
+        Edge of the cubes.
+    outside : str
+        What they show beyond the scan, "air" or "edge".
 
     Returns
     -------
-    np.ndarray of float64, (n, C)
+    np.ndarray of float32, (n, edge, edge, edge)
+        In HU.
     """
-    points = np.clip(points_voxels, 0, np.array(channels.shape[:3]) - 1)
-    low = np.floor(points).astype(int)
-    high = np.minimum(low + 1, np.array(channels.shape[:3]) - 1)
-    part = points - low
-    total = np.zeros((len(points), channels.shape[3]))
-    for corner in np.ndindex(2, 2, 2):
-        weight = np.prod(np.where(corner, part, 1 - part), axis=1)
-        total += weight[:, None] * channels[tuple(np.where(corner, high, low).T)]
-    return total
+    begins = np.asarray(points_voxels, float) - (edge - 1) / 2
+    patches = np.zeros((len(begins), *(edge,) * 3), np.float32)
+    for patch, begin in zip(patches, begins):
+        first = np.floor(begin)
+        part = (begin - first).astype(np.float32)
+        block = crop(ct, first, (edge + 1,) * 3, fill=_fill(outside)).data.astype(np.float32)
+        for share in part:  # along the first axis, which then becomes the last
+            block = np.moveaxis((1 - share) * block[:-1] + share * block[1:], 0, -1)
+        patch[:] = block
+    return patches
 
 
 def _offsets(heat: np.ndarray, voxels: np.ndarray) -> np.ndarray:

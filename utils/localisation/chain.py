@@ -1,12 +1,12 @@
 """The column of vertebrae in a scan: of the candidate peaks, the most plausible chain from the top down.
 
 A peak may be the heart, a rib or the same vertebra once more. A chain is weighed as a whole: by the heat of
-its peaks, by how far, in which direction and with which bend each follows the one above it, and by whether
-the levels read there follow one another. The log-weight of a chain is a sum of log-likelihood ratios, "a
-spine" against "peaks at random", and a constant for there being a spine at all; a scan has a spine if the
-best chain's sum is positive. The best chain is found exactly, by dynamic programming over pairs of peaks for
-each of a few body scales: O(s n^3) for n peaks. Below a chain the sacrum is looked for: its first body, one
-step on.
+its peaks and whether a vertebra is seen around each, by how far, in which direction and with which bend each
+follows the one above it, and by whether the levels read there follow one another. The log-weight of a chain
+is a sum of log-likelihood ratios, "a spine" against "peaks at random", and a constant for there being a spine
+at all; a scan has a spine if the best chain's sum is positive. The best chain is found exactly, by dynamic
+programming over pairs of peaks for each of a few body scales: O(s n^3) for n peaks. Below a chain the sacrum
+is looked for: its first body, one step on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from scipy.special import expit, logsumexp
 
 from utils.imaging.grids import transform_points
 from utils.imaging.volume import Volume
-from utils.localisation.candidates import Candidates, Peaks, PredictTile, localise, read_candidates
+from utils.localisation.candidates import (
+    Candidates,
+    Peaks,
+    PredictLabels,
+    PredictTile,
+    localise,
+    read_candidates,
+)
 from utils.localisation.evidence import Sacrum
 from utils.localisation.steps import typical_steps
 from utils.verse.anomalies import following_rates
@@ -42,8 +49,12 @@ class ChainSettings:
 
     Attributes
     ----------
-    heat_slope, heat_middle : float
-        The log-odds of a peak being a vertebra are `heat_slope * (heat - heat_middle)`.
+    heat_slope, heat_middle, vertebra_weight, vertebra_limit : float
+        The log-odds of a peak being a vertebra are `heat_slope * (heat - heat_middle)` and `vertebra_weight`
+        times those of the labelling network (`Candidates.vertebra_log_odds`), which count up to
+        `vertebra_limit` either way.
+    sacrum_slope, sacrum_middle : float
+        The same of the heat alone, as for the sacrum, which the labelling network does not know.
     no_spine : float
         Logarithm of the odds that a chain must overcome: peaks at random also form chains, and a
         scan holds no spine now and then.
@@ -56,13 +67,17 @@ class ChainSettings:
     levels : float
         Weight of whether the levels of neighbours follow one another.
     level_error : float
-        Share of peaks whose levels mean nothing.
+        Share of vertebrae whose levels mean nothing.
     scales : tuple of float
         Body sizes that are tried, 1 for a typical adult; their logarithms spread by `scale_spread`.
     """
 
     heat_slope: float = 12.0
     heat_middle: float = 0.35
+    vertebra_weight: float = 1.0
+    vertebra_limit: float = 6.0
+    sacrum_slope: float = 12.0
+    sacrum_middle: float = 0.35
     no_spine: float = -4.0
     step: float = 1.5
     skip: float = -3.0
@@ -107,12 +122,12 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """What the network says of a column, all that its levels are decided from.
+    """What the networks say of a column, all that its levels are decided from.
 
     Attributes
     ----------
-    level_log_probabilities : np.ndarray, (n, 26)
-        Natural logarithms, by rank from C1, from the top down.
+    level_log_probabilities : np.ndarray, (n, 27)
+        Natural logarithms from the top down, by rank, place 0 for no vertebra.
     rib_probability : np.ndarray, (n,)
         That each carries a rib of at least 40 mm.
     centres_mm : np.ndarray, (n, 3)
@@ -163,19 +178,22 @@ class Column:
         return Votes(*parts, self.sacrum if self.chain.has_spine else None, temperature)
 
 
-def find_column(ct: Volume, predict: PredictTile, *, outside: str) -> Column:
+def find_column(ct: Volume, predict: PredictTile, labels: PredictLabels, *, outside: str) -> Column:
     """Find the vertebrae of a scan.
 
     Parameters
     ----------
     ct, predict, outside
         As `utils.localisation.candidates.localise` takes them.
+    labels : callable
+        The labelling network, for a CT of the same spacing.
 
     Returns
     -------
     Column
     """
-    vertebrae, sacra = read_candidates(localise(ct, predict, outside=outside), least=LEAST_HEAT)
+    scan = localise(ct, predict, outside=outside)
+    vertebrae, sacra = read_candidates(scan, ct, labels, least=LEAST_HEAT)
     chain = chain_of(vertebrae)
     return Column(chain, sacrum_below(chain, sacra))
 
@@ -200,7 +218,7 @@ def chain_of(candidates: Candidates, settings: ChainSettings = USUAL) -> Chain:
     ordered = take(candidates, np.argsort(-candidates.points_mm[:, 2], kind="stable"))
     steps = step_weights(ordered, settings)
     bends = _bends(ordered.points_mm, settings)
-    places, scale, weight = _best_chain(_heat_weights(ordered, settings), steps, bends, settings)
+    places, scale, weight = _best_chain(peak_weights(ordered, settings), steps, bends, settings)
     return Chain(take(ordered, places), weight + settings.no_spine, settings.scales[scale])
 
 
@@ -215,8 +233,10 @@ def take(candidates: Candidates, places: np.ndarray) -> Candidates:
     )
 
 
-def _heat_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
-    return settings.heat_slope * (candidates.heat - settings.heat_middle)
+def peak_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
+    """Give the log-odds, (n,), of each peak being a vertebra."""
+    seen = np.clip(candidates.vertebra_log_odds, -settings.vertebra_limit, settings.vertebra_limit)
+    return settings.heat_slope * (candidates.heat - settings.heat_middle) + settings.vertebra_weight * seen
 
 
 def step_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
@@ -253,7 +273,7 @@ def step_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
 def _trusted_levels(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
     """Give the levels' probabilities, (n, 26), with the share that means nothing spread over all."""
     error = settings.level_error
-    return (1 - error) * np.exp(candidates.level_log_probabilities) + error / MAX_RANK
+    return (1 - error) * np.exp(candidates.levels_of_vertebra) + error / MAX_RANK
 
 
 def _lengths(distance: np.ndarray, levels: np.ndarray, settings: ChainSettings, skipped: int) -> np.ndarray:
@@ -289,35 +309,35 @@ def _bends(points_mm: np.ndarray, settings: ChainSettings) -> np.ndarray:
 
 
 def _best_chain(
-    heat: np.ndarray, steps: np.ndarray, bends: np.ndarray, settings: ChainSettings
+    peaks: np.ndarray, steps: np.ndarray, bends: np.ndarray, settings: ChainSettings
 ) -> tuple[np.ndarray, int, float]:
     """Find the best chain: its places from the top down, the place of its scale, and its weight.
 
     `pair[s, i, j]` is the weight of the best chain that ends with the step from i to j. Candidates are
     ordered from the top down, so that all pairs that end at i are known before those that begin there.
     """
-    count = len(heat)
+    count = len(peaks)
     pair = np.full(steps.shape, -np.inf)
     above = np.full(steps.shape, -1)
     for middle in range(count):
         onward = pair[:, :, middle, None] + bends[None, :, middle]  # (scales, top, bottom)
         top = onward.argmax(axis=1)
         best = np.take_along_axis(onward, top[:, None], axis=1)[:, 0]
-        begins = heat[middle] >= best
+        begins = peaks[middle] >= best
         above[:, middle] = np.where(begins, -1, top)
-        pair[:, middle] = np.maximum(best, heat[middle]) + steps[:, middle] + heat
-    return _trace(heat, pair, above, settings)
+        pair[:, middle] = np.maximum(best, peaks[middle]) + steps[:, middle] + peaks
+    return _trace(peaks, pair, above, settings)
 
 
 def _trace(
-    heat: np.ndarray, pair: np.ndarray, above: np.ndarray, settings: ChainSettings
+    peaks: np.ndarray, pair: np.ndarray, above: np.ndarray, settings: ChainSettings
 ) -> tuple[np.ndarray, int, float]:
     prior = -((np.log(settings.scales) / settings.scale_spread) ** 2) / 2
     finished = pair + prior[:, None, None]
     scale, upper, lower = np.unravel_index(finished.argmax(), finished.shape)
-    alone = int(heat.argmax())
-    if heat[alone] >= finished[scale, upper, lower]:
-        return np.array([alone]), int(prior.argmax()), float(heat[alone])
+    alone = int(peaks.argmax())
+    if peaks[alone] >= finished[scale, upper, lower]:
+        return np.array([alone]), int(prior.argmax()), float(peaks[alone])
     places = [int(lower), int(upper)]
     while (top := above[scale, places[-1], places[-2]]) >= 0:
         places.append(int(top))
@@ -334,7 +354,7 @@ def sacrum_below(chain: Chain, sacra: Peaks, settings: ChainSettings = USUAL) ->
     sacra : Peaks
         Candidates for the centre of S1.
     settings : ChainSettings
-        How heat counts; the same as for vertebrae.
+        How heat counts.
 
     Returns
     -------
@@ -351,10 +371,8 @@ def sacrum_below(chain: Chain, sacra: Peaks, settings: ChainSettings = USUAL) ->
     steps = distance / (chain.body_scale * typical_steps().mean_mm[LEVEL_NAMES.index("L5")])
     tilt = np.degrees(np.arccos(-between[..., 2] / distance))
     fits = (steps > SACRUM_STEPS[0]) & (steps < SACRUM_STEPS[1]) & (tilt < SACRUM_TILT_DEGREES)
-    odds = (
-        settings.heat_slope * (sacra.heat - settings.heat_middle) - (np.log(steps) / SACRUM_SPREAD) ** 2 / 2
-    )
-    odds = np.where(fits, odds, -np.inf)
+    odds = settings.sacrum_slope * (sacra.heat - settings.sacrum_middle)
+    odds = np.where(fits, odds - (np.log(steps) / SACRUM_SPREAD) ** 2 / 2, -np.inf)
     place, candidate = np.unravel_index(odds.argmax(), odds.shape)
     best = odds[place, candidate]
     return Sacrum(int(places[place]), float(expit(best))) if best > 0 else None

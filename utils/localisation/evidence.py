@@ -1,12 +1,12 @@
 """What is known of a column before its levels are decided, as log-likelihoods by vertebra and rank.
 
-- Votes: what the network says of the level of each vertebra, divided by a temperature that was fitted on
+- Votes: what the labelling network says of each vertebra, divided by a temperature that was fitted on
   validation columns (neighbours' votes are not independent: they see the same parts of the image).
 - Anchors: what a count of vertebrae can hold on to. An anchor is read apart from the votes, has its own
   error rate, and no temperature divides it, so it may contradict them:
 
-  - skull base: the level head is all but certain of C1 or C2 at a vertebra. That reading counts in full, up
-    to its error rate;
+  - skull base: the labelling network is all but certain of C1 or C2 at a vertebra. That reading counts in
+    full, up to its error rate;
   - ribs: whether each vertebra carries a rib of at least 40 mm. VerSe calls a vertebra thoracic by that;
   - sacrum: the first sacral body lies one step below a vertebra, which is L5, now and then L6, seldom L4.
 
@@ -150,24 +150,6 @@ class ColumnVotes:
         return transitions_of(self.centres_mm, missed=self.rates.missed)
 
 
-def votes_of_levels(level_log_probabilities: np.ndarray) -> np.ndarray:
-    """Make votes of the level head's log-probabilities.
-
-    Parameters
-    ----------
-    level_log_probabilities : np.ndarray, (n, 26)
-        Natural logarithms, by rank from C1.
-
-    Returns
-    -------
-    np.ndarray, (n, 27)
-        The head never says *not a vertebra*: where there is none it may give any level, one as likely as
-        another.
-    """
-    none = np.full((len(level_log_probabilities), 1), -np.log(MAX_RANK))
-    return np.concatenate([none, level_log_probabilities], axis=1)
-
-
 def uniform_votes(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Give votes that say nothing, for columns that are labelled from what the user knows alone."""
     log_probabilities = np.full((count, MAX_RANK + 1), -np.log(MAX_RANK))
@@ -238,7 +220,7 @@ def anchor_weights(log_probabilities: np.ndarray, anchors: Anchors) -> dict[str,
     Parameters
     ----------
     log_probabilities : np.ndarray, (n, 27)
-        Votes of the level head, as `identify` takes them.
+        Votes, as `identify` takes them.
     anchors : Anchors
         What was read.
 

@@ -30,7 +30,6 @@ from utils.localisation.evidence import (
     Rates,
     emissions_of,
     log_likelihoods,
-    votes_of_levels,
 )
 from utils.verse.anomalies import level_rates
 from utils.verse.labels import MAX_RANK, code_of_rank, name_of_code
@@ -118,7 +117,7 @@ def number_column(
     Parameters
     ----------
     votes : Votes
-        What the network says of the whole column.
+        What the networks say of the whole column.
     places : sequence of int, optional
         Places of the vertebrae that are asked for, from the top down; the others vote too. By default all.
     fixed : mapping of int to int, optional
@@ -143,7 +142,7 @@ def number_column(
                 f"Expected a place up to {len(places)}, received {place + 1}={name_of_code(code)}."
             )
     whole = identify(
-        votes_of_levels(votes.level_log_probabilities),
+        votes.level_log_probabilities,
         votes.centres_mm,
         temperature=votes.temperature,
         fixed={places[place]: code for place, code in (fixed or {}).items()},
@@ -165,8 +164,7 @@ def identify(
     Parameters
     ----------
     log_probabilities : np.ndarray, (n, 27)
-        Votes from the top down: natural logarithms over ranks, place 0 for *not a vertebra*
-        (`votes_of_levels` makes them of the level head's).
+        Votes from the top down: natural logarithms over ranks, place 0 for *not a vertebra*.
     centres_mm : np.ndarray, (n, 3)
         Centres of the vertebrae in mm; NaN where there is none.
     temperature : float

@@ -1,6 +1,6 @@
 """Anatomical labels in practice: levels that the user knows, doubts, and labels changed later.
 
-What the network says of each vertebra is written beside the prediction (`<key>_column.json`), so that labels
+What the networks say of each vertebra is written beside the prediction (`<key>_column.json`), so that labels
 can be decided anew from it, without any network.
 """
 
@@ -88,7 +88,7 @@ def column_json(votes: Votes, places: Sequence[int], codes: Sequence[int]) -> st
     Parameters
     ----------
     votes : Votes
-        What the network says of the whole column.
+        What the networks say of the whole column.
     places : sequence of int
         Places of the vertebrae found.
     codes : sequence of int

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from utils.files import sha256_of
+from utils.imaging.intensities import normalise_hu
+from utils.imaging.volume import Volume
 from utils.learning.model_files import MODEL_FILES, has_model, model_file
-from utils.localisation.candidates import LEVELS, PredictTile
+from utils.localisation.candidates import PredictLabels, PredictTile, patches_at
 from utils.settings import InferenceSettings, RunSettings, load_settings
 from utils.verse.labels import MAX_RANK
 from utils.walk.locate import PredictHeat
@@ -28,29 +30,34 @@ if TYPE_CHECKING:
 
 #: Networks that are shipped with the code: the last place that is looked at.
 STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / "starter"
+#: Patches that the labelling network sees at once: the last ones are filled up, so that it is compiled once.
+LABELLED_TOGETHER = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Networks:
-    """The two trained networks as functions on arrays, and the settings they were trained with.
+    """The trained networks as functions on arrays, and the settings they were trained with.
 
     Attributes
     ----------
     heat : callable
         From a tile of the CT to the channels of `utils.localisation.candidates`, or, of a published heatmap
         network, from the whole CT on the heatmap grid to the heat.
+    labels : callable, optional
+        From the CT on the grid of the tiles and points in it to logits. The one of no vertebra is that of a
+        class as frequent as each level. None with a published heatmap network.
     patch : callable
         From the CT and the memory of a patch to the probability of the next vertebra.
     heatmap_shape : tuple of int, 3
         Shape of the tile, or of the heatmap grid.
     heatmap_mm : float
-        Spacing of the tiles.
+        Spacing of the tiles, and of the patches that are labelled.
     heatmap_outside : str
         What the heatmap network was shown beyond the scan, "air" or "edge".
     finds_centres : bool
         Whether the heatmap network finds the vertebrae one by one, or the spine, as published.
     temperature : float
-        What the levels' log-probabilities are divided by.
+        What the labelling network's log-probabilities are divided by.
     patch_voxels : int
         Edge of the patch.
     spacing_mm : float
@@ -75,6 +82,7 @@ class Networks:
     heatmap_mm: float = 3.0
     heatmap_outside: Literal["air", "edge"] = "edge"
     temperature: float = 1.0
+    labels: PredictLabels | None = None
 
     @property
     def walk(self) -> dict[str, Any]:
@@ -83,14 +91,13 @@ class Networks:
 
 
 def load_networks(settings: InferenceSettings) -> Networks:
-    """Load and compile the two networks, batch normalisation folded into the convolutions before it.
+    """Load and compile the networks, batch normalisation folded into the convolutions before it.
 
     Parameters
     ----------
     settings : InferenceSettings
-        `segmentation` and `heatmap` name their directories. By default the segmentation network is that
-        of the work folder, else the one shipped with the code; the heatmap network is the one beside
-        it, else that of the work folder.
+        `segmentation`, `heatmap` and `labelling` name their directories (see `model_directories` and
+        `labelling_directory`). A labelling network is loaded where the heatmap network finds the vertebrae.
 
     Returns
     -------
@@ -100,7 +107,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
     Raises
     ------
     ValueError
-        If a network is not there, is of another kind, or if the two were trained at different spacings.
+        If a network is not there, is of another kind, or if two were trained at spacings that do not fit.
         The text names the directories.
     """
     from ML_3D_Unet.utils.folding import without_norms
@@ -118,6 +125,11 @@ def load_networks(settings: InferenceSettings) -> Networks:
             f"{spacing_mm:g} mm, found {heatmap_mm:g} mm."
         )
     heat = _tile_function if finds_centres else _heat_function
+    directories = {"segmentation": segmentation_dir, "heatmap": heatmap_dir}
+    labels, temperature = None, 1.0
+    if finds_centres:
+        directories["labelling"] = labelling_directory(settings)
+        labels, temperature = _load_labels(directories["labelling"], heatmap_mm)
     return Networks(
         heat=heat(heatmap, heatmap_trained),
         patch=_patch_function(without_norms(segmentation)),
@@ -125,24 +137,59 @@ def load_networks(settings: InferenceSettings) -> Networks:
         patch_voxels=segmentation.input_shape[1],
         spacing_mm=spacing_mm,
         preset=str(trained.get("preset", "full")),
-        origin={
-            "segmentation": identity_of_model(segmentation_dir),
-            "heatmap": identity_of_model(heatmap_dir),
-        },
+        origin={kind: identity_of_model(directory) for kind, directory in directories.items()},
         outside=_outside(segmentation_dir, trained),
         finds_centres=finds_centres,
         heatmap_mm=heatmap_mm,
         heatmap_outside=_outside(heatmap_dir, heatmap_trained),
-        temperature=float(heatmap_trained.get("temperature", 1.0)),
+        temperature=temperature,
+        labels=labels,
     )
 
 
+def _load_labels(directory: Path, spacing_mm: float) -> tuple[PredictLabels, float]:
+    """Load the labelling network for scans of a spacing, and the temperature of what it says."""
+    from utils.learning.models import load_model
+
+    model, trained = load_model(directory)
+    shape = model.input_shape
+    if len(shape) != 5 or shape[4] != 1 or model.output_shape[1:] != (MAX_RANK + 2,):
+        raise ValueError(f"{directory}: expected a labelling network, found input shape {shape}.")
+    found_mm = _spacing(directory, trained)
+    if not np.isclose(found_mm, spacing_mm):
+        raise ValueError(
+            f"{directory}: expected the spacing of the heatmap network, {spacing_mm:g} mm, "
+            f"found {found_mm:g} mm."
+        )
+    return _label_function(directory, model, trained), float(trained.get("temperature", 1.0))
+
+
 def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
-    """Give the directories of the segmentation and of the heatmap network (see `load_networks`)."""
+    """Give the directories of the segmentation and of the heatmap network.
+
+    By default the segmentation network is that of the work folder, else the one shipped with the code; the
+    heatmap network is the one beside it, else that of the work folder.
+
+    Raises
+    ------
+    ValueError
+        If one is not there; the text says how to train it.
+    """
     models = settings.work_dir / "models"
     segmentation = settings.segmentation or _expected_model("segmentation", (models, STARTER_DIR), settings)
     heatmap = settings.heatmap or _expected_model("heatmap", (segmentation.parent, models), settings)
     return segmentation, heatmap
+
+
+def labelling_directory(settings: InferenceSettings) -> Path:
+    """Give the directory of the labelling network.
+
+    By default it is that of the work folder, else the one beside the heatmap network, else the one shipped
+    with the code. Errors as `model_directories`.
+    """
+    _, heatmap = model_directories(settings)
+    places = (settings.work_dir / "models", heatmap.parent, STARTER_DIR)
+    return settings.labelling or _expected_model("labelling", places, settings)
 
 
 def uses_starter(settings: InferenceSettings) -> bool:
@@ -172,7 +219,7 @@ def _check_kinds(
     if len(shape) != 5 or shape[4] != 2 or len(set(shape[1:4])) != 1 or segmentation.output_shape[-1] != 1:
         raise ValueError(f"{segmentation_dir}: expected a segmentation network, found input shape {shape}.")
     shape = heatmap.input_shape
-    if len(shape) != 5 or shape[4] != 1 or heatmap.output_shape[-1] not in (2, LEVELS + MAX_RANK):
+    if len(shape) != 5 or shape[4] != 1 or heatmap.output_shape[-1] != 2:
         raise ValueError(f"{heatmap_dir}: expected a heatmap network, found input shape {shape}.")
 
 
@@ -210,16 +257,38 @@ def _tile_function(model: keras.Model, trained: dict[str, Any]) -> PredictTile:
     return lambda ct: run(ct[None, ..., None])[0]
 
 
+def _label_function(directory: Path, model: keras.Model, trained: dict[str, Any]) -> PredictLabels:
+    edge, outside = model.input_shape[1], _outside(directory, trained)
+    run = _compiled(model, LABELLED_TOGETHER)
+    # No vertebra has a share of its own in training: its logit becomes that of a class as frequent as each of
+    # the levels, so that all are likelihoods.
+    none_share = np.clip(float(trained["none_share"]), 0.01, 0.99)
+    correction = np.log((1 - none_share) / (none_share * MAX_RANK))
+
+    def labels(ct: Volume, points_voxels: np.ndarray) -> np.ndarray:
+        logits = []
+        for start in range(0, len(points_voxels), LABELLED_TOGETHER):
+            points = points_voxels[start : start + LABELLED_TOGETHER]
+            batch = np.zeros((LABELLED_TOGETHER, edge, edge, edge, 1), np.float32)
+            batch[: len(points), ..., 0] = normalise_hu(patches_at(ct, points, edge=edge, outside=outside))
+            logits.append(run(batch)[: len(points)].astype(np.float64))
+        found = np.concatenate(logits)
+        found[:, 0] += correction
+        return found
+
+    return labels
+
+
 def _patch_function(model: keras.Model) -> PredictPatch:
     run = _compiled(model)
     return lambda ct, memory: run(np.stack([ct, memory], axis=-1)[None])[0, ..., 0]
 
 
-def _compiled(model: keras.Model):
+def _compiled(model: keras.Model, batch_size: int = 1):
     """Trace the network once for its one shape: `model.predict` sets up a data pipeline for every patch."""
     import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec((batch_size, *model.input_shape[1:]), tf.float32)])
     def forward(batch: tf.Tensor) -> tf.Tensor:
         return model(batch, training=False)
 

@@ -100,7 +100,7 @@ def infer(settings: InferenceSettings) -> int:
 
 def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
     """The workers of a cluster may stand in other folders."""
-    names = ("work_dir", "output", "segmentation", "heatmap")
+    names = ("work_dir", "output", "segmentation", "heatmap", "labelling")
     places = {name: getattr(settings, name) for name in names}
     absolute = {name: place.absolute() for name, place in places.items() if place is not None}
     inputs = tuple(path.absolute() for path in settings.inputs)
@@ -150,7 +150,7 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
     found : WalkResult
         From the top down, on the working grid.
     votes : Votes or None
-        What the network says of their levels; None with a published heatmap network, which says nothing.
+        What the networks say of their levels; None with a published heatmap network, which says nothing.
     """
     working = working_ct(ct, networks.spacing_mm)
     normalised = Volume(normalise_hu(working.data), working.affine)
@@ -159,7 +159,7 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
         found, votes = walk_published(normalised, heat, networks.patch, settings=settings), None
     else:
         coarse = working_ct(ct, networks.heatmap_mm)
-        column = find_column(coarse, networks.heat, outside=networks.heatmap_outside)
+        column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
         centres = transform_points(column.centres_mm, np.eye(4), working.affine)
         found = walk_along(normalised, centres, networks.patch, settings=settings)
         votes = column.votes(networks.temperature)

@@ -22,11 +22,11 @@ from utils.settings import InferenceSettings, settings_as_json
 
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
-    *("inputs", "output", "work_dir", "segmentation", "heatmap", "relabel"),
+    *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling", "relabel"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
 )
 #: Counted up when predictions change their meaning, so that older ones are made again.
-_INFERENCE = 3
+_INFERENCE = 4
 
 
 def scan_identity(scan: Scan) -> dict[str, Any]:
