@@ -41,7 +41,7 @@ TRIALS = {
     "demo": Trial((12, 3, 5)),
     "train-small": Trial(
         (60, 5, 20),
-        heatmap="--epochs 12 --examples-per-epoch 60",
+        heatmap="--epochs 20",
         segmentation="--epochs 40 --examples-per-epoch 160",
     ),
 }
@@ -57,6 +57,7 @@ def trial_steps(trial: Trial, folder: Path) -> list[Step]:
         script("get_verse_data.py", "--source", "phantom", *data, "--phantoms", *trial.spines, "--seed", 0),
         script("pre_processing_heatmap.py", *data, *work, *small),
         script("train_heatmap.py", *work, *small, *trial.heatmap.split()),
+        script("train_labelling.py", *work, *small),
         script("pre_processing_segmentation.py", *data, *work, *small),
         script("train_segmentation.py", *work, *small, *trial.segmentation.split()),
         script("infer.py", *tests, *work, "--output", predictions),

@@ -292,11 +292,11 @@ class HeatmapTrainingSettings(TrainingSettings):
     batch_size: int = bounded(4, FROM_1)
 
     def joint_rules(self) -> dict[str, bounds.Rule]:
-        """Ask for three levels and more with "centres", each of which halves the crop."""
+        """Ask for crops that every level but the first can halve, with "centres"."""
         if self.target != "centres":
             return {}
         step = bounds.multiple_of(2 ** (len(self.filters) - 1))
-        return {"filters": bounds.several(FROM_1, least=3), "crop_voxels": bounds.several(step, count=3)}
+        return {"crop_voxels": bounds.several(step, count=3)}
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,8 @@ class LabellingTrainingSettings(TrainingSettings):
     cut_least_mm: tuple[float, float, float] = bounded((70.0, 70.0, 50.0), bounds.several(POSITIVE, count=3))
     """Smallest such part along P, R and I, in mm."""
     origins: tuple[float, float, float] | None = bounded(None, _THREE_SHARES)
-    """Shares of an epoch: scans of phantoms of the data set, drawn scans, and all others. Without it every scan
-    counts alike."""
+    """Shares of an epoch: scans of phantoms of the data set, drawn scans, and all others. Without it every
+    scan counts alike."""
     outside: Literal["air", "edge"] = "air"
     """What a patch shows beyond the scan, in training and when the network is used."""
     augmentation: HeatmapAugmentationSettings = LOCALISER_AUGMENTATION

@@ -72,55 +72,59 @@ def test_heatmap_loss_stays_finite_for_certain_errors():
 
 
 def localiser_voxels(*rows):
-    """Truth and prediction from rows (truth of 5 numbers, heat, sacrum, rib's logit, level's logits)."""
-    truth = voxels(*[row[0] for row in rows])
-    prediction = [[*row[1:4], *(row[4].get(level, 0.0) for level in range(26))] for row in rows]
-    return truth, voxels(*prediction)
+    """Truth and prediction from rows (truth of 3 numbers, heat, sacrum)."""
+    return voxels(*[row[0] for row in rows]), voxels(*[list(row[1:]) for row in rows])
 
 
-SURE = {6: 30.0}
-#: A body of level 7 with a rib, and background: body, sacrum, counts, rank, rib.
-AT_CENTRE, BACKGROUND = (1.0, 0.0, 1.0, 6.0, 1.0), (0.0, 0.0, 1.0, -1.0, 0.0)
+#: A body, and background: body, sacrum, counts.
+AT_CENTRE, BACKGROUND = (1.0, 0.0, 1.0), (0.0, 0.0, 1.0)
 
 
 def test_localiser_loss_is_0_at_the_truth():
-    truth, prediction = localiser_voxels((AT_CENTRE, 1, 0, 30, SURE), (BACKGROUND, 0, 0, 5, {3: 9.0}))
+    truth, prediction = localiser_voxels((AT_CENTRE, 1, 0), (BACKGROUND, 0, 0))
     np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [0.0], atol=1e-6)
-    np.testing.assert_allclose(losses.centre_level_accuracy(truth, prediction), [1.0])
+    np.testing.assert_allclose(losses.localiser_dice(truth, prediction), [1.0])
 
 
 def test_localiser_heat_is_a_weighted_mean_of_divergences():
-    half = (0.5, 0.0, 1.0, 6.0, 1.0)
     truth, prediction = localiser_voxels(
-        (AT_CENTRE, 0.5, 0, 30, SURE), (half, 0.4, 0, 30, SURE), (BACKGROUND, 0.2, 0.3, 0, {})
+        (AT_CENTRE, 0.5, 0), ((0.5, 0.0, 1.0), 0.4, 0), (BACKGROUND, 0.2, 0.3)
     )
     # A voxel weighs 1 + 39 times the heat of a Gaussian twice as wide; those of the sacral channel 1 each.
     between = 0.5 * math.log(0.5 / 0.4) + 0.5 * math.log(0.5 / 0.6)
     weight = 1 + 39 * 0.5**0.25
     body = (40 * math.log(2) + weight * between - math.log(0.8)) / (41 + weight)
-    expected = 20 * (body - math.log(0.7) / 3)
+    expected = body - math.log(0.7) / 3
     np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [expected], rtol=1e-4)
-
-
-def test_localiser_levels_and_ribs_count_near_centres_alone():
-    wrong = {level: float(level) for level in range(26)}
-    for elsewhere in ({}, wrong):
-        rows = (AT_CENTRE, 1, 0, 0, {}), (BACKGROUND, 0, 0, 7, elsewhere)
-        found = losses.localiser_loss(*localiser_voxels(*rows))
-        # Any of 26 levels, with a rib or without.
-        np.testing.assert_allclose(found, [0.3 * math.log(26) + 0.2 * math.log(2)], rtol=1e-5)
-    truth, prediction = localiser_voxels((AT_CENTRE, 1, 0, 30, SURE), (AT_CENTRE, 1, 0, 30, {7: 30.0}))
-    np.testing.assert_allclose(losses.centre_level_accuracy(truth, prediction), [0.5])
+    # 2 * (1 * .5 + .5 * .4) / (1.5 + 1.1)
+    np.testing.assert_allclose(losses.localiser_dice(truth, prediction), [1.4 / 2.6], rtol=1e-6)
 
 
 def test_what_hides_an_unlabelled_vertebra_has_no_loss():
-    hidden = (0.0, 0.0, 0.0, -1.0, 0.0)
-    truth, prediction = localiser_voxels((hidden, 1, 1, 0, {}), (BACKGROUND, 0, 0, 0, {}))
+    hidden = (0.0, 0.0, 0.0)
+    truth, prediction = localiser_voxels((hidden, 1, 1), (BACKGROUND, 0, 0))
     np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [0.0], atol=1e-7)
     # Nor is anything divided by 0 where there is nothing to learn.
-    truth, prediction = localiser_voxels((hidden, 1, 1, 0, {}))
+    truth, prediction = localiser_voxels((hidden, 1, 1))
     np.testing.assert_allclose(losses.localiser_loss(truth, prediction), [0.0])
-    np.testing.assert_allclose(losses.centre_level_accuracy(truth, prediction), [0.0])
+    np.testing.assert_allclose(losses.localiser_dice(truth, prediction), [0.0])
+
+
+def test_labelling_loss_hears_the_rib_of_vertebrae_alone():
+    logits = np.zeros((3, 28), np.float32)
+    logits[:, -1] = 9.0
+    truth = tf.constant([[0.0, 0.0], [8.0, 1.0], [8.0, 0.0]])
+    rib, no_rib = math.log1p(math.exp(-9)), math.log1p(math.exp(9))
+    expected = math.log(27) + 0.2 * np.array([0.0, rib, no_rib])
+    np.testing.assert_allclose(losses.labelling_loss(truth, tf.constant(logits)), expected, rtol=1e-5)
+
+
+def test_labelling_accuracy_counts_no_vertebra_as_a_class():
+    logits = np.zeros((3, 28), np.float32)
+    logits[[0, 1, 2], [0, 5, 6]] = 1.0
+    logits[:, -1] = 5.0  # the rib is no class
+    truth = tf.constant([[0.0, 0.0], [5.0, 0.0], [7.0, 1.0]])
+    np.testing.assert_allclose(losses.labelling_accuracy(truth, tf.constant(logits)), [1, 1, 0])
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import pytest
 
+from utils.imaging.intensities import normalise_hu
 from utils.learning import models
 from utils.learning.model_files import find_model_file, has_model
 from utils.presets import preset_settings
 from utils.settings import (
     HeatmapTrainingSettings,
+    LabellingTrainingSettings,
     SegmentationTrainingSettings,
     save_settings,
 )
@@ -101,6 +103,7 @@ def test_model_and_settings_come_back(request, kind):
 
 HEATMAP = HeatmapTrainingSettings(target="spine", filters=(2, 3), norm="instance", norm_momentum=0.8)
 LOCALISER = HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(4, 8, 12), norm_momentum=0.8)
+LABELLING = LabellingTrainingSettings(filters=(2, 3), patch_voxels=9)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,7 @@ LOCALISER = HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(4, 8, 12), n
         (HEATMAP, lambda: models.build_heatmap_network(HEATMAP, (4, 6, 8)), {"heatmap_shape": (4, 6, 8)}),
         (INSTANCE, lambda: models.build_segmentation_network(INSTANCE), {"student": "logits"}),
         (LOCALISER, lambda: models.build_localiser(LOCALISER), {}),
+        (LABELLING, lambda: models.build_labelling_network(LABELLING), {}),
     ],
 )
 def test_every_network_is_built_from_its_settings(tmp_path, settings, network, facts):
@@ -125,14 +129,14 @@ def test_every_network_is_built_from_its_settings(tmp_path, settings, network, f
     np.testing.assert_array_equal(loaded(image, training=False), original(image, training=False))
 
 
-def test_the_localiser_has_its_heads_at_every_voxel():
+def test_the_localiser_gives_heat_at_every_voxel():
     network = models.build_localiser(HeatmapTrainingSettings())
     assert network.input_shape == (None, 64, 96, 96, 1)
-    assert network.output_shape == (None, 64, 96, 96, 3 + 26)
+    assert network.output_shape == (None, 64, 96, 96, 2)
     # Two convolutions of 3 x 3 x 3 with bias and norm a block, on the way down and, on what skips and comes
-    # from below, up; levels and ribs by 48 filters on what the two levels before the last give.
+    # from below, up. The scan comes with its window of bone; the heat is read from the last two levels.
     encoder = (
-        (1, 12),
+        (2, 12),
         (12, 12),
         (12, 24),
         (24, 24),
@@ -154,35 +158,40 @@ def test_the_localiser_has_its_heads_at_every_voxel():
         (12, 12),
     )
     blocks = sum((27 * before + 3) * after for before, after in (*encoder, *decoder))
-    heads = (12 + 1) * 2 + (48 + 24 + 3) * 48 + (48 + 1) * (1 + 26)
-    assert network.count_params() == blocks + heads == 1_408_601
+    heat = (27 * (24 + 12) + 1) * 2
+    assert network.count_params() == blocks + heat
+
+
+def test_a_window_of_bone_comes_with_the_scan():
+    network = models.build_localiser(LOCALISER)
+    windows = keras.Model(network.input, network.get_layer("windows").output)
+    hu = np.full((1, *LOCALISER.crop_voxels, 1), -1024.0)
+    hu[0, 0, 0, :3, 0] = [100.0, 300.0, -100.0]
+    found = windows(normalise_hu(hu)).numpy()[0, 0, 0, :4]
+    np.testing.assert_allclose(found[:, 0], normalise_hu(np.array([100, 300, -100, -1024])), atol=1e-6)
+    np.testing.assert_allclose(found[:, 1], np.tanh([0.0, 1.0, -1.0, -5.62]), atol=1e-4)
+
+
+def test_the_labelling_network_gives_28_logits():
+    network = models.build_labelling_network(LabellingTrainingSettings())
+    assert network.input_shape == (None, 54, 54, 54, 1) and network.output_shape == (None, 28)
+    # Convolutions without bias, two a level but one in the first, normalised; a narrow one; two dense layers.
+    convolutions = ((2, 16), (16, 32), (32, 32), (32, 64), (64, 64), (64, 96), (96, 96))
+    expected = sum((27 * before + 2) * after for before, after in convolutions)
+    expected += 97 * 48 + (4**3 * 48 + 1) * 96 + 97 * 28
+    assert network.count_params() == expected
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_localiser_begins_without_heat_and_its_heads_compute_in_float32(precision):
     network = models.compute_in(models.build_localiser(LOCALISER), precision)
-    heads = ("last_logits", "output", "deep_logits", "deep_everywhere", "joined")
+    heads = ("window", "window_tanh", "windows", "last_logits", "output")
     assert {network.get_layer(name).compute_dtype for name in heads} == {"float32"}
     assert network.get_layer("encoder_1_0_conv").compute_dtype == precision
     ct = np.random.default_rng(0).normal(size=(2, *LOCALISER.crop_voxels, 1)).astype(np.float32)
     found = network(ct, training=False)
     assert found.dtype == "float32"
-    heat, deep = found.numpy()[..., :2], found.numpy()[..., 2:]
-    assert ((heat > 0) & (heat < 1)).all() and np.median(heat) < 0.2
-    # One answer of level and rib for every 2 x 2 x 2 voxels.
-    assert deep.std() > 0
-    for axis in (1, 2, 3):
-        even, odd = (deep.take(np.arange(k, deep.shape[axis], 2), axis) for k in range(2))
-        np.testing.assert_array_equal(even, odd)
-
-
-def test_settings_of_a_localiser_of_two_levels_are_named(tmp_path):
-    save_settings(LOCALISER, tmp_path)
-    path = tmp_path / "settings.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "filters": [2, 3]}))
-    models.save_weights(models.build_localiser(LOCALISER), tmp_path)
-    with pytest.raises(ValueError, match=r"settings\.json: .* filters: expected 3 or more values"):
-        models.load_model(tmp_path)
+    assert ((found > 0) & (found < 1)).numpy().all() and np.median(found) < 0.2
 
 
 def without_setting(directory, name):

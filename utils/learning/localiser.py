@@ -1,4 +1,4 @@
-"""Examples for the network that finds and names vertebrae: a crop of a scan, and what is to be seen in it.
+"""Examples for the network that finds vertebrae: a crop of a scan, and the heat of the bodies in it.
 
 The host draws where a crop lies and how it is turned and zoomed (`draw_localiser_example`);
 `localiser_example` builds input and target from the scan's block on the device. A crop may lie anywhere in a
@@ -18,15 +18,13 @@ from utils.preparation.spine_case import KnownSpine
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings
 from utils.verse.labels import MAX_RANK
 
-#: Channels of the target: heat of bodies, heat of the first sacral body, what counts of both, rank, rib.
-BODY, SACRUM, COUNTS, RANK, RIB = range(5)
-#: Where a voxel belongs to no centre.
-NO_RANK = -1.0
+#: Channels of the target: heat of bodies, heat of the first sacral body, what counts of both.
+BODY, SACRUM, COUNTS = range(3)
 #: Unlabelled vertebrae beyond the ends of a scan of VerSe count for nothing: so many at each end, this near.
 ENDS, END_RADIUS_MM = 2, 16.0
 #: Step that the extrapolation takes where a scan has one point alone.
 USUAL_STEP_MM = 25.0
-#: Voxels up to this heat of a centre speak of its level and rib.
+#: A voxel of this heat or more belongs to a body that has its point.
 NEAR_CENTRE = 0.5
 
 
@@ -55,7 +53,7 @@ def draw_localiser_example(
     dict of str to np.ndarray
         "begin", "end" (3,) int: the block of the scan that the crop is made of; "affine" (3, 4) from the
         crop's voxels to the block's; "last" (3,) int32; "points" (MAX_RANK, 3) in the crop's voxels, by rank,
-        with "present" and "rib" (MAX_RANK,); "sacrum" (3,), "has_sacrum"; "ends" (2 * ENDS, 3) with
+        with "present" (MAX_RANK,); "sacrum" (3,), "has_sacrum"; "ends" (2 * ENDS, 3) with
         "has_ends"; and those of `Augmentation.of_intensities`.
     """
     drawn = augment.draw_augmentation(generator, settings.augmentation)
@@ -91,16 +89,13 @@ def _seen(
     def is_shown(points: np.ndarray) -> np.ndarray:
         return np.all((points > low - 0.5) & (points < high - 0.5), axis=1).astype(np.float32)
 
-    by_rank = np.zeros((MAX_RANK, 5), np.float32)
-    by_rank[np.array(spine.ranks, int) - 1] = np.column_stack(
-        [in_crop(spine.points), is_shown(spine.points), spine.has_rib]
-    )
+    by_rank = np.zeros((MAX_RANK, 4), np.float32)
+    by_rank[np.array(spine.ranks, int) - 1] = np.column_stack([in_crop(spine.points), is_shown(spine.points)])
     ends = beyond_the_ends(spine, spacing_mm)
     sacrum = np.zeros((1, 3)) if spine.sacrum is None else spine.sacrum[None]
     return {
         "points": by_rank[:, :3],
         "present": by_rank[:, 3],
-        "rib": by_rank[:, 4],
         "sacrum": in_crop(sacrum)[0],
         "has_sacrum": is_shown(sacrum)[0] * (spine.sacrum is not None),
         "ends": in_crop(ends) if len(ends) else np.zeros((2 * ENDS, 3), np.float32),
@@ -176,7 +171,7 @@ def _aim(
 def localiser_target(
     drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], sigma_voxels: float
 ) -> tf.Tensor:
-    """Make the target of a crop: heat that is 1 at every centre, and whose voxels know rank and rib.
+    """Make the target of a crop: heat that is 1 at every centre.
 
     Parameters
     ----------
@@ -189,21 +184,17 @@ def localiser_target(
 
     Returns
     -------
-    tf.Tensor of float32, (*shape, 5)
-        Channels as `BODY` and those after it; rank is an index from 0, or `NO_RANK`.
+    tf.Tensor of float32, (*shape, 3)
+        Channels as `BODY` and those after it.
     """
     heat = _gaussians(drawn["points"], shape, sigma_voxels) * drawn["present"][:, None, None, None]
     body = tf.reduce_max(heat, axis=0)
-    nearest = tf.argmax(heat, axis=0)
-    is_near = body > NEAR_CENTRE
-    rank = tf.where(is_near, tf.cast(nearest, tf.float32), NO_RANK)
-    rib = tf.where(is_near, tf.gather(drawn["rib"], nearest), 0.0)
     sacrum = _gaussians(drawn["sacrum"][None], shape, sigma_voxels)[0] * drawn["has_sacrum"]
     # Within the radius of an end the Gaussian of a third of it is over exp(-4.5).
     near_ends = tf.reduce_max(_gaussians(drawn["ends"], shape, drawn["end_sigma"]), axis=0) > 0.0111
     hides = near_ends & (drawn["has_ends"] > 0) & (body < NEAR_CENTRE)
     counts = 1.0 - tf.cast(hides, tf.float32)
-    return tf.stack([body, sacrum, counts, rank, rib], axis=-1)
+    return tf.stack([body, sacrum, counts], axis=-1)
 
 
 def _gaussians(points: tf.Tensor, shape: tuple[int, int, int], sigma: tf.Tensor | float) -> tf.Tensor:

@@ -173,21 +173,20 @@ def logit_difference(
 #: Weight of a voxel at a centre beside one of the background, whose voxels are a thousand times as many; and
 #: how much wider than the heat this weight spreads, so that what lies between two bodies counts as well.
 CENTRE_WEIGHT, WEIGHT_SPREAD = 40.0, 2.0
-#: Parts of the heat, the levels, and the ribs in the loss of the localiser.
-HEAT_PART, LEVEL_PART, RIB_PART = 20.0, 0.3, 0.2
+#: Part of the ribs in the loss of the labelling network.
+RIB_PART = 0.2
 
 
 def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
-    """Divergence of the heat, and cross-entropy of levels and ribs near the centres.
+    """Divergence of the heat of bodies and of that of the first sacral body, each a weighted mean.
 
-    Not a squared error of the heat, whose gradient vanishes where a sigmoid is near 0: after 1,200 steps with
-    one, 8 of the 15 bodies of a chest had a peak of their own, and after 300 more with this 13.
+    Not a squared error, whose gradient vanishes where a sigmoid is near 0.
 
     Parameters
     ----------
-    truth : tf.Tensor of float32, (batch, P, R, I, 5)
+    truth : tf.Tensor of float32, (batch, P, R, I, 3)
         See `utils.learning.localiser.localiser_target`.
-    prediction : tf.Tensor of float32, (batch, P, R, I, 3 + levels)
+    prediction : tf.Tensor of float32, (batch, P, R, I, 2)
         See `utils.learning.models.build_localiser`.
 
     Returns
@@ -195,18 +194,21 @@ def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     tf.Tensor of float32, (batch,)
         Loss of each example.
     """
-    body, sacrum, counts, rank, rib = tf.unstack(truth, axis=-1)
-    heat = 0.0
-    for channel, wanted in enumerate((body, sacrum)):
+    loss = 0.0
+    for channel in range(2):
+        wanted = truth[..., channel]
         # A Gaussian to the power of 1/s² is one of s times the width.
-        weight = counts * (1.0 + (CENTRE_WEIGHT - 1.0) * wanted ** (1.0 / WEIGHT_SPREAD**2))
-        heat += _mean_over_voxels(_divergence(wanted, prediction[..., channel]), weight)
-    near = tf.cast(rank >= 0.0, tf.float32)
-    classes = tf.cast(tf.maximum(rank, 0.0), tf.int32)
-    level = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, prediction[..., 3:])
-    ribs = tf.nn.sigmoid_cross_entropy_with_logits(rib, prediction[..., 2])
-    parts = LEVEL_PART * _mean_over_voxels(level, near) + RIB_PART * _mean_over_voxels(ribs, near)
-    return HEAT_PART * heat + parts
+        weight = truth[..., 2] * (1.0 + (CENTRE_WEIGHT - 1.0) * wanted ** (1.0 / WEIGHT_SPREAD**2))
+        loss += _mean_over_voxels(_divergence(wanted, prediction[..., channel]), weight)
+    return loss
+
+
+def localiser_dice(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
+    """Soft Dice of the heat of bodies; 0 where there is none. Shapes as in `localiser_loss`."""
+    wanted, found = truth[..., 0], prediction[..., 0] * truth[..., 2]
+    axes = [1, 2, 3]
+    overlap = tf.reduce_sum(wanted * found, axes)
+    return tf.math.divide_no_nan(2.0 * overlap, tf.reduce_sum(wanted, axes) + tf.reduce_sum(found, axes))
 
 
 def labelling_loss(truth: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -240,13 +242,6 @@ def _divergence(truth: tf.Tensor, probability: tf.Tensor) -> tf.Tensor:
     """Binary Kullback-Leibler divergence of a probability from the true one, 0 where they agree."""
     p, t = (tf.clip_by_value(values, 1e-6, 1.0 - 1e-6) for values in (probability, truth))
     return t * tf.math.log(t / p) + (1.0 - t) * tf.math.log((1.0 - t) / (1.0 - p))
-
-
-def centre_level_accuracy(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
-    """Share of the voxels near centres whose most probable level is the right one; 0 without a centre."""
-    rank = truth[..., 3]
-    is_right = tf.equal(tf.cast(tf.argmax(prediction[..., 3:], axis=-1), tf.float32), rank)
-    return _mean_over_voxels(tf.cast(is_right, tf.float32), tf.cast(rank >= 0.0, tf.float32))
 
 
 def _mean_over_voxels(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:

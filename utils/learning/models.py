@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import keras
 
-from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, n_conv_block, upsample_block
+from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, upsample_block
 from utils.files import written_whole
 from utils.imaging.file_checks import first_line
 from utils.imaging.intensities import HU_GAIN, LOWEST, LOWEST_HU
@@ -57,15 +57,14 @@ def build_heatmap_network(
 def build_localiser(
     settings: HeatmapTrainingSettings, *, replicas: int = 1, shape: tuple[int | None, ...] | None = None
 ) -> keras.Model:
-    """Build the network that finds and names vertebrae: a U-Net with two heads.
+    """Build the network that finds vertebrae: a U-Net that gives the heat of their bodies' centres.
 
-    Heat comes from the decoder's last level. Levels and ribs come from the two levels before it, which see
-    farther and know where along the spine they are; their logits change little from voxel to voxel.
+    The heat is read from the last two levels of the decoder: the one before the last has more features.
 
     Parameters
     ----------
     settings : HeatmapTrainingSettings
-        Crop, filters (three or more), kind of normalisation, and the momentum of that of batches.
+        Crop, filters, kind of normalisation, and the momentum of that of batches.
     replicas : int
         Devices that train together; several share the statistics of batch normalisation.
     shape : tuple of int or None, 3, optional
@@ -74,8 +73,8 @@ def build_localiser(
     Returns
     -------
     keras.Model
-        From (batch, P, R, I, 1) to (batch, P, R, I, 3 + MAX_RANK) in float32: heat of bodies and of the first
-        sacral body (sigmoid), the logit of a rib, and those of the levels.
+        From (batch, P, R, I, 1) to (batch, P, R, I, 2) in float32: heat of bodies and of the first sacral
+        body (sigmoid).
     """
     filters = list(settings.filters)
     parts = {
@@ -90,18 +89,15 @@ def build_localiser(
     for number in reversed(range(1, len(filters))):
         x = upsample_block(skips, x, n_filters=filters[number - 1], depth=number, name="decoder", **parts)
         levels.append(x)
-    fine = keras.layers.Concatenate(name="fine")([keras.layers.UpSampling3D(2)(levels[-2]), levels[-1]])
+    fine = keras.layers.Concatenate(name="fine")(
+        [keras.layers.UpSampling3D(2, name="coarse")(levels[-2]), levels[-1]]
+    )
     rare = keras.initializers.Constant(RARE)
     heat = keras.layers.Conv3D(
         2, 3, padding="same", dtype="float32", name="last_logits", bias_initializer=rare
     )(fine)
     heat = keras.layers.Activation("sigmoid", dtype="float32", name="output")(heat)
-    deep = keras.layers.Concatenate(name="deep")([keras.layers.UpSampling3D(2)(levels[-3]), levels[-2]])
-    deep = n_conv_block(deep, 1, filters[2], **{**parts, "ksize": 1}, name="deep")
-    deep = keras.layers.Conv3D(1 + MAX_RANK, 1, dtype="float32", name="deep_logits")(deep)
-    deep = keras.layers.UpSampling3D(2, dtype="float32", name="deep_everywhere")(deep)
-    joined = keras.layers.Concatenate(name="joined", dtype="float32")([heat, deep])
-    return keras.Model(inputs, joined, name="localiser")
+    return keras.Model(inputs, heat, name="localiser")
 
 
 def build_labelling_network(settings: LabellingTrainingSettings, *, replicas: int = 1) -> keras.Model:
@@ -142,8 +138,8 @@ def build_labelling_network(settings: LabellingTrainingSettings, *, replicas: in
 def _with_bone_window(inputs: keras.KerasTensor) -> keras.KerasTensor:
     """Add a second channel, the tangens hyperbolicus of a window of bone.
 
-    In a scan that is half air the contrast of a disc and a dull body is a fiftieth of the range, too little to
-    tell bodies apart by within thousands of steps. Computed in float32: bfloat16 has steps of 4 HU there.
+    The contrast of a disc and a dull body is a fiftieth of the whole range. It is computed in float32, as
+    bfloat16 has steps of 4 HU there.
     """
     middle, half_width = WINDOW_HU
     scale = 1.0 / (HU_GAIN * half_width)
@@ -402,16 +398,7 @@ def _is_statistic(weight: keras.Variable) -> bool:
 
 
 #: Layers that compute in float32 in any case.
-_IN_FLOAT32 = (
-    "window",
-    "window_tanh",
-    "windows",
-    "last_logits",
-    "output",
-    "deep_logits",
-    "deep_everywhere",
-    "joined",
-)
+_IN_FLOAT32 = ("window", "window_tanh", "windows", "last_logits", "output")
 
 
 def compute_in(model: keras.Model, precision: str) -> keras.Model:

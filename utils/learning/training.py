@@ -205,7 +205,7 @@ def _train_localiser(settings: stages.HeatmapTrainingSettings, chosen: Runtime) 
     trainer.train(
         **_epoch_arguments(datasets.localiser_dataset, data, held_out, settings),
         loss_fn=losses.localiser_loss,
-        accuracy_fn=losses.centre_level_accuracy,
+        accuracy_fn=losses.localiser_dice,
     )
     return bad
 
