@@ -1,11 +1,12 @@
 """Segment and number the vertebrae of CT scans.
 
-Finds the body of every vertebra in the whole scan, and which it is; goes down the column one vertebra at a
+Finds the body of every vertebra in the whole scan, and tells which it is; goes down the column one vertebra at a
 time; and writes what it found in VerSe layout, so that it can be evaluated, viewed or trained on.
 
 Reads   CT scans: NIfTI, NRRD or MetaImage files, or folders of them or of DICOM series, of any spacing and
         orientation
-        work/models/segmentation and work/models/heatmap, else the networks shipped in models/starter
+        work/models/segmentation, work/models/heatmap and work/models/labelling, else the networks shipped
+        in models/starter
 Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
             <key>_seg-vert_msk.nii.gz   labels on the grid of the scan
             <key>_seg-vb_ctd.json       a point a vertebra
