@@ -72,18 +72,18 @@ class ChainSettings:
         Body sizes that are tried, 1 for a typical adult; their logarithms spread by `scale_spread`.
     """
 
-    heat_slope: float = 12.0
-    heat_middle: float = 0.35
-    vertebra_weight: float = 1.0
+    heat_slope: float = 14.6
+    heat_middle: float = 0.89
+    vertebra_weight: float = 1.64
     vertebra_limit: float = 6.0
     sacrum_slope: float = 12.0
     sacrum_middle: float = 0.35
-    no_spine: float = -4.0
-    step: float = 1.5
+    no_spine: float = -2.0
+    step: float = 0.75
     skip: float = -3.0
     tilt_degrees: float = 30.0
     bend_degrees: float = 18.0
-    levels: float = 0.5
+    levels: float = 1.0
     level_error: float = 0.3
     scales: tuple[float, ...] = (0.75, 0.82, 0.9, 1.0, 1.1, 1.2, 1.3)
     scale_spread: float = 0.15
