@@ -1,6 +1,6 @@
 """Segment and number the vertebrae of CT scans.
 
-Finds the body of every vertebra in the whole scan, and tells which it is; goes down the column one vertebra at a
+Finds the body of every vertebra in the whole scan, and which it is; goes down the column one vertebra at a
 time; and writes what it found in VerSe layout, so that it can be evaluated, viewed or trained on.
 
 Reads   CT scans: NIfTI, NRRD or MetaImage files, or folders of them or of DICOM series, of any spacing and

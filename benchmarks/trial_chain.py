@@ -13,7 +13,13 @@ import time
 
 import numpy as np
 
-from tests.localisation.simulated_spines import candidates_at, draw_candidates, draw_spine, level_votes
+from tests.localisation.simulated_spines import (
+    candidates_at,
+    draw_candidates,
+    draw_seen,
+    draw_spine,
+    level_votes,
+)
 from utils.localisation.chain import chain_of
 
 SPINES = 100
@@ -26,7 +32,7 @@ KINDS = {
     "false peaks as high": {},
     "no levels": {},
 }
-PEAKS = {"weak heat": {"heat": (9, 9)}, "false peaks as high": {"false_heat": (12, 9)}}
+PEAKS = {"weak heat": {"heat": (9, 4)}, "false peaks as high": {"false_heat": (15, 3)}}
 
 
 def counts(chosen: np.ndarray, bodies: int) -> np.ndarray:
@@ -41,7 +47,7 @@ def measure(kind: str, seed: int) -> tuple[int, np.ndarray, np.ndarray]:
     spine = draw_spine(rng, **KINDS[kind])
     candidates, which = draw_candidates(spine, rng, **PEAKS.get(kind, {}))
     if kind == "no levels":
-        candidates = candidates_at(candidates.points_mm, candidates.heat)
+        candidates = candidates_at(candidates.points_mm, candidates.heat, seen=candidates.vertebra_log_odds)
     chain = chain_of(candidates)
     distance = np.linalg.norm(candidates.points_mm[None] - chain.candidates.points_mm[:, None], axis=2)
     of_chain = which[distance.argmin(axis=1)] if chain.has_spine else np.zeros(0, int)
@@ -54,8 +60,9 @@ def random_scan(seed: int) -> bool:
     """Say whether peaks at random places, of the heat of false ones, are taken for a spine."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 15))
-    points, heat = rng.uniform(0, [300, 250, 400], (count, 3)), rng.beta(8, 14, count)
-    return chain_of(candidates_at(points, heat, level_votes(rng.integers(1, 27, count), rng))).has_spine
+    points, heat = rng.uniform(0, [300, 250, 400], (count, 3)), rng.beta(2.2, 5, count)
+    votes, seen = level_votes(rng.integers(1, 27, count), rng), draw_seen(rng, np.full(count, 2))
+    return chain_of(candidates_at(points, heat, votes, seen=seen)).has_spine
 
 
 def main() -> None:

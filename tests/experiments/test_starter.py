@@ -193,7 +193,8 @@ def test_what_is_shipped(folder):
         f"experiments/average.py {MODELS}/segmentation-turned {MODELS}/segmentation-real "
         "--shares 3 1 --output s/shipped/segmentation",
         f"experiments/real/leave_one_out.py --shared {folder}/shared --work-dir s/work --base heatmap-drawn "
-        "--segmentation s/shipped/segmentation --labelling s/shipped/labelling --options --precision bfloat16",
+        "--segmentation s/shipped/segmentation --labelling s/shipped/labelling "
+        "--options --precision bfloat16",
     ]
 
 

@@ -48,7 +48,7 @@ def draw_spine(rng, *, count=None, first=None, scale=None, noise=0.07, curve=Non
 
 
 def draw_candidates(
-    spine, rng, *, missing=0.05, doubled=0.06, false=(4, 8), jitter_mm=1.5, heat=(12, 7), false_heat=(8, 14)
+    spine, rng, *, missing=0.05, doubled=0.06, false=(4, 8), jitter_mm=1.5, heat=(15, 3), false_heat=(2.2, 5)
 ):
     """Peaks of a spine, and which of its bodies each is (-1: none)."""
     shown = rng.uniform(size=len(spine.ranks)) >= missing
@@ -65,7 +65,16 @@ def draw_candidates(
         np.concatenate([bodies, bodies[twice], rng.integers(0, len(spine.ranks), len(strays))])
     ]
     all_points = np.concatenate([points, points[twice] + offset, strays])
-    return candidates_at(all_points, heats, level_votes(near, rng)), which
+    seen = draw_seen(rng, np.repeat([0, 1, 2], [len(bodies), len(twice), len(strays)]))
+    return candidates_at(all_points, heats, level_votes(near, rng), seen=seen), which
+
+
+def draw_seen(rng, kinds):
+    """Log-odds of a vertebra at bodies, beside one (8 mm), and elsewhere.
+
+    As the heat, they spread as on drawn scans that were held out; those beside a body are assumed.
+    """
+    return rng.normal(np.array([2.7, 0.0, -6.0])[kinds], np.array([0.9, 2.0, 4.4])[kinds])
 
 
 def false_points(spine, rng, count):
@@ -85,8 +94,8 @@ def level_votes(ranks, rng, *, right=0.5, spread=1.3):
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def candidates_at(points_mm, heat, levels=None, rib=None, *, seen=0.0):
-    """Candidates at points in the world; `seen`: log-odds of a vertebra around them."""
+def candidates_at(points_mm, heat, levels=None, rib=None, *, seen=3.0):
+    """Candidates at points in the world; `seen`: log-odds of a vertebra around them, by default high."""
     points_mm, heat = np.asarray(points_mm, float).reshape(-1, 3), np.asarray(heat, float)
     levels = np.full((len(heat), MAX_RANK), -np.log(MAX_RANK)) if levels is None else levels
     rib = np.full(len(heat), 0.5) if rib is None else rib

@@ -80,7 +80,7 @@ def test_without_a_spine_there_are_no_centres(height):
 
 def test_where_no_vertebra_is_seen_none_is_taken():
     points, affine = spine()
-    heat, labels = networks_for(points, affine, height=0.6)
+    heat, labels = networks_for(points, affine)
     blind = heat, lambda ct, asked: labels(ct, asked) + 20 * np.eye(MAX_RANK + 2)[0]
     assert found_by((heat, labels), affine).chain.has_spine
     assert not found_by(blind, affine).chain.has_spine
