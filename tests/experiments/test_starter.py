@@ -12,10 +12,16 @@ from experiments.real.folds import ORGANS
 from experiments.starter import ON_DRAWN, Recipe, all_steps, main, recipe_from_command_line
 from experiments.steps import PROJECT
 from utils.command_line import settings_from_command_line
-from utils.settings import HeatmapPreparationSettings, HeatmapTrainingSettings, SegmentationTrainingSettings
+from utils.settings import (
+    HeatmapPreparationSettings,
+    HeatmapTrainingSettings,
+    LabellingTrainingSettings,
+    SegmentationTrainingSettings,
+)
 
 SCRIPTS = {
     "train_heatmap.py": HeatmapTrainingSettings,
+    "train_labelling.py": LabellingTrainingSettings,
     "train_segmentation.py": SegmentationTrainingSettings,
     "pre_processing_heatmap.py": HeatmapPreparationSettings,
 }
@@ -24,15 +30,16 @@ TRAINED = [
     (
         "train_heatmap.py",
         "starter",
-        "--crop-voxels 48 64 80 --epochs 60 --examples-per-epoch 100 --validate-every 10 "
+        "--crop-voxels 32 32 48 --batch-size 4 --epochs 80 --examples-per-epoch 400 --validate-every 10 "
         "--learning-rate 2e-3 --final-learning-rate 2e-4 --seed 0",
     ),
     (
         "train_heatmap.py",
         "starter",
-        "--epochs 16 --examples-per-epoch 50 --validate-every 8 --learning-rate 3e-4 "
+        "--epochs 8 --examples-per-epoch 50 --validate-every 4 --learning-rate 5e-4 "
         "--final-learning-rate 3e-5 --seed 1",
     ),
+    ("train_labelling.py", "starter", ""),
     (
         "train_heatmap.py",
         "starter",
@@ -123,6 +130,7 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
     assert found == [
         (["heatmap-small-crops"], [*RARE, REAL, KNOWN, TRUNKS], []),
         (["heatmap-drawn"], [*RARE, REAL, KNOWN, TRUNKS], [str(MODELS / "heatmap-small-crops")]),
+        (["labelling"], [*RARE, REAL, KNOWN, TRUNKS], []),
         (["heatmap"], [*RARE, REAL], [str(MODELS / "heatmap-drawn")]),
         (["segmentation-phantoms"], [*RARE, REAL, MASK], []),
         (["segmentation-drawn"], [REAL], [str(MODELS / "segmentation-phantoms")]),
@@ -134,12 +142,12 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
 def test_the_command_lines_are_those_of_the_scripts(folder):
     lines = lines_of(folder, options=("--precision", "bfloat16"))
     settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
-    assert [chosen.seed for chosen in settings] == [0, 1, 1, 0, 1, 2, 0]
-    assert [chosen.epochs for chosen in settings] == [60, 16, 6, 40, 60, 28, 12]
-    assert [chosen.precision for chosen in settings] == [*["bfloat16"] * 3, "auto", *["bfloat16"] * 3]
-    assert len({chosen.name for chosen in settings}) == 7
-    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 3 + [2.0] * 4
-    assert {chosen.target for chosen in settings[:3]} == {"centres"}
+    assert [chosen.seed for chosen in settings] == [0, 1, 0, 1, 0, 1, 2, 0]
+    assert [chosen.epochs for chosen in settings] == [80, 8, 30, 6, 40, 60, 28, 12]
+    assert [chosen.precision for chosen in settings] == [*["bfloat16"] * 4, "auto", *["bfloat16"] * 3]
+    assert len({chosen.name for chosen in settings}) == 8
+    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 4 + [2.0] * 4
+    assert {settings[place].target for place in (0, 1, 3)} == {"centres"}
 
 
 # The data
@@ -183,13 +191,14 @@ def test_the_steps_stand_in_their_order(folder):
         *["get_verse_data.py"] * 7,
         *("pre_processing_heatmap.py", "experiments/real/prepare.py", "pre_processing_segmentation.py"),
         *(script for script, _, _ in TRAINED),
-        *("copy", "experiments/average.py", "experiments/real/leave_one_out.py"),
+        *("copy", "copy", "experiments/average.py", "experiments/real/leave_one_out.py"),
     ]
 
 
 def test_what_is_shipped(folder):
-    assert lines_of(folder, options=("--precision", "bfloat16"))[-3:] == [
+    assert lines_of(folder, options=("--precision", "bfloat16"))[-4:] == [
         f"copy the network of {MODELS}/heatmap to s/shipped/heatmap",
+        f"copy the network of {MODELS}/labelling to s/shipped/labelling",
         f"experiments/average.py {MODELS}/segmentation-turned {MODELS}/segmentation-real "
         "--shares 3 1 --output s/shipped/segmentation",
         f"experiments/real/leave_one_out.py --shared {folder}/shared --work-dir s/work --base heatmap-drawn "
@@ -249,7 +258,8 @@ def test_a_fold_leaves_its_case_out(folder):
     assert excluded["segmentation-drawn-without-abdomen"] == [REAL, "sub-mask-abdomen"]
     patients = ["real-chest_ct", "real-abdomen_ct", TRUNKS]
     assert excluded["heatmap-without-chest_ct-abdomen_ct"] == [*RARE, REAL, *patients]
-    assert lines[-2].endswith("-without-chest_ct-abdomen_ct to s/shipped-without-chest-abdomen/heatmap")
+    assert excluded["labelling"] == [*RARE, REAL, KNOWN, TRUNKS]  # it sees no real scan in any fold
+    assert lines[-3].endswith("-without-chest_ct-abdomen_ct to s/shipped-without-chest-abdomen/heatmap")
     assert not any("leave_one_out" in line for line in lines)
 
 
@@ -312,5 +322,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 20 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 22 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()

@@ -70,6 +70,7 @@ def test_the_demonstration_runs_the_scripts_of_the_pipeline(tmp_path):
         f"get_verse_data.py --source phantom {data} --phantoms 12 3 5 --seed 0",
         f"pre_processing_heatmap.py {data} {work} {small}",
         f"train_heatmap.py {work} {small}",
+        f"train_labelling.py {work} {small}",
         f"pre_processing_segmentation.py {data} {work} {small}",
         f"train_segmentation.py {work} {small}",
         f"infer.py {place}/VerSe19/dataset-verse19test {place}/VerSe20/dataset-03test {work} "
@@ -78,7 +79,7 @@ def test_the_demonstration_runs_the_scripts_of_the_pipeline(tmp_path):
     ]
     longer = [str(step) for step in trial_steps(TRIALS["train-small"], steps.Path("s"))]
     training = "python train_segmentation.py --work-dir s/work --preset small"
-    assert longer[4] == f"{training} --epochs 40 --examples-per-epoch 160"
+    assert longer[5] == f"{training} --epochs 40 --examples-per-epoch 160"
 
 
 def test_an_experiment_prints_its_steps_in_a_dry_run(tmp_path):
@@ -92,5 +93,5 @@ def test_an_experiment_prints_its_steps_in_a_dry_run(tmp_path):
     ]
     ran = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert sum(line.startswith("+ python ") for line in ran.stdout.splitlines()) == 7
+    assert sum(line.startswith("+ python ") for line in ran.stdout.splitlines()) == 8
     assert not (tmp_path / "d").exists()
