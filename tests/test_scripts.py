@@ -21,6 +21,7 @@ SCRIPTS = (
     "get_verse_data.py",
     "pre_processing_heatmap.py",
     "train_heatmap.py",
+    "train_labelling.py",
     "pre_processing_segmentation.py",
     "train_segmentation.py",
     "train_distillation.py",
@@ -33,6 +34,7 @@ HEAVY = {"dask", "keras", "matplotlib", "nibabel", "numpy", "pandas", "requests"
 # Small enough for seconds: what is tested is that the parts fit together, not that the networks are good.
 TINY_NETWORK = ("--filters", "2", "4", "--patch-voxels", "32")
 TINY_LOCALISER = ("--filters", "8", "8", "8", "--crop-voxels", "16", "16", "16")
+TINY_LABELLING = ("--filters", "2", "4", "--patch-voxels", "16")
 #: Where the stages of the pipeline find their data, each at its spacing.
 PREPARED = ("work/heatmap/3mm", "work/segmentation/2mm")
 SHORT = ("--epochs", "2", "--examples-per-epoch", "2", "--validate-every", "2", "--batch-size", "2")
@@ -61,6 +63,7 @@ def pipeline(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
         "get_verse_data.py": ("--source", "phantom", *data, "--phantoms", "2", "1", "1", "--seed", "3"),
         "pre_processing_heatmap.py": (*data, *work, *small, "--drawn", "1", "1"),
         "train_heatmap.py": (*work, *small, *SHORT, *TINY_LOCALISER),
+        "train_labelling.py": (*work, *small, *SHORT, *TINY_LABELLING),
         "pre_processing_segmentation.py": (*data, *work, *small),
         "train_segmentation.py": (*work, *small, *SHORT, *TINY_NETWORK),
         "train_distillation.py": (*work, *small, "--filters", "2", "2", "--methods", "soft"),
@@ -108,7 +111,9 @@ def test_vertebrae_table_agrees_with_the_masks(pipeline):
         assert listed == set(np.unique(read_mask(case.mask).data)) - {0}
 
 
-@pytest.mark.parametrize(("stage", "spacing_mm"), [("heatmap", 3.0), ("segmentation", 2.0)])
+@pytest.mark.parametrize(
+    ("stage", "spacing_mm"), [("heatmap", 3.0), ("labelling", 3.0), ("segmentation", 2.0)]
+)
 def test_model_directory_is_whole(pipeline, stage, spacing_mm):
     directory = pipeline["folder"] / "work" / "models" / stage
     names = {path.name for path in directory.iterdir()}

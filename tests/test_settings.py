@@ -118,6 +118,14 @@ OUT_OF_BOUNDS = [
     (LabellingTrainingSettings, "jitter_mm", -1.0, "a number of 0 or more"),
     (LabellingTrainingSettings, "dropout", 1.0, "a number of 0 or more, below 1"),
     (LabellingTrainingSettings, "patch_voxels", 0, "a whole number of 1 or more"),
+    (LabellingTrainingSettings, "cut_share", -0.5, "a number of 0 or more, up to 1"),
+    (LabellingTrainingSettings, "cut_least_mm", (1.0, 0.0, 1.0), "3 values, each a number over 0"),
+    (
+        LabellingTrainingSettings,
+        "origins",
+        (0.0, 0.0, 0.0),
+        "3 values, not all 0, each a number of 0 or more",
+    ),
     (HeatmapTrainingSettings, "crop_voxels", (64, 96, 95), "3 values, each a positive multiple of 2"),
     (HeatmapTrainingSettings, "crop_voxels", (64, 96, 72), "3 values, each a positive multiple of 16"),
     (HeatmapTrainingSettings, "sigma_mm", 0.0, "a number over 0"),
@@ -252,11 +260,12 @@ def test_the_ends_of_the_bounds_are_allowed():
     SegmentationTrainingSettings(filters=(2, 3), patch_voxels=2)
     HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(4, 8, 12), origins=(0, 0, 1), cut_share=1)
     HeatmapTrainingSettings(target="spine", filters=(2, 3), crop_voxels=(2, 2, 2))
+    LabellingTrainingSettings(patch_voxels=1, none_share=1.0, dropout=0.0, jitter_mm=0.0, origins=(0, 1, 0))
     DistillationSettings(methods=("logits",), temperatures=(), distillation_weight=1.0)
     EvaluationSettings(found_dice=1.0, resamples=1)
 
 
-@pytest.mark.parametrize("stage", ["heatmap", "segmentation"])
+@pytest.mark.parametrize("stage", ["heatmap", "labelling", "segmentation"])
 def test_settings_of_the_networks_shipped_are_within_bounds(stage):
     found = load_settings(PROJECT / "models" / "starter" / stage)
     made = getattr(module, found["stage"])
@@ -353,6 +362,10 @@ def test_the_other_presets_look_for_centres_at_3_mm(preset):
     for stage in (HeatmapPreparationSettings, HeatmapTrainingSettings):
         chosen = preset_settings(stage, preset)
         assert (chosen.target, chosen.spacing_mm) == ("centres", 3.0)
+    labelling = preset_settings(LabellingTrainingSettings, preset)
+    # 81 mm to each side in every preset: what is seen of the ribs decides.
+    assert (labelling.spacing_mm, labelling.patch_voxels, labelling.outside) == (3.0, 54, "air")
+    assert labelling.filters == LabellingTrainingSettings().filters and 0 < labelling.none_share < 1
 
 
 def test_options_go_before_the_preset_wherever_they_stand():

@@ -19,7 +19,7 @@ from utils.learning.models import load_model
 from utils.settings import load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
-NETWORKS = ("heatmap", "segmentation")
+NETWORKS = ("heatmap", "labelling", "segmentation")
 
 pytestmark = pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="LONG_TESTS is not set")
 
@@ -57,13 +57,14 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     assert log.read_text().count("already complete") >= 3
     models = folder / "work" / "models"
     assert {path.name for path in models.iterdir()} == {
-        *("heatmap-drawn", "segmentation-phantoms"),
+        *("heatmap-small-crops", "heatmap-drawn", "labelling", "segmentation-phantoms"),
         *("segmentation-drawn", "segmentation-turned", "segmentation-real"),
     }
     shipped = {name: load_model(folder / "shipped" / name)[0].get_weights() for name in NETWORKS}
     # Without any scan whose centres are known the network for drawn scans is the last one.
-    trained = load_model(models / "heatmap-drawn")[0].get_weights()
-    assert all(np.array_equal(a, b) for a, b in zip(shipped["heatmap"], trained, strict=True))
+    for name, last in {"heatmap": "heatmap-drawn", "labelling": "labelling"}.items():
+        trained = load_model(models / last)[0].get_weights()
+        assert all(np.array_equal(a, b) for a, b in zip(shipped[name], trained, strict=True))
     turned, real = (
         load_model(models / f"segmentation-{name}")[0].get_weights() for name in ("turned", "real")
     )
@@ -73,7 +74,8 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     natural = ["sub-verse004", "sub-verse400_split-verse201"]
     rare = ["sub-half3001x000", "sub-rare3003x000"]
     assert cases["segmentation-phantoms"] == natural
-    assert cases["heatmap-drawn"] == sorted([*natural, "drawn-0-0000000", "drawn-0-0000001"])
+    for name in ("heatmap-small-crops", "heatmap-drawn", "labelling"):
+        assert cases[name] == sorted([*natural, "drawn-0-0000000", "drawn-0-0000001"])
     assert cases["segmentation-drawn"] == cases["segmentation-turned"]
     assert cases["segmentation-drawn"] == sorted([*natural, *rare, "sub-mask-maskalone"])
     assert cases["segmentation-real"] == sorted([*natural, *rare, "sub-mask-maskalone", "sub-real-whole"])

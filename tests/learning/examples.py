@@ -15,6 +15,7 @@ from utils.settings import (
     AugmentationSettings,
     HeatmapPreparationSettings,
     HeatmapTrainingSettings,
+    LabellingTrainingSettings,
     SegmentationPreparationSettings,
     SegmentationTrainingSettings,
     save_settings,
@@ -106,7 +107,7 @@ def spine_scan(codes, seed=0, *, is_complete=False):
 
 
 def write_spine_stage(work_dir: Path, preset="small") -> Path:
-    """Write what pre-processing leaves for the network of centres and levels; give the folder."""
+    """Write what pre-processing leaves for the networks of centres and of levels; give the folder."""
     folder = spacing_folder(work_dir, "heatmap", SPINE_SPACING_MM)
     save_settings(preset_settings(HeatmapPreparationSettings, preset), folder)
     for split, cases in CASES.items():
@@ -130,11 +131,20 @@ def training_settings(work_dir: Path, **changes) -> SegmentationTrainingSettings
 
 
 def localiser_settings(work_dir: Path, **changes) -> HeatmapTrainingSettings:
-    """Settings of a training of centres and levels, of seconds: 3 epochs of 4 examples."""
+    """Settings of a training of centres, of seconds: 3 epochs of 4 examples."""
     network = {"filters": (2, 3, 4), "crop_voxels": (8, 8, 12)}
     run = {"epochs": 3, "examples_per_epoch": 4, "batch_size": 2, "validate_every": 2, "device": "cpu"}
     return preset_settings(
         HeatmapTrainingSettings, "small", work_dir=work_dir, **{**network, **run, **changes}
+    )
+
+
+def labelling_settings(work_dir: Path, **changes) -> LabellingTrainingSettings:
+    """Settings of a training of levels, of seconds: 3 epochs of 4 examples."""
+    network = {"filters": (2, 3), "patch_voxels": 12}
+    run = {"epochs": 3, "examples_per_epoch": 4, "batch_size": 2, "validate_every": 2, "device": "cpu"}
+    return preset_settings(
+        LabellingTrainingSettings, "small", work_dir=work_dir, **{**network, **run, **changes}
     )
 
 

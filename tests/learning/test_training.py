@@ -1,4 +1,4 @@
-"""Both trainings end to end on tiny data, the resume, the refusals, and the loss in the compiled step."""
+"""The trainings end to end on tiny data, the resume, the refusals, and the loss in the compiled step."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def test_cosine_falls_from_the_first_rate_to_the_last():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Trainings (of centres for the heatmap) unbroken and broken off, and what comparing them found."""
+    """Trainings (the heatmap's of centres) unbroken and broken off, and what comparing them found."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("whole", "broken"):
         examples.write_segmentation_stage(folder / name)
@@ -123,7 +123,7 @@ def test_segmentation_training_leaves_its_files(runs):
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([2e-3, 1.05e-3, 1e-4])
 
 
-@pytest.mark.parametrize("stage", ["segmentation", "heatmap"])
+@pytest.mark.parametrize("stage", ["segmentation", "heatmap", "labelling"])
 def test_a_broken_run_goes_on_as_if_it_had_never_stopped(runs, stage):
     folder, found = runs[0], runs[1][stage]
     assert found["stopped"] and found["epochs_before"] == ["1"] and found["status"] == [0, 0]
@@ -199,6 +199,20 @@ def test_localiser_training_leaves_its_files(runs):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert all(math.isfinite(float(row[name])) for row in rows[1:] for name in ("loss", "val_loss"))
     assert len(list((directory / "tensorboard").iterdir())) == 1
+
+
+def test_labelling_training_leaves_its_files(runs):
+    directory = runs[0] / "whole" / "models" / "labelling"
+    assert {path.name for path in directory.iterdir()} >= MODEL_FILES
+    model, settings = models.load_model(directory)
+    assert (model.input_shape, model.output_shape) == ((None, 12, 12, 12, 1), (None, 28))
+    assert (settings["spacing_mm"], settings["none_share"], settings["outside"]) == (3.0, 0.3, "air")
+    assert settings["training_cases"] == ["sub-a", "sub-b"] and settings["validation_cases"] == ["sub-c"]
+    rows = examples.history_of(directory)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    # The one scan of the validation shows one vertebra, whose level is right or not.
+    assert {float(row["val_accuracy"]) for row in rows[1:]} <= {0.0, 1.0}
+    assert all(math.isfinite(float(row[name])) for row in rows[1:] for name in ("loss", "val_loss"))
 
 
 def test_heatmap_training_leaves_its_files(tmp_path, capsys):
@@ -278,6 +292,36 @@ def test_nothing_prepared_ends_with_status_1(tmp_path, capsys, stage):
     command += " --target spine --spacing-mm 2" if stage == "heatmap" else ""
     assert said == f"error: {folder}: expected prepared data, found none; run `{command}`.\n"
     assert not (tmp_path / "models").exists()
+
+
+def test_the_labelling_network_needs_the_scans_of_the_heatmap_stage(tmp_path, capsys):
+    # Those of the published heatmap, which know no levels, are not taken for them.
+    examples.write_heatmap_stage(tmp_path)
+    assert training.train_labelling(examples.labelling_settings(tmp_path)) == 1
+    command = f"python pre_processing_heatmap.py --work-dir {tmp_path} --preset small"
+    folder = tmp_path / "heatmap" / "3mm"
+    said = capsys.readouterr().err
+    assert said == f"error: {folder}: expected prepared data, found none; run `{command}`.\n"
+    same_place = examples.labelling_settings(tmp_path, spacing_mm=examples.SPACING_MM)
+    assert training.train_labelling(same_place) == 1
+    assert "target" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_labelling_network_goes_on_from_another_of_its_kind(runs, tmp_path, capsys):
+    work_dir = shutil.copytree(runs[0] / "whole", tmp_path / "work")
+    trained = work_dir / "models" / "labelling"
+    still = {"name": "mine", "learning_rate": 1e-12, "final_learning_rate": 1e-12}
+    assert training.train_labelling(examples.labelling_settings(work_dir, start_from=trained, **still)) == 0
+    first, second = (models.load_model(work_dir / "models" / name)[0] for name in ("labelling", "mine"))
+    for one, two in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_allclose(one.numpy(), two.numpy(), atol=1e-6)
+    capsys.readouterr()
+    wrong = {"name": "other", "start_from": work_dir / "models" / "heatmap"}
+    assert training.train_labelling(examples.labelling_settings(work_dir, **wrong)) == 1
+    said = capsys.readouterr().err
+    assert str(work_dir / "models" / "heatmap") in said and said.count("\n") == 1
+    assert not (work_dir / "models" / "other").exists()
 
 
 @each_stage

@@ -2,7 +2,7 @@
 
     python -m tests.learning.training_runs FOLDER
 
-FOLDER holds `whole` and `broken`, each with prepared data of both stages. Trains on the one unbroken, and on
+FOLDER holds `whole` and `broken`, each with all prepared data. Trains on the one unbroken, and on
 the other stopped after its first epoch and started again; the last line printed is JSON.
 """
 
@@ -33,6 +33,7 @@ save_epoch = Trainer._save_epoch
 TRAININGS = {
     "segmentation": (training.train_segmentation, examples.training_settings),
     "heatmap": (training.train_heatmap, examples.localiser_settings),
+    "labelling": (training.train_labelling, examples.labelling_settings),
 }
 
 
