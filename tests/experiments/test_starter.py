@@ -260,6 +260,7 @@ def test_a_fold_leaves_its_case_out(folder):
     assert excluded["heatmap-without-chest_ct-abdomen_ct"] == [*RARE, REAL, *patients]
     assert excluded["labelling"] == [*RARE, REAL, KNOWN, TRUNKS]  # it sees no real scan in any fold
     assert lines[-3].endswith("-without-chest_ct-abdomen_ct to s/shipped-without-chest-abdomen/heatmap")
+    assert lines[-2].endswith("/labelling to s/shipped-without-chest-abdomen/labelling")
     assert not any("leave_one_out" in line for line in lines)
 
 
