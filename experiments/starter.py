@@ -6,7 +6,7 @@ Command python experiments/starter.py --data ../shared/data --options --precisio
         nohup make starter > starter.log 2>&1 &                                 in the background
 Time    about five hours on two CPU cores (AMD EPYC, bfloat16). In minutes of CPU time: segmentation 70, 56,
         27 and 12; the others measured: see models/starter/README.md
-Result  two networks in FOLDER/shipped, and in leave-one-out of the work how they read each real scan whose
+Result  three networks in FOLDER/shipped, and in leave-one-out of the work how they read each real scan whose
         patient the heatmap network never saw. Figures measured: see models/starter/README.md
 
 Reads   every <name>_seg-vert_msk.nii.gz below DATA, with <name>_ct.nii.gz if there is one, for the
