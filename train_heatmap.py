@@ -1,6 +1,6 @@
-"""Train the network that finds and names the vertebrae in a whole scan, or, as published, the spine.
+"""Train the network that finds the vertebrae in a whole scan, or, as published, the spine.
 
---target centres (every preset but paper): body centres, levels, ribs, sacrum. --target spine: a heatmap.
+--target centres (every preset but paper): body centres and the sacrum. --target spine: a heatmap.
 
 Reads   work/heatmap/<spacing>/{training,validation}    (from pre_processing_heatmap.py)
 Writes  work/models/heatmap, or with --name X work/models/X: best.weights.h5, last.weights.h5,

@@ -1,7 +1,7 @@
 """Inference: network calls a vertebra, seconds a scan, peak memory, and a folder in one call of infer.py.
 
 Three tables, on generated spines and with trained networks (untrained ones find no vertebra, so a work folder
-with both networks is required):
+with all networks is required):
 
 - *memory*: one scan of 512 x 512 x 1500 voxels at .4 x .4 x .5 mm, C1 to L5, .8 GB as int16 and 1.6 GB in
   float32, by infer.py as a process of its own. The bound is 8 GB. Peak memory is the largest resident size of

@@ -1,4 +1,4 @@
-"""Generated spines from nothing to scores: the networks trained and tried on them, in minutes or for longer.
+"""Generated spines from nothing to scores: three networks trained and tried on them, in minutes or longer.
 
 Command python experiments/phantoms.py demo            (make demo)
         python experiments/phantoms.py train-small     (make train-small)

@@ -72,7 +72,7 @@ HEATMAP_AUGMENTATION = HeatmapAugmentationSettings(
     rotation_degrees=10.0,
     noise_sigma=(0.001, 0.005),
 )
-#: That of the network that finds and names vertebrae, which is to know all sizes and postures; its
+#: That of the networks that find and name vertebrae, which are to know all sizes and postures; its
 #: intensities are those of the preset small.
 LOCALISER_AUGMENTATION = HeatmapAugmentationSettings(
     gain=(0.9, 1.1),

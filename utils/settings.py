@@ -244,12 +244,12 @@ class TrainingSettings(RunSettings):
 
 @dataclass(frozen=True)
 class HeatmapTrainingSettings(TrainingSettings):
-    """Train the network that finds and names the vertebrae, or, as published, the spine as a heatmap."""
+    """Train the network that finds the vertebrae, or, as published, the spine as a heatmap."""
 
     work_dir: Path = Path("work")
     """Folder with `heatmap/`; receives `models/<name>`."""
     target: HeatmapTarget = "centres"
-    """What the network is to find: every vertebra by the centre of its body, and its level; or the spine."""
+    """What the network is to find: every vertebra by the centre of its body; or the spine."""
     spacing_mm: float = bounded(3.0, _SPACING)
     name: str = bounded("heatmap", _NAME)
     """Name of the model's folder, so that several experiments may share a work folder."""

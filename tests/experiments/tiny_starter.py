@@ -25,7 +25,7 @@ def tiny_recipe(data: Path, folder: Path) -> Recipe:
         drawn=(2, 1),
         more={
             "train_heatmap.py": (*_SHORT, "--crop-voxels", "16", "16", "16"),
-            "train_labelling.py": (*_SHORT, "--patch-voxels", "8"),
+            "train_labelling.py": (*_SHORT, "--patch-voxels", "18"),
             "train_segmentation.py": (*_SHORT, "--patch-voxels", "16"),
         },
     )

@@ -1,4 +1,4 @@
-"""The prepared scans of the network that finds and names vertebrae, read back."""
+"""The prepared scans of the networks that find and name vertebrae, read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scans that are drawn for the network that finds and names vertebrae, prepared beside those that are read.
+"""Scans that are drawn for the networks that find and name vertebrae, prepared beside those that are read.
 
 The name of a drawn scan says all that it is made from: `drawn-<seed>-<number>`, or, for one drawn from the
 organs of a real scan, `drawn-trunk-<hash of their files>-<seed>-<number>`. One that is there already stays as

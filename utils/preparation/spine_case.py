@@ -1,4 +1,4 @@
-"""A scan prepared for the network that finds and names vertebrae: CT, and what is known of its spine.
+"""A scan prepared for the networks that find and name vertebrae: CT, and what is known of its spine.
 
 Beside `<key>_ct.nii` (int16 HU, uncompressed) stands `<key>_spine.json`, in voxels of that CT.
 """

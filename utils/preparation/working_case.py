@@ -62,7 +62,7 @@ def write_heatmap_case(case: Case, settings: HeatmapPreparationSettings, folder:
 
 
 def write_centres_case(case: Case, settings: HeatmapPreparationSettings, folder: Path) -> str:
-    """Write CT and body centres of a case at the spacing of the network that finds and names vertebrae.
+    """Write CT and body centres of a case at the spacing of the networks that find and name vertebrae.
 
     Parameters and result are those of `write_heatmap_case`.
     """

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class DrawnScan:
-    """A scan that was drawn, for a network that finds and names vertebrae.
+    """A scan that was drawn, for the networks that find and name vertebrae.
 
     Attributes
     ----------
