@@ -2,9 +2,9 @@
 
 Command python experiments/phantoms.py demo            (make demo)
         python experiments/phantoms.py train-small     (make train-small)
-Time    demo 15 minutes on two CPU cores (24 minutes of CPU time), train-small an hour and a half
-Result  demo, 32 vertebrae of 5 scans: 32 found, none extra, mean Dice .880 (.820 to .908)
-        train-small, 156 vertebrae of 20 scans: 156 found, 5 extra, mean Dice .901 (.868 to .922)
+Time    demo about a quarter of an hour on two CPU cores, train-small an hour and a half
+Result  demo, 32 vertebrae of 5 scans: 23 found, 1 extra, mean Dice .627 (.000 to .873)
+        train-small: not run since the heatmap network finds every vertebra by itself
 
 Reads   nothing
 Writes  FOLDER/data, FOLDER/work (networks and training curves in models), FOLDER/predictions and
