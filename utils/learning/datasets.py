@@ -85,7 +85,6 @@ def localiser_dataset(data: SpineData, settings: HeatmapTrainingSettings, *, tra
         Batches, all of one length, of what `draw_localiser_example` gives, "ct_hu", the block laid flat, and
         "weight" float32 (batch,).
     """
-
     return _spine_dataset(
         data, draw_localiser_example, settings.crop_voxels, settings=settings, training=training
     )

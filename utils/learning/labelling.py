@@ -11,9 +11,14 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from utils.imaging.crops import block_of_patch
 from utils.learning import augment
-from utils.learning.localiser import END_RADIUS_MM, beyond_the_ends, field_of_view
+from utils.learning.localiser import (
+    END_RADIUS_MM,
+    beyond_the_ends,
+    block_in_field,
+    field_of_view,
+    image_builder,
+)
 from utils.preparation.spine_case import KnownSpine
 from utils.settings import LabellingTrainingSettings
 
@@ -53,18 +58,12 @@ def draw_labelling_example(
         and those of `Augmentation.of_intensities`.
     """
     drawn = augment.draw_augmentation(generator, settings.augmentation)
-    low, high = field_of_view(generator, spine, shape, settings)
-    point, truth = _point(generator, spine, (low, high), settings)
+    field = field_of_view(generator, spine, shape, settings)
+    point, truth = _point(generator, spine, field, settings)
     patch = (settings.patch_voxels,) * 3
     translation = point - drawn.matrix @ ((np.array(patch) - 1) / 2)
-    affine = np.column_stack([drawn.matrix, translation - low])
-    begin, end = block_of_patch(affine, patch, high - low)
-    affine[:, 3] -= begin
     return {
-        "begin": begin + low,
-        "end": end + low,
-        "last": (end - begin - 1).astype(np.int32),
-        "affine": affine.astype(np.float32),
+        **block_in_field(drawn.matrix, translation, patch, field),
         "truth": np.array(truth, np.float32),
         **drawn.of_intensities(),
     }
@@ -128,24 +127,11 @@ def is_none(point: np.ndarray, spine: KnownSpine, settings: LabellingTrainingSet
     return bool(np.all(near >= settings.none_least_mm) and np.all(hidden >= END_RADIUS_MM))
 
 
-@tf.function(jit_compile=True)
-def _moved(drawn: dict[str, tf.Tensor], edge: int, outside: str) -> tf.Tensor:
-    coordinates = augment.sampling_coordinates(drawn["affine"], (edge,) * 3)
-    return augment.moved_ct(drawn["ct_hu"], coordinates, drawn["last"], drawn, outside)
-
-
-_blurred = tf.function(augment.blur, jit_compile=True)
-
-
 def labelling_batch_builder(settings: LabellingTrainingSettings) -> Callable:
     """Give the `augment.batch_builder` of a batch of `utils.learning.datasets.labelling_dataset`."""
-    # The blur is in voxels, hence a spacing of 1.
-    radius = augment.blur_radius(settings.augmentation, 1.0)
+    image_of = image_builder(settings, (settings.patch_voxels,) * 3)
 
     def one(drawn: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        image = _moved(drawn, settings.patch_voxels, settings.outside)
-        image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
-        image = tf.clip_by_value(_blurred(image, drawn["blur_sigma"], radius), -1.0, 1.0)
-        return image[..., None], drawn["truth"]
+        return image_of(drawn)[..., None], drawn["truth"]
 
     return augment.batch_builder(one)

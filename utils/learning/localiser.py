@@ -60,16 +60,44 @@ def draw_localiser_example(
     field = field_of_view(generator, spine, shape, settings)
     aim = _aim(generator, spine, field, settings)
     translation = aim - drawn.matrix @ ((np.array(settings.crop_voxels) - 1) / 2)
-    affine = np.column_stack([drawn.matrix, translation - field[0]])
-    begin, end = block_of_patch(affine, settings.crop_voxels, field[1] - field[0])
-    affine[:, 3] -= begin
     return {
-        "begin": begin + field[0],
-        "end": end + field[0],
-        "last": (end - begin - 1).astype(np.int32),
-        "affine": affine.astype(np.float32),
+        **block_in_field(drawn.matrix, translation, settings.crop_voxels, field),
         **_seen(spine, field, drawn.matrix, translation, settings.spacing_mm),
         **drawn.of_intensities(),
+    }
+
+
+def block_in_field(
+    matrix: np.ndarray,
+    translation: np.ndarray,
+    shape: tuple[int, int, int],
+    field: tuple[np.ndarray, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Give the block of a scan that a crop is made of, where a field of view is all that is seen.
+
+    Parameters
+    ----------
+    matrix, translation : np.ndarray, (3, 3) and (3,)
+        From the crop's voxels to the scan's.
+    shape : tuple of int, 3
+        Shape of the crop.
+    field : tuple of np.ndarray, (3,)
+        As `field_of_view` gives it.
+
+    Returns
+    -------
+    dict of str to np.ndarray
+        "begin", "end", "last" and "affine" of an example (see `draw_localiser_example`).
+    """
+    low, high = field
+    affine = np.column_stack([matrix, translation - low])
+    begin, end = block_of_patch(affine, shape, high - low)
+    affine[:, 3] -= begin
+    return {
+        "begin": begin + low,
+        "end": end + low,
+        "last": (end - begin - 1).astype(np.int32),
+        "affine": affine.astype(np.float32),
     }
 
 
@@ -215,17 +243,28 @@ def _moved(drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], outside: st
 _blurred = tf.function(augment.blur, jit_compile=True)
 
 
-def localiser_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
-    """Give the `augment.batch_builder` of a batch of `utils.learning.datasets.localiser_dataset`."""
-    shape, spacing = tuple(settings.crop_voxels), settings.spacing_mm
+def image_builder(
+    settings: HeatmapTrainingSettings | LabellingTrainingSettings, shape: tuple[int, int, int]
+) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+    """Give the function that builds the image of an example, of some shape, from its block on the device."""
     # The blur is in voxels, hence a spacing of 1.
     radius = augment.blur_radius(settings.augmentation, 1.0)
 
-    def one(drawn: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def image_of(drawn: dict[str, tf.Tensor]) -> tf.Tensor:
         image = _moved(drawn, shape, settings.outside)
         image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
-        image = tf.clip_by_value(_blurred(image, drawn["blur_sigma"], radius), -1.0, 1.0)
+        return tf.clip_by_value(_blurred(image, drawn["blur_sigma"], radius), -1.0, 1.0)
+
+    return image_of
+
+
+def localiser_batch_builder(settings: HeatmapTrainingSettings) -> Callable:
+    """Give the `augment.batch_builder` of a batch of `utils.learning.datasets.localiser_dataset`."""
+    shape, spacing = tuple(settings.crop_voxels), settings.spacing_mm
+    image_of = image_builder(settings, shape)
+
+    def one(drawn: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         known = {**drawn, "end_sigma": tf.constant(END_RADIUS_MM / 3 / spacing)}
-        return image[..., None], localiser_target(known, shape, settings.sigma_mm / spacing)
+        return image_of(drawn)[..., None], localiser_target(known, shape, settings.sigma_mm / spacing)
 
     return augment.batch_builder(one)
