@@ -317,11 +317,12 @@ class LabellingTrainingSettings(TrainingSettings):
     """Edge of the cubic patch around the point. At 3 mm the default shows 81 mm to each side."""
     dropout: float = bounded(0.3, BELOW_1)
     """Share of the features before the last layers that is left out at random in training."""
-    jitter_mm: float = bounded(4.0, NOT_NEGATIVE)
-    """How far off along each axis a body's centre is shown: peaks of the heat do not lie quite at it."""
+    jitter_mm: float = bounded(12.0, NOT_NEGATIVE)
+    """How far off a body's centre is shown at most, any distance up to this alike: peaks of the heat do not
+    lie quite at it. The network tells where it lies."""
     none_share: float = bounded(0.3, SHARE)
     """Share of examples around a point that is no body's centre."""
-    none_least_mm: float = bounded(8.0, POSITIVE)
+    none_least_mm: float = bounded(14.0, POSITIVE)
     """How far such a point lies from every body's centre, at least."""
     cut_share: float = bounded(0.35, SHARE)
     """Share of examples that show a part of the scan alone, as one of a smaller field of view would."""

@@ -110,21 +110,21 @@ def test_what_hides_an_unlabelled_vertebra_has_no_loss():
     np.testing.assert_allclose(losses.localiser_dice(truth, prediction), [0.0])
 
 
-def test_labelling_loss_hears_the_rib_of_vertebrae_alone():
-    logits = np.zeros((3, 28), np.float32)
-    logits[:, -1] = 9.0
-    truth = tf.constant([[0.0, 0.0], [8.0, 1.0], [8.0, 0.0]])
+def test_labelling_loss_hears_rib_and_way_of_vertebrae_alone():
+    found = np.zeros((3, 31), np.float32)
+    found[:, losses.RIB], found[:, losses.OFFSET] = 9.0, (1.0, -2.0, 0.5)
+    truth = tf.constant([[0.0] * 5, [8.0, 1.0, 1.0, -2.0, 0.5], [8.0, 0.0, 0.0, -1.0, 1.0]])
     rib, no_rib = math.log1p(math.exp(-9)), math.log1p(math.exp(9))
-    expected = math.log(27) + 0.2 * np.array([0.0, rib, no_rib])
-    np.testing.assert_allclose(losses.labelling_loss(truth, tf.constant(logits)), expected, rtol=1e-5)
+    expected = math.log(27) + 0.2 * np.array([0.0, rib, no_rib + 2.5])
+    np.testing.assert_allclose(losses.labelling_loss(truth, tf.constant(found)), expected, rtol=1e-5)
 
 
 def test_labelling_accuracy_counts_no_vertebra_as_a_class():
-    logits = np.zeros((3, 28), np.float32)
-    logits[[0, 1, 2], [0, 5, 6]] = 1.0
-    logits[:, -1] = 5.0  # the rib is no class
-    truth = tf.constant([[0.0, 0.0], [5.0, 0.0], [7.0, 1.0]])
-    np.testing.assert_allclose(losses.labelling_accuracy(truth, tf.constant(logits)), [1, 1, 0])
+    found = np.zeros((3, 31), np.float32)
+    found[[0, 1, 2], [0, 5, 6]] = 1.0
+    found[:, 27:] = 5.0  # neither the rib nor the way is a class
+    truth = tf.constant([[0.0] * 5, [5.0, *[0.0] * 4], [7.0, 1.0, *[0.0] * 3]])
+    np.testing.assert_allclose(losses.labelling_accuracy(truth, tf.constant(found)), [1, 1, 0])
 
 
 @pytest.mark.parametrize(

@@ -172,13 +172,13 @@ def test_a_window_of_bone_comes_with_the_scan():
     np.testing.assert_allclose(found[:, 1], np.tanh([0.0, 1.0, -1.0, -5.62]), atol=1e-4)
 
 
-def test_the_labelling_network_gives_28_logits():
+def test_the_labelling_network_gives_28_logits_and_a_way():
     network = models.build_labelling_network(LabellingTrainingSettings())
-    assert network.input_shape == (None, 54, 54, 54, 1) and network.output_shape == (None, 28)
+    assert network.input_shape == (None, 54, 54, 54, 1) and network.output_shape == (None, 31)
     # Convolutions without bias, two a level but one in the first, normalised; a narrow one; two dense layers.
     convolutions = ((2, 16), (16, 32), (32, 32), (32, 64), (64, 64), (64, 96), (96, 96))
     expected = sum((27 * before + 2) * after for before, after in convolutions)
-    expected += 97 * 48 + (4**3 * 48 + 1) * 96 + 97 * 28
+    expected += 97 * 48 + (4**3 * 48 + 1) * 96 + 97 * 31
     assert network.count_params() == expected
 
 

@@ -9,7 +9,7 @@ from tests.localisation.label_problems import votes_for
 from tests.localisation.simulated_spines import AFFINE, candidates_at, draw_spine, level_votes
 from tests.walk.column import heat_of
 from utils.imaging.volume import Volume
-from utils.localisation.candidates import BODY, SACRUM
+from utils.localisation.candidates import BODY, SACRUM, Reading
 from utils.localisation.chain import chain_of, find_column, sacrum_below
 from utils.localisation.identify import number_column
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
@@ -39,12 +39,12 @@ def networks_for(points, affine, *, height=0.9):
     outputs[..., BODY], outputs[..., SACRUM] = np.max(heats[:-1], axis=0), heats[-1]
 
     def labels(ct, asked):
-        logits = np.zeros((len(asked), MAX_RANK + 2))
-        for row, point in zip(logits, asked):
-            name = NAMES[np.linalg.norm(voxels[:-1] - point, axis=1).argmin()]
-            row[1 + LEVEL_NAMES.index(name)] = 4.0
-            row[-1] = 3.0 if name.startswith("T") else -3.0
-        return logits
+        levels, ribs = np.zeros((len(asked), 1 + MAX_RANK)), np.zeros(len(asked))
+        nearest = np.linalg.norm(voxels[None, :-1] - asked[:, None], axis=2).argmin(axis=1)
+        for row, place in enumerate(nearest):
+            levels[row, 1 + LEVEL_NAMES.index(NAMES[place])] = 4.0
+            ribs[row] = 3.0 if NAMES[place].startswith("T") else -3.0
+        return Reading(levels, ribs, voxels[nearest] - asked)
 
     return (lambda ct: outputs), labels
 
@@ -56,7 +56,7 @@ def found_by(networks, affine):
 def test_a_column_is_found_with_its_sacrum_and_numbered():
     points, affine = spine()
     column = found_by(networks_for(points, affine), affine)
-    np.testing.assert_allclose(column.centres_mm, points[:-1], atol=1.0)
+    np.testing.assert_allclose(column.centres_mm, points[:-1], atol=1e-6)
     assert column.sacrum.above == 6 and column.sacrum.probability > 0.9
     votes = column.votes(1.5)
     assert votes.temperature == 1.5 and votes.sacrum == column.sacrum
@@ -81,7 +81,13 @@ def test_without_a_spine_there_are_no_centres(height):
 def test_where_no_vertebra_is_seen_none_is_taken():
     points, affine = spine()
     heat, labels = networks_for(points, affine)
-    blind = heat, lambda ct, asked: labels(ct, asked) + 20 * np.eye(MAX_RANK + 2)[0]
+
+    def sees_none(ct, asked):
+        said = labels(ct, asked)
+        levels = said.level_logits + 20 * np.eye(1 + MAX_RANK)[0]
+        return dataclasses.replace(said, level_logits=levels)
+
+    blind = heat, sees_none
     assert found_by((heat, labels), affine).chain.has_spine
     assert not found_by(blind, affine).chain.has_spine
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from utils.imaging.volume import Volume
-from utils.localisation.candidates import LocalisedScan, find_peaks, patches_at, read_candidates
+from utils.localisation.candidates import (
+    LocalisedScan,
+    Peaks,
+    Reading,
+    find_peaks,
+    moved_peaks,
+    patches_at,
+    read_candidates,
+)
 from utils.verse.labels import MAX_RANK
 
 AFFINE = np.array([[0, -3.0, 0, 60], [-3.0, 0, 0, 50], [0, 0, -3.0, 90], [0, 0, 0, 1]])
@@ -79,19 +87,22 @@ def nothing_asked(ct, points):
     raise AssertionError("no point to ask about")
 
 
-def test_levels_and_ribs_are_asked_at_the_peaks():
+def test_levels_and_ribs_are_asked_at_the_centres_that_the_peaks_lead_to():
     asked = []
 
     def labels(ct, points):
         asked.append(points)
-        logits = np.zeros((len(points), MAX_RANK + 2))
-        logits[points[:, 2] < 13, 19], logits[points[:, 2] > 13, 21] = 5, 5  # T12 above, L1 below
-        logits[:, 0], logits[:, -1] = 2.0, points[:, 2] - 10
-        return logits
+        levels = np.zeros((len(points), 1 + MAX_RANK))
+        levels[points[:, 2] < 13, 19], levels[points[:, 2] > 13, 21] = 5, 5  # T12 above, L1 below
+        levels[:, 0] = 2.0
+        return Reading(levels, points[:, 2] - 10, np.full((len(points), 3), [1.0, 0.5, 0.0]))
 
     scan, ct = scan_of(([[10, 12, 8], [12, 12, 18]], [0.9, 0.7]), ([[14, 12, 30]], [0.8]))
     vertebrae, sacra = read_candidates(scan, ct, labels, least=0.2)
-    np.testing.assert_allclose(asked, [[[10, 12, 8], [12, 12, 18]]], atol=0.1)
+    np.testing.assert_allclose(
+        asked, [[[10, 12, 8], [12, 12, 18]], [[11, 12.5, 8], [13, 12.5, 18]]], atol=0.1
+    )
+    np.testing.assert_allclose(vertebrae.points_voxels, asked[1])
     assert vertebrae.level_log_probabilities.argmax(axis=1).tolist() == [19, 21]
     np.testing.assert_allclose(np.exp(vertebrae.level_log_probabilities).sum(axis=1), 1)
     np.testing.assert_allclose(vertebrae.rib_probability, 1 / (1 + np.exp([2, -8])), atol=0.01)
@@ -114,7 +125,20 @@ def test_without_peaks_nobody_is_asked():
 def test_logits_that_are_not_finite_are_refused():
     scan, ct = scan_of(([[12, 12, 10]], [0.9]), ([[5, 5, 5]], [0.0]))
     with pytest.raises(ValueError, match="Expected finite logits, received NaN"):
-        read_candidates(scan, ct, lambda ct, points: np.full((1, MAX_RANK + 2), np.nan), least=0.1)
+        read_candidates(scan, ct, lambda ct, points: reading(1, ways=np.nan), least=0.1)
+
+
+def reading(count, ways=0.0):
+    return Reading(np.zeros((count, 1 + MAX_RANK)), np.zeros(count), np.full((count, 3), ways))
+
+
+def test_peaks_that_lead_to_one_centre_are_one_and_stay_in_the_scan():
+    points = np.array([[10.0, 10, 8], [10, 10, 12], [10, 10, 20], [10, 10, 1]])
+    peaks = Peaks(points, AFFINE, np.array([0.9, 0.8, 0.7, 0.6]))
+    ways = np.array([[0, 0, 2.5], [0, 0, -1], [0, 1, 0], [0, 0, -3]])
+    moved = moved_peaks(peaks, ways, (30, 30, 30))
+    np.testing.assert_allclose(moved.points_voxels, [[10, 10, 10.5], [10, 11, 20], [10, 10, 0]])
+    assert moved.heat.tolist() == [0.9, 0.7, 0.6]
 
 
 # Patches ---------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from utils.imaging.grids import oriented
 from utils.imaging.intensities import denormalise_hu
 from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.volume import Volume
-from utils.localisation.candidates import BODY, patches_at
+from utils.localisation.candidates import BODY, Reading, patches_at
 from utils.prediction import networks, predict
 from utils.prediction.networks import Networks, load_networks
 from utils.prediction.predict import infer
@@ -63,13 +63,14 @@ class FakeNetworks:
             outputs[..., BODY] = np.maximum(outputs[..., BODY], heat)
         return outputs
 
-    def labels(self, ct: Volume, points: np.ndarray) -> np.ndarray:
-        logits, middles = np.zeros((len(points), MAX_RANK + 2)), np.array(middles_of(ct.data))
-        for row, point in zip(logits, points):
-            name = self.names[np.linalg.norm(middles - point, axis=1).argmin()]
-            row[1 + LEVEL_NAMES.index(name)] = self.strength
-            row[-1] = 3.0 if name.startswith("T") else -3.0
-        return logits
+    def labels(self, ct: Volume, points: np.ndarray) -> Reading:
+        levels, ribs = np.zeros((len(points), 1 + MAX_RANK)), np.zeros(len(points))
+        middles = np.array(middles_of(ct.data))
+        nearest = np.linalg.norm(middles[None] - points[:, None], axis=2).argmin(axis=1)
+        for row, place in enumerate(nearest):
+            levels[row, 1 + LEVEL_NAMES.index(self.names[place])] = self.strength
+            ribs[row] = 3.0 if self.names[place].startswith("T") else -3.0
+        return Reading(levels, ribs, middles[nearest] - points)
 
     def patch(self, ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
         self.patches += 1
@@ -731,10 +732,12 @@ def test_a_labelling_network_is_asked_at_any_number_of_points(finders, count):
     trained, _ = load_model(finders["labelling"])
     patches = patches_at(ct, points, edge=6, outside="air")
     expected = trained(normalise_hu(patches)[..., None]).numpy()
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found[:, 1:], expected[:, 1:], atol=1e-4)
+    assert found.level_logits.dtype == np.float64
+    np.testing.assert_allclose(found.level_logits[:, 1:], expected[:, 1:27], atol=1e-4)
+    np.testing.assert_allclose(found.rib_logits, expected[:, 27], atol=1e-4)
+    np.testing.assert_allclose(found.ways_voxels, expected[:, 28:], atol=1e-4)
     # None had a share of .4 in training, each level .6 / 26.
-    np.testing.assert_allclose(found[:, 0] - expected[:, 0], np.log(0.6 / 26 / 0.4), atol=1e-4)
+    np.testing.assert_allclose(found.level_logits[:, 0] - expected[:, 0], np.log(0.6 / 26 / 0.4), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Examples for the network that tells which vertebra lies around a point: a patch, and what is in its middle.
 
-The host draws the point (`draw_labelling_example`), the device builds the patch. Points are body centres, not
-quite hit, and points that are none: between two bodies, behind one, or anywhere in a scan.
+The host draws the point (`draw_labelling_example`), the device builds the patch. Points lie near a body's
+centre, and the way to it is part of the truth, or they are none: between two bodies, near one, in the sacrum,
+or anywhere in a scan.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from utils.learning.localiser import (
 from utils.preparation.spine_case import KnownSpine
 from utils.settings import LabellingTrainingSettings
 
-#: What is drawn of points that are no centre: between bodies, behind one, anywhere.
-_NONE_KINDS = (0.3, 0.25, 0.45)
-#: How far behind a body's centre its posterior elements lie, mm.
-_BEHIND_MM = (20.0, 50.0)
+#: Shares of the points that are no centre: between bodies, near one, in the sacrum, anywhere.
+_BETWEEN, _NEAR, _SACRUM, _ANYWHERE = range(4)
+_NONE_KINDS = (0.25, 0.3, 0.1, 0.35)
+#: How far from a body's centre points near it are drawn, and how far those between bodies, or in the sacrum,
+#: spread, in mm.
+_NEAR_MM, _SPREAD_MM = 50.0, 4.0
 #: Points are drawn anew so often where they lie too near to a body; then the example is a vertebra.
 _TRIES = 20
 
@@ -54,17 +57,17 @@ def draw_labelling_example(
     -------
     dict of str to np.ndarray
         "begin", "end" (3,) int: the block of the scan that the patch is made of; "affine" (3, 4) from the
-        patch's voxels to the block's; "last" (3,) int32; "truth" (2,) as `losses.labelling_loss` takes it;
+        patch's voxels to the block's; "last" (3,) int32; "truth" (5,) as `losses.labelling_loss` takes it;
         and those of `Augmentation.of_intensities`.
     """
     drawn = augment.draw_augmentation(generator, settings.augmentation)
     field = field_of_view(generator, spine, shape, settings)
-    point, truth = _point(generator, spine, field, settings)
+    point, place = _point(generator, spine, field, settings)
     patch = (settings.patch_voxels,) * 3
     translation = point - drawn.matrix @ ((np.array(patch) - 1) / 2)
     return {
         **block_in_field(drawn.matrix, translation, patch, field),
-        "truth": np.array(truth, np.float32),
+        "truth": _truth(spine, place, point, drawn.matrix),
         **drawn.of_intensities(),
     }
 
@@ -74,27 +77,36 @@ def _point(
     spine: KnownSpine,
     field: tuple[np.ndarray, np.ndarray],
     settings: LabellingTrainingSettings,
-) -> tuple[np.ndarray, tuple[float, float]]:
-    """Draw what the middle of a patch shows, in the scan's voxels: where it lies, and its truth."""
+) -> tuple[np.ndarray, int | None]:
+    """Draw what the middle of a patch shows: a point in the scan's voxels, and the place of its vertebra."""
     count = len(spine.points)
     if generator is None:
-        place = count // 2
-        return (spine.points[place], _truth(spine, place)) if count else (np.add(*field) / 2, (0.0, 0.0))
+        return (spine.points[count // 2], count // 2) if count else (np.add(*field) / 2, None)
     if not count or generator.random() < settings.none_share:
         for _ in range(_TRIES):
             point = _draw_none(generator, spine, field, settings.spacing_mm)
             if is_none(point, spine, settings):
-                return point, (0.0, 0.0)
+                return point, None
     if not count:
-        return generator.uniform(*field), (0.0, 0.0)
+        return generator.uniform(*field), None
     inside = np.flatnonzero(np.all((spine.points >= field[0]) & (spine.points < field[1]), axis=1))
     place = int(generator.choice(inside)) if len(inside) else int(generator.integers(count))
-    jitter = generator.uniform(-settings.jitter_mm, settings.jitter_mm, 3) / settings.spacing_mm
-    return spine.points[place] + jitter, _truth(spine, place)
+    reach = generator.uniform(0, settings.jitter_mm) / settings.spacing_mm
+    point = spine.points[place] + reach * _direction(generator)
+    return point, int(np.linalg.norm(spine.points - point, axis=1).argmin())
 
 
-def _truth(spine: KnownSpine, place: int) -> tuple[float, float]:
-    return float(spine.ranks[place]), float(spine.has_rib[place])
+def _direction(generator: np.random.Generator) -> np.ndarray:
+    drawn = generator.normal(size=3)
+    return drawn / np.linalg.norm(drawn)
+
+
+def _truth(spine: KnownSpine, place: int | None, point: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Give the truth of a patch around a point, the way to the centre in its voxels."""
+    if place is None:
+        return np.zeros(5, np.float32)
+    way = np.linalg.solve(matrix, spine.points[place] - point)
+    return np.array([spine.ranks[place], spine.has_rib[place], *way], np.float32)
 
 
 def _draw_none(
@@ -103,21 +115,18 @@ def _draw_none(
     field: tuple[np.ndarray, np.ndarray],
     spacing_mm: float,
 ) -> np.ndarray:
-    kind = generator.choice(3, p=_NONE_KINDS)
-    if kind == 2 or not len(spine.points):
-        return generator.uniform(*field)
-    place = int(generator.integers(len(spine.points)))
-    if kind == 1:
-        behind = [generator.uniform(*_BEHIND_MM), generator.normal(0, 8), generator.normal(5, 10)]
-        return spine.points[place] + np.array(behind) / spacing_mm
-    if len(spine.points) == 1:
-        return (
-            spine.points[0]
-            + generator.choice((-1, 1)) * np.array([0, 0, generator.uniform(10, 16)]) / spacing_mm
-        )
-    place = min(place, len(spine.points) - 2)
-    middle = spine.points[place : place + 2].mean(axis=0)
-    return middle + generator.normal(0, 3, 3) / spacing_mm
+    """Draw a point that may be no body's centre; a kind that the scan does not have is one anywhere."""
+    kind = generator.choice(len(_NONE_KINDS), p=_NONE_KINDS)
+    spread = generator.normal(0, _SPREAD_MM, 3) / spacing_mm
+    if kind == _SACRUM and spine.sacrum is not None:
+        return spine.sacrum + spread
+    if kind == _NEAR and len(spine.points):
+        reach = generator.uniform(0, _NEAR_MM) / spacing_mm
+        return generator.choice(spine.points) + reach * _direction(generator)
+    if kind == _BETWEEN and len(spine.points) > 1:
+        upper = int(generator.integers(len(spine.points) - 1))
+        return spine.points[upper : upper + 2].mean(axis=0) + spread
+    return generator.uniform(*field)
 
 
 def is_none(point: np.ndarray, spine: KnownSpine, settings: LabellingTrainingSettings) -> bool:

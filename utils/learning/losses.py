@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from utils.verse.labels import MAX_RANK
+
 #: The weight of false positives at which the released code stayed in every epoch.
 CONSTANT_FP_WEIGHT = 0.131
 
@@ -173,8 +175,13 @@ def logit_difference(
 #: Weight of a voxel at a centre beside one of the background, whose voxels are a thousand times as many; and
 #: how much wider than the heat this weight spreads, so that what lies between two bodies counts as well.
 CENTRE_WEIGHT, WEIGHT_SPREAD = 40.0, 2.0
-#: Part of the ribs in the loss of the labelling network.
-RIB_PART = 0.2
+#: Parts of the ribs and of the way to the body's centre, a voxel along an axis, in the loss of the labelling
+#: network.
+RIB_PART, OFFSET_PART = 0.2, 0.2
+#: What the labelling network gives of a point, in this order: logits of no vertebra's body and of the levels
+#: by rank, logit of a rib, and the way to the centre of the body in voxels along P, R, I.
+LEVELS, RIB, OFFSET = slice(0, 1 + MAX_RANK), 1 + MAX_RANK, slice(2 + MAX_RANK, 5 + MAX_RANK)
+LABELLING_OUTPUTS = OFFSET.stop
 
 
 def localiser_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
@@ -211,14 +218,16 @@ def localiser_dice(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(2.0 * overlap, tf.reduce_sum(wanted, axes) + tf.reduce_sum(found, axes))
 
 
-def labelling_loss(truth: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of what lies around a point, and of a rib where a vertebra does.
+def labelling_loss(truth: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of what lies around a point; where a vertebra does, also of a rib, and the way to it.
+
+    The way counts by its distance, not by its square: between two bodies it may lead to either.
 
     Parameters
     ----------
-    truth : tf.Tensor of float32, (batch, 2)
-        0 for no vertebra's body or its rank, and whether it has a rib.
-    logits : tf.Tensor of float32, (batch, 2 + MAX_RANK)
+    truth : tf.Tensor of float32, (batch, 5)
+        0 for no vertebra's body or its rank, whether it has a rib, and the way to its centre in voxels.
+    found : tf.Tensor of float32, (batch, LABELLING_OUTPUTS)
         See `utils.learning.models.build_labelling_network`.
 
     Returns
@@ -227,15 +236,16 @@ def labelling_loss(truth: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         Loss of each example.
     """
     level = tf.cast(truth[:, 0], tf.int32)
-    levels = tf.nn.sparse_softmax_cross_entropy_with_logits(level, logits[:, :-1])
-    ribs = tf.nn.sigmoid_cross_entropy_with_logits(truth[:, 1], logits[:, -1])
-    return levels + RIB_PART * tf.where(level > 0, ribs, 0.0)
+    levels = tf.nn.sparse_softmax_cross_entropy_with_logits(level, found[:, LEVELS])
+    ribs = tf.nn.sigmoid_cross_entropy_with_logits(truth[:, 1], found[:, RIB])
+    way = tf.reduce_sum(tf.abs(truth[:, 2:] - found[:, OFFSET]), axis=-1)
+    return levels + tf.where(level > 0, RIB_PART * ribs + OFFSET_PART * way, 0.0)
 
 
-def labelling_accuracy(truth: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def labelling_accuracy(truth: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
     """Whether the most probable of no body and the levels is right, for each example."""
-    found = tf.argmax(logits[:, :-1], axis=-1, output_type=tf.int32)
-    return tf.cast(found == tf.cast(truth[:, 0], tf.int32), tf.float32)
+    level = tf.argmax(found[:, LEVELS], axis=-1, output_type=tf.int32)
+    return tf.cast(level == tf.cast(truth[:, 0], tf.int32), tf.float32)
 
 
 def _divergence(truth: tf.Tensor, probability: tf.Tensor) -> tf.Tensor:

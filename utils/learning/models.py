@@ -15,6 +15,7 @@ from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, upsample
 from utils.files import written_whole
 from utils.imaging.file_checks import first_line
 from utils.imaging.intensities import HU_GAIN, LOWEST, LOWEST_HU
+from utils.learning.losses import LABELLING_OUTPUTS
 from utils.learning.model_files import MODEL_FILES, WEIGHTS_SUFFIX, model_file
 from utils.settings import (
     SETTINGS_FILE,
@@ -23,7 +24,6 @@ from utils.settings import (
     SegmentationTrainingSettings,
     load_settings,
 )
-from utils.verse.labels import MAX_RANK
 
 #: Where the logit of heat begins: hardly any voxel is a centre.
 RARE = -4.0
@@ -101,7 +101,7 @@ def build_localiser(
 
 
 def build_labelling_network(settings: LabellingTrainingSettings, *, replicas: int = 1) -> keras.Model:
-    """Build the network that tells what lies around a point: no vertebra's body, or which.
+    """Build the network that tells what lies around a point: no vertebra's body, or which, and its centre.
 
     Parameters
     ----------
@@ -113,8 +113,8 @@ def build_labelling_network(settings: LabellingTrainingSettings, *, replicas: in
     Returns
     -------
     keras.Model
-        From (batch, n, n, n, 1) to logits (batch, 1 + MAX_RANK + 1) in float32: that of no body, those of the
-        levels by rank, and that of a rib.
+        From (batch, n, n, n, 1) to (batch, LABELLING_OUTPUTS) in float32: logits and the way to the body's
+        centre, as `losses.LEVELS` and those after it.
     """
     layers = keras.layers
     inputs = keras.Input((*(settings.patch_voxels,) * 3, 1), name="input")
@@ -131,8 +131,8 @@ def build_labelling_network(settings: LabellingTrainingSettings, *, replicas: in
     x = layers.Conv3D(settings.filters[-1] // 2, 1, activation="relu", name="narrow")(x)
     x = layers.Dropout(settings.dropout, name="dropout")(layers.Flatten(name="flat")(x))
     x = layers.Dense(settings.filters[-1], activation="relu", name="dense")(x)
-    logits = layers.Dense(2 + MAX_RANK, dtype="float32", name="last_logits")(x)
-    return keras.Model(inputs, logits, name="labelling")
+    outputs = layers.Dense(LABELLING_OUTPUTS, dtype="float32", name="last_logits")(x)
+    return keras.Model(inputs, outputs, name="labelling")
 
 
 def _with_bone_window(inputs: keras.KerasTensor) -> keras.KerasTensor:

@@ -1,8 +1,9 @@
 """Candidates for the vertebrae of a scan: peaks of the heat of the whole scan, and what lies around each.
 
 Networks come in as functions, so nothing here loads TensorFlow. The localiser gives the heat, tile by tile:
-tiles overlap, and count less towards their faces, where the network sees less. A candidate is a local maximum
-of the heat, with what the labelling network says of a patch around it.
+tiles overlap, and count less towards their faces, where the network sees less. A candidate begins as a local
+maximum of the heat. The labelling network, shown a patch around it, tells where the body's centre lies; there
+it is asked what it sees.
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ from utils.verse.labels import MAX_RANK
 
 #: From a CT in [-1, 1], (P, R, I), to its outputs (P, R, I, channels).
 PredictTile = Callable[[np.ndarray], np.ndarray]
-#: From a CT in HU, (P, R, I), and points in it, (n, 3) in voxels, to what lies around each, (n, 28): the
-#: logits of no vertebra's body, of the levels by rank, and of a rib.
-PredictLabels = Callable[[Volume, np.ndarray], np.ndarray]
 #: Channels of a tile: heat of the bodies and of the first sacral body.
 BODY, SACRUM = 0, 1
 #: Edges of tiles are multiples of this, as every level of the network halves them. One tile holds the trunk
@@ -113,6 +111,35 @@ class Candidates(Peaks):
     def levels_of_vertebra(self) -> np.ndarray:
         """Log-probabilities of the levels, (n, 26), if there is a vertebra."""
         return log_softmax(self.level_log_probabilities[:, 1:], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the labelling network says of points.
+
+    Attributes
+    ----------
+    level_logits : np.ndarray of float64, (n, 27)
+        Of no vertebra's body, then of the levels by rank.
+    rib_logits : np.ndarray of float64, (n,)
+        Of a rib of at least 40 mm.
+    ways_voxels : np.ndarray of float64, (n, 3)
+        From each point to the centre of the body that it lies in.
+    """
+
+    level_logits: np.ndarray
+    rib_logits: np.ndarray
+    ways_voxels: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` if a number is not finite."""
+        parts = (self.level_logits, self.rib_logits, self.ways_voxels)
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ValueError("Expected finite logits, received NaN or infinite numbers from the network.")
+
+
+#: From a CT in HU, (P, R, I), and points in it, (n, 3) in voxels, to what lies around each.
+PredictLabels = Callable[[Volume, np.ndarray], Reading]
 
 
 # Tiles ---------------------------------------------------------------------------------------------
@@ -228,7 +255,7 @@ def read_candidates(
     ct : Volume
         The scan itself, in HU.
     labels : callable
-        The labelling network; it is asked at the peaks.
+        The labelling network; it is asked at the peaks, and where it says that the centres lie.
     least : float
         Heat that a peak has at least.
 
@@ -244,15 +271,38 @@ def read_candidates(
     ValueError
         If the labelling network gives a number that is not finite.
     """
-    peaks = find_peaks(scan.heat, least=least)
-    logits = np.zeros((0, MAX_RANK + 2))
+    peaks, sacra = find_peaks(scan.heat, least=least), find_peaks(scan.sacrum, least=least)
+    said = Reading(np.zeros((0, 1 + MAX_RANK)), np.zeros(0), np.zeros((0, 3)))
     if len(peaks):
-        logits = np.asarray(labels(ct, peaks.points_voxels), np.float64)
-    if not np.isfinite(logits).all():
-        raise ValueError("Expected finite logits, received NaN or infinite numbers from the network.")
-    levels, ribs = log_softmax(logits[:, :-1], axis=1), expit(logits[:, -1])
-    vertebrae = Candidates(peaks.points_voxels, peaks.affine, peaks.heat, levels, ribs)
-    return vertebrae, find_peaks(scan.sacrum, least=least)
+        peaks = moved_peaks(peaks, labels(ct, peaks.points_voxels).ways_voxels, ct.shape)
+        said = labels(ct, peaks.points_voxels)
+    levels, ribs = log_softmax(said.level_logits, axis=1), expit(said.rib_logits)
+    return Candidates(peaks.points_voxels, peaks.affine, peaks.heat, levels, ribs), sacra
+
+
+def moved_peaks(
+    peaks: Peaks, ways_voxels: np.ndarray, shape: Sequence[int], *, apart_mm: float = LEAST_APART_MM
+) -> Peaks:
+    """Move peaks, and leave one of those that come together.
+
+    Parameters
+    ----------
+    peaks : Peaks
+        The highest first.
+    ways_voxels : np.ndarray, (n, 3)
+        How far each is moved.
+    shape : sequence of int, (3,)
+        Shape of the scan, which none leaves.
+    apart_mm : float
+        A peak that comes nearer than this to a higher one is left out.
+
+    Returns
+    -------
+    Peaks
+    """
+    points = np.clip(peaks.points_voxels + ways_voxels, 0, np.array(shape) - 1)
+    kept = _far_from_higher(transform_points(points, peaks.affine, np.eye(4)), apart_mm, len(points))
+    return Peaks(points[kept], peaks.affine, peaks.heat[kept])
 
 
 def patches_at(ct: Volume, points_voxels: np.ndarray, *, edge: int, outside: str) -> np.ndarray:

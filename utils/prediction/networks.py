@@ -19,7 +19,7 @@ from utils.files import sha256_of
 from utils.imaging.intensities import normalise_hu
 from utils.imaging.volume import Volume
 from utils.learning.model_files import MODEL_FILES, has_model, model_file
-from utils.localisation.candidates import PredictLabels, PredictTile, patches_at
+from utils.localisation.candidates import PredictLabels, PredictTile, Reading, patches_at
 from utils.settings import InferenceSettings, RunSettings, load_settings
 from utils.verse.labels import MAX_RANK
 from utils.walk.locate import PredictHeat
@@ -149,11 +149,12 @@ def load_networks(settings: InferenceSettings) -> Networks:
 
 def _load_labels(directory: Path, spacing_mm: float) -> tuple[PredictLabels, float]:
     """Load the labelling network for scans of a spacing, and the temperature of what it says."""
+    from utils.learning.losses import LABELLING_OUTPUTS
     from utils.learning.models import load_model
 
     model, trained = load_model(directory)
     shape = model.input_shape
-    if len(shape) != 5 or shape[4] != 1 or model.output_shape[1:] != (MAX_RANK + 2,):
+    if len(shape) != 5 or shape[4] != 1 or model.output_shape[1:] != (LABELLING_OUTPUTS,):
         raise ValueError(f"{directory}: expected a labelling network, found input shape {shape}.")
     found_mm = _spacing(directory, trained)
     if not np.isclose(found_mm, spacing_mm):
@@ -258,6 +259,8 @@ def _tile_function(model: keras.Model, trained: dict[str, Any]) -> PredictTile:
 
 
 def _label_function(directory: Path, model: keras.Model, trained: dict[str, Any]) -> PredictLabels:
+    from utils.learning.losses import LEVELS, OFFSET, RIB
+
     edge, outside = model.input_shape[1], _outside(directory, trained)
     run = _compiled(model, LABELLED_TOGETHER)
     # No vertebra has a share of its own in training: its logit becomes that of a class as frequent as each of
@@ -265,16 +268,16 @@ def _label_function(directory: Path, model: keras.Model, trained: dict[str, Any]
     none_share = np.clip(float(trained["none_share"]), 0.01, 0.99)
     correction = np.log((1 - none_share) / (none_share * MAX_RANK))
 
-    def labels(ct: Volume, points_voxels: np.ndarray) -> np.ndarray:
-        logits = []
+    def labels(ct: Volume, points_voxels: np.ndarray) -> Reading:
+        outputs = []
         for start in range(0, len(points_voxels), LABELLED_TOGETHER):
             points = points_voxels[start : start + LABELLED_TOGETHER]
             batch = np.zeros((LABELLED_TOGETHER, edge, edge, edge, 1), np.float32)
             batch[: len(points), ..., 0] = normalise_hu(patches_at(ct, points, edge=edge, outside=outside))
-            logits.append(run(batch)[: len(points)].astype(np.float64))
-        found = np.concatenate(logits)
+            outputs.append(run(batch)[: len(points)].astype(np.float64))
+        found = np.concatenate(outputs)
         found[:, 0] += correction
-        return found
+        return Reading(found[:, LEVELS], found[:, RIB], found[:, OFFSET])
 
     return labels
 
