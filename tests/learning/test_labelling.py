@@ -73,6 +73,19 @@ def test_a_centre_that_is_not_hit_lies_where_the_truth_says(data):  # noqa: F811
     assert (np.max(ways, axis=0) > 1.5).all() and (np.min(ways, axis=0) < -1.5).all()
 
 
+def test_a_body_that_the_field_of_view_just_leaves_out_lies_beyond_it(monkeypatch):
+    field = np.array([0, 0, 8]), np.array([40, 40, 30])  # the first centre is 2 voxels above it
+    monkeypatch.setattr(labelling, "field_of_view", lambda *_: field)
+    beyond = 0
+    for drawn in draws(SPINE, settings(moves=False, jitter_mm=12.0)):
+        middle = middle_of(drawn, settings())
+        assert (middle >= field[0] - 1e-4).all() and (middle <= field[1] - 1 + 1e-4).all()
+        if drawn["truth"][0] == SPINE.ranks[0]:
+            np.testing.assert_allclose(middle + drawn["truth"][2:], POINTS[0], atol=1e-4)
+            beyond += 1
+    assert beyond > 30
+
+
 def test_points_lie_up_to_a_distance_from_the_nearest_centre():
     chosen = settings(moves=False, jitter_mm=12.0)
     close = dataclasses.replace(SPINE, points=POINTS[0] + np.array([[0, 0, 0], [0, 0, 5.0], [0, 0, 10.0]]))

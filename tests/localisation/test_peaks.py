@@ -132,13 +132,13 @@ def reading(count, ways=0.0):
     return Reading(np.zeros((count, 1 + MAX_RANK)), np.zeros(count), np.full((count, 3), ways))
 
 
-def test_peaks_that_lead_to_one_centre_are_one_and_stay_in_the_scan():
-    points = np.array([[10.0, 10, 8], [10, 10, 12], [10, 10, 20], [10, 10, 1]])
-    peaks = Peaks(points, AFFINE, np.array([0.9, 0.8, 0.7, 0.6]))
-    ways = np.array([[0, 0, 2.5], [0, 0, -1], [0, 1, 0], [0, 0, -3]])
+def test_peaks_that_lead_to_one_centre_are_one_and_those_out_of_the_scan_none():
+    points = np.array([[10.0, 10, 8], [10, 10, 12], [10, 10, 20], [10, 10, 1], [10, 10, 28]])
+    peaks = Peaks(points, AFFINE, np.array([0.9, 0.8, 0.7, 0.6, 0.5]))
+    ways = np.array([[0, 0, 2.5], [0, 0, -1], [0, 1, 0], [0, 0, -1.6], [0, 0, 1.4]])
     moved = moved_peaks(peaks, ways, (30, 30, 30))
-    np.testing.assert_allclose(moved.points_voxels, [[10, 10, 10.5], [10, 11, 20], [10, 10, 0]])
-    assert moved.heat.tolist() == [0.9, 0.7, 0.6]
+    np.testing.assert_allclose(moved.points_voxels, [[10, 10, 10.5], [10, 11, 20], [10, 10, 29.4]])
+    assert moved.heat.tolist() == [0.9, 0.7, 0.5]
 
 
 # Patches ---------------------------------------------------------------------------------------------

@@ -89,10 +89,13 @@ def _point(
                 return point, None
     if not count:
         return generator.uniform(*field), None
-    inside = np.flatnonzero(np.all((spine.points >= field[0]) & (spine.points < field[1]), axis=1))
-    place = int(generator.choice(inside)) if len(inside) else int(generator.integers(count))
-    reach = generator.uniform(0, settings.jitter_mm) / settings.spacing_mm
-    point = spine.points[place] + reach * _direction(generator)
+    reach = settings.jitter_mm / settings.spacing_mm
+    # Also a body whose centre the field of view just leaves out: the way to it leads out of the scan.
+    low, high = field
+    near = np.flatnonzero(np.all((spine.points > low - reach) & (spine.points < high - 1 + reach), axis=1))
+    place = int(generator.choice(near)) if len(near) else int(generator.integers(count))
+    point = spine.points[place] + generator.uniform(0, reach) * _direction(generator)
+    point = np.clip(point, low, high - 1)
     return point, int(np.linalg.norm(spine.points - point, axis=1).argmin())
 
 

@@ -34,6 +34,8 @@ MULTIPLE, MOST_VOXELS = 16, (160, 160, 192)
 OVERLAP, LEAST_WEIGHT = 24, 0.05
 #: Two peaks nearer than this are one: bodies of the upper chest are at least 15 mm apart.
 LEAST_APART_MM = 6.0
+#: The same of the centres that peaks lead to; they are nearer to one another where they are one body's.
+CENTRES_APART_MM = 9.0
 #: A whole spine has at most 25 vertebrae; three times as many candidates leave room for false ones.
 MOST_PEAKS = 80
 #: Smoothing before the search, in voxels: enough to break plateaus and the ripple between tiles.
@@ -272,18 +274,23 @@ def read_candidates(
         If the labelling network gives a number that is not finite.
     """
     peaks, sacra = find_peaks(scan.heat, least=least), find_peaks(scan.sacrum, least=least)
-    said = Reading(np.zeros((0, 1 + MAX_RANK)), np.zeros(0), np.zeros((0, 3)))
-    if len(peaks):
-        peaks = moved_peaks(peaks, labels(ct, peaks.points_voxels).ways_voxels, ct.shape)
-        said = labels(ct, peaks.points_voxels)
+    peaks = moved_peaks(peaks, _asked(labels, ct, peaks).ways_voxels, ct.shape)
+    said = _asked(labels, ct, peaks)
     levels, ribs = log_softmax(said.level_logits, axis=1), expit(said.rib_logits)
     return Candidates(peaks.points_voxels, peaks.affine, peaks.heat, levels, ribs), sacra
 
 
+def _asked(labels: PredictLabels, ct: Volume, peaks: Peaks) -> Reading:
+    """Ask what lies around peaks; nobody is asked if there is none."""
+    if len(peaks):
+        return labels(ct, peaks.points_voxels)
+    return Reading(np.zeros((0, 1 + MAX_RANK)), np.zeros(0), np.zeros((0, 3)))
+
+
 def moved_peaks(
-    peaks: Peaks, ways_voxels: np.ndarray, shape: Sequence[int], *, apart_mm: float = LEAST_APART_MM
+    peaks: Peaks, ways_voxels: np.ndarray, shape: Sequence[int], *, apart_mm: float = CENTRES_APART_MM
 ) -> Peaks:
-    """Move peaks, and leave one of those that come together.
+    """Move peaks, and leave one of those that come together, none of those that leave the scan.
 
     Parameters
     ----------
@@ -292,7 +299,7 @@ def moved_peaks(
     ways_voxels : np.ndarray, (n, 3)
         How far each is moved.
     shape : sequence of int, (3,)
-        Shape of the scan, which none leaves.
+        Shape of the scan.
     apart_mm : float
         A peak that comes nearer than this to a higher one is left out.
 
@@ -300,9 +307,11 @@ def moved_peaks(
     -------
     Peaks
     """
-    points = np.clip(peaks.points_voxels + ways_voxels, 0, np.array(shape) - 1)
+    moved = peaks.points_voxels + ways_voxels
+    inside = np.all((moved > -0.5) & (moved < np.array(shape) - 0.5), axis=1)
+    points, heat = moved[inside], peaks.heat[inside]
     kept = _far_from_higher(transform_points(points, peaks.affine, np.eye(4)), apart_mm, len(points))
-    return Peaks(points[kept], peaks.affine, peaks.heat[kept])
+    return Peaks(points[kept], peaks.affine, heat[kept])
 
 
 def patches_at(ct: Volume, points_voxels: np.ndarray, *, edge: int, outside: str) -> np.ndarray:
