@@ -269,7 +269,7 @@ class HeatmapTrainingSettings(TrainingSettings):
     chest, 15 to 18 mm apart, must stay apart."""
     anywhere_share: float = bounded(0.25, SHARE)
     """With "centres": share of crops that lie anywhere in the scan, the others around a vertebra of it."""
-    cut_share: float = bounded(0.35, SHARE)
+    cut_share: float = bounded(0.5, SHARE)
     """With "centres": share of examples that show a part of the scan alone, as one of a smaller field of view
     would."""
     cut_least_mm: tuple[float, float, float] = bounded((70.0, 70.0, 50.0), bounds.several(POSITIVE, count=3))
@@ -324,7 +324,7 @@ class LabellingTrainingSettings(TrainingSettings):
     """Share of examples around a point that is no body's centre."""
     none_least_mm: float = bounded(14.0, POSITIVE)
     """How far such a point lies from every body's centre, at least."""
-    cut_share: float = bounded(0.35, SHARE)
+    cut_share: float = bounded(0.5, SHARE)
     """Share of examples that show a part of the scan alone, as one of a smaller field of view would."""
     cut_least_mm: tuple[float, float, float] = bounded((70.0, 70.0, 50.0), bounds.several(POSITIVE, count=3))
     """Smallest such part along P, R and I, in mm."""

@@ -170,7 +170,9 @@ def field_of_view(
         return np.zeros(3, int), whole
     middle = spine.points[generator.integers(len(spine.points))]
     least = np.array(settings.cut_least_mm) / settings.spacing_mm
-    size = np.maximum(generator.uniform(least, np.maximum(whole, least)), 8)
+    # Small fields as often as large ones: those of spines are seldom as wide as a trunk.
+    size = np.exp(generator.uniform(np.log(least), np.log(np.maximum(whole, least))))
+    size = np.maximum(size, 8)
     begin = middle - generator.uniform(0.2, 0.8, 3) * size
     low = np.clip(np.floor(begin), 0, whole - 1).astype(int)
     return low, np.clip(np.ceil(begin + size).astype(int), low + 1, whole)
