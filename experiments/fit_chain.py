@@ -11,8 +11,8 @@ Writes  nothing
 How the heat of a peak and the labelling network speak for a vertebra is a logistic regression over all
 peaks; so is how heat speaks alone, as for the sacrum. The other weights are tried on a grid. A setting scores
 a point for every body that a vertebra of its chain lies on, and loses one for every vertebra on none; a scan
-without a spine that gets one costs as many points as it gets vertebrae. Real scans take no part, as they are
-reported on.
+without a spine that gets one costs as many points as it gets vertebrae. A vertebra that the end of the scan
+cuts, its centre beyond it, counts neither way. Real scans take no part, as they are reported on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment, minimize
@@ -31,23 +32,49 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.real.findings import load_localiser
 from utils.imaging.grids import transform_points
+from utils.learning.localiser import END_RADIUS_MM, beyond_the_ends
 from utils.learning.spine_cases import read_spine_data
 from utils.localisation.candidates import Candidates, localise, read_candidates
-from utils.localisation.chain import LEAST_HEAT, USUAL, ChainSettings, chain_of
+from utils.localisation.chain import LEAST_HEAT, USUAL, ChainSettings, chain_of, take
+from utils.preparation.spine_case import KnownSpine
 
 #: A peak stands for a body up to this far from its centre: half of the least distance of neighbours.
 NEAR_MM = 8.0
 #: What is tried of the other weights.
 GRID = {
-    "no_spine": (-4.0, -8.0, -12.0),
+    "no_spine": (-2.0, -4.0, -8.0),
     "step": (0.0, 0.75, 1.5),
     "skip": (-3.0, -5.0),
     "levels": (0.25, 0.5, 1.0),
 }
 
 
-def candidates_of(heatmap: Path, labelling: Path, folder: Path) -> Iterator[tuple[Candidates, np.ndarray]]:
-    """Give the peaks of each prepared scan, and its true body centres, (n, 3), in mm."""
+class HeldOut(NamedTuple):
+    """A scan that took no part in the training.
+
+    Attributes
+    ----------
+    candidates : Candidates
+        What the networks say of it.
+    bodies_mm : np.ndarray, (n, 3)
+        The true centres.
+    hidden_mm : np.ndarray, (m, 3)
+        Where vertebrae may lie that are not known, or whose centre lies beyond the scan.
+    """
+
+    candidates: Candidates
+    bodies_mm: np.ndarray
+    hidden_mm: np.ndarray
+
+    def marks(self, points_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tell which points lie on a body of their own, and which of the others are false."""
+        own = is_on_body(points_mm, self.bodies_mm)
+        away = np.linalg.norm(points_mm[:, None] - self.hidden_mm[None], axis=2)
+        return own, ~own & (away.min(axis=1, initial=np.inf) > END_RADIUS_MM)
+
+
+def candidates_of(heatmap: Path, labelling: Path, folder: Path) -> Iterator[HeldOut]:
+    """Look at each prepared scan."""
     networks = load_localiser(heatmap, labelling)
     data, bad = read_spine_data(folder)
     if bad or not data.cases:
@@ -55,10 +82,28 @@ def candidates_of(heatmap: Path, labelling: Path, folder: Path) -> Iterator[tupl
     for case in data.cases:
         ct = case.stored.mapped()
         scan = localise(ct, networks.heat, outside=networks.heatmap_outside)
-        yield (
+        hidden = hidden_points(case.spine, ct.shape, networks.heatmap_mm)
+        yield HeldOut(
             read_candidates(scan, ct, networks.labels, least=LEAST_HEAT)[0],
-            transform_points(case.spine.points, ct.affine, np.eye(4)),
+            *(transform_points(points, ct.affine, np.eye(4)) for points in (case.spine.points, hidden)),
         )
+
+
+def hidden_points(spine: KnownSpine, shape: tuple[int, ...], spacing_mm: float) -> np.ndarray:
+    """Give where vertebrae may be seen that have no point, (n, 3), in voxels.
+
+    Parameters
+    ----------
+    spine : KnownSpine
+        Where all vertebrae of the scan are known, those count whose centre lies beyond it.
+    shape : tuple of int, 3
+        Shape of the scan.
+    spacing_mm : float
+        Its spacing.
+    """
+    beyond = beyond_the_ends(dataclasses.replace(spine, is_complete=False), spacing_mm)
+    is_inside = np.all((beyond > -0.5) & (beyond < np.array(shape) - 0.5), axis=1)
+    return beyond[~is_inside] if spine.is_complete else beyond
 
 
 def is_on_body(points_mm: np.ndarray, bodies_mm: np.ndarray) -> np.ndarray:
@@ -96,10 +141,13 @@ def fit_odds(features: np.ndarray, is_body: np.ndarray) -> np.ndarray:
     return minimize(loss, np.zeros(columns.shape[1]), method="BFGS").x
 
 
-def peak_weights_of(candidates: Sequence[Candidates], is_body: np.ndarray) -> dict[str, float]:
+def peak_weights_of(scans: Sequence[HeldOut]) -> dict[str, float]:
     """Give the settings that say how a peak speaks for a vertebra, and for a sacrum, rounded."""
-    heat = np.concatenate([each.heat for each in candidates])
-    seen = np.concatenate([each.vertebra_log_odds for each in candidates])
+    marks = [scan.marks(scan.candidates.points_mm) for scan in scans]
+    known = [take(scan.candidates, np.flatnonzero(own | no)) for scan, (own, no) in zip(scans, marks)]
+    is_body = np.concatenate([own[own | no] for own, no in marks])
+    heat = np.concatenate([each.heat for each in known])
+    seen = np.concatenate([each.vertebra_log_odds for each in known])
     seen = np.clip(seen, -USUAL.vertebra_limit, USUAL.vertebra_limit)
     slope, vertebra, added = fit_odds(np.column_stack([heat, seen]), is_body)
     alone, added_alone = fit_odds(heat[:, None], is_body)
@@ -113,23 +161,23 @@ def peak_weights_of(candidates: Sequence[Candidates], is_body: np.ndarray) -> di
     return {name: round(float(weight), 2) for name, weight in weights.items()}
 
 
-def score(settings: ChainSettings, scans: Sequence[tuple[Candidates, np.ndarray]]) -> tuple[int, int]:
+def score(settings: ChainSettings, scans: Sequence[HeldOut]) -> tuple[int, int]:
     """Give bodies with a vertebra of their own, and vertebrae on none, over all scans."""
     own = false = 0
-    for candidates, bodies in scans:
-        chain = chain_of(candidates, settings)
-        found = is_on_body(chain.candidates.points_mm, bodies) if chain.has_spine else np.zeros(0, bool)
-        own, false = own + int(found.sum()), false + int((~found).sum())
+    for scan in scans:
+        chain = chain_of(scan.candidates, settings)
+        if chain.has_spine:
+            is_own, is_false = scan.marks(chain.candidates.points_mm)
+            own, false = own + int(is_own.sum()), false + int(is_false.sum())
     return own, false
 
 
 def main(heatmap: Path, labelling: Path, folder: Path) -> None:
     """Fit, and print a line for every setting that is the best so far."""
     scans = list(candidates_of(heatmap, labelling, folder))
-    on_body = [is_on_body(candidates.points_mm, bodies) for candidates, bodies in scans]
-    fitted = peak_weights_of([candidates for candidates, _ in scans], np.concatenate(on_body))
-    bodies = sum(len(each) for _, each in scans)
-    print(f"{bodies} bodies, {sum(map(len, on_body))} peaks. As it is: {score(USUAL, scans)}", flush=True)
+    fitted = peak_weights_of(scans)
+    bodies, peaks = (sum(map(len, each)) for each in zip(*((s.bodies_mm, s.candidates) for s in scans)))
+    print(f"{bodies} bodies, {peaks} peaks. As it is: {score(USUAL, scans)}", flush=True)
     best = -np.inf
     for values in itertools.product(*GRID.values()):
         weights = {**fitted, **dict(zip(GRID, values))}

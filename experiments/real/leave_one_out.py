@@ -60,7 +60,7 @@ from utils.files import sha256_of, write_text_whole
 from utils.learning.model_files import copy_model, model_file
 from utils.learning.spine_cases import spine_keys
 from utils.localisation.chain import Votes
-from utils.localisation.evidence import Anchors, ColumnVotes
+from utils.localisation.evidence import ColumnVotes
 from utils.localisation.temperature import fit_temperature
 from utils.prediction.levels import column_json, read_column
 from utils.prediction.networks import STARTER_DIR
@@ -239,17 +239,14 @@ def temperature_of(votes: Mapping[str, Votes], facts: Mapping[str, ScanFacts]) -
         Rounded to three decimals; 1 if no vertebra was found in any scan.
     """
     known = [
-        (column_votes(said), true_codes(facts[name], finding_of_votes(said)))
+        (
+            ColumnVotes(said.level_log_probabilities, said.centres_mm, said.anchors),
+            true_codes(facts[name], finding_of_votes(said)),
+        )
         for name, said in votes.items()
         if len(said.centres_mm)
     ]
     return round(fit_temperature(*map(list, zip(*known))), 3) if known else 1.0
-
-
-def column_votes(votes: Votes) -> ColumnVotes:
-    """Give what is known of a column before its levels are decided."""
-    anchors = Anchors(votes.rib_probability, votes.sacrum)
-    return ColumnVotes(votes.level_log_probabilities, votes.centres_mm, anchors)
 
 
 def expect_unseen(labelling: Path) -> None:

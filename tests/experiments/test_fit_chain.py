@@ -5,9 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.fit_chain import fit_odds, is_on_body, peak_weights_of, score
+from experiments.fit_chain import HeldOut, fit_odds, hidden_points, is_on_body, peak_weights_of, score
 from tests.localisation.simulated_spines import candidates_at, draw_candidates, draw_spine
 from utils.localisation.chain import USUAL
+from utils.preparation.spine_case import KnownSpine
+
+NOBODY = np.zeros((0, 3))
 
 
 def test_the_odds_of_a_peak_are_found_again():
@@ -21,7 +24,12 @@ def test_what_is_fitted_are_settings_of_a_chain():
     rng = np.random.default_rng(0)
     heat, seen = rng.uniform(0.1, 0.9, 5_000), rng.normal(0, 5, 5_000)
     is_body = rng.random(len(heat)) < 1 / (1 + np.exp(-8 * (heat - 0.5) - 0.7 * np.clip(seen, -6, 6)))
-    fitted = peak_weights_of([candidates_at(rng.normal(size=(5_000, 3)), heat, seen=seen)], is_body)
+    # Far apart, so that each is a body's own or nobody's; those at hidden places count for nothing.
+    points = 100.0 * np.stack([np.arange(5_000) % 100, np.arange(5_000) // 100, np.zeros(5_000)], axis=1)
+    hidden = rng.random(5_000) < 0.1
+    heat = np.where(hidden, 0.0, heat)
+    candidates = candidates_at(points, heat, seen=seen)
+    fitted = peak_weights_of([HeldOut(candidates, points[is_body & ~hidden], points[hidden])])
     assert fitted["heat_slope"] == pytest.approx(8, rel=0.15)
     assert fitted["heat_middle"] == pytest.approx(0.5, abs=0.05)
     assert fitted["vertebra_weight"] == pytest.approx(0.7, rel=0.1)
@@ -41,8 +49,20 @@ def test_a_score_counts_bodies_and_false_vertebrae():
     spine = draw_spine(np.random.default_rng(1))
     candidates, which = draw_candidates(spine, np.random.default_rng(2))
     bodies = candidates.points_mm[which >= 0]
-    own, false = score(USUAL, [(candidates, bodies)])
+    own, false = score(USUAL, [HeldOut(candidates, bodies, NOBODY)])
     assert own >= 0.9 * len(set(which[which >= 0])) and false <= 1
     nobody = candidates_at(bodies, np.full(len(bodies), 0.9))
-    assert score(USUAL, [(nobody, np.zeros((0, 3)))])[1] > 0
-    assert score(dataclasses.replace(USUAL, no_spine=-1e6), [(candidates, bodies)]) == (0, 0)
+    assert score(USUAL, [HeldOut(nobody, NOBODY, NOBODY)])[1] > 0
+    assert score(USUAL, [HeldOut(nobody, NOBODY, bodies)]) == (0, 0)
+    without = dataclasses.replace(USUAL, no_spine=-1e6)
+    assert score(without, [HeldOut(candidates, bodies, NOBODY)]) == (0, 0)
+
+
+def test_vertebrae_are_hidden_beyond_the_scan_and_where_labels_may_be_missing():
+    points = np.array([[10.0, 10, 5], [10, 10, 12], [10, 10, 19]])
+    drawn = KnownSpine((20, 21, 22), points, (False,) * 3, is_complete=True)
+    shape = (20, 20, 30)  # one more fits below, none above
+    expected = [[10, 10, -2], [10, 10, -9], [10, 10, 33]]
+    np.testing.assert_allclose(hidden_points(drawn, shape, 3.0), expected)
+    verse = dataclasses.replace(drawn, is_complete=False)
+    np.testing.assert_allclose(hidden_points(verse, shape, 3.0), [*expected[:2], [10, 10, 26], expected[2]])

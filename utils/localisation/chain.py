@@ -27,7 +27,7 @@ from utils.localisation.candidates import (
     localise,
     read_candidates,
 )
-from utils.localisation.evidence import Sacrum
+from utils.localisation.evidence import Anchors, Sacrum
 from utils.localisation.steps import typical_steps
 from utils.verse.anomalies import following_rates
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK
@@ -143,6 +143,11 @@ class Votes:
     centres_mm: np.ndarray
     sacrum: Sacrum | None = None
     temperature: float = 1.0
+
+    @property
+    def anchors(self) -> Anchors:
+        """What is read beside the levels."""
+        return Anchors(self.rib_probability, self.sacrum)
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,7 @@ def number_column(
         votes.centres_mm,
         temperature=votes.temperature,
         fixed={places[place]: code for place, code in (fixed or {}).items()},
-        anchors=Anchors(votes.rib_probability, votes.sacrum),
+        anchors=votes.anchors,
     )
     return whole.of_places(places)
 
