@@ -95,14 +95,17 @@ def test_levels_and_ribs_are_asked_at_the_centres_that_the_peaks_lead_to():
         levels = np.zeros((len(points), 1 + MAX_RANK))
         levels[points[:, 2] < 13, 19], levels[points[:, 2] > 13, 21] = 5, 5  # T12 above, L1 below
         levels[:, 0] = 2.0
-        return Reading(levels, points[:, 2] - 10, np.full((len(points), 3), [1.0, 0.5, 0.0]))
+        way = [1.0, 0.5, 0.0] if len(asked) == 1 else [0.25, 0.0, 0.0]
+        return Reading(levels, points[:, 2] - 10, np.full((len(points), 3), way))
 
     scan, ct = scan_of(([[10, 12, 8], [12, 12, 18]], [0.9, 0.7]), ([[14, 12, 30]], [0.8]))
     vertebrae, sacra = read_candidates(scan, ct, labels, least=0.2)
     np.testing.assert_allclose(
-        asked, [[[10, 12, 8], [12, 12, 18]], [[11, 12.5, 8], [13, 12.5, 18]]], atol=0.1
+        asked,
+        [[[x, y, 8], [x + 2, y, 18]] for x, y in ((10, 12), (11, 12.5), (11.25, 12.5))],
+        atol=0.1,
     )
-    np.testing.assert_allclose(vertebrae.points_voxels, asked[1])
+    np.testing.assert_allclose(vertebrae.points_voxels, asked[2])
     assert vertebrae.level_log_probabilities.argmax(axis=1).tolist() == [19, 21]
     np.testing.assert_allclose(np.exp(vertebrae.level_log_probabilities).sum(axis=1), 1)
     np.testing.assert_allclose(vertebrae.rib_probability, 1 / (1 + np.exp([2, -8])), atol=0.01)

@@ -21,7 +21,7 @@ from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import draw_labelling_example
 from utils.learning.localiser import draw_localiser_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData
-from utils.learning.spine_cases import SpineData
+from utils.learning.spine_cases import SpineCase, SpineData
 from utils.learning.vertebrae import block_length, draw_kind, draw_patch
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
 from utils.synthetic.appearance import Appearance, draw_appearance
@@ -85,9 +85,11 @@ def localiser_dataset(data: SpineData, settings: HeatmapTrainingSettings, *, tra
         Batches, all of one length, of what `draw_localiser_example` gives, "ct_hu", the block laid flat, and
         "weight" float32 (batch,).
     """
-    return _spine_dataset(
-        data, draw_localiser_example, settings.crop_voxels, settings=settings, training=training
-    )
+
+    def draw(generator: np.random.Generator | None, case: SpineCase) -> Example:
+        return draw_localiser_example(generator, case.spine, case.shape, settings=settings)
+
+    return _spine_dataset(data, draw, settings.crop_voxels, settings=settings, training=training)
 
 
 def labelling_dataset(
@@ -110,13 +112,16 @@ def labelling_dataset(
         Batches, all of one length, of what `draw_labelling_example` gives, "ct_hu", the block laid flat, and
         "weight" float32 (batch,).
     """
-    patch = (settings.patch_voxels,) * 3
-    return _spine_dataset(data, draw_labelling_example, patch, settings=settings, training=training)
+
+    def draw(generator: np.random.Generator | None, case: SpineCase) -> Example:
+        return draw_labelling_example(generator, case.spine, data.ct_hu(case), settings=settings)
+
+    return _spine_dataset(data, draw, (settings.patch_voxels,) * 3, settings=settings, training=training)
 
 
 def _spine_dataset(
     data: SpineData,
-    draw: Callable[..., Example],
+    draw: Callable[[np.random.Generator | None, SpineCase], Example],
     shown: tuple[int, int, int],
     *,
     settings: HeatmapTrainingSettings | LabellingTrainingSettings,
@@ -124,7 +129,7 @@ def _spine_dataset(
 ) -> EpochDataset:
     def example(item: int, generator: np.random.Generator | None) -> Example:
         case = data.cases[item]
-        drawn = draw(generator, case.spine, case.shape, settings=settings)
+        drawn = draw(generator, case)
         return {"ct_hu": data.block(case, drawn.pop("begin"), drawn.pop("end")), **drawn}
 
     def collate_blocks(examples: list[Example]) -> Example:

@@ -29,6 +29,8 @@ _NONE_KINDS = (0.25, 0.3, 0.1, 0.35)
 #: How far from a body's centre points near it are drawn, and how far those between bodies, or in the sacrum,
 #: spread, in mm.
 _NEAR_MM, _SPREAD_MM = 50.0, 4.0
+#: A point anywhere is the brightest of up to this power of 2.
+_MOST_DOUBLINGS = 6
 #: Points are drawn anew so often where they lie too near to a body; then the example is a vertebra.
 _TRIES = 20
 
@@ -36,7 +38,7 @@ _TRIES = 20
 def draw_labelling_example(
     generator: np.random.Generator | None,
     spine: KnownSpine,
-    shape: tuple[int, int, int],
+    ct_hu: np.ndarray,
     *,
     settings: LabellingTrainingSettings,
 ) -> dict[str, np.ndarray]:
@@ -48,8 +50,8 @@ def draw_labelling_example(
         Source of randomness; None shows the middle vertebra, or the middle of a scan without one.
     spine : KnownSpine
         What is known of the scan.
-    shape : tuple of int, 3
-        Shape of the scan.
+    ct_hu : np.ndarray of int, (P, R, I)
+        The scan, of which a few voxels are looked at.
     settings : LabellingTrainingSettings
         Patch, shares and augmentation.
 
@@ -61,8 +63,8 @@ def draw_labelling_example(
         and those of `Augmentation.of_intensities`.
     """
     drawn = augment.draw_augmentation(generator, settings.augmentation)
-    field = field_of_view(generator, spine, shape, settings)
-    point, place = _point(generator, spine, field, settings)
+    field = field_of_view(generator, spine, ct_hu.shape, settings)
+    point, place = _point(generator, spine, field, ct_hu, settings)
     patch = (settings.patch_voxels,) * 3
     translation = point - drawn.matrix @ ((np.array(patch) - 1) / 2)
     return {
@@ -76,6 +78,7 @@ def _point(
     generator: np.random.Generator | None,
     spine: KnownSpine,
     field: tuple[np.ndarray, np.ndarray],
+    ct_hu: np.ndarray,
     settings: LabellingTrainingSettings,
 ) -> tuple[np.ndarray, int | None]:
     """Draw what the middle of a patch shows: a point in the scan's voxels, and the place of its vertebra."""
@@ -84,11 +87,11 @@ def _point(
         return (spine.points[count // 2], count // 2) if count else (np.add(*field) / 2, None)
     if not count or generator.random() < settings.none_share:
         for _ in range(_TRIES):
-            point = _draw_none(generator, spine, field, settings.spacing_mm)
+            point = _draw_none(generator, spine, field, ct_hu, settings.spacing_mm)
             if is_none(point, spine, settings):
                 return point, None
     if not count:
-        return generator.uniform(*field), None
+        return _anywhere(generator, field, ct_hu), None
     reach = settings.jitter_mm / settings.spacing_mm
     # Also a body whose centre the field of view just leaves out: the way to it leads out of the scan.
     low, high = field
@@ -116,6 +119,7 @@ def _draw_none(
     generator: np.random.Generator,
     spine: KnownSpine,
     field: tuple[np.ndarray, np.ndarray],
+    ct_hu: np.ndarray,
     spacing_mm: float,
 ) -> np.ndarray:
     """Draw a point that may be no body's centre; a kind that the scan does not have is one anywhere."""
@@ -129,7 +133,17 @@ def _draw_none(
     if kind == _BETWEEN and len(spine.points) > 1:
         upper = int(generator.integers(len(spine.points) - 1))
         return spine.points[upper : upper + 2].mean(axis=0) + spread
-    return generator.uniform(*field)
+    return _anywhere(generator, field, ct_hu)
+
+
+def _anywhere(
+    generator: np.random.Generator, field: tuple[np.ndarray, np.ndarray], ct_hu: np.ndarray
+) -> np.ndarray:
+    """Draw a point of a field of view, the brightest of a few: what passes for a vertebra is mostly bone."""
+    count = 2 ** int(generator.integers(_MOST_DOUBLINGS + 1))
+    points = generator.uniform(*field, (count, 3))
+    voxels = np.minimum(points, np.array(ct_hu.shape) - 1).astype(int)
+    return points[ct_hu[tuple(voxels.T)].argmax()]
 
 
 def is_none(point: np.ndarray, spine: KnownSpine, settings: LabellingTrainingSettings) -> bool:

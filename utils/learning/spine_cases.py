@@ -66,9 +66,13 @@ class SpineData:
         """Number of scans."""
         return len(self.cases)
 
+    def ct_hu(self, case: SpineCase) -> np.ndarray:
+        """Give a view (P, R, I) of the CT of a case."""
+        return self._mapped.get(case.key, case.stored.mapped).data
+
     def block(self, case: SpineCase, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Give a view (P, R, I) of the CT of a case, from voxel `begin` up to, not including, `end`."""
-        return self._mapped.get(case.key, case.stored.mapped).data[box_between(begin, end)]
+        return self.ct_hu(case)[box_between(begin, end)]
 
 
 def spine_keys(folder: Path) -> list[str]:

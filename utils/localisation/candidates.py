@@ -36,6 +36,8 @@ OVERLAP, LEAST_WEIGHT = 24, 0.05
 LEAST_APART_MM = 6.0
 #: The same of the centres that peaks lead to; they are nearer to one another where they are one body's.
 CENTRES_APART_MM = 9.0
+#: So often a peak is moved: where the way to a centre is long, the first one leads near it, the next to it.
+MOVES = 2
 #: A whole spine has at most 25 vertebrae; three times as many candidates leave room for false ones.
 MOST_PEAKS = 80
 #: Smoothing before the search, in voxels: enough to break plateaus and the ripple between tiles.
@@ -274,7 +276,8 @@ def read_candidates(
         If the labelling network gives a number that is not finite.
     """
     peaks, sacra = find_peaks(scan.heat, least=least), find_peaks(scan.sacrum, least=least)
-    peaks = moved_peaks(peaks, _asked(labels, ct, peaks).ways_voxels, ct.shape)
+    for _ in range(MOVES):
+        peaks = moved_peaks(peaks, _asked(labels, ct, peaks).ways_voxels, ct.shape)
     said = _asked(labels, ct, peaks)
     levels, ribs = log_softmax(said.level_logits, axis=1), expit(said.rib_logits)
     return Candidates(peaks.points_voxels, peaks.affine, peaks.heat, levels, ribs), sacra
