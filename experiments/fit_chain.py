@@ -34,7 +34,7 @@ from experiments.real.findings import load_localiser
 from utils.imaging.grids import transform_points
 from utils.learning.localiser import END_RADIUS_MM, beyond_the_ends
 from utils.learning.spine_cases import read_spine_data
-from utils.localisation.candidates import Candidates, localise, read_candidates
+from utils.localisation.candidates import Candidates, Peaks, localise, read_candidates
 from utils.localisation.chain import LEAST_HEAT, USUAL, ChainSettings, chain_of, take
 from utils.preparation.spine_case import KnownSpine
 
@@ -56,19 +56,25 @@ class HeldOut(NamedTuple):
     ----------
     candidates : Candidates
         What the networks say of it.
+    sacra : Peaks
+        Candidates for the centre of S1.
     bodies_mm : np.ndarray, (n, 3)
         The true centres.
+    codes : tuple of int
+        Their levels.
     hidden_mm : np.ndarray, (m, 3)
         Where vertebrae may lie that are not known, or whose centre lies beyond the scan.
     """
 
     candidates: Candidates
+    sacra: Peaks
     bodies_mm: np.ndarray
+    codes: tuple[int, ...]
     hidden_mm: np.ndarray
 
     def marks(self, points_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tell which points lie on a body of their own, and which of the others are false."""
-        own = is_on_body(points_mm, self.bodies_mm)
+        own = body_of(points_mm, self.bodies_mm) >= 0
         away = np.linalg.norm(points_mm[:, None] - self.hidden_mm[None], axis=2)
         return own, ~own & (away.min(axis=1, initial=np.inf) > END_RADIUS_MM)
 
@@ -83,10 +89,11 @@ def candidates_of(heatmap: Path, labelling: Path, folder: Path) -> Iterator[Held
         ct = case.stored.mapped()
         scan = localise(ct, networks.heat, outside=networks.heatmap_outside)
         hidden = hidden_points(case.spine, ct.shape, networks.heatmap_mm)
-        yield HeldOut(
-            read_candidates(scan, ct, networks.labels, least=LEAST_HEAT)[0],
-            *(transform_points(points, ct.affine, np.eye(4)) for points in (case.spine.points, hidden)),
+        found = read_candidates(scan, ct, networks.labels, least=LEAST_HEAT)
+        bodies, hidden = (
+            transform_points(points, ct.affine, np.eye(4)) for points in (case.spine.points, hidden)
         )
+        yield HeldOut(*found, bodies, case.spine.codes, hidden)
 
 
 def hidden_points(spine: KnownSpine, shape: tuple[int, ...], spacing_mm: float) -> np.ndarray:
@@ -106,14 +113,14 @@ def hidden_points(spine: KnownSpine, shape: tuple[int, ...], spacing_mm: float) 
     return beyond[~is_inside] if spine.is_complete else beyond
 
 
-def is_on_body(points_mm: np.ndarray, bodies_mm: np.ndarray) -> np.ndarray:
-    """Tell which points stand for a body of their own, one to one, (n,)."""
-    found = np.zeros(len(points_mm), bool)
+def body_of(points_mm: np.ndarray, bodies_mm: np.ndarray) -> np.ndarray:
+    """Give the place of the body that each point stands for, one to one, -1 for none, (n,)."""
+    places = np.full(len(points_mm), -1)
     if len(points_mm) and len(bodies_mm):
         distance = np.linalg.norm(points_mm[:, None] - bodies_mm[None], axis=2)
         rows, columns = linear_sum_assignment(np.minimum(distance, 2 * NEAR_MM))
-        found[rows] = distance[rows, columns] < NEAR_MM
-    return found
+        places[rows] = np.where(distance[rows, columns] < NEAR_MM, columns, -1)
+    return places
 
 
 def fit_odds(features: np.ndarray, is_body: np.ndarray) -> np.ndarray:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.real.facts import read_facts
-from experiments.real.folds import ORGANS
-from experiments.starter import ON_DRAWN, Recipe, all_steps, main, recipe_from_command_line
+from experiments.starter import Recipe, all_steps, main, recipe_from_command_line
 from experiments.steps import PROJECT
 from utils.command_line import settings_from_command_line
 from utils.settings import (
@@ -27,25 +25,8 @@ SCRIPTS = {
 }
 #: The trainings: script, preset, options.
 TRAINED = [
-    (
-        "train_heatmap.py",
-        "starter",
-        "--crop-voxels 32 32 48 --batch-size 4 --epochs 80 --examples-per-epoch 400 --validate-every 10 "
-        "--learning-rate 2e-3 --final-learning-rate 2e-4 --seed 0",
-    ),
-    (
-        "train_heatmap.py",
-        "starter",
-        "--epochs 8 --examples-per-epoch 50 --validate-every 4 --learning-rate 5e-4 "
-        "--final-learning-rate 3e-5 --seed 1",
-    ),
-    ("train_labelling.py", "starter", ""),
-    (
-        "train_heatmap.py",
-        "starter",
-        "--epochs 6 --examples-per-epoch 40 --validate-every 6 --origins 0 0.5 0.5 --learning-rate 3e-4 "
-        "--final-learning-rate 3e-5 --seed 1",
-    ),
+    ("train_heatmap.py", "starter", "--origins 0.2 0.8 0 --precision float32"),
+    ("train_labelling.py", "starter", "--origins 0.2 0.8 0"),
     ("train_segmentation.py", "small", "--epochs 40 --examples-per-epoch 160"),
     (
         "train_segmentation.py",
@@ -61,24 +42,16 @@ TRAINED = [
     ("train_segmentation.py", "starter", ""),
 ]
 MODELS = Path("s", "work", "models")
-RARE, REAL, MASK, KNOWN, TRUNKS = (
-    ["sub-half*", "sub-rare*"],
-    "sub-real-*",
-    "sub-mask-*",
-    "real-*",
-    "drawn-trunk-*",
-)
+RARE, REAL, MASK = ["sub-half*", "sub-rare*"], "sub-real-*", "sub-mask-*"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with masks and CTs, and all that the facts name below `shared`."""
+    """A folder with masks and CTs."""
     for name in ("sub-verse014", "sub-gl003_dir-ax", "chest", "abdomen"):
         for end in ("seg-vert_msk", "ct"):
             touch(tmp_path / "data" / name / f"{name}_{end}.nii.gz")
     (tmp_path / "data" / "abdomen" / "abdomen_ct.nii.gz").unlink()
-    for path in (*(facts.ct for facts in read_facts().values()), *ORGANS):
-        touch(tmp_path / "shared" / path)
     return tmp_path
 
 
@@ -88,7 +61,7 @@ def touch(path: Path) -> None:
 
 
 def lines_of(folder: Path, **changes) -> list[str]:
-    places = {"data": folder / "data", "shared": folder / "shared", "folder": Path("s")}
+    places = {"data": folder / "data", "folder": Path("s")}
     recipe = Recipe(**{**places, **changes})
     return [str(step).removeprefix("python ") for step in all_steps(recipe)]
 
@@ -128,10 +101,8 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
         for words in trainings_of(lines_of(folder))
     ]
     assert found == [
-        (["heatmap-small-crops"], [*RARE, REAL, KNOWN, TRUNKS], []),
-        (["heatmap-drawn"], [*RARE, REAL, KNOWN, TRUNKS], [str(MODELS / "heatmap-small-crops")]),
-        (["labelling"], [*RARE, REAL, KNOWN, TRUNKS], []),
-        (["heatmap"], [*RARE, REAL], [str(MODELS / "heatmap-drawn")]),
+        (["heatmap"], [*RARE, REAL], []),
+        (["labelling"], [*RARE, REAL], []),
         (["segmentation-phantoms"], [*RARE, REAL, MASK], []),
         (["segmentation-drawn"], [REAL], [str(MODELS / "segmentation-phantoms")]),
         (["segmentation-turned"], [REAL], [str(MODELS / "segmentation-drawn")]),
@@ -142,12 +113,12 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
 def test_the_command_lines_are_those_of_the_scripts(folder):
     lines = lines_of(folder, options=("--precision", "bfloat16"))
     settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
-    assert [chosen.seed for chosen in settings] == [0, 1, 0, 1, 0, 1, 2, 0]
-    assert [chosen.epochs for chosen in settings] == [80, 8, 30, 6, 40, 60, 28, 12]
-    assert [chosen.precision for chosen in settings] == [*["bfloat16"] * 4, "auto", *["bfloat16"] * 3]
-    assert len({chosen.name for chosen in settings}) == 8
-    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 4 + [2.0] * 4
-    assert {settings[place].target for place in (0, 1, 3)} == {"centres"}
+    assert [chosen.seed for chosen in settings] == [0, 0, 0, 1, 2, 0]
+    assert [chosen.epochs for chosen in settings] == [100, 60, 40, 60, 28, 12]
+    assert [chosen.precision for chosen in settings] == ["float32", "bfloat16", "auto", *["bfloat16"] * 3]
+    assert len({chosen.name for chosen in settings}) == 6
+    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 4
+    assert settings[0].target == "centres"
 
 
 # The data
@@ -177,34 +148,34 @@ def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
     assert not any("gl003" in line for line in lines)
 
 
-def test_scans_and_trunks_are_drawn(folder):
+def test_scans_are_drawn(folder):
     (line,) = [line for line in lines_of(folder) if line.startswith("pre_processing_heatmap.py")]
     words = shlex.split(line)
     settings = settings_from_command_line(SCRIPTS[words[0]], words[1:])
-    assert settings.drawn == (1500, 40) and settings.trunks == 240
-    assert settings.organs == tuple(folder / "shared" / path for path in ORGANS)
+    assert settings.drawn == (1500, 40) and settings.trunks == 0
 
 
 def test_the_steps_stand_in_their_order(folder):
     scripts = [line.split()[0] for line in lines_of(folder)]
     assert scripts == [
         *["get_verse_data.py"] * 7,
-        *("pre_processing_heatmap.py", "experiments/real/prepare.py", "pre_processing_segmentation.py"),
-        *(script for script, _, _ in TRAINED),
-        *("copy", "copy", "experiments/average.py", "experiments/real/leave_one_out.py"),
+        *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
+        *("train_heatmap.py", "train_labelling.py", "experiments/fit_temperature.py"),
+        *["train_segmentation.py"] * 4,
+        *("copy", "copy", "experiments/average.py"),
     ]
 
 
 def test_what_is_shipped(folder):
-    assert lines_of(folder, options=("--precision", "bfloat16"))[-4:] == [
+    lines = lines_of(folder, options=("--precision", "bfloat16"))
+    assert lines[-3:] == [
         f"copy the network of {MODELS}/heatmap to s/shipped/heatmap",
         f"copy the network of {MODELS}/labelling to s/shipped/labelling",
         f"experiments/average.py {MODELS}/segmentation-turned {MODELS}/segmentation-real "
         "--shares 3 1 --output s/shipped/segmentation",
-        f"experiments/real/leave_one_out.py --shared {folder}/shared --work-dir s/work --base heatmap-drawn "
-        "--segmentation s/shipped/segmentation --labelling s/shipped/labelling "
-        "--options --precision bfloat16",
     ]
+    fit = f"experiments/fit_temperature.py {MODELS}/heatmap {MODELS}/labelling s/work/heatmap/3mm/validation"
+    assert fit in lines
 
 
 @pytest.mark.parametrize("kind, pattern", [("ct", MASK), ("none", REAL)])
@@ -218,27 +189,6 @@ def test_patterns_are_given_for_cases_that_are_there(folder, kind, pattern):
     assert excluded["segmentation-phantoms"] == [*RARE, pattern]
     # A mask alone is not prepared for the heatmap network.
     assert excluded["heatmap"] == RARE + [REAL] * (pattern == REAL)
-
-
-def test_without_organs_no_trunk_is_drawn_or_excluded(folder, capsys):
-    (folder / "shared" / ORGANS[1]).unlink()
-    lines = lines_of(folder)
-    assert any("--drawn 1500 40" in line for line in lines)
-    assert not any("--trunks" in line or TRUNKS in line for line in lines)
-    places = (folder / "data", folder / "shared", Path("s"))
-    assert main(Recipe(*places), dry_run=True) == 0
-    assert "shared: done without real-ct/chest-total, not there." in capsys.readouterr().out
-
-
-def test_without_real_scans_the_network_for_drawn_ones_is_shipped(folder, capsys):
-    absent = folder / "absent"
-    lines = lines_of(folder, shared=absent)
-    assert not any("experiments/real" in line for line in lines)
-    assert [name for name in excluded_of(lines) if name.startswith("heatmap")] == list(ON_DRAWN)
-    assert f"copy the network of {MODELS}/heatmap-drawn to s/shipped/heatmap" in lines
-    assert main(Recipe(folder / "data", absent), dry_run=True) == 0
-    said = capsys.readouterr().out.splitlines()[0]
-    assert said.startswith(f"{absent}: done without data/other-ct/chest_ct.nii.gz, ")
 
 
 def test_no_mask_at_all_is_one_line(tmp_path, capsys):
@@ -256,25 +206,10 @@ def test_a_fold_leaves_its_case_out(folder):
     excluded, fold = excluded_of(lines), "-without-abdomen-chest"
     assert excluded[f"segmentation-real{fold}"] == ["sub-mask-abdomen", "sub-real-chest"]
     assert excluded["segmentation-drawn-without-abdomen"] == [REAL, "sub-mask-abdomen"]
-    patients = ["real-chest_ct", "real-abdomen_ct", TRUNKS]
-    assert excluded["heatmap-without-chest_ct-abdomen_ct"] == [*RARE, REAL, *patients]
-    assert lines[-3].endswith("-without-chest_ct-abdomen_ct to s/shipped-without-chest-abdomen/heatmap")
-    assert lines[-2].endswith("/labelling to s/shipped-without-chest-abdomen/labelling")
-    assert excluded["labelling"] == [*RARE, REAL, KNOWN, TRUNKS]  # it sees no real scan in any fold
-    assert not any("leave_one_out" in line for line in lines)
-
-
-@pytest.mark.parametrize("name", ["chest", "chest_ct"])
-def test_a_patient_has_the_name_of_the_data_or_of_the_facts(folder, name):
-    excluded = excluded_of(lines_of(folder, without=(name,)))
-    assert excluded["segmentation-real-without-chest"] == ["sub-real-chest"]
-    assert excluded["heatmap-without-chest_ct"] == [*RARE, REAL, "real-chest_ct", TRUNKS]
-
-
-def test_a_scan_without_a_mask_is_left_out_of_the_heatmap_network_alone(folder):
-    whole, fold = (excluded_of(lines_of(folder, without=names)) for names in ((), ("lidc0293",)))
-    assert fold.pop("heatmap-without-lidc0293") == [*RARE, REAL, "real-lidc0293"]
-    assert fold.items() <= whole.items() and set(whole) - set(fold) == {"heatmap"}
+    for name, line in zip(("heatmap", "labelling"), lines[-3:]):
+        assert line.endswith(
+            f"{MODELS}/{name} to s/shipped{fold}/{name}"
+        )  # they see no real scan in any fold
 
 
 @pytest.mark.parametrize(
@@ -286,7 +221,7 @@ def test_folds_share_what_is_drawn_unless_they_leave_out_a_mask_alone(folder, wi
         {value_of(words, "--name")[0]: words for words in trainings_of(lines_of(folder, without=names))}
         for names in ((), without)
     )
-    assert name in fold and fold["heatmap-drawn"] == whole["heatmap-drawn"]
+    assert name in fold and fold["heatmap"] == whole["heatmap"]
     assert all(fold[shared] == whole[shared] for shared in fold.keys() & whole.keys())
     assert value_of(fold[name.replace("drawn", "turned")], "--start-from") == [f"{MODELS}/{name}"]
 
@@ -294,7 +229,7 @@ def test_folds_share_what_is_drawn_unless_they_leave_out_a_mask_alone(folder, wi
 def test_a_case_to_leave_out_must_be_there(folder, capsys):
     assert main(Recipe(data=folder / "data", without=("chset",)), dry_run=True) == 1
     said = capsys.readouterr()
-    assert "found no chset" in said.err and "(abdomen, abdomen_ct, chest, " in said.err
+    assert "found no chset" in said.err and "(abdomen, chest, sub-verse014)" in said.err
     assert said.err.count("\n") == 1 and "get_verse_data.py" not in said.out
 
 
@@ -307,13 +242,12 @@ def test_options_are_the_last_and_may_be_one_word():
             ["--data", "d", "--without", "a", "b", "--options", *words]
         )
         options = {"without": ("a", "b"), "options": ("--precision", "bfloat16")}
-        assert recipe == Recipe(Path("d"), Path("../shared"), **options)
+        assert recipe == Recipe(Path("d"), **options)
         assert not dry_run
 
 
 def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
-    places = ["--data", str(folder / "data"), "--shared", str(folder / "shared")]
-    command = [sys.executable, "experiments/starter.py", *places, "--dry-run"]
+    command = [sys.executable, "experiments/starter.py", "--data", str(folder / "data"), "--dry-run"]
     ran = subprocess.run(
         [*command, "--folder", str(tmp_path / "made")],
         cwd=PROJECT,
@@ -323,5 +257,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 22 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 19 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()

@@ -18,7 +18,6 @@ def tiny_recipe(data: Path, folder: Path) -> Recipe:
     """Give the recipe with all its trainings, each of two steps."""
     return Recipe(
         data,
-        data / "nothing",
         folder,
         natural=((2, 1, 0), None, 0),
         rare_levels=(((1, 0, 0), "half", 3001), ((1, 0, 0), "rare", 3003)),
