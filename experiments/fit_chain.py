@@ -1,11 +1,11 @@
 """Fit what a chain of peaks is weighed with (`ChainSettings`), on drawn scans that were held out of training.
 
 Command python experiments/fit_chain.py MODELS/heatmap-drawn MODELS/labelling HEATMAP/3mm/validation
-Time    about five minutes on two CPU cores for 40 scans
+Time    about ten minutes on two CPU cores for 40 scans and 60 without a spine
 Result  prints the settings that found most; they are entered by hand in utils/localisation/chain.py
 
-Reads   model directories of train_heatmap.py and train_labelling.py, and prepared scans with and without a
-        spine
+Reads   model directories of train_heatmap.py and train_labelling.py, and prepared scans; scans without a
+        spine are drawn beside them
 Writes  nothing
 
 How the heat of a peak and the labelling network speak for a vertebra is a logistic regression over all
@@ -32,14 +32,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.real.findings import load_localiser
 from utils.imaging.grids import transform_points
+from utils.imaging.resampling import working_ct
+from utils.imaging.volume import Volume
 from utils.learning.localiser import END_RADIUS_MM, beyond_the_ends
 from utils.learning.spine_cases import read_spine_data
 from utils.localisation.candidates import Candidates, Peaks, localise, read_candidates
 from utils.localisation.chain import LEAST_HEAT, USUAL, ChainSettings, chain_of, take
+from utils.prediction.networks import Networks
 from utils.preparation.spine_case import KnownSpine
+from utils.synthetic.no_spine import NO_SPINE_KINDS, draw_no_spine
 
 #: A peak stands for a body up to this far from its centre: half of the least distance of neighbours.
 NEAR_MM = 8.0
+#: Seed of the scans without a spine, which no other experiment draws, and how many there are of each kind.
+SEED, OF_A_KIND = 9103, 10
 #: What is tried of the other weights.
 GRID = {
     "no_spine": (-2.0, -4.0, -8.0),
@@ -87,13 +93,26 @@ def candidates_of(heatmap: Path, labelling: Path, folder: Path) -> Iterator[Held
         raise ValueError(bad[0] if bad else f"{folder}: expected prepared scans, found none.")
     for case in data.cases:
         ct = case.stored.mapped()
-        scan = localise(ct, networks.heat, outside=networks.heatmap_outside)
         hidden = hidden_points(case.spine, ct.shape, networks.heatmap_mm)
-        found = read_candidates(scan, ct, networks.labels, least=LEAST_HEAT)
         bodies, hidden = (
             transform_points(points, ct.affine, np.eye(4)) for points in (case.spine.points, hidden)
         )
-        yield HeldOut(*found, bodies, case.spine.codes, hidden)
+        yield HeldOut(*_look(ct, networks), bodies, case.spine.codes, hidden)
+
+
+def without_spine(heatmap: Path, labelling: Path, *, of_a_kind: int = OF_A_KIND) -> Iterator[HeldOut]:
+    """Draw scans of each kind without a spine, and look at them."""
+    networks, nobody = load_localiser(heatmap, labelling), np.zeros((0, 3))
+    for kind in NO_SPINE_KINDS:
+        for number in range(of_a_kind):
+            drawn = draw_no_spine(SEED, number, kind=kind)
+            ct = working_ct(Volume(drawn.ct, drawn.affine), networks.heatmap_mm)
+            yield HeldOut(*_look(ct, networks), nobody, (), nobody)
+
+
+def _look(ct: Volume, networks: Networks) -> tuple[Candidates, Peaks]:
+    scan = localise(ct, networks.heat, outside=networks.heatmap_outside)
+    return read_candidates(scan, ct, networks.labels, least=LEAST_HEAT)
 
 
 def hidden_points(spine: KnownSpine, shape: tuple[int, ...], spacing_mm: float) -> np.ndarray:
@@ -181,7 +200,7 @@ def score(settings: ChainSettings, scans: Sequence[HeldOut]) -> tuple[int, int]:
 
 def main(heatmap: Path, labelling: Path, folder: Path) -> None:
     """Fit, and print a line for every setting that is the best so far."""
-    scans = list(candidates_of(heatmap, labelling, folder))
+    scans = [*candidates_of(heatmap, labelling, folder), *without_spine(heatmap, labelling)]
     fitted = peak_weights_of(scans)
     bodies, peaks = (sum(map(len, each)) for each in zip(*((s.bodies_mm, s.candidates) for s in scans)))
     print(f"{bodies} bodies, {peaks} peaks. As it is: {score(USUAL, scans)}", flush=True)

@@ -35,7 +35,7 @@ from utils.verse.labels import LEVEL_NAMES, MAX_RANK
 #: Share of steps that spread more than the table says, and how much more.
 ODD_STEPS, ODD_SPREAD = 0.05, 2.5
 #: Peaks of less heat are noise; the chain decides about all others.
-LEAST_HEAT = 0.2
+LEAST_HEAT = 0.3
 #: A first sacral body is not nearer than this to the vertebra above it, nor farther, in steps of L5, and its
 #: direction is not farther from the vertical, in degrees (a sacrum may be nearly horizontal).
 SACRUM_STEPS, SACRUM_TILT_DEGREES, SACRUM_SPREAD = (0.6, 1.6), 75.0, 0.2
