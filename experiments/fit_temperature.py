@@ -1,12 +1,16 @@
-"""Fit how far the levels that a labelling network reads may be trusted, on drawn scans held out of training.
+"""Fit how far the levels that a labelling network reads may be trusted, on scans held out of its training.
 
 Command python experiments/fit_temperature.py MODELS/heatmap MODELS/labelling HEATMAP/3mm/validation
+        python experiments/fit_temperature.py HEATMAP LABELLING FOLDER --keys "real-*" --also STAGE
 Time    a minute on two CPU cores for 40 scans
 Result  the temperature stands in the settings of the labelling network, and is printed with the share of
         scans whose true sequence is among those stated with 95 %
 
 Reads   model directories of train_heatmap.py and train_labelling.py, and prepared scans
 Writes  the temperature into the settings of the labelling network; all else stays
+
+On few scans one network is right or wrong by chance. What others say of them, such as those of earlier stages
+of the training (--also), is fitted with it.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -74,14 +78,15 @@ def write_temperature(directory: Path, temperature: float) -> None:
     write_text_whole(directory / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
 
-def main(heatmap: Path, labelling: Path, folder: Path) -> None:
+def main(heatmap: Path, labelling: Path, folder: Path, *, keys: str, also: Sequence[Path]) -> None:
     """Fit, write and print."""
-    votes, truths = votes_and_truths(candidates_of(heatmap, labelling, folder))
+    scans = (scan for each in (labelling, *also) for scan in candidates_of(heatmap, each, folder, keys=keys))
+    votes, truths = votes_and_truths(scans)
     temperature = fitted_temperature(votes, truths)
     write_temperature(labelling, temperature)
     share, size = coverage(votes, truths, temperature)
     print(f"{labelling}: temperature {temperature:g}.")
-    print(f"Of {len(votes)} scans {share:.0%} have their true sequence in a set, of {size:.1f} on average.")
+    print(f"Of {len(votes)} readings {share:.0%} have the truth in their set, of {size:.1f} on average.")
 
 
 if __name__ == "__main__":
@@ -91,5 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("heatmap", type=Path, help="model directory")
     parser.add_argument("labelling", type=Path, help="model directory, which receives the temperature")
     parser.add_argument("folder", type=Path, help="prepared scans")
+    parser.add_argument("--keys", default="*", help="pattern of the scans that count")
+    parser.add_argument("--also", type=Path, nargs="+", default=(), help="further labelling networks")
     chosen = parser.parse_args()
-    main(chosen.heatmap, chosen.labelling, chosen.folder)
+    main(chosen.heatmap, chosen.labelling, chosen.folder, keys=chosen.keys, also=chosen.also)

@@ -3,9 +3,8 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
-from experiments.fit_chain import HeldOut, body_of, fit_odds, hidden_points, peak_weights_of, score
+from experiments.fit_chain import HeldOut, body_of, hidden_points, score
 from tests.localisation.simulated_spines import candidates_at, draw_candidates, draw_spine
 from utils.localisation.candidates import Peaks
 from utils.localisation.chain import USUAL
@@ -18,31 +17,6 @@ def held_out(candidates, bodies_mm, hidden_mm=NOBODY):
     """A scan whose levels do not matter."""
     sacra = Peaks(NOBODY, np.eye(4), np.zeros(0))
     return HeldOut(candidates, sacra, bodies_mm, (20,) * len(bodies_mm), hidden_mm)
-
-
-def test_the_odds_of_a_peak_are_found_again():
-    rng = np.random.default_rng(0)
-    features = np.column_stack([rng.uniform(0.1, 0.9, 20_000), rng.uniform(-6, 6, 20_000)])
-    is_body = rng.random(len(features)) < 1 / (1 + np.exp(4 - features @ [9, 0.5]))
-    np.testing.assert_allclose(fit_odds(features, is_body), [9, 0.5, -4], rtol=0.1)
-
-
-def test_what_is_fitted_are_settings_of_a_chain():
-    rng = np.random.default_rng(0)
-    heat, seen = rng.uniform(0.1, 0.9, 5_000), rng.normal(0, 5, 5_000)
-    is_body = rng.random(len(heat)) < 1 / (1 + np.exp(-8 * (heat - 0.5) - 0.7 * np.clip(seen, -6, 6)))
-    # Far apart, so that each is a body's own or nobody's; those at hidden places count for nothing.
-    points = 100.0 * np.stack([np.arange(5_000) % 100, np.arange(5_000) // 100, np.zeros(5_000)], axis=1)
-    hidden = rng.random(5_000) < 0.1
-    heat = np.where(hidden, 0.0, heat)
-    candidates = candidates_at(points, heat, seen=seen)
-    fitted = peak_weights_of([held_out(candidates, points[is_body & ~hidden], points[hidden])])
-    assert fitted["heat_slope"] == pytest.approx(8, rel=0.15)
-    assert fitted["heat_middle"] == pytest.approx(0.5, abs=0.05)
-    assert fitted["vertebra_weight"] == pytest.approx(0.7, rel=0.1)
-    # Heat alone tells less.
-    assert 0 < fitted["sacrum_slope"] < fitted["heat_slope"]
-    assert dataclasses.replace(USUAL, **fitted).sacrum_middle == fitted["sacrum_middle"]
 
 
 def test_a_body_has_one_point_and_a_point_far_off_none():

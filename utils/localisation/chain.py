@@ -49,17 +49,14 @@ class ChainSettings:
 
     Attributes
     ----------
-    heat_slope, heat_middle, vertebra_weight, vertebra_limit : float
-        The log-odds of a peak being a vertebra are `heat_slope * (heat - heat_middle)` and `vertebra_weight`
-        times those of the labelling network (`Candidates.vertebra_log_odds`), which count up to
-        `vertebra_limit` either way.
+    heat_slope, heat_middle, vertebra_limit : float
+        The log-odds of a peak being a vertebra are `heat_slope * (heat - heat_middle)` and those of the
+        labelling network (`Candidates.vertebra_log_odds`), which count up to `vertebra_limit` either way.
     sacrum_slope, sacrum_middle : float
-        The same of the heat alone, as for the sacrum, which the labelling network does not know.
+        Those of the heat of a sacrum, which the labelling network does not know.
     no_spine : float
         Logarithm of the odds that a chain must overcome: peaks at random also form chains, and a
         scan holds no spine now and then.
-    step : float
-        What a step of typical length, direction and bend speaks for a chain.
     skip : float
         What it costs to pass over one vertebra that has no peak.
     tilt_degrees, bend_degrees : float
@@ -72,14 +69,12 @@ class ChainSettings:
         Body sizes that are tried, 1 for a typical adult; their logarithms spread by `scale_spread`.
     """
 
-    heat_slope: float = 14.6
-    heat_middle: float = 0.89
-    vertebra_weight: float = 1.64
+    heat_slope: float = 4.0
+    heat_middle: float = 0.5
     vertebra_limit: float = 6.0
     sacrum_slope: float = 12.0
     sacrum_middle: float = 0.35
-    no_spine: float = -2.0
-    step: float = 0.75
+    no_spine: float = -16.0
     skip: float = -3.0
     tilt_degrees: float = 30.0
     bend_degrees: float = 18.0
@@ -241,7 +236,7 @@ def take(candidates: Candidates, places: np.ndarray) -> Candidates:
 def peak_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
     """Give the log-odds, (n,), of each peak being a vertebra."""
     seen = np.clip(candidates.vertebra_log_odds, -settings.vertebra_limit, settings.vertebra_limit)
-    return settings.heat_slope * (candidates.heat - settings.heat_middle) + settings.vertebra_weight * seen
+    return settings.heat_slope * (candidates.heat - settings.heat_middle) + seen
 
 
 def step_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
@@ -271,7 +266,7 @@ def step_weights(candidates: Candidates, settings: ChainSettings) -> np.ndarray:
         _lengths(distance, levels, settings, skipped) + settings.levels * _agreement(levels, skipped)
         for skipped in (0, 1)
     )
-    best = np.maximum(single, double + settings.skip) + settings.step + angle
+    best = np.maximum(single, double + settings.skip) + angle
     return np.where(below, best, -np.inf)
 
 
