@@ -132,20 +132,22 @@ def test_weak_peaks_at_random_places_are_no_spine():
     assert taken <= 1
 
 
-def test_one_vertebra_alone_counts_on_strong_evidence_only():
-    assert chain_of(candidates_at([[0, 0, 0]], [0.8])).has_spine
-    assert not chain_of(candidates_at([[0, 0, 0]], [0.5])).has_spine
-    assert not chain_of(candidates_at([[0, 0, 0]], [0.8], seen=-3.0)).has_spine
+def test_two_vertebrae_are_a_spine_one_alone_is_none():
+    below = [[0, 0, 0], [0, 0, -25.0]]
+    levels = level_votes([10, 11], np.random.default_rng(0), right=1.0)
+    assert chain_of(candidates_at(below, [0.8] * 2, levels, seen=6.0)).has_spine
+    assert not chain_of(candidates_at(below, [0.8] * 2, levels, seen=1.0)).has_spine
+    assert not chain_of(candidates_at(below[:1], [0.9], levels[:1], seen=6.0)).has_spine
     points = [[0, 0, 0], [60, 10, -80], [90, 60, 20], [-60, 5, 40], [20, 90, 70]]
     weak = candidates_at(points, [0.4] * 5, seen=0.0)
     assert not chain_of(weak).has_spine
 
 
 def test_a_peak_weighs_by_its_heat_and_by_what_is_seen_around_it():
-    settings = ChainSettings(heat_slope=10.0, heat_middle=0.4, vertebra_weight=0.5, vertebra_limit=3.0)
+    settings = ChainSettings(heat_slope=10.0, heat_middle=0.4, vertebra_limit=3.0)
     candidates = candidates_at(np.zeros((4, 3)), [0.5, 0.5, 0.5, 0.3], seen=np.array([0.0, 2.0, -50.0, 50.0]))
     np.testing.assert_allclose(candidates.vertebra_log_odds, [0, 2, -50, 50])
-    np.testing.assert_allclose(peak_weights(candidates, settings), [1, 2, -0.5, 0.5])
+    np.testing.assert_allclose(peak_weights(candidates, settings), [1, 3, -2, 2])
 
 
 def test_false_peaks_in_line_with_the_spine_are_left_out_where_no_vertebra_is_seen():

@@ -74,7 +74,7 @@ class ChainSettings:
     vertebra_limit: float = 6.0
     sacrum_slope: float = 12.0
     sacrum_middle: float = 0.35
-    no_spine: float = -16.0
+    no_spine: float = -14.0
     skip: float = -3.0
     tilt_degrees: float = 30.0
     bend_degrees: float = 18.0
