@@ -41,7 +41,7 @@ _SMALL: dict[type, dict[str, Any]] = {
         "learning_rate": 3e-3,
         "final_learning_rate": 1e-4,
     },
-    settings.LabellingTrainingSettings: {"epochs": 16, "examples_per_epoch": 640, "validate_every": 8},
+    settings.LabellingTrainingSettings: {"epochs": 40, "examples_per_epoch": 640, "validate_every": 8},
     settings.SegmentationTrainingSettings: {
         "spacing_mm": 2.0,
         "filters": (8, 16, 32, 64),
