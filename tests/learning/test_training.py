@@ -205,7 +205,7 @@ def test_labelling_training_leaves_its_files(runs):
     directory = runs[0] / "whole" / "models" / "labelling"
     assert {path.name for path in directory.iterdir()} >= MODEL_FILES
     model, settings = models.load_model(directory)
-    assert (model.input_shape, model.output_shape) == ((None, 12, 12, 12, 1), (None, 28))
+    assert (model.input_shape, model.output_shape) == ((None, 12, 12, 12, 1), (None, 31))
     assert (settings["spacing_mm"], settings["none_share"], settings["outside"]) == (3.0, 0.3, "air")
     assert settings["training_cases"] == ["sub-a", "sub-b"] and settings["validation_cases"] == ["sub-c"]
     rows = examples.history_of(directory)
