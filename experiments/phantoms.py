@@ -2,7 +2,7 @@
 
 Command python experiments/phantoms.py demo            (make demo)
         python experiments/phantoms.py train-small     (make train-small)
-Time    demo about a quarter of an hour on two CPU cores, train-small an hour and a half
+Time    demo about 25 minutes on two CPU cores, train-small an hour and a half
 Result  demo, 32 vertebrae of 5 scans: 23 found, 1 extra, mean Dice .627 (.000 to .873)
         train-small: not run since the heatmap network finds every vertebra by itself
 
