@@ -2,7 +2,7 @@
 #
 #   make demo         phantoms, three trainings, inference, evaluation: about 25 minutes on a laptop
 #   make train-small  the same with more phantoms and a longer training
-#   make starter      the recipe of the starter weights: about five hours (experiments/starter.py says how), with
+#   make starter      the recipe of the starter weights: about nine hours (experiments/starter.py says how), with
 #                     options such as ARGUMENTS="--data ../shared/data --without chest"
 #   make test         the tests        make lint       style
 #   make test-oldest  what is shipped, under the lowest versions of the requirements: about six minutes

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.real.findings import load_localiser
+from experiments.real.score import one_to_one
 from utils.imaging.grids import transform_points
 from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
@@ -141,10 +141,9 @@ def body_of(points_mm: np.ndarray, bodies_mm: np.ndarray) -> np.ndarray:
     if len(points_mm) and len(bodies_mm):
         between = cdist(bodies_mm, bodies_mm) + np.diag(np.full(len(bodies_mm), np.inf))
         reach = np.minimum(NEAR_MM, between.min(axis=1) / 2)
-        # As multiples of the reach; what is out of reach costs more than all that is within.
         away = cdist(points_mm, bodies_mm) / reach
-        rows, columns = linear_sum_assignment(np.where(away < 1, away, len(bodies_mm) + 1.0))
-        places[rows] = np.where(away[rows, columns] < 1, columns, -1)
+        for point, body in one_to_one(np.where(away < 1, away, np.inf)):
+            places[point] = body
     return places
 
 

@@ -5,7 +5,7 @@ Command python experiments/starter.py --data ../shared/data --options --precisio
         python experiments/starter.py --dry-run                                 prints the steps, does nothing
         nohup make starter > starter.log 2>&1 &                                 in the background
 Time    about nine hours on two CPU cores (AMD EPYC, bfloat16). In minutes of CPU time: segmentation 70, 56,
-        27 and 12; heatmap some 200 and labelling some 90, as they came about in pieces
+        27 and 12; heatmap some 300 and labelling some 90, as they came about in pieces
         (models/starter/README.md)
 Result  three networks in FOLDER/shipped
 

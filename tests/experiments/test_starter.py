@@ -174,7 +174,8 @@ def test_what_is_shipped(folder):
         f"experiments/average.py {MODELS}/segmentation-turned {MODELS}/segmentation-real "
         "--shares 3 1 --output s/shipped/segmentation",
     ]
-    fit = f"experiments/fit_temperature.py {MODELS}/heatmap {MODELS}/labelling s/work/heatmap/3mm/validation"
+    held_out = MODELS.parent / "heatmap" / "3mm" / "validation"
+    fit = f"experiments/fit_temperature.py {MODELS}/heatmap {MODELS}/labelling {held_out}"
     assert fit in lines
 
 
