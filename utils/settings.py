@@ -175,6 +175,9 @@ class SegmentationPreparationSettings(PreparationSettings):
     label_maps: bool = False
     """Prepare training cases too that have a mask but no CT, for images drawn from it. A folder that has them
     keeps them: they serve trainings that need none as well."""
+    fine_masks: bool = True
+    """Prepare masks at half the spacing too, from whose eight samples a voxel targets are occupancies. A
+    folder that has them keeps them."""
 
 
 @dataclass(frozen=True)
@@ -376,9 +379,17 @@ class SegmentationTrainingSettings(TrainingSettings):
     mixture: Mixture | None = bounded(None, _SHARES)
     """Shares of an epoch: CTs of phantoms, other CTs, images drawn anew from the masks of phantoms, and from
     other masks. Without it every CT counts alike, and none is drawn."""
+    cut_share: float = bounded(0.35, SHARE)
+    """Share of the patches whose scan is made to end in or beside the target: vertebrae that a field of view
+    cuts are found too."""
+    targets: Literal["occupancies", "bits"] = "occupancies"
+    """What is learned: the share of every voxel that is vertebra, by cross-entropy and soft Dice, or whether
+    most of it is, by the published loss."""
+    boundary_weight: bool = False
+    """With "occupancies": weigh the cross-entropy more near the boundary, as the published loss does."""
     fp_weight_schedule: Literal["ramp", "constant"] = "ramp"
-    """Weight of false positives in the loss: rising from .1 to 1 as published, or the constant .131 at
-    which the released code stayed."""
+    """With "bits": weight of false positives in the loss, rising from .1 to 1 as published, or the constant
+    .131 at which the released code stayed."""
 
     def joint_rules(self) -> dict[str, bounds.Rule]:
         """Let every level of the network halve the patch."""

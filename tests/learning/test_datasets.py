@@ -1,6 +1,7 @@
 """The pipelines: that an example is a function of (seed, epoch, position) however it is met."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from tests.learning import examples
 from utils.learning import datasets, epochs, heatmap, localiser, vertebrae
 from utils.settings import HeatmapTrainingSettings, SegmentationTrainingSettings
 
-SETTINGS = SegmentationTrainingSettings(patch_voxels=8, batch_size=2, examples_per_epoch=5, seed=3)
+SETTINGS = SegmentationTrainingSettings(
+    patch_voxels=8, batch_size=2, examples_per_epoch=5, seed=3, targets="bits", cut_share=0.0
+)
+OCCUPANCIES = dataclasses.replace(SETTINGS, targets="occupancies", cut_share=0.5)
 HEATMAP_SETTINGS = HeatmapTrainingSettings(target="spine", batch_size=2, examples_per_epoch=5, seed=3)
 LOCALISER_SETTINGS = HeatmapTrainingSettings(
     filters=(2, 3, 4), crop_voxels=(8, 12, 16), batch_size=2, examples_per_epoch=5, seed=3
@@ -25,9 +29,9 @@ LOCALISER_SETTINGS = HeatmapTrainingSettings(
 def stages(data, cases, spines):
     """Every kind: its dataset function for training or not, the items of a pass, and one example alone."""
 
-    def segmentation_alone(item, generator):
+    def segmentation_alone(item, generator, settings):
         drawn = datasets.segmentation_example(
-            data, item, generator, spacing_mm=examples.SPACING_MM, settings=SETTINGS
+            data, item, generator, spacing_mm=examples.SPACING_MM, settings=settings
         )
         return {**drawn, **{name: drawn[name].ravel(order="F") for name in ("ct_hu", "codes")}}
 
@@ -52,13 +56,19 @@ def stages(data, cases, spines):
             np.arange(len(spines)),
             localiser_alone,
         ),
-        "segmentation": (
-            lambda training: datasets.segmentation_dataset(
-                data, SETTINGS, spacing_mm=examples.SPACING_MM, training=training
-            ),
-            epochs.balanced_positions([v.rank for v in data.vertebrae], SETTINGS.seed),
-            segmentation_alone,
-        ),
+        **{
+            name: (
+                partial(
+                    lambda training, settings: datasets.segmentation_dataset(
+                        data, settings, spacing_mm=examples.SPACING_MM, training=training
+                    ),
+                    settings=settings,
+                ),
+                epochs.balanced_positions([v.rank for v in data.vertebrae], settings.seed),
+                partial(segmentation_alone, settings=settings),
+            )
+            for name, settings in (("segmentation", SETTINGS), ("occupancies", OCCUPANCIES))
+        },
         "heatmap": (
             lambda training: datasets.heatmap_dataset(cases, HEATMAP_SETTINGS, training=training),
             np.arange(len(cases)),
@@ -88,7 +98,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-@pytest.mark.parametrize("stage", ["segmentation", "heatmap", "localiser"])
+@pytest.mark.parametrize("stage", ["segmentation", "occupancies", "heatmap", "localiser"])
 def test_an_example_depends_on_seed_epoch_and_position_alone(stages, stage):
     dataset, items, alone = stages[stage]
     epoch_of = dataset(True)
@@ -108,7 +118,9 @@ def test_an_example_depends_on_seed_epoch_and_position_alone(stages, stage):
     assert all(differing)
 
 
-@pytest.mark.parametrize(("stage", "count"), [("segmentation", 5), ("heatmap", 2), ("localiser", 2)])
+@pytest.mark.parametrize(
+    ("stage", "count"), [("segmentation", 5), ("occupancies", 5), ("heatmap", 2), ("localiser", 2)]
+)
 def test_validation_is_in_order_and_never_changes(stages, stage, count):
     dataset, _, alone = stages[stage]
     made = [unbatched(dataset(False)(epoch)) for epoch in (0, 7)]
@@ -187,13 +199,14 @@ def test_collate_stacks():
 
 
 def tensors_of(drawn):
-    batch = datasets.collate([drawn], np.prod(examples.SCAN_SHAPE))
+    fine = drawn["codes"].shape[0] // drawn["ct_hu"].shape[0]
+    batch = datasets.collate([drawn], np.prod(examples.SCAN_SHAPE), fine=fine)
     return {name: tf.constant(value[0]) for name, value in batch.items()}
 
 
 def of_kind(data, item, shares, seed=0):
     """One example of a kind, its parameters and what the device makes of it."""
-    settings = SegmentationTrainingSettings(patch_voxels=24, walk_shares=shares)
+    settings = dataclasses.replace(SETTINGS, patch_voxels=24, walk_shares=shares)
     drawn = datasets.segmentation_example(
         data, item, np.random.default_rng(seed), spacing_mm=2.0, settings=settings
     )
@@ -216,6 +229,68 @@ def test_validation_patch_is_the_scan_around_the_target(data):
     np.testing.assert_array_equal(y[..., 0], mask[4:12, 3:11, 14:22] == 20)
     np.testing.assert_array_equal(x[..., 1], np.isin(mask[4:12, 3:11, 14:22], (19, 28)))
     assert x[..., 1].sum() == 0 and y[..., 0].sum() == 180
+
+
+def test_occupancies_are_the_shares_of_the_samples(data):
+    # The same patch: along P and R each of its voxels holds half of two voxels of the scan.
+    drawn = datasets.segmentation_example(data, 2, None, spacing_mm=2.0, settings=OCCUPANCIES)
+    assert drawn["codes"].shape == tuple(2 * n for n in drawn["ct_hu"].shape)
+    x, y = (
+        t.numpy()
+        for t in vertebrae.vertebra_example(
+            tensors_of(drawn), patch_voxels=8, spacing_mm=2.0, radius=2, fine=2, weighs_boundary=False
+        )
+    )
+    _, mask, _ = examples.scan((19, 28, 20), 0)
+    part = (mask[3:12, 2:11, 14:22] == 20).astype(float)
+    mean = (part[1:, 1:] + part[:-1, 1:] + part[1:, :-1] + part[:-1, :-1]) / 4
+    np.testing.assert_allclose(y[..., 0], mean, atol=1e-6)
+    assert set(np.unique(y[..., 0])) == {0, 0.25, 0.5, 1} and (y[..., 1] == 1).all()
+    assert not x[..., 1].any()
+
+
+def field_of(data, item, seed, kind="memory", **changes):
+    settings = dataclasses.replace(OCCUPANCIES, cut_share=1.0, **changes)
+    target = data.target(data.vertebrae[item])
+    generator = None if seed is None else np.random.default_rng(seed)
+    shape = data.scan(data.vertebrae[item].case)[1].shape
+    return vertebrae.draw_field(generator, target, kind, shape, spacing_mm=2.0, settings=settings)
+
+
+def test_a_field_of_view_cuts_the_target_or_ends_beside_it(data):
+    voxels = np.argwhere(data.scan("sub-a")[1].data == 28)
+    seen, firsts, cut = [], 0, 0
+    for seed in range(200):
+        begin, end, is_first = field_of(data, 1, seed)
+        assert (begin >= 0).all() and (begin < end).all() and (end <= examples.SCAN_SHAPE).all()
+        moved = (begin > 0).sum() + (end < examples.SCAN_SHAPE).sum()
+        assert moved <= 1 and is_first == (begin[2] > 0 or (moved == 0 and is_first))
+        share = ((voxels >= begin) & (voxels < end)).all(axis=1).mean()
+        seen.append(share)
+        firsts, cut = firsts + is_first, cut + (share < 1)
+    # Planes of five voxels: a plane more or less than is asked for.
+    assert min(seen) >= vertebrae.LEAST_SHOWN - 0.2 and 40 < firsts < 80 and 60 < cut < 190
+
+
+def test_no_field_is_cut_in_validation_or_where_nothing_is_left(data):
+    for seed, kind in ((None, "memory"), (1, "nothing left")):
+        begin, end, is_first = field_of(data, 1, seed, kind=kind)
+        assert not begin.any() and tuple(end) == examples.SCAN_SHAPE and not is_first
+
+
+def test_where_the_scan_begins_at_the_target_nothing_is_remembered(data):
+    settings = dataclasses.replace(OCCUPANCIES, cut_share=1.0, walk_shares=(1, 0, 0, 0))
+    for seed in range(40):
+        drawn = datasets.segmentation_example(
+            data, 1, np.random.default_rng(seed), spacing_mm=2.0, settings=settings
+        )
+        full = drawn["last"] + 1
+        assert drawn["codes"].shape == tuple(2 * full)
+        if not drawn["remembers"]:
+            break
+    else:
+        pytest.fail("no field of view began at the target")
+    assert drawn["target_rank"] == 20
 
 
 def test_t13_is_above_l1_and_below_t12(data):

@@ -147,3 +147,39 @@ def test_constant_weight_is_that_of_the_released_code():
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match=r"'ramp' or 'constant', received 'linear'"):
         losses.fp_weight(tf.constant(0), 45, "linear")
+
+
+# ---------------------------------------------------------------- occupancies
+
+
+def occupancy_loss(wanted, found, weight=1.0):
+    truth = np.stack([wanted, np.full_like(wanted, weight)], axis=-1)[None].astype(np.float32)
+    return float(
+        losses.occupancy_loss(tf.constant(truth), tf.constant(found[None, ..., None], tf.float32))[0]
+    )
+
+
+def test_occupancies_are_met_exactly_by_themselves_alone():
+    wanted = np.random.default_rng(0).choice([0, 0.125, 0.5, 0.875, 1], (4, 4, 4)).astype(np.float32)
+    assert occupancy_loss(wanted, wanted) == pytest.approx(0, abs=1e-5)
+    for towards in (0.0, 1.0):
+        assert occupancy_loss(wanted, 0.9 * wanted + 0.1 * towards) > 1e-3
+    bits = (wanted >= 0.5).astype(np.float32)
+    assert occupancy_loss(wanted, bits) > 0.1
+
+
+def test_occupancy_loss_worked_out_by_hand():
+    # One voxel of eight is half vertebra, found as a quarter.
+    wanted, found = np.zeros((2, 2, 2), np.float32), np.full((2, 2, 2), 1e-9, np.float32)
+    wanted[0, 0, 0], found[0, 0, 0] = 0.5, 0.25
+    divergence = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    expected = losses.ENTROPY_PART * divergence / 8 + 0.0625 / (0.25 + 0.0625 + 1)
+    assert occupancy_loss(wanted, found) == pytest.approx(expected, abs=1e-4)
+    weighted = occupancy_loss(wanted, found, weight=3.0) - occupancy_loss(wanted, found)
+    assert weighted == pytest.approx(2 * losses.ENTROPY_PART * divergence / 8, abs=1e-4)
+
+
+def test_an_empty_target_wants_an_empty_prediction():
+    empty = np.zeros((4, 4, 4), np.float32)
+    assert occupancy_loss(empty, empty + 1e-7) == pytest.approx(0, abs=1e-4)
+    assert occupancy_loss(empty, empty + 0.5) > 0.9

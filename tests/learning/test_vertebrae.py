@@ -412,7 +412,7 @@ def stacked(batch, weight):
 @pytest.mark.parametrize("how", [lambda part: part, tf.function])
 def test_batches_under_xla_are_the_eager_and_the_traced_examples(monkeypatch, how):
     batch = random_batch()
-    build = vertebrae.segmentation_batch_builder(Settings(patch_voxels=EDGE), 2.0)
+    build = vertebrae.segmentation_batch_builder(Settings(patch_voxels=EDGE, targets="bits"), 2.0)
     x, y, weight = build(stacked(batch, [1.0, 1.0, 1.0, 0.0]), True)
     assert x.shape == (4, *(EDGE,) * 3, 2) and y.shape == (4, *(EDGE,) * 3, 2)
     assert weight.numpy().tolist() == [1, 1, 1, 0]

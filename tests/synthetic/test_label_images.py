@@ -115,7 +115,7 @@ def test_bone_is_within_its_priors(sharp, seed):
         np.testing.assert_allclose(image[core & part], inside, atol=1)
         share = min(1.0, thickness / SPACING_MM)
         np.testing.assert_allclose(image[skin & part], inside + share * (bone.cortex - inside), atol=1)
-    assert 90 <= bone.body <= 260 and 750 <= bone.cortex <= 1500
+    assert 10 <= bone.body <= 260 and 250 <= bone.cortex <= 1500
 
 
 def test_parts_of_a_voxel_worked_out_by_hand():

@@ -35,8 +35,8 @@ _OWN_SETTINGS = (
     *(field.name for field in dataclasses.fields(stages.RunSettings)),
     *("work_dir", "name", "filters", "seed"),
 )
-#: What settings of earlier teachers lack: they were trained with its default.
-_LATER_SETTINGS = ("outside",)
+#: What settings of earlier teachers lack, and how they were trained.
+_LATER_SETTINGS = {"outside": "edge", "cut_share": 0.0, "targets": "bits", "boundary_weight": False}
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ def student_settings(
             f"network, found none of {', '.join(missing)}."
         )
     own = {name: getattr(settings, name) for name in _OWN_SETTINGS}
+    found = {**_LATER_SETTINGS, **found}
     read = {name: _as_tuple(found[name]) for name in fields if name in found}
     ranges = {name: _as_tuple(value) for name, value in found["augmentation"].items()}
     left_out = tuple(dict.fromkeys([*found.get("exclude", ()), *settings.exclude]))
@@ -255,7 +256,7 @@ def _make_trainer(
         keywords = {
             "model_dir": directory,
             "prepare": segmentation_batch_builder(student, student.spacing_mm),
-            "schedule": student.fp_weight_schedule,
+            "schedule": training.fp_schedule(student),
             "epochs": student.epochs,
             "panel": panels.vertebra_panel,
             **training.trainer_keywords(student, chosen),

@@ -8,25 +8,23 @@ and validation share every function here: validation passes no generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from ML_3D_Unet.utils.feeding import EpochPart
 from utils.imaging.crops import block_of_patch, box_between
-from utils.imaging.volume import Volume
 from utils.learning import augment, epochs
 from utils.learning.heatmap import draw_heatmap_example
 from utils.learning.labelling import draw_labelling_example
 from utils.learning.localiser import draw_localiser_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData
 from utils.learning.spine_cases import SpineCase, SpineData
-from utils.learning.vertebrae import block_length, draw_kind, draw_patch
+from utils.learning.vertebrae import block_length, draw_field, draw_kind, draw_patch, samples_along
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
-from utils.synthetic.appearance import Appearance, draw_appearance
+from utils.synthetic.appearance import draw_appearance
 from utils.synthetic.label_images import field_of_view, label_image
-from utils.synthetic.label_maps import LabelMap
 
 #: A function (epoch, part) -> tf.data.Dataset; without a part it gives all of the epoch to one device.
 EpochDataset = Callable[..., tf.data.Dataset]
@@ -172,7 +170,7 @@ def segmentation_dataset(
 
     def collate_blocks(examples: list[Example]) -> Example:
         most = max(example["ct_hu"].size for example in examples)
-        return collate(examples, block_length(most, settings.patch_voxels))
+        return collate(examples, block_length(most, settings.patch_voxels), fine=samples_along(settings))
 
     return _epoch_dataset(data, (example, collate_blocks), settings, training=training)
 
@@ -212,16 +210,31 @@ def segmentation_example(
     shown = _vertebra_shown(data, vertebra, kind, generator)
     drawn = augment.draw_augmentation(generator, settings.augmentation)
     target = data.target(shown)
-    patch = draw_patch(generator, target, kind, matrix=drawn.matrix, spacing_mm=spacing_mm, settings=settings)
+    how = {"spacing_mm": spacing_mm, "settings": settings}
+    patch = draw_patch(generator, target, kind, matrix=drawn.matrix, **how)
+    ct, mask = data.scan(shown.case)
+    *field, is_first = draw_field(generator, target, kind, mask.shape, **how)
+    fine = samples_along(settings)
+    codes = mask.data if fine == 1 else data.fine_mask(shown.case).data
     if from_labels:
         labels = data.label_map(shown.case, spacing_mm)
-        block = _drawn_block(labels, draw_appearance(generator), patch.affine, settings)
+        codes = labels.codes if fine == 1 else labels.fine_codes
+        appearance = draw_appearance(generator)
+        if settings.outside == "air":
+            field = _common(field, field_of_view(labels, appearance))
+    begin, end = _block_in(field, patch.affine, settings.patch_voxels)
+    if from_labels:
+        image = label_image(labels, appearance, begin, end)
     else:
-        block = _read_block(data.scan(shown.case), patch.affine, settings.patch_voxels)
+        image = None if ct is None else ct.data[box_between(begin, end)]
+    shifted = np.column_stack([patch.affine[:, :3], patch.affine[:, 3] - begin])
     return {
-        **block,
+        "ct_hu": image,
+        "codes": codes[box_between(fine * begin, fine * end)],
+        "last": (end - begin - 1).astype(np.int32),
+        "affine": shifted.astype(np.float32),
         "target_rank": np.int32(patch.target_rank),
-        "remembers": np.bool_(patch.remembers),
+        "remembers": np.bool_(patch.remembers and not is_first),
         **drawn.of_intensities(voxel=spacing_mm),
     }
 
@@ -238,33 +251,20 @@ def _vertebra_shown(
     return vertebra
 
 
-def _read_block(
-    scan: tuple[Volume | None, Volume], affine: np.ndarray, patch_voxels: int
-) -> dict[str, np.ndarray | None]:
-    ct, mask = scan
-    begin, end = block_of_patch(affine, (patch_voxels,) * 3, mask.shape)
-    box = box_between(begin, end)
-    images = {"ct_hu": None if ct is None else ct.data[box], "codes": mask.data[box]}
-    return {**images, **_placed(affine, begin, end)}
+def _common(field: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Give what two fields of view both show, a voxel at least."""
+    begin = np.maximum(field[0], other[0])
+    return begin, np.maximum(np.minimum(field[1], other[1]), begin + 1)
 
 
-def _drawn_block(
-    labels: LabelMap, appearance: Appearance, affine: np.ndarray, settings: SegmentationTrainingSettings
-) -> Example:
-    """Draw the block of an image; where air lies outside of a scan, it ends where the field of view does."""
-    first, last = np.zeros(3, int), np.array(labels.codes.shape)
-    if settings.outside == "air":
-        first, last = field_of_view(labels, appearance)
+def _block_in(
+    field: Sequence[np.ndarray], affine: np.ndarray, patch_voxels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give the block that a patch is read from, inside what is shown of the scan."""
+    first, last = field
     from_first = np.column_stack([affine[:, :3], affine[:, 3] - first])
-    begin, end = first + block_of_patch(from_first, (settings.patch_voxels,) * 3, last - first)
-    image = label_image(labels, appearance, begin, end)
-    return {"ct_hu": image, "codes": labels.codes[box_between(begin, end)], **_placed(affine, begin, end)}
-
-
-def _placed(affine: np.ndarray, begin: np.ndarray, end: np.ndarray) -> Example:
-    """Give the size of a block, and where a patch lies in it."""
-    shifted = np.column_stack([affine[:, :3], affine[:, 3] - begin])
-    return {"last": (end - begin - 1).astype(np.int32), "affine": shifted.astype(np.float32)}
+    begin, end = block_of_patch(from_first, (patch_voxels,) * 3, last - first)
+    return first + begin, first + end
 
 
 def _epoch_dataset(
@@ -309,7 +309,7 @@ def _epoch_dataset(
     return dataset
 
 
-def collate(examples: list[Example], length: int = 0) -> Example:
+def collate(examples: list[Example], length: int = 0, *, fine: int = 1) -> Example:
     """Stack examples into a batch.
 
     Parameters
@@ -318,14 +318,17 @@ def collate(examples: list[Example], length: int = 0) -> Example:
         The same names and, blocks apart, the same shapes.
     length : int
         If it is not 0, volumes (P, R, I) are laid flat in file order and padded with 0 to this length.
+    fine : int
+        Samples of "codes" along each axis of a voxel.
 
     Returns
     -------
     dict of str to np.ndarray
         The arrays, with one more axis at the front.
     """
+    samples = {"ct_hu": 1, "codes": fine**3}
     return {
-        name: _laid_flat([example[name] for example in examples], length)
+        name: _laid_flat([example[name] for example in examples], length * samples[name])
         if length and name in BLOCKS
         else np.stack([example[name] for example in examples])
         for name in examples[0]

@@ -69,16 +69,47 @@ def vertebra_loss(truth: tf.Tensor, prediction: tf.Tensor, weight_of_fp: tf.Tens
 
 
 def vertebra_dice(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
-    """Dice of the prediction thresholded at .5; 1 where target and prediction are both empty.
+    """Dice of target and prediction, both thresholded at .5; 1 where both are empty.
 
     Shapes are those of `vertebra_loss`.
     """
-    vertebra = truth[..., 0]
+    vertebra = tf.cast(truth[..., 0] >= 0.5, tf.float32)
     found = tf.cast(prediction[..., 0] >= 0.5, tf.float32)
     axes = [1, 2, 3]
     overlap = tf.reduce_sum(vertebra * found, axes)
     size = tf.reduce_sum(vertebra, axes) + tf.reduce_sum(found, axes)
     return tf.where(size > 0.0, 2.0 * overlap / tf.maximum(size, 1.0), 1.0)
+
+
+#: Part of the cross-entropy beside the soft Dice: its mean is over many voxels that are never in doubt.
+ENTROPY_PART = 5.0
+
+
+def occupancy_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy on occupancies, less its least value, and a soft Dice that is 0 where they are met.
+
+    The Dice has squares in its denominator (Milletari et al. 2016, V-Net): with plain sums a voxel that is
+    half vertebra would be driven to 0 or 1. An empty target is met by an empty prediction.
+
+    Parameters
+    ----------
+    truth : tf.Tensor of float32, (batch, P, R, I, 2)
+        Channel 0 the share of a voxel that is vertebra, channel 1 the weight of its cross-entropy.
+    prediction : tf.Tensor, (batch, P, R, I, 1)
+        Predicted share.
+
+    Returns
+    -------
+    tf.Tensor of float32, (batch,)
+        Loss of each example.
+    """
+    wanted, weight = truth[..., 0], truth[..., 1]
+    found = tf.cast(prediction[..., 0], tf.float32)
+    axes = [1, 2, 3]
+    entropy = tf.reduce_mean(weight * _divergence(wanted, found), axes)
+    missed = tf.reduce_sum(tf.square(wanted - found), axes)
+    size = tf.reduce_sum(tf.square(wanted), axes) + tf.reduce_sum(tf.square(found), axes)
+    return ENTROPY_PART * entropy + missed / (size + 1.0)
 
 
 def heatmap_loss(truth: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
@@ -115,7 +146,7 @@ def voxel_weights(truth: tf.Tensor, weight_of_fp: tf.Tensor) -> tf.Tensor:
     Parameters
     ----------
     truth : tf.Tensor of float32, (batch, P, R, I, 2)
-        Channel 0 the vertebra (0 or 1), channel 1 the boundary weight w.
+        Channel 0 the vertebra (0 to 1), channel 1 the boundary weight w.
     weight_of_fp : tf.Tensor of float32, scalar
         Weight of false positives.
 

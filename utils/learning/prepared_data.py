@@ -19,15 +19,19 @@ from utils.imaging.volume import Volume
 from utils.learning.recent import RecentlyUsed
 from utils.learning.vertebrae import Target
 from utils.preparation.prepared import PHANTOM, SIDECAR, is_mask_alone, origin_of
+from utils.preparation.working_case import FINE, FINE_MASK
 from utils.synthetic.label_maps import LabelMap, label_map_of, with_narrow_discs
 
-#: Cases of a split that stay mapped. Each holds two files open: training and validation together hold half of
-#: the 1,024 that a process may usually open. Mapping anew reads the pages anew: 8 ms an example at 1 mm.
-MAPPED_CASES = 128
+#: Cases of a split that stay mapped. Each holds three files open: training and validation together hold half
+#: of the 1,024 that a process may usually open. Mapping anew reads the pages anew: 8 ms an example at 1 mm.
+MAPPED_CASES = 84
 #: Memory for label maps, and for scans at 2 mm: 60 label maps of a trunk at 1 mm, or all of VerSe at 2 mm.
 KEPT_BYTES = 2 * 2**30
 #: A vertebra's voxels are thinned out to about this many, enough to tell whether a third lies in a patch.
 MOST_TARGET_VOXELS = 2000
+#: CT, mask and fine mask of a case, None for what it does not have: as files, and mapped.
+Stored = tuple[StoredVolume | None, StoredVolume, StoredVolume | None]
+Mapped = tuple[Volume | None, Volume, Volume | None]
 #: End of the name of a case's CT.
 _CT = "_ct.nii"
 
@@ -54,10 +58,10 @@ class PreparedVertebra:
 
 
 def _kept_label_maps() -> RecentlyUsed[LabelMap]:
-    return RecentlyUsed(KEPT_BYTES, lambda labels: labels.codes.nbytes + labels.depth.nbytes)
+    return RecentlyUsed(KEPT_BYTES, lambda labels: labels.nbytes)
 
 
-def _kept_maps() -> RecentlyUsed[tuple[Volume | None, Volume]]:
+def _kept_maps() -> RecentlyUsed[Mapped]:
     return RecentlyUsed(MAPPED_CASES)
 
 
@@ -65,8 +69,8 @@ def _kept_maps() -> RecentlyUsed[tuple[Volume | None, Volume]]:
 class Found:
     """What is found once about the cases of a split, or again where there is no room to keep it."""
 
-    stored: dict[str, tuple[StoredVolume | None, StoredVolume]] = field(default_factory=dict)
-    mapped: RecentlyUsed[tuple[Volume | None, Volume]] = field(default_factory=_kept_maps)
+    stored: dict[str, Stored] = field(default_factory=dict)
+    mapped: RecentlyUsed[Mapped] = field(default_factory=_kept_maps)
     targets: dict[tuple[str, int], Target] = field(default_factory=dict)
     label_maps: RecentlyUsed[LabelMap] = field(default_factory=_kept_label_maps)
 
@@ -106,15 +110,29 @@ class SegmentationData:
         Raises
         ------
         ValueError
-            If a file is not there or broken, or the two differ in shape; the text names the file.
+            If a file is not there or broken, or their shapes do not fit; the text names the file.
         """
-        return self._found.mapped.get(case, lambda: self._mapped(case))
+        return self._found.mapped.get(case, lambda: self._mapped(case))[:2]
 
-    def _mapped(self, case: str) -> tuple[Volume | None, Volume]:
+    def _mapped(self, case: str) -> Mapped:
         if case not in self._found.stored:
             self._found.stored[case] = self._checked(case)
-        ct, mask = self._found.stored[case]
-        return None if ct is None else ct.mapped(), mask.mapped()
+        ct, mask, fine = self._found.stored[case]
+        return None if ct is None else ct.mapped(), mask.mapped(), None if fine is None else fine.mapped()
+
+    def fine_mask(self, case: str) -> Volume:
+        """Map the fine mask of a case (uint8 codes at half the spacing), read-only.
+
+        Raises
+        ------
+        ValueError
+            As `scan`, and if the case has none.
+        """
+        fine = self._found.mapped.get(case, lambda: self._mapped(case))[2]
+        if fine is None:
+            path = self.folder / f"{case}{FINE_MASK}"
+            raise ValueError(f"{path}: expected a fine mask, found none; run the pre-processing again.")
+        return fine
 
     def label_map(self, case: str, spacing_mm: float) -> LabelMap:
         """Give what images of a case are drawn from; kept while there is room.
@@ -125,21 +143,28 @@ class SegmentationData:
         return self._found.label_maps.get(case, lambda: self._found_label_map(case, spacing_mm))
 
     def _found_label_map(self, case: str, spacing_mm: float) -> LabelMap:
-        codes = np.array(self.scan(case)[1].data)  # a copy: a view would hold the file open
+        # Copies: a view would hold the file open.
+        codes = np.array(self.scan(case)[1].data)
+        mapped = self._found.mapped.get(case, lambda: self._mapped(case))[2]
+        fine = None if mapped is None else np.array(mapped.data)
         if case in self.phantoms:
             narrower_mm = 2.0 * (sorted(self.phantoms).index(case) % 3)
             codes = with_narrow_discs(codes, round(narrower_mm / spacing_mm))
-        return label_map_of(codes, spacing_mm)
+            fine = None if fine is None else with_narrow_discs(fine, round(narrower_mm / spacing_mm * FINE))
+        return label_map_of(codes, spacing_mm, fine)
 
-    def _checked(self, case: str) -> tuple[StoredVolume | None, StoredVolume]:
-        name = self.folder / f"{case}_msk.nii"
+    def _checked(self, case: str) -> Stored:
+        name, fine_name = self.folder / f"{case}_msk.nii", self.folder / f"{case}{FINE_MASK}"
         mask = stored_volume(name)
-        if case in self.masks_alone:
-            return None, mask
-        ct = stored_volume(self.folder / f"{case}_ct.nii")
-        if ct.shape != mask.shape:
+        ct = None if case in self.masks_alone else stored_volume(self.folder / f"{case}_ct.nii")
+        if ct is not None and ct.shape != mask.shape:
             raise ValueError(f"{name}: expected the shape of the CT, {ct.shape}, found {mask.shape}.")
-        return ct, mask
+        if not fine_name.is_file():
+            return ct, mask, None
+        fine, divided = stored_volume(fine_name), tuple(FINE * n for n in mask.shape)
+        if fine.shape != divided:
+            raise ValueError(f"{fine_name}: expected the shape {divided}, found {fine.shape}.")
+        return ct, mask, fine
 
     @cached_property
     def columns(self) -> dict[str, list[PreparedVertebra]]:

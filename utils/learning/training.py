@@ -55,24 +55,28 @@ class VertebraLoss:
 
     Parameters
     ----------
-    schedule : str
-        "ramp" or "constant", see `utils.learning.losses.fp_weight`.
+    schedule : str or None
+        "ramp" or "constant", see `utils.learning.losses.fp_weight`; None for a loss that has no such weight.
     epochs : int
         Epochs of the whole run, which the ramp is stretched to.
     *arguments, **keywords
         Those of `Trainer`.
     """
 
-    def __init__(self, *arguments: Any, schedule: str, epochs: int, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, schedule: str | None, epochs: int, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.schedule, self.epochs = schedule, epochs
 
     def label_loss(self, y: tf.Tensor, prediction: tf.Tensor, training: bool) -> tf.Tensor:
         """Give the loss of every example; the epoch is read from its variable inside the step."""
+        if self.schedule is None:
+            return self.loss_fn(y, prediction)
         return self.loss_fn(y, prediction, self.weight_of_fp() if training else tf.constant(1.0))
 
     def weight_of_fp(self) -> tf.Tensor:
-        """Give the weight of false positives in the current epoch."""
+        """Give the weight of false positives in the current epoch; 1 for a loss without one."""
+        if self.schedule is None:
+            return tf.constant(1.0)
         return losses.fp_weight(self.epoch, self.epochs, self.schedule)
 
 
@@ -248,7 +252,8 @@ def _train_spine_heatmap(settings: stages.HeatmapTrainingSettings, chosen: Runti
 
 
 def _train_segmentation(settings: stages.SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
-    folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings))
+    needs = {"needs_fine_masks": settings.targets == "occupancies"}
+    folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings), **needs)
     data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
     facts |= training_data.case_facts(data, held_out, settings)
     with chosen.strategy.scope():
@@ -258,12 +263,17 @@ def _train_segmentation(settings: stages.SegmentationTrainingSettings, chosen: R
         keywords = {
             "prepare": segmentation_batch_builder(settings, facts["spacing_mm"]),
             "panel": panels.vertebra_panel,
-            "schedule": settings.fp_weight_schedule,
+            "schedule": fp_schedule(settings),
             "epochs": settings.epochs,
         }
         trainer = _claim_trainer(VertebraTrainer, network, settings, facts, chosen, **keywords)
     trainer.train(**segmentation_arguments(data, held_out, settings, spacing_mm=facts["spacing_mm"]))
     return bad
+
+
+def fp_schedule(settings: stages.SegmentationTrainingSettings) -> str | None:
+    """Give how the weight of false positives goes on; None for occupancies, whose loss has none."""
+    return settings.fp_weight_schedule if settings.targets == "bits" else None
 
 
 def segmentation_arguments(
@@ -290,7 +300,8 @@ def segmentation_arguments(
         Keyword arguments.
     """
     dataset = partial(datasets.segmentation_dataset, spacing_mm=spacing_mm)
-    functions = {"loss_fn": losses.vertebra_loss, "accuracy_fn": losses.vertebra_dice}
+    loss = losses.occupancy_loss if settings.targets == "occupancies" else losses.vertebra_loss
+    functions = {"loss_fn": loss, "accuracy_fn": losses.vertebra_dice}
     return {**_epoch_arguments(dataset, data, held_out, settings), **functions}
 
 

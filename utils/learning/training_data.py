@@ -31,7 +31,13 @@ _SHOWN_KEYS = 4
 
 
 def prepared_folder(
-    stage: str, *, work_dir: Path, preset: str, spacing_mm: float, target: str | None = None
+    stage: str,
+    *,
+    work_dir: Path,
+    preset: str,
+    spacing_mm: float,
+    target: str | None = None,
+    needs_fine_masks: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Give the folder of a stage's prepared data, and what of them goes into the settings of a model.
 
@@ -47,6 +53,8 @@ def prepared_folder(
         Spacing of the working grid, in mm.
     target : str, optional
         With "heatmap": what the data must be prepared for, "centres" or "spine".
+    needs_fine_masks : bool
+        With "segmentation": whether targets are occupancies.
 
     Returns
     -------
@@ -81,6 +89,11 @@ def prepared_folder(
         raise ValueError(
             f"{folder}: expected data for the target {target!r}, found data for {found['target']!r}; "
             f"run `{command}`, or train with --target {found['target']}."
+        )
+    if needs_fine_masks and not found.get("fine_masks"):
+        raise ValueError(
+            f"{folder}: expected masks at half the spacing for targets that are occupancies, found none; run "
+            f"`{command} --fine-masks`, or train with --targets bits."
         )
     return folder, {name: found[name] for name in facts}
 

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils.learning import augment
+from utils.preparation.working_case import FINE
 from utils.settings import SegmentationTrainingSettings
 from utils.verse.labels import CODES, MAX_RANK
 
@@ -25,6 +26,11 @@ TOP_MARGIN_MM, TOP_REACH_MM = 2.0, 63.0
 #: Context that stays above the top-most vertebra of the spine in a patch of kind "natural top", in mm.
 CONTEXT_ABOVE_MM = (32.0, 80.0)
 LEAST_SHARE_INSIDE = 1.0 / 3.0
+#: Of a vertebra that a field of view cuts so much is seen at least, as a share of its voxels, or it is no
+#: target; and so much is lost at most where a plane in front of, behind or beside the column cuts it.
+LEAST_SHOWN, MOST_LOST_BESIDE = 0.35, 0.25
+#: A field of view ends up to so far beside the target, in mm.
+BESIDE_MM = 12.0
 MOST_DRAWS = 20
 #: Rank of a target that no vertebra has: all vertebrae are then in the memory.
 NOTHING_LEFT = MAX_RANK + 1
@@ -164,6 +170,73 @@ def _draw_begin(
     return begin
 
 
+def samples_along(settings: SegmentationTrainingSettings) -> int:
+    """Give how many samples of the mask lie along each axis of a voxel that a training reads."""
+    return FINE if settings.targets == "occupancies" else 1
+
+
+def draw_field(
+    generator: np.random.Generator | None,
+    target: Target,
+    kind: str,
+    shape: tuple[int, int, int],
+    *,
+    spacing_mm: float,
+    settings: SegmentationTrainingSettings,
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Draw a field of view that ends in or beside the target, or leave the scan as it is.
+
+    A vertebra is a target if the scan shows at least `LEAST_SHOWN` of it, as its body's centre is in view
+    then, mostly. One whose scan begins in it or right above it has nothing above it to remember.
+
+    Parameters
+    ----------
+    generator : np.random.Generator or None
+        Source of randomness; None leaves the scan as it is.
+    target : Target
+        The vertebra.
+    kind : str
+        One of the kinds of `draw_kind`.
+    shape : tuple of int, 3
+        Voxels of the scan.
+    spacing_mm : float
+        Spacing of the working grid.
+    settings : SegmentationTrainingSettings
+        `cut_share`.
+
+    Returns
+    -------
+    begin, end : np.ndarray of int, (3,)
+        First voxel and end (exclusive) of what is shown of the scan.
+    is_first : bool
+        Whether the field of view begins at the target.
+    """
+    begin, end = np.zeros(3, int), np.array(shape)
+    if generator is None or kind == "nothing left" or generator.random() >= settings.cut_share:
+        return begin, end, False
+    beside = BESIDE_MM / spacing_mm
+    is_first = False
+    # Along I mostly: a scan has two ends there, and its planes show whole bodies elsewhere.
+    axis = int(generator.choice(3, p=(0.15, 0.25, 0.6)))
+    at_begin = bool(generator.random() < 0.5)
+    along = np.sort(target.voxels[:, axis])
+    lost = generator.uniform(0, 1 - LEAST_SHOWN if axis == 2 else MOST_LOST_BESIDE)
+    if at_begin:
+        low = along[0] - beside
+        plane = generator.uniform(low, along[0]) if generator.random() < 0.3 else _quantile(along, lost)
+        begin[axis] = np.clip(plane, 0, shape[axis] - 1)
+        is_first = axis == 2
+    else:
+        high = along[-1] + beside
+        plane = generator.uniform(along[-1], high) if generator.random() < 0.3 else _quantile(along, 1 - lost)
+        end[axis] = np.clip(plane + 1, 1, shape[axis])
+    return begin, end, is_first
+
+
+def _quantile(along: np.ndarray, share: float) -> float:
+    return float(along[min(int(share * len(along)), len(along) - 1)])
+
+
 def block_length(voxels: int, patch_voxels: int) -> int:
     """Give the length that a block of so many voxels is padded to: one of few, see `BLOCK_SIZES`."""
     unit = (patch_voxels + BLOCK_MARGIN) ** 3
@@ -192,6 +265,11 @@ def boundary_weight(vertebra: tf.Tensor, spacing_mm: float) -> tf.Tensor:
     to_vertebra, to_rest = tf.unstack(_squared_voxels(tf.stack([vertebra, ~vertebra]), radius))
     squared_mm = tf.cast(to_vertebra + to_rest, tf.float32) * spacing_mm**2
     return 1.0 + BOUNDARY_PEAK * tf.exp(-squared_mm / BOUNDARY_VARIANCE_MM2)
+
+
+def voxel_weight(share: tf.Tensor, spacing_mm: float, *, weighs_boundary: bool) -> tf.Tensor:
+    """Give the weight of every voxel in the loss: `boundary_weight` of what is mostly vertebra, or 1."""
+    return boundary_weight(share >= 0.5, spacing_mm) if weighs_boundary else tf.ones_like(share)
 
 
 def _squared_voxels(seeds: tf.Tensor, radius: int) -> tf.Tensor:
@@ -227,6 +305,13 @@ def target_and_memory(
     return tf.equal(role, 2), tf.equal(role, 1)
 
 
+def shares_of_samples(samples: tf.Tensor, fine: int) -> tf.Tensor:
+    """Give the share of a voxel's samples that are True, float32, from `fine` samples along each axis."""
+    edge = samples.shape[0] // fine
+    parts = tf.reshape(tf.cast(samples, tf.float32), [edge, fine, edge, fine, edge, fine])
+    return tf.reduce_mean(parts, axis=[1, 3, 5])
+
+
 # What follows is compiled in parts, so that what one hands to the next is stored. In one program XLA
 # computes a voxel of the image anew for every neighbour that the blur reads, which takes five times as long.
 
@@ -239,25 +324,37 @@ def ct_patch(drawn: dict[str, tf.Tensor], patch_voxels: int, outside: str) -> tf
 
 
 @tf.function(jit_compile=True)
-def code_patch(drawn: dict[str, tf.Tensor], patch_voxels: int) -> tf.Tensor:
-    """Resample the VerSe codes of a patch."""
-    coordinates = augment.sampling_coordinates(drawn["affine"], (patch_voxels,) * 3)
-    return augment.sample_nearest(drawn["codes"], coordinates, drawn["last"])
+def code_patch(drawn: dict[str, tf.Tensor], patch_voxels: int, fine: int) -> tf.Tensor:
+    """Resample the VerSe codes of a patch, `fine` samples along each axis of its voxels."""
+    turn, start = drawn["affine"][:, :3], drawn["affine"][:, 3]
+    # From samples of the patch to those of the block: voxel k has the samples from fine * k on.
+    middle = 0.5 * (fine - 1)
+    start = fine * start + middle - middle * tf.reduce_sum(turn, axis=1)
+    affine = tf.concat([turn, start[:, None]], axis=1)
+    coordinates = augment.sampling_coordinates(affine, (patch_voxels * fine,) * 3)
+    return augment.sample_nearest(drawn["codes"], coordinates, fine * (drawn["last"] + 1) - 1)
 
 
 @tf.function(jit_compile=True)
-def network_input(drawn: dict[str, tf.Tensor], image: tf.Tensor, codes: tf.Tensor, radius: int) -> tf.Tensor:
+def network_input(
+    drawn: dict[str, tf.Tensor], image: tf.Tensor, codes: tf.Tensor, radius: int, fine: int
+) -> tf.Tensor:
     """Blur and clip the image of a patch, and put the memory beside it."""
     image = tf.clip_by_value(augment.blur(image, drawn["blur_sigma"], radius), -1.0, 1.0)
     _, memory = target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
+    if fine > 1:
+        memory = shares_of_samples(memory, fine) >= 0.5
     return tf.stack([image, tf.cast(memory, tf.float32)], axis=-1)
 
 
 @tf.function(jit_compile=True)
-def weighted_target(drawn: dict[str, tf.Tensor], codes: tf.Tensor, spacing_mm: float) -> tf.Tensor:
-    """Give the target vertebra of a patch with its boundary weight beside it."""
+def weighted_target(
+    drawn: dict[str, tf.Tensor], codes: tf.Tensor, spacing_mm: float, fine: int, weighs_boundary: bool
+) -> tf.Tensor:
+    """Give the share of every voxel of a patch that is the target, with its weight beside it."""
     vertebra, _ = target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
-    return tf.stack([tf.cast(vertebra, tf.float32), boundary_weight(vertebra, spacing_mm)], axis=-1)
+    share = shares_of_samples(vertebra, fine)
+    return tf.stack([share, voxel_weight(share, spacing_mm, weighs_boundary=weighs_boundary)], axis=-1)
 
 
 def vertebra_example(
@@ -267,6 +364,8 @@ def vertebra_example(
     spacing_mm: float,
     radius: int,
     outside: Literal["air", "edge"] = "edge",
+    fine: int = 1,
+    weighs_boundary: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Build one example on the device.
 
@@ -274,9 +373,9 @@ def vertebra_example(
     ----------
     drawn : dict of str to tf.Tensor
         "ct_hu" int16 and "codes" uint8, both (n,): the block of the scan and of its mask, in file order and
-        padded (see `augment.sample_linear`); "last" (3,) the largest index an axis; "affine" (3, 4) from
-        patch to block voxels; "target_rank", "remembers", "gain", "offset", "noise_sigma", "blur_sigma"
-        (voxels), "noise_seed".
+        padded (see `augment.sample_linear`), the mask with `fine` samples along each axis of a voxel; "last"
+        (3,) the largest index an axis; "affine" (3, 4) from patch to block voxels; "target_rank",
+        "remembers", "gain", "offset", "noise_sigma", "blur_sigma" (voxels), "noise_seed".
     patch_voxels : int
         Edge of the patch.
     spacing_mm : float
@@ -285,17 +384,23 @@ def vertebra_example(
         Half width of the blur's kernel, in voxels.
     outside : str
         What the CT is beyond the scan.
+    fine : int
+        Samples of the mask along each axis of a voxel.
+    weighs_boundary : bool
+        Whether voxels near the boundary weigh more.
 
     Returns
     -------
     tuple of tf.Tensor of float32
-        Input (n, n, n, 2): CT in [-1, 1] and memory; target (n, n, n, 2): vertebra and boundary weight.
+        Input (n, n, n, 2): CT in [-1, 1] and memory; target (n, n, n, 2): share of the voxel that is
+        vertebra, and its weight.
     """
-    image, codes = ct_patch(drawn, patch_voxels, outside), code_patch(drawn, patch_voxels)
+    image, codes = ct_patch(drawn, patch_voxels, outside), code_patch(drawn, patch_voxels, fine)
     # Blocks come in several lengths; what does not read them is compiled once.
     numbers = {name: value for name, value in drawn.items() if name not in ("ct_hu", "codes")}
     image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
-    return network_input(numbers, image, codes, radius), weighted_target(numbers, codes, spacing_mm)
+    shown = network_input(numbers, image, codes, radius, fine)
+    return shown, weighted_target(numbers, codes, spacing_mm, fine, weighs_boundary)
 
 
 def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_mm: float) -> Callable:
@@ -306,5 +411,7 @@ def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_m
         spacing_mm=spacing_mm,
         radius=augment.blur_radius(settings.augmentation, spacing_mm),
         outside=settings.outside,
+        fine=samples_along(settings),
+        weighs_boundary=settings.targets == "bits" or settings.boundary_weight,
     )
     return augment.batch_builder(one)

@@ -27,7 +27,7 @@ from utils.preparation import prepared, working_case
 from utils.preparation.drawn_cases import draw_cases
 from utils.preparation.prepared import PREPARED_SPLITS, SIDECAR
 from utils.preparation.spine_case import SPINE
-from utils.preparation.working_case import CENTROIDS, CT, MASK, VERTEBRAE_FILE, write_table
+from utils.preparation.working_case import CENTROIDS, CT, FINE_MASK, MASK, VERTEBRAE_FILE, write_table
 from utils.settings import SETTINGS_FILE, load_settings, save_settings, settings_as_json
 from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.verse.cases import OWN_SPLIT_FOLDER, Case, index_cases
@@ -35,7 +35,9 @@ from utils.verse.cases import OWN_SPLIT_FOLDER, Case, index_cases
 #: Counted up when prepared files change their meaning, so that older ones are made again.
 _PREPARATION = 3
 #: Ends of the names of a case's prepared files, the sidecar apart, whatever the stage.
-_SUFFIXES = (CT, MASK, CENTROIDS, SPINE, "_" + VERTEBRAE_FILE)
+_SUFFIXES = (CT, MASK, FINE_MASK, CENTROIDS, SPINE, "_" + VERTEBRAE_FILE)
+#: What serves every training: a folder that has it keeps it.
+_KEPT = ("label_maps", "fine_masks")
 #: Peak memory of a case as a multiple of its CT in float32 (benchmarks/bench_preprocessing.py measures it).
 _PEAK_OF_NATIVE = 4
 
@@ -54,7 +56,7 @@ class _Stage:
         """Give what decides about the content of the prepared files beside their sources."""
         values = settings_as_json(settings)
         # Named only where it is asked for: without it files are what they were before it could be.
-        names = (*self.decisive, "label_maps") if _has_label_maps(settings) else self.decisive
+        names = [*self.decisive, *(name for name in _KEPT if getattr(settings, name, False))]
         return {"preparation": _PREPARATION, **{name: values[name] for name in names}}
 
 
@@ -221,7 +223,7 @@ def _run_stage(settings: stages.PreparationSettings, stage: _Stage) -> int:
         places = {name: getattr(settings, name).absolute() for name in ("data_dir", "work_dir")}
         settings = dataclasses.replace(settings, **places)
     root = prepared.spacing_folder(settings.work_dir, stage.name, settings.spacing_mm)
-    settings = _with_label_maps_there(settings, root)
+    settings = _with_what_is_there(settings, root)
     cases = index_cases(settings.data_dir)
     usable = _complete_cases(cases, settings, stage)
     _discard_outdated(root, settings, stage)
@@ -241,16 +243,14 @@ def _run_stage(settings: stages.PreparationSettings, stage: _Stage) -> int:
     return _conclude(jobs, waiting, bad, root)
 
 
-def _has_label_maps(settings: stages.PreparationSettings) -> bool:
-    return isinstance(settings, stages.SegmentationPreparationSettings) and settings.label_maps
-
-
-def _with_label_maps_there(settings: stages.PreparationSettings, root: Path) -> stages.PreparationSettings:
-    """Go on with label maps where a folder has them: they serve a training that needs none as well."""
+def _with_what_is_there(settings: stages.PreparationSettings, root: Path) -> stages.PreparationSettings:
+    """Go on with label maps and fine masks where a folder has them: they serve every training."""
     may_have = isinstance(settings, stages.SegmentationPreparationSettings)
-    if not may_have or settings.label_maps or not (root / SETTINGS_FILE).is_file():
+    if not may_have or not (root / SETTINGS_FILE).is_file():
         return settings
-    return dataclasses.replace(settings, label_maps=bool(load_settings(root).get("label_maps")))
+    found = load_settings(root)
+    kept = {name: getattr(settings, name) or bool(found.get(name)) for name in _KEPT}
+    return dataclasses.replace(settings, **kept)
 
 
 def _complete_cases(cases: Sequence[Case], settings: stages.PreparationSettings, stage: _Stage) -> list[Case]:
@@ -263,7 +263,7 @@ def _complete_cases(cases: Sequence[Case], settings: stages.PreparationSettings,
         if case.split not in PREPARED_SPLITS:
             continue
         absent = [name for name in case.missing() if name in stage.needed(case)]
-        if _has_label_maps(settings) and case.split == "training" and case.mask is not None:
+        if getattr(settings, "label_maps", False) and case.split == "training" and case.mask is not None:
             usable.append(case)
         elif absent:
             lacks = " and no ".join(absent)

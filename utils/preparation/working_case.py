@@ -24,7 +24,9 @@ from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSe
 from utils.verse.cases import Case
 from utils.verse.labels import rank_of_code
 
-CT, MASK, CENTROIDS = "_ct.nii", "_msk.nii", "_ctd.json"
+CT, MASK, FINE_MASK, CENTROIDS = "_ct.nii", "_msk.nii", "_fine.nii", "_ctd.json"
+#: Samples of a fine mask along each axis of a voxel.
+FINE = 2
 #: The table of a split; with "_" before it and a key the table of a case.
 VERTEBRAE_FILE = "vertebrae.csv"
 VERTEBRA_COLUMNS = (
@@ -88,6 +90,9 @@ def write_segmentation_case(case: Case, settings: SegmentationPreparationSetting
         working = _as_int16(working_ct(ct, settings.spacing_mm, grid=grid))
         write_volume(folder / f"{case.key}{CT}", working)
     write_volume(folder / f"{case.key}{MASK}", labels)
+    if settings.fine_masks:
+        fine = resized_grid(grid, np.multiply(grid.shape, FINE))
+        write_volume(folder / f"{case.key}{FINE_MASK}", resample_labels(mask, fine))
     write_table(folder / f"{case.key}_{VERTEBRAE_FILE}", table)
     size = " x ".join(map(str, labels.shape))
     return f"{len(table)} vertebrae, {size} voxels{'' if ct else ', no CT'}"

@@ -11,7 +11,8 @@ import numpy as np
 
 from utils.synthetic.label_maps import level_of
 from utils.synthetic.phantom.soft import AIR_HU, FAT_HU, LUNG_HU, MUSCLE_HU
-from utils.synthetic.phantom.values import BoneValues, Vessel, draw_bone
+from utils.synthetic.phantom.values import BoneValues, Vessel
+from utils.verse.conventions import growth_mm
 from utils.verse.labels import MAX_CODE, code_of_name
 
 _C1, _T1, _T5, _T12 = (level_of(code_of_name(name)) for name in ("C1", "T1", "T5", "T12"))
@@ -19,6 +20,8 @@ _T2, _T7, _T8 = (level_of(code_of_name(name)) for name in ("T2", "T7", "T8"))
 _L1, _L4, _L5 = (level_of(code_of_name(name)) for name in ("L1", "L4", "L5"))
 #: Farther than this a field of view never leaves the column, mm.
 _WIDE_MM = 400.0
+#: Soft tissue that a mask of VerSe's convention holds around the bone, and how much that varies, mm.
+RIM_MM, RIM_SPREAD_MM = growth_mm("bone"), 0.1
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,9 @@ def draw_appearance(rng: np.random.Generator) -> Appearance:
     blur[axis] = max(blur[axis], thick / np.sqrt(12))
     contrast = rng.random() < 0.65
     return Appearance(
-        bone=draw_bone(rng, MAX_CODE),
-        cortex_share=rng.uniform(0.5, 1.3),
-        rim_mm=rng.uniform(0.2, 1.6),
+        bone=_draw_bone(rng),
+        cortex_share=rng.uniform(0.7, 1.2),
+        rim_mm=RIM_MM + rng.normal(0, RIM_SPREAD_MM),
         unevenness=rng.uniform(0.1, 0.35),
         rib_hu=rng.uniform(250, 700),
         fat_hu=FAT_HU + rng.uniform(-15, 15),
@@ -135,7 +138,7 @@ def draw_appearance(rng: np.random.Generator) -> Appearance:
         vessels=_draw_vessels(rng, contrast=contrast),
         table_mm=rng.uniform(2, 25) if rng.random() < 0.5 else _WIDE_MM,
         blur_mm=blur,
-        noise_hu=rng.uniform(6, 55),
+        noise_hu=float(np.exp(rng.uniform(np.log(5), np.log(70)))),
         streak_hu=rng.uniform(5, 30) if rng.random() < 0.3 else 0.0,
         drift_hu=rng.uniform(0, 20),
         margins=_draw_margins(rng),
@@ -144,6 +147,19 @@ def draw_appearance(rng: np.random.Generator) -> Appearance:
         heart_mm=rng.uniform(38, 62),
         heart_at=(rng.uniform(-100, -74), rng.uniform(-26, -2), rng.uniform(_T7, _T8 + 0.5)),
         mediastinum=(rng.uniform(16, 33), rng.uniform(-0.25, 0.75)),
+    )
+
+
+def _draw_bone(rng: np.random.Generator) -> BoneValues:
+    """Cancellous bone of 10-260 HU under a cortex of 250-1500 HU; the thinner, the duller."""
+    dense = rng.random()
+    return BoneValues(
+        body=10 + 250 * dense,
+        arch=10 + 250 * dense + rng.uniform(20, 200),
+        cortex=250 + 1250 * np.clip(0.7 * dense + rng.uniform(-0.1, 0.4), 0, 1),
+        shell_mm=rng.uniform(0.4, 1.2) + 0.4 * dense,
+        texture=rng.uniform(10, 30 + 50 * dense),
+        spread=rng.normal(0, 15, MAX_CODE),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class DrawnScan:
-    """A scan that was drawn, for the networks that find and name vertebrae.
+    """A scan that was drawn.
 
     Attributes
     ----------
@@ -27,6 +27,8 @@ class DrawnScan:
         Lengths of the right and the left rib of these vertebrae, as drawn, whether or not they are in view.
     kind : str
         What was drawn, such as "phantom", "trunk", "thigh".
+    codes : np.ndarray of uint8, shape of `ct`, or None
+        VerSe codes of the vertebrae, where the scan is drawn for the segmentation.
     """
 
     ct: np.ndarray
@@ -35,6 +37,7 @@ class DrawnScan:
     sacrum: np.ndarray | None = None
     ribs_mm: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     kind: str = "phantom"
+    codes: np.ndarray | None = None
 
     @property
     def affine(self) -> np.ndarray:

@@ -291,21 +291,34 @@ def _paint_bones(
     rng: np.random.Generator,
 ) -> None:
     """Vertebrae and their unlabelled neighbours over what is there, by depth. `where` is begin and field."""
-    begin, fine = where
-    box = box_between(begin, begin + hu.shape)
-    voxels = np.nonzero(labels.depth[box])
-    depth = labels.depth[box][voxels].astype(np.float32) * np.float32(DEPTH_UNIT_MM)
-    course, at = labels.course, voxels[2] + begin[2]
-    # The centre of mass lies behind the body, where the canal begins.
-    in_body = (voxels[0] + begin[0]) * labels.spacing_mm[0] < course.spine_p[at] + 3
-    bone, cortex, rim = bone_parts(depth, in_body, appearance, step_mm=float(labels.spacing_mm.min()))
-    spread = np.concatenate([[0.0], appearance.bone.spread]).astype(np.float32)[labels.codes[box][voxels]]
-    inside = np.where(in_body, np.float32(appearance.bone.body), np.float32(appearance.bone.arch)) + spread
-    # Trabeculae, and the denser and thinner places of every bone.
-    inside += np.float32(appearance.bone.texture) * rng.standard_normal(depth.size, np.float32)
-    inside += np.float32(0.7 * appearance.bone.texture) * fine[voxels]
-    shell = np.float32(appearance.bone.cortex) * (1 + np.float32(appearance.unevenness) * fine[voxels])
-    hu[voxels] = bone * inside + cortex * shell + rim * hu[voxels]
+    begin, field = where
+    parts, step = labels.fine, labels.spacing_mm / labels.fine
+    box = box_between(parts * begin, parts * (begin + hu.shape))
+    samples = np.nonzero(labels.depth[box])
+    depth = labels.depth[box][samples].astype(np.float32) * np.float32(DEPTH_UNIT_MM)
+    voxels = tuple(axis // parts for axis in samples)
+    course = labels.course
+    # The centre of mass lies behind the body, where the canal begins. Both count from the middle of a voxel.
+    along_p = (samples[0] + parts * begin[0] + 0.5) * step[0] - labels.spacing_mm[0] / 2
+    in_body = along_p < course.spine_p[voxels[2] + begin[2]] + 3
+    bone, cortex, _ = bone_parts(depth, in_body, appearance, step_mm=float(step.min()))
+    spread = np.concatenate([[0.0], appearance.bone.spread]).astype(np.float32)
+    inside = np.where(in_body, np.float32(appearance.bone.body), np.float32(appearance.bone.arch))
+    inside += spread[labels.fine_codes[box][samples]]
+    # The denser and thinner places of every bone.
+    inside += np.float32(0.7 * appearance.bone.texture) * field[voxels]
+    shell = np.float32(appearance.bone.cortex) * (1 + np.float32(appearance.unevenness) * field[voxels])
+    flat = np.ravel_multi_index(voxels, hu.shape)
+    share, added = (
+        np.bincount(flat, values, hu.size).astype(np.float32).reshape(hu.shape) / parts**3
+        for values in (bone + cortex, bone * inside + cortex * shell)
+    )
+    hu += added - share * hu
+    # Trabeculae.
+    bony = np.nonzero(share)
+    hu[bony] += (
+        np.float32(appearance.bone.texture) * share[bony] * rng.standard_normal(bony[0].size, np.float32)
+    )
 
 
 def bone_parts(

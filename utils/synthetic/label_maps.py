@@ -63,8 +63,10 @@ class LabelMap:
         VerSe codes.
     spacing_mm : np.ndarray of float, (3,)
         Size of a voxel, mm.
-    depth : np.ndarray of uint8, (P, R, I)
-        Depth of a voxel's centre under the surface of its bone, in `DEPTH_UNIT_MM`; 0 outside bones. Bones
+    fine_codes : np.ndarray of uint8, (f P, f R, f I)
+        Codes of f samples along each axis of a voxel: `codes` themselves, where there is no finer mask.
+    depth : np.ndarray of uint8, shape of `fine_codes`
+        Depth of a sample's centre under the surface of its bone, in `DEPTH_UNIT_MM`; 0 outside bones. Bones
         without a label have a depth too.
     course : Course
         The course of the spine.
@@ -74,9 +76,20 @@ class LabelMap:
 
     codes: np.ndarray
     spacing_mm: np.ndarray
+    fine_codes: np.ndarray
     depth: np.ndarray
     course: Course
     pitch_mm: tuple[float, float]
+
+    @property
+    def fine(self) -> int:
+        """Samples along each axis of a voxel."""
+        return self.depth.shape[0] // self.codes.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.codes.nbytes + self.depth.nbytes + (self.fine > 1) * self.fine_codes.nbytes
 
     @cached_property
     def boxes(self) -> dict[int, tuple[slice, slice, slice]]:
@@ -98,7 +111,9 @@ class LabelMap:
         return bool(self.boxes) and [*self.boxes][-1] in (_L5, _L5 + 1)
 
 
-def label_map_of(codes: np.ndarray, spacing_mm: float | np.ndarray) -> LabelMap:
+def label_map_of(
+    codes: np.ndarray, spacing_mm: float | np.ndarray, fine_codes: np.ndarray | None = None
+) -> LabelMap:
     """Find the geometry of a mask.
 
     Parameters
@@ -107,29 +122,37 @@ def label_map_of(codes: np.ndarray, spacing_mm: float | np.ndarray) -> LabelMap:
         VerSe codes; a mask without a vertebra has soft tissue alone.
     spacing_mm : float or np.ndarray of float, (3,)
         Size of a voxel, mm.
+    fine_codes : np.ndarray of uint8, (f P, f R, f I), optional
+        The same mask with f samples along each axis of a voxel: bones are drawn as finely.
 
     Returns
     -------
     LabelMap
         What `utils.synthetic.label_images.label_image` draws from.
     """
+    fine_codes = codes if fine_codes is None else fine_codes
+    fine = fine_codes.shape[0] // codes.shape[0]
     spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3)
-    boxes = label_boxes(np.asarray(codes))
+    step = spacing / fine
+    boxes = label_boxes(np.asarray(fine_codes))
     ordered = {code: boxes[code] for code in sorted(boxes, key=rank_of_code)}
-    depth = np.zeros(codes.shape, np.uint8)
-    masks = {code: np.asarray(codes[box]) == code for code, box in ordered.items()}
+    depth = np.zeros(fine_codes.shape, np.uint8)
+    masks = {code: np.asarray(fine_codes[box]) == code for code, box in ordered.items()}
     centres = {
         code: np.add(ndimage.center_of_mass(masks[code]), [side.start for side in box])
         for code, box in ordered.items()
     }
-    steps = _end_steps(centres, spacing)
-    for begin, bone in _unlabelled_bones(masks, centres, steps, spacing):
-        _add_depth(depth, begin, bone, spacing)
+    steps = _end_steps(centres, step)
+    for begin, bone in _unlabelled_bones(masks, centres, steps, step):
+        _add_depth(depth, begin, bone, step)
     # Labelled bones come last: where both lie, the label decides.
     for code, box in ordered.items():
-        _add_depth(depth, [side.start for side in box], masks[code], spacing)
-    pitch_mm = tuple(float(np.linalg.norm(step * spacing)) for step in steps)
-    return LabelMap(codes, spacing, depth, _course(ordered, centres, spacing, codes.shape), pitch_mm)
+        _add_depth(depth, [side.start for side in box], masks[code], step)
+    pitch_mm = tuple(float(np.linalg.norm(way * step)) for way in steps)
+    middles = {code: (centre + 0.5) / fine - 0.5 for code, centre in centres.items()}
+    backs = {code: box[0].stop / fine for code, box in ordered.items()}
+    course = _course(backs, middles, spacing, codes.shape)
+    return LabelMap(codes, spacing, fine_codes, depth, course, pitch_mm)
 
 
 def with_narrow_discs(codes: np.ndarray, voxels: int) -> np.ndarray:
@@ -231,28 +254,27 @@ def _turned(
 
 
 def _course(
-    boxes: dict[int, tuple[slice, ...]],
+    backs: dict[int, float],
     centres: dict[int, np.ndarray],
     spacing: np.ndarray,
     shape: tuple[int, ...],
 ) -> Course:
     heights = np.arange(shape[2])
-    if not boxes:
+    if not backs:
         middle = (np.array(shape) - 1) / 2 * spacing
         flat = np.ones(shape[2], np.float32)
         return Course(middle[0] * flat, middle[1] * flat, (middle[0] + 40) * flat, 22 * flat)
     points = np.array([*centres.values()])
-    backs = np.array([box[0].stop for box in boxes.values()])
-    levels = np.array([level_of(code) for code in boxes])
+    levels = np.array([level_of(code) for code in backs])
     order = np.argsort(points[:, 2])
-    points, backs, levels = points[order], backs[order], levels[order]
+    points, levels, ends_p = points[order], levels[order], np.array([*backs.values()])[order]
     pitch = USUAL_PITCH_MM / spacing[2]
     # One more vertebra beyond either end, so that ribs and lungs go on there.
     ends = (points[0, 2] - 8 * pitch, *points[:, 2], points[-1, 2] + 8 * pitch)
     numbers = (levels[0] - 8, *levels, levels[-1] + 8)
     along = [
         np.interp(heights, points[:, 2], values)
-        for values in (points[:, 0] * spacing[0], points[:, 1] * spacing[1], backs * spacing[0])
+        for values in (points[:, 0] * spacing[0], points[:, 1] * spacing[1], ends_p * spacing[0])
     ]
     smooth = [ndimage.gaussian_filter1d(values, pitch / 2, mode="nearest") for values in along]
     return Course(

@@ -46,7 +46,9 @@ class _Cuts:
     ends_mm: np.ndarray
 
 
-def draw_trunk_scan(organs: OrganMap, seed: int, number: int, *, spacing_mm: float = 3.0) -> DrawnScan:
+def draw_trunk_scan(
+    organs: OrganMap, seed: int, number: int, *, spacing_mm: float = 3.0, with_codes: bool = False
+) -> DrawnScan:
     """Draw one scan of a trunk.
 
     Parameters
@@ -57,27 +59,38 @@ def draw_trunk_scan(organs: OrganMap, seed: int, number: int, *, spacing_mm: flo
         Seed of all scans, and the number of this one.
     spacing_mm : float
         Edge of its voxels.
+    with_codes : bool
+        Draw the surroundings of the spine alone, with the masks of the vertebrae. The spacing must be that of
+        the map then.
 
     Returns
     -------
     DrawnScan
         A scan of the kind "trunk". The two together decide about it.
+
+    Raises
+    ------
+    ValueError
+        If masks are asked for at another spacing than the map's.
     """
+    if with_codes and spacing_mm != organs.spacing_mm:
+        raise ValueError(f"Expected the spacing of the map, {organs.spacing_mm} mm, received {spacing_mm}.")
     rng = np.random.default_rng([seed, number])
     position = str(rng.choice(["supine", "prone", "right", "left"], p=[0.7, 0.12, 0.09, 0.09]))
     pose = draw_pose(rng, side=position in ("right", "left"))
     cuts = _cut_ribs(rng, organs, pose)
     centres = dict(zip(organs.centres, drawn_places(_from_middle(organs, organs.centres.values()), pose)))
-    begin_mm, size_mm = _draw_field(rng, organs, pose, centres)
+    begin_mm, size_mm = _draw_field(rng, organs, pose, centres, near_spine=with_codes)
     voxels = np.maximum(np.rint(size_mm / spacing_mm), 1).astype(int)
     values = draw_values(rng, organs.medians, position=position)
-    hu = _painted(rng, organs, (pose, values, cuts), begin_mm, voxels * spacing_mm)
+    hu, codes = _painted(rng, organs, (pose, values, cuts), begin_mm, voxels * spacing_mm)
     ct = _scanned(rng, hu, values, organs.spacing_mm, (voxels, spacing_mm))
     points = {code: (at - begin_mm) / spacing_mm - 0.5 for code, at in centres.items()}
     inside = {
         code: at for code, at in points.items() if (at > -0.5).all() and (at < np.array(ct.shape) - 0.5).all()
     }
-    return DrawnScan(ct, spacing_mm, points=inside, ribs_mm=cuts.ribs_mm, kind="trunk")
+    known = {"points": inside, "ribs_mm": cuts.ribs_mm, "codes": codes if with_codes else None}
+    return DrawnScan(ct, spacing_mm, kind="trunk", **known)
 
 
 def _middle_mm(organs: OrganMap) -> np.ndarray:
@@ -110,11 +123,16 @@ def _cut_ribs(rng: np.random.Generator, organs: OrganMap, pose: Pose) -> _Cuts:
 
 
 def _draw_field(
-    rng: np.random.Generator, organs: OrganMap, pose: Pose, centres: dict[int, np.ndarray]
+    rng: np.random.Generator,
+    organs: OrganMap,
+    pose: Pose,
+    centres: dict[int, np.ndarray],
+    *,
+    near_spine: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw where the scan begins and its size, mm: the whole trunk in half, else a part."""
     low, high = _trunk_box(rng, organs, pose)
-    if rng.random() < 0.5:
+    if not near_spine and rng.random() < 0.5:
         return low, high - low
     length = high[2] - low[2]
     if rng.random() < 0.75:
@@ -122,8 +140,8 @@ def _draw_field(
         low[2] += rng.choice([0.0, rng.random(), 1.0], p=[0.25, 0.5, 0.25]) * (length - part)
         high[2] = low[2] + part
     seen = np.array([at for at in centres.values() if low[2] < at[2] < high[2]])
-    if rng.random() < 0.5 and len(seen):
-        reach = rng.uniform(35, 160, (2, 2))
+    if (near_spine or rng.random() < 0.5) and len(seen):
+        reach = rng.uniform(35, 85 if near_spine else 160, (2, 2))
         spine = seen.mean(axis=0)[:2]
         # A bent spine would leave a narrow field and come back: no level may be missing between others.
         low[:2] = np.maximum(low[:2], np.minimum(spine - reach[0], seen[:, :2].min(axis=0) - _BESIDE_MM))
@@ -150,8 +168,8 @@ def _painted(
     drawn: tuple[Pose, TrunkValues, _Cuts],
     begin_mm: np.ndarray,
     size_mm: np.ndarray,
-) -> np.ndarray:
-    """The trunk in a field of view, at the spacing of the map, before it is scanned, HU."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The trunk in a field of view, at the map's spacing, before it is scanned, HU; and its vertebrae."""
     pose, values, cuts = drawn
     step = organs.spacing_mm
     shape = np.ceil(size_mm / step - 1e-6).astype(int)
@@ -171,7 +189,7 @@ def _painted(
     hu[tissue == o.LUNG] += 25 * coarse[tissue == o.LUNG]
     _paint_bones(hu, tissue, (index, fine), organs, values, rng)
     _paint_table(hu, tissue, values, step)
-    return hu
+    return hu, np.where(outside, 0, organs.vertebrae.ravel()[index])
 
 
 def _real_voxels(

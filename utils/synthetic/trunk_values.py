@@ -94,7 +94,8 @@ def draw_values(rng: np.random.Generator, medians: np.ndarray, *, position: str)
     TrunkValues
         What `utils.synthetic.trunk` paints with.
     """
-    look = _draw_bone_and_noise(rng)
+    noise_hu = float(np.exp(rng.uniform(np.log(4), np.log(40))))
+    look = dataclasses.replace(draw_appearance(rng), noise_hu=noise_hu)
     means = _draw_means(rng)
     hu = np.array([means[name] for name in TISSUES], np.float32)
     axis, sign = {"supine": (0, 1), "prone": (0, -1), "right": (1, 1), "left": (1, -1)}[position]
@@ -110,21 +111,6 @@ def draw_values(rng: np.random.Generator, medians: np.ndarray, *, position: str)
         slab_axis=int(rng.choice(3, p=[0.08, 0.12, 0.8])),
         slab_mm=float(rng.uniform(1, 5)),
     )
-
-
-def _draw_bone_and_noise(rng: np.random.Generator) -> Appearance:
-    """Cancellous bone of 10-260 HU under a cortex of 250-1500 HU; the thinner, the duller."""
-    look = draw_appearance(rng)
-    dense = rng.random()
-    bone = dataclasses.replace(
-        look.bone,
-        body=10 + 250 * dense,
-        arch=10 + 250 * dense + rng.uniform(20, 200),
-        cortex=250 + 1250 * np.clip(0.7 * dense + rng.uniform(-0.1, 0.4), 0, 1),
-        shell_mm=rng.uniform(0.4, 1.2) + 0.4 * dense,
-        texture=rng.uniform(10, 30 + 50 * dense),
-    )
-    return dataclasses.replace(look, bone=bone, noise_hu=float(np.exp(rng.uniform(np.log(4), np.log(40)))))
 
 
 def _draw_means(rng: np.random.Generator) -> dict[str, float]:

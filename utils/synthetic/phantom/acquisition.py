@@ -18,6 +18,7 @@ from utils.synthetic.phantom.anatomy import Anatomy, rotation_of
 from utils.synthetic.phantom.shapes import BodyGrid, bounds_of
 from utils.synthetic.phantom.tissue import Tissue
 from utils.synthetic.phantom.vertebra import vertebra_solids
+from utils.verse.conventions import growth_mm
 from utils.verse.labels import rank_of_code
 
 # From the body frame (posterior, right, inferior) to the scanner's RAS+ millimetres of a NIfTI affine.
@@ -25,6 +26,8 @@ RAS_FROM_PRI = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, -1]])
 #: The ends of the body frame's axes.
 _BODY_AXES = (("A", "P"), ("L", "R"), ("S", "I"))
 STYLES = ("2019", "2020-ax", "2020-sag")
+#: Masks reach this far beyond the bone, as those of VerSe do.
+MASK_BEYOND_MM = growth_mm("bone")
 # About what a core renders in ten seconds.
 MAX_VOXELS = 9e6
 
@@ -254,10 +257,11 @@ def acquire(tissue: Tissue, scan: Acquisition, whole: list[int]) -> tuple[np.nda
     sigma = _blur_sigma(tissue.grid, scan)
     blurred = ndimage.gaussian_filter(tissue.hu, sigma, truncate=3.0)
     hu = _sample(blurred, matrix, offset, scan.shape, order=1)
-    inside = _sample(tissue.distance, matrix, offset, scan.shape, order=1) < 0
+    distance = _sample(tissue.distance, matrix, offset, scan.shape, order=1)
     nearest = _sample(tissue.nearest, matrix, offset, scan.shape, order=0)
-    bone = np.where(inside, nearest, 0).astype(np.uint8)
-    mask = np.where(np.isin(bone, whole), bone, 0).astype(np.uint8)
+    bone = np.where(distance < 0, nearest, 0).astype(np.uint8)
+    is_labelled = (distance < MASK_BEYOND_MM) & np.isin(nearest, whole)
+    mask = np.where(is_labelled, nearest, 0).astype(np.uint8)
     hu += _noise(scan)
     ct = whole_hu(hu)
     if scan.padding_hu is not None:

@@ -1,0 +1,310 @@
+"""Label real scans with a trained network, correct its masks, and make training cases of them.
+
+Command python experiments/real/label.py predict --segmentation MODELS/base --output starter/labels
+        python experiments/real/label.py add --labels starter/labels --data-dir starter/data
+Time    a minute for the five scans without labels, on two CPU cores; adding takes some seconds a scan
+Result  training cases sub-real-<scan>: with those that have a reference mask, eight scans
+
+Reads   experiments/real/centres.json, experiments/real/corrections/<scan>.txt, the scans in SHARED
+Writes  LABELS/<scan>_msk.nii.gz and <scan>.png, or DATA/own-training
+
+`predict` goes from known centre to known centre, so that levels and their number are right, and only the
+outlines are the network's. Whoever looks at the pictures writes down in `corrections` which vertebrae are
+accepted as they are, which are corrected and how, and which are left out (see `apply_corrections`). `add`
+makes a case of each scan, CT and mask at 1 mm: of those that have a reference mask this one, brought to
+VerSe's convention of where bone ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.real.facts import ScanFacts, available_scans
+from experiments.real.masks import CONVENTIONS, reference_of
+from utils.imaging.grids import transform_points, working_grid
+from utils.imaging.growth import grown_mask
+from utils.imaging.intensities import normalise_hu
+from utils.imaging.nifti import read_ct, read_mask, write_volume
+from utils.imaging.resampling import resample_ct, working_ct
+from utils.imaging.volume import Volume
+from utils.prediction.derivatives import native_vertebrae
+from utils.preparation.own_cases import add_own_case
+from utils.settings import HU_RANGE, DataSettings, InferenceSettings
+from utils.verse.conventions import growth_mm
+from utils.verse.labels import code_of_name, name_of_code, rank_of_code
+
+CORRECTIONS = Path(__file__).with_name("corrections")
+SPACING_MM = 1.0
+KEY = "sub-real-{}"
+#: Edge of a picture of a vertebra, mm.
+PAGE_MM = 110.0
+
+
+def predicted_mask(ct: Volume, facts: ScanFacts, networks: object) -> Volume:
+    """Segment the vertebrae of a scan from their known centres.
+
+    Parameters
+    ----------
+    ct : Volume
+        The scan in HU.
+    facts : ScanFacts
+        Where its vertebrae are.
+    networks : Networks
+        Those of an inference; the segmentation network alone is asked.
+
+    Returns
+    -------
+    Volume of uint8
+        VerSe codes at 1 mm.
+    """
+    from utils.prediction.predict import walk_settings
+    from utils.walk.along import walk_along
+
+    working = working_ct(ct, networks.spacing_mm)
+    normalised = Volume(normalise_hu(working.data), working.affine)
+    codes = sorted(facts.points_mm, key=rank_of_code)
+    points = np.array([facts.points_mm[code] for code in codes])
+    centres = transform_points(points, np.eye(4), working.affine)
+    settings = walk_settings(InferenceSettings(), **networks.walk)
+    found = walk_along(normalised, centres, networks.patch, settings=settings).vertebrae
+    own = [codes[vertebra.index] for vertebra in found]
+    return native_vertebrae(found, working.affine, working_grid(ct.grid, SPACING_MM), codes=own).labels
+
+
+def apply_corrections(mask: Volume, ct: Volume, lines: Sequence[str], *, source: str) -> Volume:
+    """Apply the corrections of a scan to its mask.
+
+    A line is a command and its words; what follows "#" is a remark:
+
+    - `accept LEVEL ...`: these are right, or right once the other lines are applied.
+    - `leave-out LEVEL ...`: these are not; the mask keeps them out.
+    - `split UPPER LOWER SHARE`: what either holds beyond the plane between their centres of mass, at this
+      share of the way, goes to the other.
+    - `grow LEVEL HU MM`: add what is brighter, joined to it, and at most so far from it.
+    - `close LEVEL MM`: fill holes and clefts up to this width.
+    - `largest LEVEL ...`: drop all pieces but the largest.
+
+    Parameters
+    ----------
+    mask, ct : Volume
+        Codes and HU on one grid.
+    lines : sequence of str
+        Contents of the file.
+    source : str
+        The file, which errors name.
+
+    Returns
+    -------
+    Volume of uint8
+        Only what was accepted.
+
+    Raises
+    ------
+    ValueError
+        If a line cannot be understood, or the mask holds a vertebra that no line accepts or leaves out.
+    """
+    labels, accepted, left_out = mask.data.copy(), set(), set()
+    spacing = mask.spacing_mm
+    for number, line in enumerate(lines, start=1):
+        command, *words = line.partition("#")[0].split() or [""]
+        try:
+            if command == "accept":
+                accepted |= {code_of_name(word) for word in words}
+            elif command == "leave-out":
+                left_out |= {code_of_name(word) for word in words}
+            elif command == "split":
+                _split(labels, code_of_name(words[0]), code_of_name(words[1]), float(words[2]))
+            elif command == "grow":
+                _grow(labels, ct.data, code_of_name(words[0]), float(words[1]), float(words[2]), spacing)
+            elif command == "close":
+                _close(labels, code_of_name(words[0]), float(words[1]), spacing)
+            elif command == "largest":
+                for word in words:
+                    _keep_largest(labels, code_of_name(word))
+            elif command:
+                raise ValueError(f"no command {command!r}")
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{source}, line {number}: expected a correction, found {line!r} ({error})."
+            ) from None
+    missing = sorted(set(mask.label_boxes) - accepted - left_out, key=rank_of_code)
+    if missing:
+        names = ", ".join(map(name_of_code, missing))
+        raise ValueError(
+            f"{source}: expected every vertebra to be accepted or left out, found neither of {names}."
+        )
+    labels[~np.isin(labels, [*accepted])] = 0
+    return Volume(labels, mask.affine)
+
+
+def _split(labels: np.ndarray, upper: int, lower: int, share: float) -> None:
+    both = np.argwhere((labels == upper) | (labels == lower))
+    above, below = (np.argwhere(labels == code).mean(axis=0) for code in (upper, lower))
+    is_above = (both - (above + share * (below - above))) @ (below - above) < 0
+    labels[tuple(both.T)] = np.where(is_above, upper, lower)
+
+
+def _near(labels: np.ndarray, code: int, mm: float, spacing: np.ndarray) -> tuple[slice, ...]:
+    box = ndimage.find_objects(labels == code)[0]
+    reach = np.ceil(mm / spacing).astype(int) + 1
+    return tuple(slice(max(s.start - r, 0), min(s.stop + r, n)) for s, r, n in zip(box, reach, labels.shape))
+
+
+def _grow(
+    labels: np.ndarray, hu: np.ndarray, code: int, least_hu: float, mm: float, spacing: np.ndarray
+) -> None:
+    box = _near(labels, code, mm, spacing)
+    here, own = labels[box], labels[box] == code
+    near = ndimage.distance_transform_edt(~own, sampling=spacing) <= mm
+    bright = ndimage.gaussian_filter(hu[box].astype(np.float32), 0.7 / spacing) > least_hu
+    free = own | (near & bright & (here == 0))
+    here[ndimage.binary_propagation(own, mask=free)] = code
+
+
+def _close(labels: np.ndarray, code: int, mm: float, spacing: np.ndarray) -> None:
+    box = _near(labels, code, mm, spacing)
+    here, own = labels[box], labels[box] == code
+    wide = ndimage.distance_transform_edt(~own, sampling=spacing) <= mm / 2
+    closed = ndimage.distance_transform_edt(wide, sampling=spacing) > mm / 2
+    filled = ndimage.binary_fill_holes(closed | own)
+    here[filled & (here == 0)] = code
+
+
+def _keep_largest(labels: np.ndarray, code: int) -> None:
+    pieces, _ = ndimage.label(labels == code)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    labels[(labels == code) & (pieces != sizes.argmax())] = 0
+
+
+def page_of(ct: Volume, mask: Volume, *, title: str) -> Figure:
+    """Draw every vertebra of a mask in three planes through its middle, with the outlines of all masks.
+
+    Parameters
+    ----------
+    ct, mask : Volume
+        HU and codes on one isotropic grid (P, R, I).
+    title : str
+        Title of the page.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not yet saved.
+    """
+    codes = sorted(mask.label_boxes, key=rank_of_code)
+    rows = max(1, -(-len(codes) // 2))
+    figure = Figure(figsize=(20, 3.4 * rows), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(rows, 6, squeeze=False).reshape(-1, 3)
+    half = round(PAGE_MM / 2 / SPACING_MM)
+    for axes, code in zip(panels, codes):
+        middle = np.argwhere(mask.data == code).mean(axis=0).round().astype(int)
+        box = tuple(slice(max(m - half, 0), m + half) for m in middle)
+        at = middle - [side.start for side in box]
+        hu, labels = ct.data[box], mask.data[box]
+        for axis, plane in zip(axes, (1, 0, 2)):
+            shown, outlines = (np.take(array, at[plane], axis=plane) for array in (hu, labels))
+            # I runs down the page; an axial plane has P down.
+            shown, outlines = (shown.T, outlines.T) if plane != 2 else (shown, outlines)
+            axis.imshow(shown, cmap="gray", vmin=-150, vmax=600)
+            for other in np.unique(outlines[outlines > 0]):
+                colour = "red" if other == code else "cyan"
+                axis.contour(outlines == other, [0.5], colors=colour, linewidths=0.9)
+            axis.set_axis_off()
+        axes[0].set_title(name_of_code(code))
+    for axis in panels[len(codes) :].ravel():
+        axis.set_axis_off()
+    return figure
+
+
+# Commands ------------------------------------------------------------------------------------------
+
+
+def predict(shared: Path, segmentation: Path | None, output: Path, names: Sequence[str]) -> None:
+    """Write the network's mask and a picture of every scan that has vertebrae and no reference."""
+    from utils.prediction.networks import STARTER_DIR, load_networks
+
+    networks = load_networks(InferenceSettings(segmentation=segmentation, heatmap=STARTER_DIR / "heatmap"))
+    output.mkdir(parents=True, exist_ok=True)
+    for name, facts in available_scans(shared, names).items():
+        if not facts.points_mm or (reference_of(facts) is not None and not names):
+            continue
+        ct = read_ct(shared / facts.ct)
+        mask = predicted_mask(ct, facts, networks)
+        write_volume(output / f"{name}_msk.nii.gz", mask)
+        codes = sorted(mask.label_boxes, key=rank_of_code)
+        print(f"{name}: {' '.join(map(name_of_code, codes))}", flush=True)
+        fine = resample_ct(ct, working_grid(ct.grid, SPACING_MM), bounds=HU_RANGE)
+        page_of(fine, mask, title=name).savefig(output / f"{name}.png", dpi=55)
+
+
+def add(shared: Path, labels: Path, data_dir: Path) -> None:
+    """Make a training case of every scan that has a reference or corrections."""
+    for name, facts in available_scans(shared).items():
+        reference, corrections = reference_of(facts), CORRECTIONS / f"{name}.txt"
+        if reference is None and not corrections.is_file():
+            continue
+        ct = read_ct(shared / facts.ct)
+        grid = working_grid(ct.grid, SPACING_MM)
+        fine = resample_ct(ct, grid, bounds=HU_RANGE)
+        if reference is None:
+            mask = read_mask(labels / f"{name}_msk.nii.gz")
+            mask = apply_corrections(
+                mask, fine, corrections.read_text().splitlines(), source=str(corrections)
+            )
+        else:
+            mask = grown_mask(read_mask(shared / reference), grid, growth_mm(CONVENTIONS[facts.labels]))
+        _add_case(data_dir, KEY.format(name.removeprefix("sub-")), fine, mask)
+        print(f"{name}: {len(mask.label_boxes)} vertebrae", flush=True)
+
+
+def _add_case(data_dir: Path, key: str, ct: Volume, mask: Volume) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"ct": Path(folder) / "ct.nii.gz", "mask": Path(folder) / "mask.nii.gz"}
+        write_volume(paths["ct"], Volume(np.rint(ct.data).astype(np.int16), ct.affine))
+        write_volume(paths["mask"], mask)
+        add_own_case(DataSettings(source="pairs", data_dir=data_dir, key=key, **paths))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and label; gives the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("predict", "add"):
+        command = commands.add_parser(name)
+        command.add_argument(
+            "--shared", type=Path, default=Path("../shared"), help="folder of the real scans"
+        )
+    predicting, adding = commands.choices["predict"], commands.choices["add"]
+    predicting.add_argument("--segmentation", type=Path, help="model directory; as infer.py has it")
+    predicting.add_argument("--output", type=Path, required=True, help="folder of masks and pictures")
+    predicting.add_argument("--scans", nargs="+", default=(), help="by default those without a reference")
+    adding.add_argument("--labels", type=Path, required=True, help="folder that `predict` wrote")
+    adding.add_argument("--data-dir", type=Path, required=True, help="the data set")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "predict":
+            predict(chosen.shared, chosen.segmentation, chosen.output, chosen.scans)
+        else:
+            add(chosen.shared, chosen.labels, chosen.data_dir)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
