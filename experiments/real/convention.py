@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import ndtri
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -33,7 +34,7 @@ STEP_MM, ALONG_MM = 1.0, 0.25
 INSIDE_MM, OUTSIDE_MM = 3.0, 4.0
 #: A line counts if the cortex stands out of what lies outside of it by so much, and that is soft tissue, HU.
 LEAST_STEP_HU, MOST_OUTSIDE_HU = 120.0, 120.0
-#: Blur that makes a surface of a mask's steps, in mm.
+#: Blur that makes a slope of a mask's steps, in mm.
 SMOOTH_MM = 0.8
 
 
@@ -69,13 +70,14 @@ def _of_vertebra(image: np.ndarray, share: np.ndarray) -> np.ndarray:
     soft = ndimage.gaussian_filter(share, SMOOTH_MM / STEP_MM)
     slope = np.array(np.gradient(soft))
     steep = np.linalg.norm(slope, axis=0)
-    surface = np.argwhere((np.abs(soft - 0.5) < 0.2) & (steep > 0.15))
+    surface = np.argwhere((soft > 0.1) & (soft < 0.9) & (steep > 0.1))
     if not len(surface):
         return np.zeros(0)
     at = tuple(surface.T)
     outward = -slope[(slice(None), *at)] / steep[at]
-    # The surface lies where the smoothed share is one half, along the normal.
-    start = surface.T + outward * ((soft[at] - 0.5) / steep[at])
+    # Across a flat surface the smoothed share falls as a normal distribution does; a voxel's edge adds to it.
+    depth = ndtri(soft[at]) * np.hypot(SMOOTH_MM / STEP_MM, np.sqrt(1 / 12))
+    start = surface.T + outward * depth
     steps = np.arange(-INSIDE_MM, OUTSIDE_MM + ALONG_MM / 2, ALONG_MM)
     places = start[:, :, None] + outward[:, :, None] * steps / STEP_MM
     inside = ((places >= 0) & (places <= np.array(image.shape)[:, None, None] - 1)).all(axis=(0, 2))

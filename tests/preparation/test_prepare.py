@@ -69,6 +69,10 @@ def age(*paths: Path, seconds=100):
 # What is written
 
 
+#: Ends of the names of what is left of a case of the segmentation stage.
+WHOLE = ("ct.nii", "fine.nii", "msk.nii", "prepared.json", "vertebrae.csv")
+
+
 def test_segmentation_files_hold_the_working_grid(tmp_path):
     write_case(tmp_path / "data", "sub-a01")
     assert prepare_segmentation(segmentation(tmp_path)) == 0
@@ -81,11 +85,16 @@ def test_segmentation_files_hold_the_working_grid(tmp_path):
     np.testing.assert_allclose(found.affine, grid.affine, atol=1e-5)
     np.testing.assert_array_equal(found.data, np.rint(working_ct(ct, 1.0).data))
     labels = open_memory_map(folder / "sub-a01_msk.nii")
-    assert labels.data.dtype == np.uint8
-    np.testing.assert_array_equal(labels.data, resample_labels(mask, grid).data)
+    fine = open_memory_map(folder / "sub-a01_fine.nii")
+    assert labels.data.dtype == fine.data.dtype == np.uint8
+    np.testing.assert_allclose(fine.spacing_mm, 0.5)
+    assert fine.shape == tuple(2 * n for n in labels.shape)
+    # Eight samples a voxel: the first lies a quarter of a voxel before its middle.
+    quarter = labels.affine @ (-0.25, -0.25, -0.25, 1)
+    np.testing.assert_allclose(fine.affine[:, 3], quarter, atol=1e-5)
     assert names(tmp_path / "work" / "segmentation" / "1mm") == [
         "settings.json",
-        *(f"training/sub-a01_{end}" for end in ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")),
+        *(f"training/sub-a01_{end}" for end in WHOLE),
         "training/vertebrae.csv",
     ]
 
@@ -198,7 +207,7 @@ def test_processes_give_the_same_files_as_one(tmp_path):
     alone = segmentation(tmp_path, work_dir=tmp_path / "alone")
     together = segmentation(tmp_path, work_dir=tmp_path / "together", workers=2)
     assert prepare_segmentation(alone) == prepare_segmentation(together) == 1
-    assert len(names(tmp_path / "alone" / "segmentation" / "1mm")) == 3 * 4 + 2
+    assert len(names(tmp_path / "alone" / "segmentation" / "1mm")) == 3 * len(WHOLE) + 2
     assert contents(tmp_path / "alone") == contents(tmp_path / "together")
 
 
@@ -368,7 +377,7 @@ def test_a_rerun_prepares_only_what_is_missing(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "sub-a02:" in out and "sub-a01:" not in out
     assert {name for name, stamp in stamps(root).items() if stamp == before[name]} == {
-        f"training/sub-a01_{end}" for end in ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")
+        f"training/sub-a01_{end}" for end in WHOLE
     }
     assert (root / "training" / "vertebrae.csv").read_text() == before_table
 
@@ -717,9 +726,8 @@ def test_masks_alone_are_prepared_for_images_drawn_from_them(tmp_path, capsys):
     assert prepare_segmentation(segmentation(tmp_path, label_maps=True)) == 0
     assert "sub-c03 (validation) is left out, it has no CT" in capsys.readouterr().err
     work = tmp_path / "work"
-    whole = ("ct.nii", "msk.nii", "prepared.json", "vertebrae.csv")
     assert names(work / "segmentation" / "1mm" / "training") == sorted(
-        [*(f"sub-a01_{end}" for end in whole), *(f"sub-b02_{end}" for end in whole[1:]), "vertebrae.csv"]
+        [*(f"sub-a01_{end}" for end in WHOLE), *(f"sub-b02_{end}" for end in WHOLE[1:]), "vertebrae.csv"]
     )
     cases = [row["case"] for row in table(work / "segmentation" / "1mm" / "training" / "vertebrae.csv")]
     assert cases == ["sub-a01", "sub-a01", "sub-b02", "sub-b02"]
@@ -776,3 +784,16 @@ def test_label_maps_stay_when_cases_are_prepared_without(tmp_path, capsys):
     write_case(tmp_path / "data", "sub-c03", parts=("mask",))
     assert prepared_now(run, settings(tmp_path), capsys) == 1
     assert (stage / "1mm" / "training" / "sub-c03_msk.nii").is_file()
+
+
+def test_a_folder_keeps_its_fine_masks(tmp_path, capsys):
+    write_case(tmp_path / "data", "sub-a01")
+    folder = tmp_path / "work" / "segmentation" / "1mm" / "training"
+    bits = segmentation(tmp_path, fine_masks=False)
+    assert prepared_now(prepare_segmentation, bits, capsys) == 1
+    assert not (folder / "sub-a01_fine.nii").is_file()
+    assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
+    assert (folder / "sub-a01_fine.nii").is_file()
+    # A training on bits is served by what is there.
+    assert prepared_now(prepare_segmentation, bits, capsys) == 0
+    assert (folder / "sub-a01_fine.nii").is_file()

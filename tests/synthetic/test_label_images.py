@@ -243,3 +243,49 @@ def test_real_masks_give_images_that_show_their_vertebrae(name):
     bone, around = labels.codes > 0, labels.depth == 0
     assert np.median(image[bone]) > np.median(image[around]) + 100
     assert labels.depth[bone].min() > 0
+
+
+# ---------------------------------------------------------------- finer masks
+
+
+def fine_column(shift=0):
+    """A column of vertebrae at twice the samples, moved along I by so many of these."""
+    fine = np.kron(column([L3, L4]), np.ones((2, 2, 2), np.uint8))
+    return np.roll(fine, shift, axis=2)
+
+
+def test_a_fine_mask_of_whole_voxels_draws_the_bones_of_the_coarse_one(sharp):
+    coarse, fine = column([L3, L4]), fine_column()
+    plain = label_map_of(coarse, SPACING_MM)
+    finer = label_map_of(coarse, SPACING_MM, fine)
+    assert (plain.fine, finer.fine) == (1, 2) and finer.depth.shape == fine.shape
+    assert finer.nbytes == coarse.nbytes + 2 * fine.nbytes
+    for name in ("spine_p", "spine_r", "level"):
+        np.testing.assert_allclose(getattr(finer.course, name), getattr(plain.course, name), atol=0.6)
+    np.testing.assert_allclose(finer.pitch_mm, plain.pitch_mm, rtol=0.01)
+    chosen = look(0)
+    first, second = (label_image(labels, chosen) for labels in (plain, finer))
+    core = plain.depth * DEPTH_UNIT_MM > 6
+    np.testing.assert_allclose(first[core & (coarse > 0)], second[core & (coarse > 0)], atol=1)
+
+
+def test_an_image_shows_where_between_voxels_a_bone_ends(sharp):
+    """Moved by half a voxel, the planes at the ends hold half as much bone."""
+    chosen = look(0)
+    chosen = dataclasses.replace(
+        chosen, cortex_share=0.0, bone=dataclasses.replace(chosen.bone, body=900.0, arch=900.0)
+    )
+    images = []
+    for shift in (0, 1):
+        fine = fine_column(shift)
+        coarse = fine[::2, ::2, 1::2] if shift else column([L3, L4])
+        images.append(label_image(label_map_of(coarse, SPACING_MM, fine), chosen).astype(float))
+    body = np.argwhere(column([L3, L4]) == L3)
+    p, r = body[:, 0].min() + 6, int(np.median(body[:, 1]))
+    first, last = body[:, 2].min(), body[:, 2].max()
+    still, moved = (image[p, r] for image in images)
+    assert still[first] == pytest.approx(900, abs=2) and still[last] == pytest.approx(900, abs=2)
+    assert moved[first + 1] == pytest.approx(900, abs=2)
+    for plane in (first, last + 1):
+        soft = still[first - 1]
+        assert moved[plane] == pytest.approx((900 + soft) / 2, abs=60)

@@ -37,8 +37,8 @@ def test_masks_of_phantoms_measure_what_those_of_verse_do():
 def test_a_block_measures_what_its_mask_reaches_beyond():
     hu = np.zeros((40, 40, 40), np.float32)
     hu[10:30, 10:30, 10:30] = 800.0
-    hu[13:27, 13:27, 13:27] = 200.0
-    for beyond in (-1, 0, 1, 2):
+    hu[12:28, 12:28, 12:28] = 200.0
+    for beyond in (-1, 0, 1):
         mask = np.zeros(hu.shape, np.uint8)
         mask[10 - beyond : 30 + beyond, 10 - beyond : 30 + beyond, 10 - beyond : 30 + beyond] = 20
         lines = distances_beyond(Volume(hu, np.eye(4)), Volume(mask, np.eye(4)))

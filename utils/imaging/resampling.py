@@ -105,7 +105,7 @@ def resample_linear(volume: Volume, grid: Grid, *, outside: float = 0.0) -> Volu
     return Volume(result, grid.affine)
 
 
-def resample_labels(mask: Volume, grid: Grid) -> Volume:
+def resample_labels(mask: Volume, grid: Grid, *, extends: bool = False) -> Volume:
     """Bring a label volume to a grid of parallel axes, vertebra by vertebra.
 
     Each label's indicator is interpolated linearly in its own bounding box; a voxel takes the label
@@ -118,14 +118,20 @@ def resample_labels(mask: Volume, grid: Grid) -> Volume:
         Labels, 0 outside.
     grid : Grid
         Grid whose axes are parallel to the volume's.
+    extends : bool
+        Whether the border of the mask goes on beyond its outer faces, for a grid that reaches over them by
+        less than a voxel.
 
     Returns
     -------
     Volume of uint8
-        Labels, 0 outside and beyond the outer faces of `mask`.
+        Labels, 0 outside and, unless it extends, beyond the outer faces of `mask`.
     """
     maps = _axis_maps(mask.grid, grid)
-    matrices = [_linear_matrix(axis_map) for axis_map in maps]
+    matrices = [
+        _spline_matrix(axis_map, sigma=0.0, order=1) if extends else _linear_matrix(axis_map)
+        for axis_map in maps
+    ]
     result = np.zeros(grid.shape, np.uint8)
     for label, box in mask.label_boxes.items():
         parts = [matrix[:, box[axis_map.axis]] for axis_map, matrix in zip(maps, matrices)]

@@ -92,7 +92,8 @@ def write_segmentation_case(case: Case, settings: SegmentationPreparationSetting
     write_volume(folder / f"{case.key}{MASK}", labels)
     if settings.fine_masks:
         fine = resized_grid(grid, np.multiply(grid.shape, FINE))
-        write_volume(folder / f"{case.key}{FINE_MASK}", resample_labels(mask, fine))
+        # What the scan cuts fills the voxels at its end, which reach over it.
+        write_volume(folder / f"{case.key}{FINE_MASK}", resample_labels(mask, fine, extends=True))
     write_table(folder / f"{case.key}_{VERTEBRAE_FILE}", table)
     size = " x ".join(map(str, labels.shape))
     return f"{len(table)} vertebrae, {size} voxels{'' if ct else ', no CT'}"

@@ -128,7 +128,7 @@ def _draw_field(
     pose: Pose,
     centres: dict[int, np.ndarray],
     *,
-    near_spine: bool,
+    near_spine: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw where the scan begins and its size, mm: the whole trunk in half, else a part."""
     low, high = _trunk_box(rng, organs, pose)
