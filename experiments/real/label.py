@@ -45,9 +45,13 @@ from utils.verse.labels import code_of_name, name_of_code, rank_of_code
 
 CORRECTIONS = Path(__file__).with_name("corrections")
 SPACING_MM = 1.0
-KEY = "sub-real-{}"
 #: Edge of a picture of a vertebra, mm.
 PAGE_MM = 110.0
+
+
+def case_key(name: str) -> str:
+    """Give the key of the training case of a scan."""
+    return f"sub-real-{name.removeprefix('sub-')}"
 
 
 def predicted_mask(ct: Volume, facts: ScanFacts, networks: object) -> Volume:
@@ -250,22 +254,25 @@ def predict(shared: Path, segmentation: Path | None, output: Path, names: Sequen
 
 
 def add(shared: Path, labels: Path, data_dir: Path) -> None:
-    """Make a training case of every scan that has a reference or corrections."""
+    """Make a training case of every scan that has a reference, or labels and corrections."""
     for name, facts in available_scans(shared).items():
         reference, corrections = reference_of(facts), CORRECTIONS / f"{name}.txt"
-        if reference is None and not corrections.is_file():
+        labelled = labels / f"{name}_msk.nii.gz"
+        if reference is None and not (corrections.is_file() and labelled.is_file()):
             continue
         ct = read_ct(shared / facts.ct)
         grid = working_grid(ct.grid, SPACING_MM)
         fine = resample_ct(ct, grid, bounds=HU_RANGE)
         if reference is None:
-            mask = read_mask(labels / f"{name}_msk.nii.gz")
+            mask = read_mask(labelled)
             mask = apply_corrections(
                 mask, fine, corrections.read_text().splitlines(), source=str(corrections)
             )
         else:
             mask = grown_mask(read_mask(shared / reference), grid, growth_mm(CONVENTIONS[facts.labels]))
-        _add_case(data_dir, KEY.format(name.removeprefix("sub-")), fine, mask)
+        # What the scan shows of a vertebra whose body lies outside is no target.
+        mask.data[~np.isin(mask.data, [*facts.points_mm])] = 0
+        _add_case(data_dir, case_key(name), fine, mask)
         print(f"{name}: {len(mask.label_boxes)} vertebrae", flush=True)
 
 

@@ -69,7 +69,9 @@ def draw_trunks(shared: Path, data_dir: Path, *, count: int, seed: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             ct, mask = (Path(folder) / f"{name}.nii.gz" for name in ("ct", "mask"))
             write_volume(ct, Volume(scan.ct, scan.affine))
-            write_volume(mask, Volume(scan.codes.astype(np.uint8), scan.affine))
+            # What the scan shows of a vertebra whose body lies outside is no target.
+            codes = np.where(np.isin(scan.codes, [*scan.points]), scan.codes, 0).astype(np.uint8)
+            write_volume(mask, Volume(codes, scan.affine))
             add_own_case(DataSettings(source="pairs", data_dir=data_dir, ct=ct, mask=mask, key=keys[number]))
 
 

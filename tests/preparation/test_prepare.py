@@ -89,6 +89,7 @@ def test_segmentation_files_hold_the_working_grid(tmp_path):
     assert labels.data.dtype == fine.data.dtype == np.uint8
     np.testing.assert_allclose(fine.spacing_mm, 0.5)
     assert fine.shape == tuple(2 * n for n in labels.shape)
+    np.testing.assert_array_equal(labels.data, resample_labels(mask, grid).data)
     # Eight samples a voxel: the first lies a quarter of a voxel before its middle.
     quarter = labels.affine @ (-0.25, -0.25, -0.25, 1)
     np.testing.assert_allclose(fine.affine[:, 3], quarter, atol=1e-5)
