@@ -159,7 +159,7 @@ def _split(labels: np.ndarray, upper: int, lower: int, share: float) -> None:
 
 
 def _near(labels: np.ndarray, code: int, mm: float, spacing: np.ndarray) -> tuple[slice, ...]:
-    box = ndimage.find_objects(labels == code)[0]
+    box = ndimage.find_objects((labels == code).astype(np.uint8))[0]
     reach = np.ceil(mm / spacing).astype(int) + 1
     return tuple(slice(max(s.start - r, 0), min(s.stop + r, n)) for s, r, n in zip(box, reach, labels.shape))
 

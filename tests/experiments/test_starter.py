@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.starter import Recipe, all_steps, main, recipe_from_command_line
+from experiments.starter import BASE, REAL, Recipe, all_steps, left_out_keys, main, recipe_from_command_line
 from experiments.steps import PROJECT
 from utils.command_line import settings_from_command_line
 from utils.settings import (
     HeatmapPreparationSettings,
     HeatmapTrainingSettings,
     LabellingTrainingSettings,
+    SegmentationPreparationSettings,
     SegmentationTrainingSettings,
 )
 
@@ -22,36 +23,27 @@ SCRIPTS = {
     "train_labelling.py": LabellingTrainingSettings,
     "train_segmentation.py": SegmentationTrainingSettings,
     "pre_processing_heatmap.py": HeatmapPreparationSettings,
+    "pre_processing_segmentation.py": SegmentationPreparationSettings,
 }
-#: The trainings: script, preset, options.
+#: The trainings: script, options.
 TRAINED = [
-    ("train_heatmap.py", "starter", "--origins 0.2 0.8 0 --precision float32"),
-    ("train_labelling.py", "starter", "--origins 0.2 0.8 0"),
-    ("train_segmentation.py", "small", "--epochs 40 --examples-per-epoch 160"),
-    (
-        "train_segmentation.py",
-        "starter",
-        "--epochs 60 --mixture 0.45 0 0.33 0.22 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 1",
-    ),
-    (
-        "train_segmentation.py",
-        "starter",
-        "--epochs 28 --mixture 0.35 0 0.35 0.3 --learning-rate 1e-3 --final-learning-rate 1e-4 --seed 2 "
-        "--augmentation.rotation-degrees 30",
-    ),
-    ("train_segmentation.py", "starter", ""),
+    ("train_heatmap.py", "--origins 0.2 0.8 0 --precision float32"),
+    ("train_labelling.py", "--origins 0.2 0.8 0"),
+    ("train_segmentation.py", BASE),
+    ("train_segmentation.py", REAL),
 ]
 MODELS = Path("s", "work", "models")
-RARE, REAL, MASK = ["sub-half*", "sub-rare*"], "sub-real-*", "sub-mask-*"
+PATTERNS = ["sub-real-*", "sub-trunk*", "sub-mask-*"]
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder with masks and CTs."""
-    for name in ("sub-verse014", "sub-gl003_dir-ax", "chest", "abdomen"):
+    for name in ("sub-verse014", "sub-verse004", "sub-gl003_dir-ax"):
         for end in ("seg-vert_msk", "ct"):
             touch(tmp_path / "data" / name / f"{name}_{end}.nii.gz")
-    (tmp_path / "data" / "abdomen" / "abdomen_ct.nii.gz").unlink()
+    for name in ("sub-verse004", "sub-gl003_dir-ax"):
+        (tmp_path / "data" / name / f"{name}_ct.nii.gz").unlink()
     return tmp_path
 
 
@@ -61,8 +53,7 @@ def touch(path: Path) -> None:
 
 
 def lines_of(folder: Path, **changes) -> list[str]:
-    places = {"data": folder / "data", "folder": Path("s")}
-    recipe = Recipe(**{**places, **changes})
+    recipe = Recipe(**{"shared": folder, "folder": Path("s"), **changes})
     return [str(step).removeprefix("python ") for step in all_steps(recipe)]
 
 
@@ -79,10 +70,6 @@ def value_of(words: list[str], option: str) -> list[str]:
     return after[: ends[0] if ends else None]
 
 
-def excluded_of(lines: list[str]) -> dict[str, list[str]]:
-    return {value_of(words, "--name")[0]: value_of(words, "--exclude") for words in trainings_of(lines)}
-
-
 # The trainings
 
 
@@ -91,7 +78,8 @@ def test_the_trainings_have_their_options(folder):
     for words in trainings_of(lines_of(folder)):
         places = ("--work-dir", "--name", "--preset", "--exclude", "--start-from")
         placed = sum((1 + len(value_of(words, place)) for place in places if place in words), 1)
-        found.append((words[0], value_of(words, "--preset")[0], shlex.join(words[placed:])))
+        assert value_of(words, "--preset") == ["starter"]
+        found.append((words[0], shlex.join(words[placed:])))
     assert found == TRAINED
 
 
@@ -101,24 +89,24 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
         for words in trainings_of(lines_of(folder))
     ]
     assert found == [
-        (["heatmap"], [*RARE, REAL], []),
-        (["labelling"], [*RARE, REAL], []),
-        (["segmentation-phantoms"], [*RARE, REAL, MASK], []),
-        (["segmentation-drawn"], [REAL], [str(MODELS / "segmentation-phantoms")]),
-        (["segmentation-turned"], [REAL], [str(MODELS / "segmentation-drawn")]),
-        (["segmentation-real"], [], [str(MODELS / "segmentation-drawn")]),
+        (["heatmap"], [], []),
+        (["labelling"], [], []),
+        (["segmentation-base"], PATTERNS, []),
+        (["segmentation-real"], [], [str(MODELS / "segmentation-base")]),
     ]
 
 
 def test_the_command_lines_are_those_of_the_scripts(folder):
     lines = lines_of(folder, options=("--precision", "bfloat16"))
     settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
-    assert [chosen.seed for chosen in settings] == [0, 0, 0, 1, 2, 0]
-    assert [chosen.epochs for chosen in settings] == [100, 60, 40, 60, 28, 12]
-    assert [chosen.precision for chosen in settings] == ["float32", "bfloat16", "auto", *["bfloat16"] * 3]
-    assert len({chosen.name for chosen in settings}) == 6
-    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 4
-    assert settings[0].target == "centres"
+    assert [chosen.seed for chosen in settings] == [0, 0, 1, 2]
+    assert [chosen.precision for chosen in settings] == ["float32", *["bfloat16"] * 3]
+    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 2
+    assert settings[0].target == "centres" and settings[2].targets == "occupancies"
+    for line in lines:
+        script, *words = shlex.split(line)
+        if script.startswith("pre_"):
+            settings_from_command_line(SCRIPTS[script], words)
 
 
 # The data
@@ -128,109 +116,82 @@ def test_the_spines_are_those_of_the_shipped_networks(folder):
     lines = [line for line in lines_of(folder) if "--source phantom" in line]
     start = "get_verse_data.py --source phantom --data-dir s/data"
     assert lines == [
-        f"{start} --phantoms 60 5 20 --seed 0",
-        f"{start} --variants half --phantoms 48 0 0 --seed 3001",
-        f"{start} --variants rare --phantoms 60 0 0 --seed 3003",
-        f"{start} --variants half --phantoms 0 15 0 --seed 5005",
+        f"{start} --variants natural --ranges wide --phantoms 70 10 0 --seed 6101",
+        f"{start} --variants natural --ranges usual --phantoms 40 6 0 --seed 6103",
+        f"{start} --variants rare --ranges wide --phantoms 20 0 0 --seed 6105",
     ]
 
 
-def test_every_mask_enters_but_those_whose_licence_forbids_it(folder):
+def test_masks_alone_enter_but_those_whose_licence_forbids_it(folder):
     lines = lines_of(folder)
-    pairs = [shlex.split(line) for line in lines if "--source pairs" in line]
-    entered = [(value_of(words, "--key")[0], value_of(words, "--ct")) for words in pairs]
-    assert entered == [
-        ("sub-mask-abdomen", []),
-        ("sub-real-chest", [str(folder / "data/chest/chest_ct.nii.gz")]),
-        ("sub-real-verse014", [str(folder / "data/sub-verse014/sub-verse014_ct.nii.gz")]),
-    ]
-    assert all(value_of(words, "--data-dir") == ["s/data"] for words in pairs)
+    (words,) = [shlex.split(line) for line in lines if "--source pairs" in line]
+    assert value_of(words, "--key") == ["sub-mask-verse004"]
+    assert value_of(words, "--data-dir") == ["s/data-real"]
     assert not any("gl003" in line for line in lines)
 
 
-def test_scans_are_drawn(folder):
-    (line,) = [line for line in lines_of(folder) if line.startswith("pre_processing_heatmap.py")]
-    words = shlex.split(line)
-    settings = settings_from_command_line(SCRIPTS[words[0]], words[1:])
-    assert settings.drawn == (1500, 40) and settings.trunks == 0
+def test_what_is_real_is_kept_from_the_networks_that_find_and_name(folder):
+    lines = lines_of(folder)
+    for words in map(shlex.split, lines):
+        is_real = words[0].startswith("experiments/real") and "predict" not in words
+        if is_real or "pairs" in words:
+            assert value_of(words, "--data-dir") == ["s/data-real"]
+        if words[0] == "pre_processing_heatmap.py":
+            assert value_of(words, "--data-dir") == ["s/data"]
+            settings = settings_from_command_line(SCRIPTS[words[0]], words[1:])
+            assert settings.drawn == (1500, 40) and settings.trunks == 0
 
 
 def test_the_steps_stand_in_their_order(folder):
-    scripts = [line.split()[0] for line in lines_of(folder)]
-    assert scripts == [
-        *["get_verse_data.py"] * 7,
-        *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
+    lines = lines_of(folder)
+    assert [line.split()[0] for line in lines] == [
+        *["get_verse_data.py"] * 4,
+        *("experiments/real/trunks.py", "experiments/real/label.py"),
+        *("pre_processing_heatmap.py", *["pre_processing_segmentation.py"] * 2),
         *("train_heatmap.py", "train_labelling.py", "experiments/fit_temperature.py"),
-        *["train_segmentation.py"] * 4,
-        *("copy", "copy", "experiments/average.py"),
+        "train_segmentation.py",
+        *["experiments/real/label.py"] * 2,
+        *("pre_processing_segmentation.py", "train_segmentation.py"),
+        *["copy"] * 3,
     ]
+    labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
+    assert labelled == ["add", "predict", "add"]
 
 
 def test_what_is_shipped(folder):
-    lines = lines_of(folder, options=("--precision", "bfloat16"))
-    assert lines[-3:] == [
+    assert lines_of(folder)[-3:] == [
         f"copy the network of {MODELS}/heatmap to s/shipped/heatmap",
         f"copy the network of {MODELS}/labelling to s/shipped/labelling",
-        f"experiments/average.py {MODELS}/segmentation-turned {MODELS}/segmentation-real "
-        "--shares 3 1 --output s/shipped/segmentation",
+        f"copy the network of {MODELS}/segmentation-real to s/shipped/segmentation",
     ]
-    held_out = MODELS.parent / "heatmap" / "3mm" / "validation"
-    fit = f"experiments/fit_temperature.py {MODELS}/heatmap {MODELS}/labelling {held_out}"
-    assert fit in lines
-
-
-@pytest.mark.parametrize("kind, pattern", [("ct", MASK), ("none", REAL)])
-def test_patterns_are_given_for_cases_that_are_there(folder, kind, pattern):
-    for path in (folder / "data").rglob("*_ct.nii.gz"):
-        if kind == "ct":
-            path.unlink()
-    if kind == "none":
-        (folder / "data/abdomen/abdomen_seg-vert_msk.nii.gz").unlink()
-    excluded = excluded_of(lines_of(folder))
-    assert excluded["segmentation-phantoms"] == [*RARE, pattern]
-    # A mask alone is not prepared for the heatmap network.
-    assert excluded["heatmap"] == RARE + [REAL] * (pattern == REAL)
-
-
-def test_no_mask_at_all_is_one_line(tmp_path, capsys):
-    assert main(Recipe(data=tmp_path), dry_run=True) == 1
-    said = capsys.readouterr()
-    assert said.err == f"error: {tmp_path}: expected masks (*_seg-vert_msk.nii.gz), found none.\n"
-    assert said.out == ""
 
 
 # Folds
 
 
-def test_a_fold_leaves_its_case_out(folder):
-    lines = lines_of(folder, without=("chest", "abdomen"))
-    excluded, fold = excluded_of(lines), "-without-abdomen-chest"
-    assert excluded[f"segmentation-real{fold}"] == ["sub-mask-abdomen", "sub-real-chest"]
-    assert excluded["segmentation-drawn-without-abdomen"] == [REAL, "sub-mask-abdomen"]
-    for name, line in zip(("heatmap", "labelling"), lines[-3:]):
-        assert line.endswith(
-            f"{MODELS}/{name} to s/shipped{fold}/{name}"
-        )  # they see no real scan in any fold
-
-
 @pytest.mark.parametrize(
-    "without, name",
-    [(("chest",), "segmentation-drawn"), (("chest", "abdomen"), "segmentation-drawn-without-abdomen")],
+    "without, excluded",
+    [
+        (("abdomen_ct",), ["sub-real-abdomen_ct"]),
+        (("chest_ct",), ["sub-real-chest_ct", "sub-trunk*"]),
+        (("sub-verse014", "lidc0028"), ["sub-real-verse014", "sub-real-lidc0028"]),
+    ],
 )
-def test_folds_share_what_is_drawn_unless_they_leave_out_a_mask_alone(folder, without, name):
-    whole, fold = (
-        {value_of(words, "--name")[0]: words for words in trainings_of(lines_of(folder, without=names))}
-        for names in ((), without)
-    )
-    assert name in fold and fold["heatmap"] == whole["heatmap"]
-    assert all(fold[shared] == whole[shared] for shared in fold.keys() & whole.keys())
-    assert value_of(fold[name.replace("drawn", "turned")], "--start-from") == [f"{MODELS}/{name}"]
+def test_a_fold_leaves_a_patient_out_everywhere(folder, without, excluded):
+    assert sorted(left_out_keys(Recipe(without=without))) == sorted(excluded)
+    lines = lines_of(folder, without=without)
+    name = "segmentation-real-without" + "".join(f"-{each}" for each in sorted(without))
+    (words,) = [words for words in trainings_of(lines) if value_of(words, "--name") == [name]]
+    assert sorted(value_of(words, "--exclude")) == sorted(excluded)
+    # All but the last training is shared.
+    assert lines[:-4] == lines_of(folder)[:-4]
+    assert lines[-1] == f"copy the network of {MODELS}/{name} to s/shipped{name[17:]}/segmentation"
 
 
-def test_a_case_to_leave_out_must_be_there(folder, capsys):
-    assert main(Recipe(data=folder / "data", without=("chset",)), dry_run=True) == 1
+def test_a_scan_to_leave_out_must_be_known(folder, capsys):
+    assert main(Recipe(shared=folder, without=("chset",)), dry_run=True) == 1
     said = capsys.readouterr()
-    assert "found no chset" in said.err and "(abdomen, chest, sub-verse014)" in said.err
+    assert "found no chset" in said.err and "chest_ct" in said.err
     assert said.err.count("\n") == 1 and "get_verse_data.py" not in said.out
 
 
@@ -240,7 +201,7 @@ def test_a_case_to_leave_out_must_be_there(folder, capsys):
 def test_options_are_the_last_and_may_be_one_word():
     for words in (["--precision", "bfloat16"], ["--precision bfloat16"]):
         recipe, dry_run = recipe_from_command_line(
-            ["--data", "d", "--without", "a", "b", "--options", *words]
+            ["--shared", "d", "--without", "a", "b", "--options", *words]
         )
         options = {"without": ("a", "b"), "options": ("--precision", "bfloat16")}
         assert recipe == Recipe(Path("d"), **options)
@@ -248,7 +209,7 @@ def test_options_are_the_last_and_may_be_one_word():
 
 
 def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
-    command = [sys.executable, "experiments/starter.py", "--data", str(folder / "data"), "--dry-run"]
+    command = [sys.executable, "experiments/starter.py", "--shared", str(folder), "--dry-run"]
     ran = subprocess.run(
         [*command, "--folder", str(tmp_path / "made")],
         cwd=PROJECT,
@@ -258,5 +219,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 19 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 20 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()

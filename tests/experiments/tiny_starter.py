@@ -1,6 +1,6 @@
 """The recipe of the starter weights, with few spines and networks of seconds, for test_killed_recipe.py.
 
-python -m tests.experiments.tiny_starter DATA FOLDER
+python -m tests.experiments.tiny_starter SHARED FOLDER
 """
 
 import sys
@@ -14,14 +14,14 @@ _SHORT = (
 )
 
 
-def tiny_recipe(data: Path, folder: Path) -> Recipe:
+def tiny_recipe(shared: Path, folder: Path) -> Recipe:
     """Give the recipe with all its trainings, each of two steps."""
     return Recipe(
-        data,
+        shared,
         folder,
-        natural=((2, 1, 0), None, 0),
-        rare_levels=(((1, 0, 0), "half", 3001), ((1, 0, 0), "rare", 3003)),
+        spines=(((2, 1, 0), "natural", "usual", 1), ((1, 0, 0), "rare", "wide", 2)),
         drawn=(2, 1),
+        trunks=1,
         more={
             "train_heatmap.py": (*_SHORT, "--crop-voxels", "16", "16", "16"),
             "train_labelling.py": (*_SHORT, "--patch-voxels", "18"),
