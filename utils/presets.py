@@ -86,8 +86,8 @@ _STARTER: dict[type, dict[str, Any]] = {
         # No average of statistics fits generated, drawn and real scans alike. Networks trained on phantoms
         # alone, only changed to the example's own statistics, gained .02 to .08 of Dice on three real CTs.
         "norm": "instance",
-        # Few real scans are shown often, and their masks too, in looks that no scan repeats; phantoms bring the
-        # neck and the sacrum, of which the real ones show little.
+        # Few real scans are shown often, and their masks too, in looks that no scan repeats; phantoms bring
+        # the neck and the sacrum, of which the real ones show little.
         "mixture": (0.15, 0.4, 0.15, 0.3),
         "augmentation": STARTER_AUGMENTATION,
         # More of "nothing left": the walk ends by itself where a scan shows bones that VerSe does not label.

@@ -96,10 +96,11 @@ class DataSettings(CheckedSettings):
     ("natural"), in half of them, or in all ("rare"), half of the scans with an end of the spine in view. They
     are named sub-<variants><seed>x<number>, so that they may lie beside others. By default spines come as
     they are drawn, and are named like those of VerSe."""
-    ranges: Literal["usual", "wide"] = "usual"
-    """With "phantom": bounds that everything is drawn in. "wide" holds what is not tame: thin bone, strong
-    kyphosis, ribs of any length, wear, collapse, cement, screws, every phase of contrast. One folder holds
-    phantoms named like those of VerSe of one kind only; with --variants they are named sub-wide<...>."""
+    ranges: Literal["usual", "old", "wide"] = "usual"
+    """With "phantom": bounds that everything is drawn in. "old" has dull bone; "wide" holds what is not tame:
+    thin bone, strong kyphosis, ribs of any length, wear, collapse, cement, screws, every phase of contrast. One
+    folder holds phantoms named like those of VerSe of one kind only; with --variants they are named
+    sub-<ranges><...> (sub-<...> with "usual")."""
     ct: Path | None = None
     """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which
     serves for images drawn from it."""

@@ -51,7 +51,7 @@ def test_growth_stays_near_bright_and_joined():
 def test_holes_are_closed_and_pieces_dropped():
     data = blocks()
     data[14:16, 14:16, 11:13] = 0  # a hole
-    data[14:16, 10:14, 24] = 0  # a cleft
+    data[14:16, 11:14, 24] = 0  # a flat one
     data[2, 2, 2] = T9  # a speck
     found = corrected(data, "close T8 4", "close T9 4", "largest T9", "accept T8 T9")
     assert (found[10:20, 10:20, 8:16] == T8).all() and (found[10:20, 10:20, 20:28] == T9).all()

@@ -23,7 +23,7 @@ class Ranges:
     Attributes
     ----------
     name : str
-        "usual" or "wide".
+        "usual", "old" or "wide".
     rate_t13, rate_l6, rate_no_t12 : float
         Shares of the subjects with a variant of the levels.
     cancellous_hu, cortex_hu, shell_mm : range
@@ -93,6 +93,8 @@ class Ranges:
 
 
 USUAL = Ranges("usual")
+#: The usual anatomy with the bone of old age: cancellous bone hardly brighter than muscle, a dull cortex.
+OLD = Ranges("old", cancellous_hu=(20, 90), cortex_hu=(250, 600), shell_mm=(0.4, 0.8))
 WIDE = Ranges(
     "wide",
     # Over-represented a little, so that a network sees enough of them.
@@ -152,6 +154,6 @@ ORGAN_LEVELS = {
     "scapula": 7.8,
     "shoulder": 1.2,
 }
-RANGES = {ranges.name: ranges for ranges in (USUAL, WIDE)}
+RANGES = {ranges.name: ranges for ranges in (USUAL, OLD, WIDE)}
 #: Shortest rib that makes a vertebra thoracic by VerSe's rule, mm.
 THORACIC_RIB_MM = 40.0

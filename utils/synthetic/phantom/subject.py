@@ -51,7 +51,7 @@ def draw_subject(rng: np.random.Generator, *, keep: tuple[int, ...] = (), ranges
     Anatomy
         The subject; with a habitus unless the ranges are the usual ones.
     """
-    if ranges == USUAL:
+    if ranges.rib_scale is None:
         return draw_anatomy(rng, keep=keep)
     names = _draw_names(rng, [name_of_code(code) for code in keep], ranges)
     stature = draw_stature(rng)
