@@ -98,8 +98,8 @@ class DataSettings(CheckedSettings):
     they are drawn, and are named like those of VerSe."""
     ranges: Literal["usual", "old", "wide"] = "usual"
     """With "phantom": bounds that everything is drawn in. "old" has dull bone; "wide" holds what is not tame:
-    thin bone, strong kyphosis, ribs of any length, wear, collapse, cement, screws, every phase of contrast. One
-    folder holds phantoms named like those of VerSe of one kind only; with --variants they are named
+    thin bone, strong kyphosis, ribs of any length, wear, collapse, cement, screws, every phase of contrast.
+    One folder holds phantoms named like those of VerSe of one kind only; with --variants they are named
     sub-<ranges><...> (sub-<...> with "usual")."""
     ct: Path | None = None
     """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which
