@@ -37,7 +37,11 @@ import tensorflow as tf  # noqa: E402
 
 from ML_3D_Unet.utils.train import Trainer  # noqa: E402
 from utils.learning import datasets, losses, models, prepared_data  # noqa: E402
-from utils.learning.vertebrae import block_length, segmentation_batch_builder  # noqa: E402
+from utils.learning.vertebrae import (  # noqa: E402
+    block_length,
+    samples_along,
+    segmentation_batch_builder,
+)
 from utils.presets import preset_settings  # noqa: E402
 from utils.settings import SegmentationTrainingSettings  # noqa: E402
 from utils.synthetic.appearance import draw_appearance  # noqa: E402
@@ -97,7 +101,7 @@ def image_ms(data: prepared_data.SegmentationData) -> tuple[float, float]:
 
     def plainly(seed: int) -> None:
         case, begin, end = blocks[seed % len(blocks)]
-        labels = label_map_of(data.scan(case)[1].data, SPACING_MM)
+        labels = label_map_of(data.scan(case)[1].data, SPACING_MM, data.fine_mask(case).data)
         whole = label_image(labels, draw_appearance(np.random.default_rng(seed)))
         whole[tuple(slice(b, e) for b, e in zip(begin, end))].copy()
 
@@ -114,7 +118,8 @@ def example_ms(data: prepared_data.SegmentationData, *, drawn: bool) -> float:
         example = datasets.segmentation_example(
             data, item, np.random.default_rng(seed), spacing_mm=SPACING_MM, settings=SETTINGS
         )
-        batch = {name: tf.constant(value) for name, value in datasets.collate([example], length).items()}
+        made = datasets.collate([example], length, fine=samples_along(SETTINGS))
+        batch = {name: tf.constant(value) for name, value in made.items()}
         build({**batch, "weight": tf.ones(1)}, True)[0].numpy()
 
     return median_ms(one)
