@@ -212,3 +212,27 @@ def test_a_real_chest_gives_all_ribs_and_scans():
     for name, low, high in (("T1", 70, 150), ("T7", 200, 350), ("T12", 40, 140)):
         assert all(low < length < high for length in organs.ribs_mm[code_of_name(name)])
     assert any(len(draw_trunk_scan(organs, 1, number).points) > 10 for number in range(6))
+
+
+# ---------------------------------------------------------------- with masks
+
+
+def test_a_scan_with_masks_shows_the_surroundings_of_the_spine(organs):
+    found = [draw_trunk_scan(organs, 3, n, spacing_mm=organs.spacing_mm, with_codes=True) for n in range(6)]
+    for scan in found:
+        assert scan.codes.shape == scan.ct.shape and scan.codes.dtype == np.uint8
+        shown = set(np.unique(scan.codes)) - {0}
+        assert shown and shown <= {*LEVELS}
+        for code, at in scan.points.items():
+            # The middle of a body, up to what bending and voxels take.
+            voxels = np.argwhere(scan.codes == code)
+            assert np.linalg.norm(voxels - at, axis=1).min() * scan.spacing_mm < 8
+    sizes = [max(scan.ct.shape[:2]) * scan.spacing_mm for scan in found]
+    whole = [draw_trunk_scan(organs, 3, n, spacing_mm=organs.spacing_mm) for n in range(6)]
+    assert max(sizes) <= max(max(scan.ct.shape[:2]) * scan.spacing_mm for scan in whole)
+    assert all(scan.codes is None for scan in whole)
+
+
+def test_masks_have_the_spacing_of_the_map(organs):
+    with pytest.raises(ValueError, match="spacing of the map"):
+        draw_trunk_scan(organs, 3, 0, spacing_mm=organs.spacing_mm / 2, with_codes=True)
