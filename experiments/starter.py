@@ -17,8 +17,8 @@ Heatmap and labelling network learn from drawn scans and generated spines alone,
 test of them; how far the levels may be trusted is fitted on drawn scans held out. So does the base of the
 segmentation network. It labels the real scans without a mask, with the corrections that are written down
 (experiments/real/label.py), and goes on with these, with real scans that have a mask, and with trunks drawn
-from the organs of one of them. What is shipped is the average of the two. A fold leaves a patient out of all that. A killed run goes on with the same
-command.
+from the organs of one of them. What is shipped is the average of the two. A fold leaves a
+patient out of all that. A killed run goes on with the same command.
 """
 
 from __future__ import annotations

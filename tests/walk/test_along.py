@@ -151,3 +151,17 @@ def test_centres_of_another_shape_are_refused():
         walk_along(column(), CENTRES[0], oracle, settings=SMALL)
     with pytest.raises(ValueError, match="at most 253 centres, received 254"):
         walk_along(column(), np.zeros((254, 3)), oracle, settings=SMALL)
+
+
+def test_a_vertebra_without_a_centre_is_not_taken_for_the_first():
+    """The one above reaches into the ball around the first centre, and has no centre of its own."""
+    ranks = touching_column()
+    second = int(CENTRES[1, 2])
+    upper = ranks.data[:, :, : second - 1]
+    upper[upper == 2] = 1
+    result = walk_along(ranks, CENTRES[1:], oracle, settings=SMALL)
+    assert result.missed == () and [v.index for v in result.vertebrae] == list(range(5))
+    first = result.labels.data == 1
+    assert not (first & (ranks.data == 3)).any()
+    # Without its own centre the one above would be given whole.
+    assert np.count_nonzero(first & (ranks.data == 2)) >= np.count_nonzero(first & (ranks.data == 1))

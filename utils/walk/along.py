@@ -145,17 +145,16 @@ class _Walk:
     def _held(self, sight: Sight, piece: np.ndarray) -> tuple[int, ...]:
         """Give the centres that a piece holds; if none, the nearest to it; none for an empty piece.
 
-        The extrapolated ones count as well: a vertebra above the first that has no centre of its own would be
-        taken for the first.
+        An extrapolated one counts if the piece holds more of it than of the centre beside it: a vertebra
+        above the first that has no centre of its own would be taken for the first.
         """
         if not piece.any():
             return ()
         voxels = 4 / 3 * np.pi * (BALL_MM / self.settings.spacing_mm) ** 3
-        held = [
-            n
-            for n in range(len(self.centres))
-            if np.count_nonzero(piece[self._ball(n, sight)]) >= BALL_SHARE * voxels
-        ]
+        counts = [np.count_nonzero(piece[self._ball(n, sight)]) for n in range(len(self.centres))]
+        for end, beside in ((0, 1), (-1, -2)):
+            counts[end] *= counts[end] > counts[beside]
+        held = [n for n, count in enumerate(counts) if count >= BALL_SHARE * voxels]
         middle = np.add(ndimage.center_of_mass(piece), sight.begin)
         middle[0] -= BEHIND_MM / self.settings.spacing_mm
         return tuple(held) or (int(np.argmin(np.linalg.norm(self.centres - middle, axis=1))),)
