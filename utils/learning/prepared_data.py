@@ -112,7 +112,10 @@ class SegmentationData:
         ValueError
             If a file is not there or broken, or their shapes do not fit; the text names the file.
         """
-        return self._found.mapped.get(case, lambda: self._mapped(case))[:2]
+        return self._maps(case)[:2]
+
+    def _maps(self, case: str) -> Mapped:
+        return self._found.mapped.get(case, lambda: self._mapped(case))
 
     def _mapped(self, case: str) -> Mapped:
         if case not in self._found.stored:
@@ -128,7 +131,7 @@ class SegmentationData:
         ValueError
             As `scan`, and if the case has none.
         """
-        fine = self._found.mapped.get(case, lambda: self._mapped(case))[2]
+        fine = self._maps(case)[2]
         if fine is None:
             path = self.folder / f"{case}{FINE_MASK}"
             raise ValueError(f"{path}: expected a fine mask, found none; run the pre-processing again.")
@@ -145,7 +148,7 @@ class SegmentationData:
     def _found_label_map(self, case: str, spacing_mm: float) -> LabelMap:
         # Copies: a view would hold the file open.
         codes = np.array(self.scan(case)[1].data)
-        mapped = self._found.mapped.get(case, lambda: self._mapped(case))[2]
+        mapped = self._maps(case)[2]
         fine = None if mapped is None else np.array(mapped.data)
         if case in self.phantoms:
             narrower_mm = 2.0 * (sorted(self.phantoms).index(case) % 3)
