@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,27 @@ def script(name: str, *arguments: object) -> Script:
     Script
     """
     return Script((name, *map(str, arguments)))
+
+
+def exit_status_of(run: Callable[[], None]) -> int:
+    """Run a script of an experiment: what is wrong with its files or its command line is one line.
+
+    Parameters
+    ----------
+    run : callable
+        All that it does.
+
+    Returns
+    -------
+    int
+        0, or 1 after a `ValueError` or an `OSError`.
+    """
+    try:
+        run()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def run_steps(steps: Sequence[Step], *, dry_run: bool) -> None:

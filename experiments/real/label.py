@@ -21,6 +21,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.real.facts import ScanFacts, available_scans
 from experiments.real.masks import CONVENTIONS, reference_of
+from experiments.steps import exit_status_of
 from utils.imaging.grids import transform_points, working_grid
 from utils.imaging.growth import grown_mask
 from utils.imaging.intensities import normalise_hu
@@ -302,15 +304,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adding.add_argument("--labels", type=Path, required=True, help="folder that `predict` wrote")
     adding.add_argument("--data-dir", type=Path, required=True, help="the data set")
     chosen = parser.parse_args(arguments)
-    try:
-        if chosen.command == "predict":
-            predict(chosen.shared, chosen.segmentation, chosen.output, chosen.scans)
-        else:
-            add(chosen.shared, chosen.labels, chosen.data_dir)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if chosen.command == "predict":
+        run = partial(predict, chosen.shared, chosen.segmentation, chosen.output, chosen.scans)
+    else:
+        run = partial(add, chosen.shared, chosen.labels, chosen.data_dir)
+    return exit_status_of(run)
 
 
 if __name__ == "__main__":

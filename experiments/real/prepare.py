@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.real.facts import ScanFacts, available_scans
+from experiments.steps import exit_status_of
 from utils.imaging.grids import transform_points
 from utils.imaging.nifti import read_ct
 from utils.imaging.resampling import working_ct
@@ -68,12 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of the real scans")
     parser.add_argument("--work-dir", type=Path, default=Path("starter/work"), help="work folder")
     chosen = parser.parse_args(arguments)
-    try:
-        prepare(chosen.shared, chosen.work_dir)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status_of(partial(prepare, chosen.shared, chosen.work_dir))
 
 
 if __name__ == "__main__":

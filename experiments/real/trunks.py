@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from experiments.steps import exit_status_of
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 from utils.preparation.own_cases import add_own_case
@@ -85,12 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=24, help="scans to draw")
     parser.add_argument("--seed", type=int, default=6201, help="the same seed gives the same scans")
     chosen = parser.parse_args(arguments)
-    try:
-        draw_trunks(chosen.shared, chosen.data_dir, count=chosen.count, seed=chosen.seed)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    how = {"count": chosen.count, "seed": chosen.seed}
+    return exit_status_of(partial(draw_trunks, chosen.shared, chosen.data_dir, **how))
 
 
 if __name__ == "__main__":
