@@ -10,7 +10,7 @@ import pytest
 
 from utils.command_line import project_version, settings_from_command_line
 from utils.settings import MOST_VERTEBRAE, DataSettings, EvaluationSettings, InferenceSettings, WalkOptions
-from utils.walk.records import HELD, WalkSettings
+from utils.walk.records import FRAGMENT, WalkSettings
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -67,5 +67,5 @@ def test_groups_leave_the_settings_flat_and_the_defaults_as_they_are():
 def test_options_of_the_walk_are_settings_of_the_walk_with_the_same_defaults():
     own = dataclasses.asdict(WalkOptions())
     assert own == {name: getattr(WalkSettings(), name) for name in own}
-    assert MOST_VERTEBRAE == HELD - 1
+    assert MOST_VERTEBRAE == FRAGMENT - 1
     WalkSettings(max_vertebrae=MOST_VERTEBRAE)

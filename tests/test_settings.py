@@ -151,9 +151,9 @@ OUT_OF_BOUNDS = [
     (SegmentationTrainingSettings, "empty_memory_probability", 1.5, "a number of 0 or more, up to 1"),
     (
         SegmentationTrainingSettings,
-        "walk_shares",
-        (1.0, -1.0, 1.0, 1.0),
-        "4 values, not all 0, each a number of 0 or more",
+        "patch_shares",
+        (1.0, -1.0, 1.0),
+        "3 values, not all 0, each a number of 0 or more",
     ),
     (
         SegmentationTrainingSettings,
@@ -170,8 +170,8 @@ OUT_OF_BOUNDS = [
     (InferenceSettings, "heat_threshold", 1.5, "a number over 0, up to 1"),
     (InferenceSettings, "heat_threshold", 0.0, "a number over 0, up to 1"),
     (InferenceSettings, "max_steps", 0, "a whole number of 1 or more"),
-    (InferenceSettings, "max_vertebrae", 0, "a whole number of 1 or more, up to 253"),
-    (InferenceSettings, "max_vertebrae", 254, "a whole number of 1 or more, up to 253"),
+    (InferenceSettings, "max_vertebrae", 0, "a whole number of 1 or more, up to 254"),
+    (InferenceSettings, "max_vertebrae", 255, "a whole number of 1 or more, up to 254"),
     (InferenceSettings, "min_volume_mm3", -1.0, "a number of 0 or more"),
     (EvaluationSettings, "found_dice", 0.0, "a number over 0, up to 1"),
     (EvaluationSettings, "found_dice", 1.5, "a number over 0, up to 1"),
@@ -250,7 +250,7 @@ def test_the_ends_of_the_bounds_are_allowed():
     SegmentationTrainingSettings(
         shift_mm=0.0,
         final_learning_rate=0,
-        walk_shares=(1, 0, 0, 0),
+        patch_shares=(1, 0, 0),
         mixture=[0.0, 0.0, 0.0, 2.0],  # as JSON gives it
         patch_voxels=8,
         seed=2**32 - 1,
@@ -318,12 +318,12 @@ def test_full_is_the_default_and_changes_nothing():
 
 
 @pytest.mark.parametrize("arguments", [["--preset", "small"], ["--preset=small"]])
-def test_small_is_full_at_2_mm_with_patches_of_64_and_student_filters(arguments):
+def test_small_is_full_at_2_mm_with_patches_of_56_and_student_filters(arguments):
     prepared = settings_from_command_line(SegmentationPreparationSettings, arguments)
     trained = settings_from_command_line(SegmentationTrainingSettings, arguments)
     assert (prepared.preset, prepared.spacing_mm) == ("small", 2.0)
-    assert (trained.preset, trained.patch_voxels, trained.filters) == ("small", 64, (8, 16, 32, 64))
-    assert trained.patch_kinds == "walk"
+    assert (trained.preset, trained.patch_voxels, trained.filters) == ("small", 56, (8, 16, 32, 64))
+    assert trained.patch_kinds == "centred"
 
 
 @pytest.mark.parametrize(
@@ -340,12 +340,13 @@ def test_the_last_preset_wins_whole(arguments, preset):
     trained = settings_from_command_line(SegmentationTrainingSettings, arguments)
     kept = {"epochs": trained.epochs, "start_from": trained.start_from}
     assert trained == preset_settings(SegmentationTrainingSettings, preset, **kept)
-    assert trained.patch_voxels == {"full": 128, "small": 64}[preset]
+    assert trained.patch_voxels == {"full": 128, "small": 56}[preset]
 
 
 def test_paper_has_the_published_constants():
     trained = preset_settings(SegmentationTrainingSettings, "paper")
-    assert (trained.patch_kinds, trained.patch_voxels, trained.filters) == ("paper", 128, (16, 32, 64, 128))
+    assert (trained.network, trained.patch_kinds) == ("unet", "paper")
+    assert (trained.patch_voxels, trained.filters) == (128, (16, 32, 64, 128))
     assert (trained.epochs, trained.learning_rate, trained.validate_every) == (45, 1e-3, 5)
     assert (trained.fp_weight_schedule, trained.empty_memory_probability) == ("ramp", 0.3)
     prepared = preset_settings(HeatmapPreparationSettings, "paper")
@@ -371,7 +372,7 @@ def test_the_other_presets_look_for_centres_at_3_mm(preset):
 def test_options_go_before_the_preset_wherever_they_stand():
     for arguments in (["--epochs", "3", "--preset", "small"], ["--preset", "small", "--epochs", "3"]):
         trained = settings_from_command_line(SegmentationTrainingSettings, arguments)
-        assert (trained.epochs, trained.patch_voxels) == (3, 64)
+        assert (trained.epochs, trained.patch_voxels) == (3, 56)
 
 
 def test_every_preset_fits_every_stage():
@@ -441,10 +442,9 @@ def test_a_shard_is_a_pair_of_numbers():
 
 def test_starter_is_small_on_a_mixture():
     starter, small = (preset_settings(SegmentationTrainingSettings, name) for name in ("starter", "small"))
-    same = ("filters", "patch_voxels", "batch_size", "norm_momentum")
+    same = ("patch_voxels", "batch_size", "norm_momentum")
     assert [getattr(starter, name) for name in same] == [getattr(small, name) for name in same]
     assert small.mixture is None and sum(starter.mixture) == pytest.approx(1.0)
-    assert sum(starter.walk_shares) == pytest.approx(1.0)
     # A last stage.
     assert (starter.learning_rate, starter.final_learning_rate) == (1e-3, 5e-5)
     for stage in (HeatmapTrainingSettings, SegmentationTrainingSettings):

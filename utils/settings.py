@@ -38,7 +38,7 @@ Mixture = tuple[float, float, float, float]
 HU_RANGE = (-1024, 3071)
 SETTINGS_FILE = "settings.json"
 #: A walk numbers vertebrae in a byte, with two numbers for what is none (`utils.walk.records`).
-MOST_VERTEBRAE = 253
+MOST_VERTEBRAE = 254
 
 #: What NumPy, TensorFlow and Python all take.
 _SEED = bounds.whole(0, most=2**32 - 1)
@@ -349,7 +349,7 @@ class LabellingTrainingSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class SegmentationTrainingSettings(TrainingSettings):
-    """Train the iterative 3D U-Net that segments the first vertebra its memory does not hold yet."""
+    """Train the iterative 3D U-Net that segments one vertebra, and is shown those above it."""
 
     name: str = bounded("segmentation", _NAME)
     """Name of the model's folder, so that several experiments may share a work folder."""
@@ -361,17 +361,24 @@ class SegmentationTrainingSettings(TrainingSettings):
     norm: Literal["batch", "instance"] = "batch"
     """Statistics of the normalisation: of a batch, and their moving average when the network is used; or of
     each example alone."""
+    network: Literal["unet", "residual"] = "residual"
+    """The published U-Net, or one of residual blocks that works from half the resolution down."""
     patch_voxels: int = bounded(128, FROM_1)
     """Edge of the cubic patch in voxels of the working grid."""
-    patch_kinds: Literal["paper", "walk"] = "walk"
-    """How patches are drawn: as published ("paper"), or as the walk of the inference meets them."""
+    patch_kinds: Literal["paper", "centred"] = "centred"
+    """How patches are drawn and what is asked for: as published, the first vertebra that the memory does not
+    hold ("paper"), or the one around whose centre the patch lies ("centred")."""
     empty_memory_probability: float = bounded(0.3, SHARE)
     """With patch_kinds "paper": probability of emptying the memory."""
-    walk_shares: tuple[float, float, float, float] = bounded((0.6, 0.2, 0.1, 0.1), _SHARES)
-    """With patch_kinds "walk": shares of patches with memory, with emptied memory, at the natural top of the
-    spine, and with nothing left to find."""
+    patch_shares: tuple[float, float, float] = bounded((0.8, 0.12, 0.08), _THREE_SHARES)
+    """With patch_kinds "centred": shares of patches with memory, with emptied memory, and with nothing left
+    to find."""
+    centre_error_mm: float = bounded(3.0, NOT_NEGATIVE)
+    """With patch_kinds "centred": how far the given centre is off along each axis, as one standard deviation;
+    a third of the patches have twice as much."""
     shift_mm: float = bounded(32.0, NOT_NEGATIVE)
-    """Largest shift of a patch around its target along each axis, in mm."""
+    """Largest shift along each axis of a patch around its target ("paper"), or of one with nothing left to
+    find ("centred"), in mm."""
     outside: Literal["air", "edge"] = "edge"
     """What a patch shows beyond the scan, in training and when the network is used: air (as published), or
     the edge of the scan repeated. A model saved without it means "edge"."""
@@ -482,18 +489,12 @@ class LevelOptions(CheckedSettings):
 
 @dataclass(frozen=True)
 class WalkOptions(CheckedSettings):
-    """How the column is walked down. The switches are there to measure what each part brings."""
+    """How the column is walked down. The switch is there to measure what its part brings."""
 
     min_volume_mm3: float = bounded(1000.0, NOT_NEGATIVE)
     """Smallest volume of a vertebra, in cubic millimetres; less counts as nothing found."""
-    passes_others: bool = True
-    """Give a prediction of another vertebra to that one, and ask again."""
-    cuts_merged: bool = True
-    """Cut a prediction that holds two centres."""
     moves: bool = True
     """Move a patch once, to where the prediction's own centre lies."""
-    holds_places: bool = True
-    """Hold the place of a vertebra that the network does not give."""
     heat_threshold: float = bounded(0.3, bounds.number(above=0, most=1))
     """Heat at which the spine begins, with a network of preset paper."""
     max_steps: int = bounded(10, FROM_1)

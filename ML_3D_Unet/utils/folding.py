@@ -45,10 +45,14 @@ def without_norms(model: keras.Model) -> keras.Model:
         clone_function=lambda layer: _copied(layer, norms),
         call_function=lambda layer, x, **more: x if layer.name in names else layer(x, **more),
     )
-    sources = [layer for layer in _with_weights(model) if id(layer) not in folded]
-    for source, target in zip(sources, _with_weights(copy), strict=True):
-        weights = source.get_weights()
-        target.set_weights(_folded(source, norms[id(source)]) if id(source) in norms else weights)
+    # By their names, as the copy may list its layers in another order.
+    for layer in model.layers:
+        if layer.name in names or not layer.weights:
+            continue
+        sources = [each for each in _with_weights(layer) if id(each) not in folded]
+        for source, target in zip(sources, _with_weights(copy.get_layer(layer.name)), strict=True):
+            weights = source.get_weights()
+            target.set_weights(_folded(source, norms[id(source)]) if id(source) in norms else weights)
     return copy
 
 
@@ -88,9 +92,9 @@ def _copied(
     return type(layer).from_config(config)
 
 
-def _with_weights(model: keras.Model) -> list[keras.layers.Layer]:
+def _with_weights(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Give the innermost layers that have weights, in an order that layers without weights do not change."""
-    layers = model._flatten_layers(include_self=False)
+    layers = layer._flatten_layers()
     return [layer for layer in layers if layer.weights and not layer._layers]
 
 

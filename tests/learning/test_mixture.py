@@ -55,7 +55,7 @@ def data(work):
 def settings(**changes):
     """One kind of patch, so that the vertebra shown is the one that was drawn."""
     small = {"patch_voxels": 16, "examples_per_epoch": 40, "batch_size": 4, "shift_mm": 8.0, "seed": 3}
-    chosen = {"mixture": SHARES, "walk_shares": (1.0, 0.0, 0.0, 0.0), **small, **changes}
+    chosen = {"mixture": SHARES, "patch_shares": (1.0, 0.0, 0.0), **small, **changes}
     return preset_settings(SegmentationTrainingSettings, "starter", **chosen)
 
 

@@ -19,8 +19,9 @@ from utils.settings import (
     save_settings,
 )
 
-TINY = SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8)
-INSTANCE = SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8, norm="instance")
+PUBLISHED = {"network": "unet", "patch_kinds": "paper"}
+TINY = SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8, **PUBLISHED)
+INSTANCE = SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8, norm="instance", **PUBLISHED)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ INSTANCE = SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8, norm="in
 )
 def test_segmentation_networks_have_the_published_size(filters, parameters):
     network = models.build_segmentation_network(
-        SegmentationTrainingSettings(filters=filters, patch_voxels=16)
+        SegmentationTrainingSettings(filters=filters, patch_voxels=16, **PUBLISHED)
     )
     assert network.count_params() == parameters
     assert network.input_shape == (None, 16, 16, 16, 2)
@@ -42,7 +43,7 @@ def test_presets_build_teacher_and_student():
     assert {name: (s.filters, s.patch_voxels) for name, s in sizes.items()} == {
         "paper": ((16, 32, 64, 128), 128),
         "full": ((16, 32, 64, 128), 128),
-        "small": ((8, 16, 32, 64), 64),
+        "small": ((8, 16, 32, 64), 56),
     }
 
 
@@ -285,8 +286,8 @@ def test_weights_that_are_cut_off_are_named(directory, share):
     assert "\n" not in str(error.value)
 
 
-DEEPER = SegmentationTrainingSettings(filters=(2, 3, 4), patch_voxels=8)
-WIDER = SegmentationTrainingSettings(filters=(2, 4), patch_voxels=8)
+DEEPER = SegmentationTrainingSettings(filters=(2, 3, 4), patch_voxels=8, **PUBLISHED)
+WIDER = SegmentationTrainingSettings(filters=(2, 4), patch_voxels=8, **PUBLISHED)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from scipy import ndimage
 
+from utils.imaging.centroids import MIDDLE_MM
 from utils.imaging.crops import block_of_patch
 from utils.learning import augment, vertebrae
 from utils.learning.vertebrae import NOTHING_LEFT, Target
@@ -12,8 +13,8 @@ from utils.presets import preset_settings
 from utils.settings import SegmentationTrainingSettings as Settings
 from utils.verse.labels import CODES
 
-WALK, PAPER = Settings(patch_kinds="walk"), Settings(patch_kinds="paper")
-SMALL = Settings(patch_kinds="walk", patch_voxels=64)
+CENTRED, PAPER = Settings(), Settings(network="unet", patch_kinds="paper")
+SMALL = Settings(patch_voxels=64)
 CENTRE = np.array([70.0, 81.5, 203.0])
 IDENTITY = np.eye(3)
 
@@ -62,16 +63,16 @@ def kinds(settings, count=4000):
     return {kind: drawn.count(kind) / count for kind in set(drawn)}
 
 
-def test_kinds_of_the_walk():
-    shares = {"memory": 0.6, "emptied": 0.2, "natural top": 0.1, "nothing left": 0.1}
-    assert kinds(WALK) == pytest.approx(shares, abs=0.025)
+def test_kinds_around_centres():
+    shares = {"memory": 0.8, "emptied": 0.12, "nothing left": 0.08}
+    assert kinds(CENTRED) == pytest.approx(shares, abs=0.025)
 
 
 def test_kinds_of_the_paper():
     assert kinds(PAPER) == pytest.approx({"memory": 0.7, "emptied": 0.3}, abs=0.025)
 
 
-@pytest.mark.parametrize("settings", [WALK, PAPER])
+@pytest.mark.parametrize("settings", [CENTRED, PAPER])
 def test_validation_has_its_memory(settings):
     assert vertebrae.draw_kind(None, settings) == "memory"
 
@@ -79,70 +80,55 @@ def test_validation_has_its_memory(settings):
 # ---------------------------------------------------------------- places
 
 
-@pytest.mark.parametrize(("settings", "spacing_mm", "reach"), [(WALK, 1.0, 32), (SMALL, 2.0, 16)])
-def test_memory_shifts_by_32_mm(settings, spacing_mm, reach):
-    found = begins(target_of(column(15)), "memory", settings, spacing_mm)
-    assert all(spread(found[:, axis], -reach, reach) for axis in range(3))
+@pytest.mark.parametrize(("settings", "spacing_mm"), [(CENTRED, 1.0), (SMALL, 2.0)])
+@pytest.mark.parametrize("kind", ["memory", "emptied"])
+def test_a_patch_lies_around_the_centre_as_far_as_it_is_known(settings, spacing_mm, kind):
+    found = spacing_mm * begins(target_of(column(15)), kind, settings, spacing_mm, count=4000)
+    np.testing.assert_allclose(found.mean(axis=0), MIDDLE_MM, atol=0.3)
+    # Two thirds are off by 3 mm, one third by 6.
+    np.testing.assert_allclose(found.std(axis=0), np.sqrt((2 * 3**2 + 6**2) / 3), rtol=0.05)
 
 
-@pytest.mark.parametrize("settings", [WALK, PAPER])
-def test_emptied_begins_around_the_top(settings):
-    found = begins(target_of(column(100)), "emptied", settings, count=800)
+def test_the_paper_shifts_by_32_mm():
+    found = begins(target_of(column(15)), "memory", PAPER)
+    assert all(spread(found[:, axis], -32, 32) for axis in range(3))
+
+
+def test_emptied_begins_around_the_top_in_the_paper():
+    found = begins(target_of(column(100)), "emptied", PAPER, count=800)
     assert spread(found[:, 0], -64, 63) and spread(found[:, 1], -64, 63)
     # The centred patch begins 64 above the centre, the target 100.
     assert spread(found[:, 2] - 64 - -100, -2, 61)
 
 
-def test_emptied_at_2_mm():
-    found = begins(target_of(column(50)), "emptied", SMALL, 2.0, count=800)
-    assert spread(found[:, 0], -32, 31) and spread(found[:, 1], -32, 31)
-    assert spread(found[:, 2] - 32 - -50, -1, 30.5)
-
-
 def test_top_of_the_spine_is_placed_as_emptied_in_the_paper():
     found = begins(target_of(column(100), is_top=True), "memory", PAPER, count=800)
     assert spread(found[:, 0], -64, 63) and spread(found[:, 2] + 36, -2, 61)
-    walk = begins(target_of(column(100), is_top=True), "memory", WALK)
-    assert spread(walk[:, 0], -32, 32)
-
-
-def test_natural_top_keeps_32_mm_of_context():
-    found = begins(target_of(column(15)), "natural top", WALK)
-    above = -15 - (found[:, 2] - 64)
-    assert spread(above, 32, 80) and spread(found[:, 0], -32, 32)
-    small = begins(target_of(column(8)), "natural top", SMALL, 2.0)
-    assert spread(-8 - (small[:, 2] - 32), 16, 40)
 
 
 def test_nothing_left_lies_lower():
-    found = begins(target_of(column(15)), "nothing left", WALK, count=2000)
-    assert spread(found[:, 0], -32, 32)
-    assert found[:, 2].min() >= -32 and 60 < found[:, 2].max() <= 64 and 13 < found[:, 2].mean() < 19
+    found = 2 * begins(target_of(column(15)), "nothing left", SMALL, 2.0, count=2000)
+    assert spread(found[:, 0], -32, 32) and spread(found[:, 2], 0, 64)
 
 
 @pytest.mark.parametrize(
     ("kind", "rank", "remembers"),
-    [
-        ("memory", 10, True),
-        ("natural top", 10, True),
-        ("emptied", 10, False),
-        ("nothing left", NOTHING_LEFT, True),
-    ],
+    [("memory", 10, True), ("emptied", 10, False), ("nothing left", NOTHING_LEFT, True)],
 )
 def test_what_a_kind_shows(kind, rank, remembers):
     patch = vertebrae.draw_patch(
-        np.random.default_rng(0), block_target(), kind, matrix=IDENTITY, spacing_mm=1.0, settings=WALK
+        np.random.default_rng(0), block_target(), kind, matrix=IDENTITY, spacing_mm=1.0, settings=CENTRED
     )
     assert (patch.target_rank, patch.remembers) == (rank, remembers)
 
 
-@pytest.mark.parametrize("kind", ["memory", "emptied", "natural top"])
+@pytest.mark.parametrize("kind", ["memory", "emptied"])
 def test_a_third_of_the_target_is_inside(kind):
     generator, target = np.random.default_rng(1), block_target()
     shares = []
     for _ in range(300):
-        matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
-        patch = vertebrae.draw_patch(generator, target, kind, matrix=matrix, spacing_mm=1.0, settings=WALK)
+        matrix = augment.draw_augmentation(generator, PAPER.augmentation).matrix
+        patch = vertebrae.draw_patch(generator, target, kind, matrix=matrix, spacing_mm=1.0, settings=PAPER)
         np.testing.assert_array_equal(patch.affine[:, :3], matrix)
         places = np.linalg.solve(matrix, (target.voxels - patch.affine[:, 3]).T).T
         shares.append(np.mean(np.all((places >= -0.5) & (places < 127.5), axis=1)))
@@ -153,19 +139,20 @@ def test_a_third_of_the_target_is_inside(kind):
 
 def test_centred_if_a_third_never_fits():
     corners = np.array([[-500, 0, 0], [500, 0, 0], [0, -500, 0], [0, 500, 0], [0, 0, 0]])
-    found = begins(target_of(CENTRE + corners), "memory", WALK, count=5)
+    found = begins(target_of(CENTRE + corners), "memory", PAPER, count=5)
     np.testing.assert_array_equal(found, 0)
 
 
-def test_validation_is_centred():
+@pytest.mark.parametrize(("settings", "middle"), [(PAPER, (0, 0, 0)), (CENTRED, MIDDLE_MM)])
+def test_validation_lies_where_the_target_should(settings, middle):
     patch = vertebrae.draw_patch(
-        None, block_target(), "memory", matrix=IDENTITY, spacing_mm=1.0, settings=WALK
+        None, block_target(), "memory", matrix=IDENTITY, spacing_mm=1.0, settings=settings
     )
-    np.testing.assert_array_equal(patch.affine @ [64, 64, 64, 1], CENTRE)
+    np.testing.assert_array_equal(patch.affine @ [64, 64, 64, 1], CENTRE + middle)
 
 
 def test_same_generator_state_gives_the_same_patch():
-    draws = [begins(block_target(), "emptied", WALK, count=3) for _ in range(2)]
+    draws = [begins(block_target(), "emptied", CENTRED, count=3) for _ in range(2)]
     np.testing.assert_array_equal(*draws)
 
 
@@ -178,7 +165,7 @@ def test_block_holds_all_that_a_patch_needs():
     ct = generator.uniform(-1, 1, shape).astype(np.float32)
     labels = generator.integers(1, 27, shape).astype(np.uint8)
     for _ in range(40):
-        matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
+        matrix = augment.draw_augmentation(generator, CENTRED.augmentation).matrix
         affine = np.column_stack([matrix, generator.uniform(-14, np.array(shape) + 6)])
         begin, end = block_of_patch(affine, (edge,) * 3, shape)
         assert (begin >= 0).all() and (end <= shape).all() and (end > begin).all()
@@ -207,7 +194,7 @@ def last_of(shape):
 def test_blocks_have_few_lengths():
     generator, lengths = np.random.default_rng(0), []
     for _ in range(500):
-        matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
+        matrix = augment.draw_augmentation(generator, CENTRED.augmentation).matrix
         affine = np.column_stack([matrix, generator.uniform(0, 300, 3)])
         begin, end = block_of_patch(affine, (64,) * 3, (400, 400, 800))
         voxels = int(np.prod(end - begin))
@@ -395,7 +382,7 @@ def random_batch():
     generator = np.random.default_rng(0)
     batch = []
     for rank in (19, 20, 21, NOTHING_LEFT):
-        matrix = augment.draw_augmentation(generator, WALK.augmentation).matrix
+        matrix = augment.draw_augmentation(generator, CENTRED.augmentation).matrix
         affine = np.column_stack([matrix, 8 - matrix @ generator.uniform(6, 9, 3)]).astype(np.float32)
         changes = {"blur_sigma": np.float32(0.2 * rank - 3.5), "remembers": np.bool_(rank != 20)}
         batch.append(drawn(rank, affine=affine, **changes))

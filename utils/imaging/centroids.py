@@ -33,6 +33,11 @@ _MAX_BYTES = 2**20
 _SEED_POWER, _BODY_POWER, _BODY_STEPS = 6, 2, 3
 _BODY_RADII, _LEAST_RADIUS_MM = 1.8, 12.0
 _C1 = code_of_name("C1")
+#: A vertebra's centre of mass lies so far behind the centre of its body, in mm, in VerSe's masks.
+BEHIND_MM = 11.0
+#: The middle of a patch that shows one vertebra whole, from its centre of mass, in mm (P, R, I): spinous
+#: processes reach further than bodies, and down.
+MIDDLE_MM = (8.0, 0.0, 5.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -242,10 +242,8 @@ def segmentation_example(
 def _vertebra_shown(
     data: SegmentationData, vertebra: PreparedVertebra, kind: str, generator: np.random.Generator | None
 ) -> PreparedVertebra:
-    """A natural top shows the scan's first vertebra; nothing left is met below its last one, mostly."""
+    """Nothing left is met below the last vertebra of a scan, mostly."""
     column = data.columns[vertebra.case]
-    if kind == "natural top":
-        return column[0]
     if kind == "nothing left" and generator.random() < 0.75:
         return column[-1]
     return vertebra

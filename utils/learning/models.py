@@ -12,6 +12,7 @@ import h5py
 import keras
 
 from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, upsample_block
+from ML_3D_Unet.utils.residual import create_residual_unet3d
 from utils.files import written_whole
 from utils.imaging.file_checks import first_line
 from utils.imaging.intensities import HU_GAIN, LOWEST, LOWEST_HU
@@ -164,7 +165,17 @@ def build_segmentation_network(settings: SegmentationTrainingSettings, *, replic
     keras.Model
         From (batch, n, n, n, 2) to (batch, n, n, n, 1).
     """
-    return _build_unet(settings, (*(settings.patch_voxels,) * 3, 2), replicas)
+    shape = (*(settings.patch_voxels,) * 3, 2)
+    if settings.network == "unet":
+        return _build_unet(settings, shape, replicas)
+    return create_residual_unet3d(
+        shape,
+        settings.filters,
+        f"{settings.norm}_norm",
+        places=settings.patch_kinds == "centred",
+        norm_momentum=settings.norm_momentum,
+        norm_synchronized=replicas > 1,
+    )
 
 
 def _build_unet(
@@ -200,7 +211,7 @@ def _heatmap_network_of(found: dict[str, Any]) -> keras.Model:
 
 
 def _segmentation_network_of(found: dict[str, Any]) -> keras.Model:
-    names = ("filters", "norm", "norm_momentum", "patch_voxels")
+    names = ("filters", "norm", "norm_momentum", "patch_voxels", "network", "patch_kinds")
     return build_segmentation_network(SegmentationTrainingSettings(**_architecture(found, names)))
 
 
@@ -216,7 +227,7 @@ _NETWORK_OF_STAGE: dict[str, Callable[[dict[str, Any]], keras.Model]] = {
     "SegmentationTrainingSettings": _segmentation_network_of,
 }
 #: What settings that are younger than some trained networks were before one could choose.
-_BEFORE_THEY_WERE_SETTINGS = {"norm": "batch"}
+_BEFORE_THEY_WERE_SETTINGS = {"norm": "batch", "network": "unet", "patch_kinds": "paper"}
 
 
 def _architecture(found: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
+from utils.imaging.centroids import MIDDLE_MM
 from utils.learning import augment
 from utils.preparation.working_case import FINE
 from utils.settings import SegmentationTrainingSettings
@@ -23,8 +24,6 @@ from utils.verse.labels import CODES, MAX_RANK
 #: Constants of the patch rule, in mm (Serrador et al. 2024): margin above the target, and the reach of the
 #: random shift that follows it.
 TOP_MARGIN_MM, TOP_REACH_MM = 2.0, 63.0
-#: Context that stays above the top-most vertebra of the spine in a patch of kind "natural top", in mm.
-CONTEXT_ABOVE_MM = (32.0, 80.0)
 LEAST_SHARE_INSIDE = 1.0 / 3.0
 #: Of a vertebra that a field of view cuts so much is seen at least, as a share of its voxels, or it is no
 #: target; and so much is lost at most where a plane in front of, behind or beside the column cuts it.
@@ -88,7 +87,7 @@ class Patch:
 
 
 def draw_kind(generator: np.random.Generator | None, settings: SegmentationTrainingSettings) -> str:
-    """Draw the kind of a patch: "memory", "emptied", "natural top" or "nothing left".
+    """Draw the kind of a patch: "memory", "emptied" or "nothing left".
 
     With `patch_kinds` "paper" only the first two exist; without a generator it is "memory".
     """
@@ -96,8 +95,8 @@ def draw_kind(generator: np.random.Generator | None, settings: SegmentationTrain
         return "memory"
     if settings.patch_kinds == "paper":
         return "emptied" if generator.random() < settings.empty_memory_probability else "memory"
-    shares = np.array(settings.walk_shares) / np.sum(settings.walk_shares)
-    return str(generator.choice(["memory", "emptied", "natural top", "nothing left"], p=shares))
+    shares = np.array(settings.patch_shares) / np.sum(settings.patch_shares)
+    return str(generator.choice(["memory", "emptied", "nothing left"], p=shares))
 
 
 def draw_patch(
@@ -109,12 +108,13 @@ def draw_patch(
     spacing_mm: float,
     settings: SegmentationTrainingSettings,
 ) -> Patch:
-    """Place a patch around a target.
+    """Place a patch around a target: as published, or so that its place tells which vertebra is meant.
 
     Parameters
     ----------
     generator : np.random.Generator or None
-        Source of randomness; None centres the patch on the target.
+        Source of randomness; None centres the patch on the target, as far as it is known to be its place
+        (`MIDDLE_MM`).
     target : Target
         The vertebra; for kind "nothing left" the place around which the patch lies.
     kind : str
@@ -134,7 +134,8 @@ def draw_patch(
     """
     moved = np.linalg.solve(matrix, (target.voxels - target.centre).T).T
     edge = settings.patch_voxels
-    centred = np.full(3, -edge / 2.0)
+    middle = MIDDLE_MM if settings.patch_kinds == "centred" else np.zeros(3)
+    centred = np.divide(middle, spacing_mm) - edge / 2.0
     begin = centred
     for _ in range(MOST_DRAWS if generator is not None else 0):
         begin = _draw_begin(generator, moved, kind, is_top=target.is_top, unit=(spacing_mm, settings))
@@ -157,16 +158,18 @@ def _draw_begin(
 ) -> np.ndarray:
     """Draw a patch's first voxel, relative to the target's centre in the augmented image."""
     spacing_mm, settings = unit
-    edge, shift = settings.patch_voxels, settings.shift_mm / spacing_mm
-    begin = generator.uniform(-shift, shift, 3) - edge / 2.0
-    top = moved[:, 2].min()
-    if kind == "emptied" or (is_top and settings.patch_kinds == "paper" and kind == "memory"):
+    edge, shift_mm = settings.patch_voxels, settings.shift_mm
+    if kind == "nothing left":
+        low_mm = np.array([-shift_mm, -shift_mm, 0.0])
+        return generator.uniform(low_mm, [shift_mm, shift_mm, 2 * shift_mm]) / spacing_mm - edge / 2.0
+    if settings.patch_kinds == "centred":
+        off_mm = settings.centre_error_mm * generator.normal(size=3) * generator.choice([1, 1, 2])
+        return (off_mm + MIDDLE_MM) / spacing_mm - edge / 2.0
+    begin = generator.uniform(-shift_mm, shift_mm, 3) / spacing_mm - edge / 2.0
+    if kind == "emptied" or is_top:
+        top = moved[:, 2].min()
         begin[:2] = generator.uniform(-edge / 2.0, edge / 2.0 - 1.0, 2) - edge / 2.0
         begin[2] = top + (generator.uniform(0.0, TOP_REACH_MM) - TOP_MARGIN_MM) / spacing_mm
-    elif kind == "natural top":
-        begin[2] = top - generator.uniform(*CONTEXT_ABOVE_MM) / spacing_mm
-    elif kind == "nothing left":
-        begin[2] += generator.uniform(0.0, shift)
     return begin
 
 

@@ -15,9 +15,8 @@ from utils.imaging.volume import Volume
 PredictPatch = Callable[[np.ndarray, np.ndarray], np.ndarray]
 #: Voxels kept around a vertebra, so that its surface lies between known probabilities.
 BOX_MARGIN = 2
-#: Numbers among the labels during the walk: passed-over fragments, and places held for vertebrae that the
-#: network does not give. Both are in the memory; what is held may still be given to a vertebra.
-FRAGMENT, HELD = 255, 254
+#: Number among the labels of the published walk of passed-over fragments: they are in the memory.
+FRAGMENT = 255
 
 #: What can be said of a vertebra (`FoundVertebra.remarks`): it was predicted together with (a part of) its
 #: neighbour, which was cut off.
@@ -53,14 +52,8 @@ class WalkSettings:
     """Most times that the patch moves down after empty predictions: one whole patch."""
     max_fragments: int = 2
     """Most fragments that are passed over on the way to one vertebra."""
-    passes_others: bool = True
-    """Along known centres: write a prediction of another centre, or keep it in the memory, and ask again."""
-    cuts_merged: bool = True
-    """Along known centres: cut a prediction that holds two centres."""
     moves: bool = True
     """Along known centres: move a patch once, if its prediction's own centre asks for it."""
-    holds_places: bool = True
-    """Along known centres: hold the place of a vertebra that is not given in the memory."""
 
     def __post_init__(self) -> None:
         """Refuse what no walk can follow."""
@@ -68,8 +61,9 @@ class WalkSettings:
             raise ValueError(f"Expected a heat threshold over 0 and up to 1, received {self.heat_threshold}.")
         if self.max_steps < 1:
             raise ValueError(f"Expected at least 1 step for a vertebra, received {self.max_steps}.")
-        if not 1 <= self.max_vertebrae < HELD:
-            raise ValueError(f"Expected 1 to {HELD - 1} vertebrae at most, received {self.max_vertebrae}.")
+        if not 1 <= self.max_vertebrae < FRAGMENT:
+            most = FRAGMENT - 1
+            raise ValueError(f"Expected 1 to {most} vertebrae at most, received {self.max_vertebrae}.")
 
     @property
     def step_down_mm(self) -> float:
