@@ -52,7 +52,7 @@ from utils.prediction.predict import walk_settings  # noqa: E402
 from utils.settings import InferenceSettings  # noqa: E402
 from utils.synthetic.phantom.make import make_phantom  # noqa: E402
 from utils.verse.labels import code_of_name, rank_of_code  # noqa: E402
-from utils.walk.along import PARTS, walk_along  # noqa: E402
+from utils.walk.along import walk_along  # noqa: E402
 from utils.walk.records import PredictPatch, WalkResult, WalkSettings  # noqa: E402
 
 SHARED = PROJECT.parent / "shared"
@@ -180,8 +180,7 @@ def main() -> int:
     networks = load_networks(inference)
     predict = remembering(networks.patch)
     whole = walk_settings(inference, **networks.walk)
-    off = {f"without {part}": {part: False} for part in PARTS}
-    rows = {"all parts": {}, **off, "one patch a centre": dict.fromkeys(PARTS, False)}
+    rows = {"all parts": {}, "one patch a centre": {"moves": False}}
     sets = {
         "real scans": list(real_scans(options.facts, networks.spacing_mm, options.scans)),
         "phantoms": list(phantoms(options.phantoms, networks.spacing_mm)),

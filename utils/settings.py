@@ -370,10 +370,14 @@ class SegmentationTrainingSettings(TrainingSettings):
     hold ("paper"), or the one around whose centre the patch lies ("centred")."""
     empty_memory_probability: float = bounded(0.3, SHARE)
     """With patch_kinds "paper": probability of emptying the memory."""
-    patch_shares: tuple[float, float, float] = bounded((0.8, 0.12, 0.08), _THREE_SHARES)
+    patch_shares: tuple[float, float, float] = bounded((0.7, 0.22, 0.08), _THREE_SHARES)
     """With patch_kinds "centred": shares of patches with memory, with emptied memory, and with nothing left
     to find."""
-    centre_error_mm: float = bounded(3.0, NOT_NEGATIVE)
+    memory_error: float = bounded(0.5, NOT_NEGATIVE)
+    """With patch_kinds "centred": how wrong the memory is at most, as what is found is not what is true: one
+    standard deviation of the share of a blurred voxel from which it counts as memory. Parts of it are missing
+    in some patches then, and parts of the target are in it in others. 0 leaves it as it is."""
+    centre_error_mm: float = bounded(4.0, NOT_NEGATIVE)
     """With patch_kinds "centred": how far the given centre is off along each axis, as one standard deviation;
     a third of the patches have twice as much."""
     shift_mm: float = bounded(32.0, NOT_NEGATIVE)

@@ -20,7 +20,7 @@ import pytest
 from scipy import ndimage
 
 from tests.imaging.dicom_series import write_series
-from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, heat_of, oracle
+from tests.walk.column import AFFINE, BODIES, CENTRES, HU_A_RANK, column, column_ct, heat_of, oracle, told
 from utils.imaging.grids import oriented
 from utils.imaging.intensities import denormalise_hu
 from utils.imaging.nifti import read_mask, write_volume
@@ -58,25 +58,27 @@ class FakeNetworks:
 
     def localise(self, hu: np.ndarray) -> np.ndarray:
         outputs = np.zeros((*hu.shape, 2), np.float32)
-        for middle in middles_of(hu):
-            heat = heat_of([middle], hu.shape, np.eye(4), sigma=1.5).data
+        for body in bodies_of(hu):
+            heat = heat_of([body], hu.shape, np.eye(4), sigma=1.5).data
             outputs[..., BODY] = np.maximum(outputs[..., BODY], heat)
         return outputs
 
     def labels(self, ct: Volume, points: np.ndarray) -> Reading:
         levels, ribs = np.zeros((len(points), 1 + MAX_RANK)), np.zeros(len(points))
         levels[:, 0] = -4.0  # there is a vertebra, whichever
-        middles = np.array(middles_of(ct.data))
-        nearest = np.linalg.norm(middles[None] - points[:, None], axis=2).argmin(axis=1)
+        bodies = bodies_of(ct.data)
+        nearest = np.linalg.norm(bodies[None] - points[:, None], axis=2).argmin(axis=1)
         for row, place in enumerate(nearest):
             levels[row, 1 + LEVEL_NAMES.index(self.names[place])] = self.strength
             ribs[row] = 3.0 if self.names[place].startswith("T") else -3.0
-        return Reading(levels, ribs, middles[nearest] - points)
+        return Reading(levels, ribs, bodies[nearest] - points)
 
     def patch(self, ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
         self.patches += 1
         ranks = np.rint(np.maximum(denormalise_hu(ct), 0) / HU_A_RANK)
-        return oracle(np.where(np.isin(ranks, self.silent), 0, ranks), memory)
+        if self.is_published:
+            return oracle(ranks, memory)
+        return told(ranks, memory) * ~np.isin(ranks, self.silent)
 
     def networks(self, preset: str = "small") -> Networks:
         parts = (self.heat, self.patch, (40, 44, 84), 32, 2.0, preset, {"heatmap": "a", "segmentation": "b"})
@@ -84,11 +86,12 @@ class FakeNetworks:
         return Networks(*parts, finds_centres=not self.is_published, labels=labels)
 
 
-def middles_of(hu: np.ndarray) -> list[tuple[float, ...]]:
-    """The middles of the blocks, from the top down."""
+def bodies_of(hu: np.ndarray) -> np.ndarray:
+    """The centres of bodies in front of the middles of the blocks, from the top down."""
     numbers, count = ndimage.label(hu > 100)
     middles = ndimage.center_of_mass(numbers > 0, numbers, range(1, count + 1))
-    return sorted(middles, key=lambda middle: middle[2])
+    middles = np.array(sorted(middles, key=lambda middle: middle[2])).reshape(-1, 3)
+    return middles - (CENTRES - BODIES)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -691,19 +694,32 @@ def finders(models) -> dict[str, Path]:
     """Directories of a network that finds vertebrae, one that labels them, and one that segments them."""
     import keras
 
-    from utils.learning.models import build_labelling_network, build_localiser, save_weights
-    from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, save_settings
+    from utils.learning.models import (
+        build_labelling_network,
+        build_localiser,
+        build_segmentation_network,
+        save_weights,
+    )
+    from utils.settings import (
+        HeatmapTrainingSettings,
+        LabellingTrainingSettings,
+        SegmentationTrainingSettings,
+        save_settings,
+    )
 
     keras.utils.set_random_seed(3)
     heatmap = HeatmapTrainingSettings(filters=(2, 3, 4), crop_voxels=(8, 8, 8))
     labelling = LabellingTrainingSettings(filters=(2, 3), patch_voxels=6, none_share=0.4)
-    found = {"segmentation": models / "models" / "segmentation"}
+    found = {}
+    segmentation = SegmentationTrainingSettings(filters=(2, 3), patch_voxels=8)
     for name, settings, build in (
         ("heatmap", heatmap, build_localiser),
         ("labelling", labelling, build_labelling_network),
+        ("segmentation", segmentation, build_segmentation_network),
     ):
         found[name] = models / "finders" / name
-        save_settings(settings, found[name], temperature=1.5 if name == "labelling" else 9.0)
+        facts = {"spacing_mm": 2.0} if name == "segmentation" else {}
+        save_settings(settings, found[name], temperature=1.5 if name == "labelling" else 9.0, **facts)
         save_weights(build(settings), found[name])
     return found
 

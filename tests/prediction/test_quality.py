@@ -143,7 +143,7 @@ def test_an_unknown_kind_is_refused():
 FULL = CaseQuality(
     **{"case": "sub-a", "kind": "anatomical", "anchor": "sacrum below", "sequence_probability": 0.8},
     **{"second_names": ("T12", "L1"), "second_probability": 0.15, "seconds": 12.5, "network_calls": 7},
-    warnings=(Remark("leak", "L1", "1 cm³ < 2"), Remark("other", None, "é")),
+    warnings=(Remark("gap", "L1", "1 cm³ < 2"), Remark("other", None, "é")),
 )
 
 

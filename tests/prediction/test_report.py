@@ -77,7 +77,7 @@ def test_a_row_shows_a_case(tmp_path):
         second_probability=0.004,
         seconds=12.34,
         network_calls=9,
-        extra=(Remark("leak", "L1", "1.2 cm³ removed"),),
+        extra=(Remark("gap", "L1", "1.2 cm³ removed"),),
     )
     page = page_of(tmp_path)
     (row,) = page.rows
@@ -94,14 +94,14 @@ def test_a_row_shows_a_case(tmp_path):
     assert row["Mean HU"] == ("150.0", "150 −20 to 202")
     assert row["Warnings"] == (
         "2",
-        "leak L1: 1.2 cm³ removed low probability L2: label 0.62",
+        "gap L1: 1.2 cm³ removed low probability L2: label 0.62",
     )
     assert row["Each"][1].endswith("L2 14.0 202 0.90 0.62 3 low probability: label 0.62")
-    assert row["kinds"] == "leak|low probability"
-    assert page.attributes("option", "value") == ["", "leak", "low probability"]
+    assert row["kinds"] == "gap|low probability"
+    assert page.attributes("option", "value") == ["", "gap", "low probability"]
     assert [attributes.get("title") for tag, attributes in page.tags if tag == "li"][-5:-2] == [
         None,
-        "leak: 1.2 cm³ removed",
+        "gap: 1.2 cm³ removed",
         "low probability: label 0.62",
     ]
 

@@ -30,10 +30,10 @@ def page(tmp_path_factory):
     output = tmp_path_factory.mktemp("predictions")
     levels = [f"T{number}" for number in range(1, 13)]
     put_case(output, "sub-2", rows_of(levels, "anatomical", mean_hu=(-120,) * 12), sequence_probability=0.9)
-    leak = Remark("leak", "3", "1.2 cm³ removed")
+    gap = Remark("gap", "3", "1.2 cm³ removed")
     odd = rows_of("12345", volume_mm3=(9e3, 9e3, 9e3, 9e3, 2e4), mean_hu=(-50,) * 5)
-    put_case(output, "sub-10", odd, extra=(leak,))
-    put_case(output, HOSTILE, rows_of("123", volume_mm3=(1e5, 1e5, 1e5)), extra=(leak,))
+    put_case(output, "sub-10", odd, extra=(gap,))
+    put_case(output, HOSTILE, rows_of("123", volume_mm3=(1e5, 1e5, 1e5)), extra=(gap,))
     folder = put_case(output, "sub-1", [], picture=False)
     next(folder.glob("*_msk.nii.gz")).unlink()
     return write_scan_report(output)
@@ -129,7 +129,7 @@ def test_filters_by_text_and_by_warning(browser):
     search.clear()
     element(browser, "#warned").click()
     assert shown(browser) == ["sub-1", "sub-10", HOSTILE]
-    kind.select_by_visible_text("leak")
+    kind.select_by_visible_text("gap")
     assert shown(browser) == ["sub-10", HOSTILE]
     kind.select_by_visible_text("odd volume")
     assert shown(browser) == ["sub-10"]

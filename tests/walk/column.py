@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 from scipy import ndimage
 
+from utils.imaging.centroids import BEHIND_MM, MIDDLE_MM
 from utils.imaging.crops import crop
 from utils.imaging.volume import Volume
 from utils.walk.look import largest_piece
@@ -16,6 +17,9 @@ AFFINE = np.array([[0, 2, 0, 11], [-2, 0, 0, -7], [0, 0, -2, 300], [0, 0, 0, 1]]
 CENTRES = np.array([[20, 22, 14 + 10 * i] for i in range(6)], float)
 SHAPE = (40, 44, 84)
 BLOCK_VOXELS = 9 * 11 * 7
+SPACING_MM = 2.0
+#: The blocks have no arch: a body's centre is given so far in front of the middle of its block.
+BODIES = CENTRES - [BEHIND_MM / SPACING_MM, 0, 0]
 #: HU of rank 1 is 200, of rank 2 is 400, and so on; the background is air.
 HU_A_RANK = 200
 
@@ -52,6 +56,20 @@ def oracle(ct: np.ndarray, memory: np.ndarray) -> np.ndarray:
     left = np.flatnonzero(present & ~found)
     left = left[left > 0]
     return (ranks == left[0]).astype(np.float32) if left.size else np.zeros(ct.shape, np.float32)
+
+
+def told(ct, memory):
+    """What the network is trained to give: the vertebra whose centre of mass lies nearest to its place.
+
+    The "CT" holds the ranks themselves, so that a pure function of the patch can know the answer.
+    """
+    ranks = np.rint(ct).astype(int)
+    present = [rank for rank in np.unique(ranks) if rank]
+    if not present:
+        return np.zeros(ct.shape, np.float32)
+    place = np.array(ct.shape) / 2 - np.divide(MIDDLE_MM, SPACING_MM)
+    middles = np.array(ndimage.center_of_mass(ranks > 0, ranks, present))
+    return (ranks == present[np.argmin(np.linalg.norm(middles - place, axis=1))]).astype(np.float32)
 
 
 class Scripted:

@@ -6,31 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
-from tests.walk.column import AFFINE, BLOCK_VOXELS, CENTRES, column
-from utils.imaging.centroids import BEHIND_MM, MIDDLE_MM
+from tests.walk.column import AFFINE, BLOCK_VOXELS, BODIES, CENTRES, column, told
 from utils.imaging.volume import Volume
 from utils.walk.along import walk_along
 from utils.walk.records import WalkSettings
 
 SMALL = WalkSettings(patch_voxels=40, spacing_mm=2.0, min_volume_mm3=200.0)
-#: The blocks have no arch: a body's centre is given so far in front of the middle of its block.
-BODIES = CENTRES - [BEHIND_MM / SMALL.spacing_mm, 0, 0]
-
-
-def told(ct, memory):
-    """What the network is trained to give: the vertebra whose centre of mass lies nearest to its place.
-
-    The "CT" holds the ranks themselves, so that a pure function of the patch can know the answer.
-    """
-    ranks = np.rint(ct).astype(int)
-    present = [rank for rank in np.unique(ranks) if rank]
-    if not present:
-        return np.zeros(ct.shape, np.float32)
-    place = np.array(ct.shape) / 2 - np.divide(MIDDLE_MM, SMALL.spacing_mm)
-    middles = np.array(ndimage.center_of_mass(ranks > 0, ranks, present))
-    return (ranks == present[np.argmin(np.linalg.norm(middles - place, axis=1))]).astype(np.float32)
 
 
 def test_every_centre_gets_its_vertebra_with_one_call():

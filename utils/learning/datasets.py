@@ -21,7 +21,14 @@ from utils.learning.labelling import draw_labelling_example
 from utils.learning.localiser import draw_localiser_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData
 from utils.learning.spine_cases import SpineCase, SpineData
-from utils.learning.vertebrae import block_length, draw_field, draw_kind, draw_patch, samples_along
+from utils.learning.vertebrae import (
+    block_length,
+    draw_field,
+    draw_kind,
+    draw_memory_error,
+    draw_patch,
+    samples_along,
+)
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings, SegmentationTrainingSettings
 from utils.synthetic.appearance import draw_appearance
 from utils.synthetic.label_images import field_of_view, label_image
@@ -235,6 +242,7 @@ def segmentation_example(
         "affine": shifted.astype(np.float32),
         "target_rank": np.int32(patch.target_rank),
         "remembers": np.bool_(patch.remembers and not is_first),
+        **draw_memory_error(generator, settings),
         **drawn.of_intensities(voxel=spacing_mm),
     }
 

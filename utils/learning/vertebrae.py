@@ -28,6 +28,12 @@ LEAST_SHARE_INSIDE = 1.0 / 3.0
 #: Of a vertebra that a field of view cuts so much is seen at least, as a share of its voxels, or it is no
 #: target; and so much is lost at most where a plane in front of, behind or beside the column cuts it.
 LEAST_SHOWN, MOST_LOST_BESIDE = 0.35, 0.25
+#: Edge in voxels of the blocks in which a memory is wrong alike, the width in voxels of the blur of its
+#: shares, the reach of that blur, and the least share from which a voxel counts as memory.
+MEMORY_BLOCK, MEMORY_BLUR, MEMORY_REACH, LEAST_MEMORY_LIMIT = 8, 0.8, 2, 0.1
+#: Shares of the patches in whose memory all is missing that lies behind the bodies, and in whose memory parts
+#: of the target are.
+MISSING_SHARE, BITTEN_SHARE = 0.25, 0.15
 #: A field of view ends up to so far beside the target, in mm.
 BESIDE_MM = 12.0
 MOST_DRAWS = 20
@@ -171,6 +177,47 @@ def _draw_begin(
         begin[:2] = generator.uniform(-edge / 2.0, edge / 2.0 - 1.0, 2) - edge / 2.0
         begin[2] = top + (generator.uniform(0.0, TOP_REACH_MM) - TOP_MARGIN_MM) / spacing_mm
     return begin
+
+
+def draw_memory_error(
+    generator: np.random.Generator | None, settings: SegmentationTrainingSettings
+) -> dict[str, np.ndarray]:
+    """Draw what makes the memory of a patch like one that was found.
+
+    It is too large or too small from place to place. What lies behind the bodies is missing in some patches,
+    and in some the memory holds what is the target's: a network that trusts its memory then gives every
+    vertebra the arch of the one above, once it has missed one.
+
+    Parameters
+    ----------
+    generator : np.random.Generator or None
+        Source of randomness; None leaves the memory as it is.
+    settings : SegmentationTrainingSettings
+        Patch size and `memory_error`.
+
+    Returns
+    -------
+    dict of str to np.ndarray
+        Of float32: "memory_blur" the width in voxels of the blur of its shares; for blocks of `MEMORY_BLOCK`
+        voxels (m, m, m) "memory_limits", the share from which a voxel counts, and "memory_bites", how much
+        the target's voxels count as those of the memory.
+    """
+    blocks = (-(-settings.patch_voxels // MEMORY_BLOCK),) * 3
+    limits, bites = np.full(blocks, 0.5), np.zeros(blocks)
+    is_true = generator is None or settings.patch_kinds == "paper" or not settings.memory_error
+    if not is_true:
+        # Never under what the blur reaches: nothing far from a vertebra is added.
+        spread = generator.uniform(0, settings.memory_error)
+        limits = np.maximum(generator.normal(0.5, spread, blocks), LEAST_MEMORY_LIMIT)
+        behind = np.arange(blocks[0]) >= blocks[0] // 2 + generator.integers(0, 2, 2)[:, None]
+        if generator.random() < MISSING_SHARE:
+            limits[behind[0]] = np.inf
+        if generator.random() < BITTEN_SHARE:
+            bites[behind[1]] = 1.0
+        elif generator.random() < BITTEN_SHARE:
+            bites = (generator.random(blocks) < BITTEN_SHARE).astype(float)
+    parts = {"memory_limits": limits, "memory_bites": bites, "memory_blur": 0 if is_true else MEMORY_BLUR}
+    return {name: np.asarray(value, np.float32) for name, value in parts.items()}
 
 
 def samples_along(settings: SegmentationTrainingSettings) -> int:
@@ -344,10 +391,16 @@ def network_input(
 ) -> tf.Tensor:
     """Blur and clip the image of a patch, and put the memory beside it."""
     image = tf.clip_by_value(augment.blur(image, drawn["blur_sigma"], radius), -1.0, 1.0)
-    _, memory = target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
-    if fine > 1:
-        memory = shares_of_samples(memory, fine) >= 0.5
-    return tf.stack([image, tf.cast(memory, tf.float32)], axis=-1)
+    vertebra, memory = target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
+    limits, bites = drawn["memory_limits"], drawn["memory_bites"]
+    for axis, size in enumerate(image.shape):
+        limits, bites = (
+            tf.gather(each, np.arange(size) // MEMORY_BLOCK, axis=axis) for each in (limits, bites)
+        )
+    shares = shares_of_samples(memory, fine)
+    shares += bites * shares_of_samples(vertebra, fine)
+    shares = augment.blur(shares, drawn["memory_blur"], MEMORY_REACH)
+    return tf.stack([image, tf.cast(shares >= limits, tf.float32)], axis=-1)
 
 
 @tf.function(jit_compile=True)
@@ -378,7 +431,8 @@ def vertebra_example(
         "ct_hu" int16 and "codes" uint8, both (n,): the block of the scan and of its mask, in file order and
         padded (see `augment.sample_linear`), the mask with `fine` samples along each axis of a voxel; "last"
         (3,) the largest index an axis; "affine" (3, 4) from patch to block voxels; "target_rank",
-        "remembers", "gain", "offset", "noise_sigma", "blur_sigma" (voxels), "noise_seed".
+        "remembers", "memory_blur", "memory_limits", "memory_bites", "gain", "offset", "noise_sigma",
+        "blur_sigma" (voxels), "noise_seed".
     patch_voxels : int
         Edge of the patch.
     spacing_mm : float

@@ -7,14 +7,11 @@ from typing import Any
 
 from utils.localisation.identify import Identification, names_of
 from utils.prediction.derivatives import CasePrediction
-from utils.prediction.quality import GAP, HU_DOUBT, LEAK, OTHER, CaseQuality, Remark, case_remarks
+from utils.prediction.quality import GAP, HU_DOUBT, OTHER, CaseQuality, Remark, case_remarks
 from utils.walk import records
 from utils.walk.records import WalkResult
 
 #: The walk's remarks as those of the quality file.
-_VERTEBRA_REMARKS = {
-    records.WALK_LEAK: (LEAK, "predicted together with part of its neighbour, which was cut off"),
-}
 _WALK_REMARKS = {
     records.CALLS_USED_UP: (OTHER, "the walk ended because it had asked the network as often as it may"),
 }
@@ -36,9 +33,6 @@ def walk_remarks(found: WalkResult, names: Sequence[str]) -> list[Remark]:
         A centre at which no vertebra could be outlined is a gap at the vertebra above it.
     """
     remarks = [Remark(kind, None, text) for kind, text in (_WALK_REMARKS[word] for word in found.remarks)]
-    for vertebra, name in zip(found.vertebrae, names):
-        known = [_VERTEBRA_REMARKS[word] for word in vertebra.remarks]
-        remarks += [Remark(kind, name, text) for kind, text in known]
     places = [vertebra.index for vertebra in found.vertebrae]
     for place in found.missed:
         above = [name for own, name in zip(places, names) if own is not None and own < place]

@@ -124,6 +124,11 @@ def load_networks(settings: InferenceSettings) -> Networks:
             f"{heatmap_dir}: a model of another preset: expected the spacing of {segmentation_dir}, "
             f"{spacing_mm:g} mm, found {heatmap_mm:g} mm."
         )
+    if finds_centres != (trained.get("patch_kinds") == "centred"):
+        raise ValueError(
+            f"{segmentation_dir}: a model of another method than {heatmap_dir}: expected one trained with "
+            f"--patch-kinds {'centred' if finds_centres else 'paper'}, found {trained.get('patch_kinds')!r}."
+        )
     heat = _tile_function if finds_centres else _heat_function
     directories = {"segmentation": segmentation_dir, "heatmap": heatmap_dir}
     labels, temperature = None, 1.0

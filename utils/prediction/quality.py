@@ -24,7 +24,6 @@ from utils.verse.labels import LEVEL_NAMES
 QUALITY_SUFFIX = "_quality.json"
 
 GAP = "gap"
-LEAK = "leak"
 PARTIAL = "partial"
 NO_CONVERGENCE = "no convergence"
 ODD_VOLUME = "odd volume"
@@ -34,7 +33,7 @@ NOTHING_FOUND = "nothing found"
 OTHER = "other"
 #: What a remark may be about.
 REMARK_KINDS = (
-    *(NOTHING_FOUND, GAP, LEAK, PARTIAL, NO_CONVERGENCE),
+    *(NOTHING_FOUND, GAP, PARTIAL, NO_CONVERGENCE),
     *(ODD_VOLUME, LOW_PROBABILITY, HU_DOUBT, OTHER),
 )
 

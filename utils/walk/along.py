@@ -23,7 +23,7 @@ from utils.walk.records import FoundVertebra, PredictPatch, WalkResult, WalkSett
 #: What is looked for lies within this distance of where the centre of mass should be.
 NEAR_MM = 12.0
 #: A patch is moved if the prediction's own centre lies further from where it should.
-MOVE_MM = 6.0
+MOVE_MM = 3.0
 #: Most centres, as they are numbered in bytes.
 MOST_CENTRES = 255
 

@@ -18,9 +18,6 @@ BOX_MARGIN = 2
 #: Number among the labels of the published walk of passed-over fragments: they are in the memory.
 FRAGMENT = 255
 
-#: What can be said of a vertebra (`FoundVertebra.remarks`): it was predicted together with (a part of) its
-#: neighbour, which was cut off.
-WALK_LEAK = "leak"
 #: What can be said of a whole walk (`WalkResult.remarks`): it ended because it had asked the network as often
 #: as it may.
 CALLS_USED_UP = "calls used up"
@@ -98,8 +95,6 @@ class FoundVertebra:
     """Calls of the network on the way to it: looks at a patch seen before need none."""
     partial: bool = False
     """Whether it reaches the border of what the scan shows, which then cuts it."""
-    remarks: tuple[str, ...] = ()
-    """`WALK_LEAK`, or nothing."""
     index: int | None = None
     """Which of the known centres it belongs to, from 0; None where none were known."""
 
