@@ -17,8 +17,8 @@ Heatmap and labelling network learn from drawn scans and generated spines alone,
 test of them; how far the levels may be trusted is fitted on drawn scans held out. So does the base of the
 segmentation network. It labels the real scans without a mask, with the corrections that are written down
 (experiments/real/label.py), and goes on with these, with real scans that have a mask, and with trunks drawn
-from the organs of one of them. What is shipped is the average of the two. A fold leaves a
-patient out of all that. A killed run goes on with the same command.
+from the organs of one of them. A fold leaves a patient out of all that. A killed run goes on with the same
+command.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ TRUNKS, TRUNK_SCAN = 20, "chest_ct"
 #: Cases that the base does not see, as patterns.
 NOT_GENERATED = ("sub-real-*", "sub-trunk*", "sub-mask-*")
 #: Options of the base, on generated spines and images drawn from their masks, and of what goes on from it.
-BASE = "--epochs 50 --mixture 0.45 0 0.55 0 --learning-rate 2e-3 --final-learning-rate 2e-4 --seed 1"
+BASE = "--epochs 110 --mixture 0.45 0 0.55 0 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 1"
 REAL = "--seed 2"
 
 
@@ -179,13 +179,10 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
 
 
 def shipping_steps(recipe: Recipe) -> list[Step]:
-    """Leave what inference needs in `shipped`: the segmentation network is an average of two."""
+    """Leave what inference needs in `shipped`."""
     shipped = recipe.folder / f"shipped{_suffix(recipe)}"
-    both = (recipe.models / "segmentation-base", recipe.models / f"segmentation-real{_suffix(recipe)}")
-    return [
-        *(CopyModel(recipe.models / name, shipped / name) for name in ON_DRAWN),
-        script("experiments/average.py", *both, "--output", shipped / "segmentation"),
-    ]
+    networks = {**{name: name for name in ON_DRAWN}, "segmentation": f"segmentation-real{_suffix(recipe)}"}
+    return [CopyModel(recipe.models / source, shipped / name) for name, source in networks.items()]
 
 
 def all_steps(recipe: Recipe) -> list[Step]:

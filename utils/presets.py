@@ -95,10 +95,10 @@ _STARTER: dict[type, dict[str, Any]] = {
         # the neck and the sacrum, of which the real ones show little.
         "mixture": (0.15, 0.4, 0.15, 0.3),
         "augmentation": STARTER_AUGMENTATION,
-        # The last 1,200 steps of a network that knows generated spines (see experiments/starter.py).
-        "epochs": 10,
+        # The last 1,920 steps of a network that knows generated spines (see experiments/starter.py).
+        "epochs": 16,
         "examples_per_epoch": 240,
-        "validate_every": 10,
+        "validate_every": 8,
         "learning_rate": 1e-3,
         "final_learning_rate": 5e-5,
         "moving_average": 0.995,

@@ -1,20 +1,25 @@
-"""Batch normalisation folded into the convolutions before it, for a network that is only run.
+"""Networks that are only run, made lighter: without batch normalisation, and without joined channels.
 
 With fixed statistics a normalisation is a factor and an addend a channel, and so a part of the convolution
 before it: kernel · γ / √(σ² + ε), and (bias − μ) · γ / √(σ² + ε) + β. The network then passes over its
 largest arrays once less.
 
+A convolution of joined channels is the sum of the convolutions of its parts, so the joined array, the largest
+of a U-Net, need not be made.
+
     fast = without_norms(keras.models.load_model("best.keras"))
+    small = without_concats(fast)
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from .blocks import norm_kind
+from .blocks import Tensor, norm_kind
 from .layer_blocks import Block
 
 _Convolution = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
@@ -54,6 +59,68 @@ def without_norms(model: keras.Model) -> keras.Model:
             weights = source.get_weights()
             target.set_weights(_folded(source, norms[id(source)]) if id(source) in norms else weights)
     return copy
+
+
+def without_concats(model: keras.Model, *, least_channels: int = 8) -> keras.Model:
+    """Give a network of the same output in which channels are convolved part by part, not joined before.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A flat functional model. It stays as it is, and shares all other layers with the result.
+    least_channels : int
+        Channels that the smallest part must have: a convolution of few channels is slow.
+
+    Returns
+    -------
+    keras.Model
+        Its output is that of `model`, up to rounding; not meant to be trained.
+    """
+    known = {id(tensor): tensor for tensor in model.inputs}
+    parts: dict[int, list[Tensor]] = {}
+    given = {id(tensor) for tensor in model.outputs}
+    for node in [node for layer in model.layers for node in layer._inbound_nodes]:
+        layer, inputs = node.operation, node.input_tensors
+        # A layer may serve other models too, on other tensors.
+        if not inputs or any(id(each) not in known and id(each) not in parts for each in inputs):
+            continue
+        output = id(node.output_tensors[0])
+        if output not in given and _is_joined_for_convolutions(layer, least_channels):
+            parts[output] = [known[id(each)] for each in inputs]
+        elif id(inputs[0]) in parts:
+            known[output] = _convolved(layer, parts[id(inputs[0])])
+        else:
+            found = [known[id(each)] for each in inputs]
+            known[output] = layer(found if len(found) > 1 else found[0])
+    outputs = [known[id(tensor)] for tensor in model.outputs]
+    return keras.Model(model.inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
+
+
+def _is_joined_for_convolutions(layer: keras.layers.Layer, least_channels: int) -> bool:
+    if not isinstance(layer, keras.layers.Concatenate):
+        return False
+    followers = [node.operation for node in layer._outbound_nodes]
+    return (
+        layer.axis in (-1, 4)
+        and all(type(each) is keras.layers.Conv3D and each.groups == 1 for each in followers)
+        and min(tensor.shape[-1] for tensor in layer.input) >= least_channels
+    )
+
+
+def _convolved(convolution: keras.layers.Conv3D, parts: Sequence[Tensor]) -> Tensor:
+    """Convolve tensors as if their channels were joined."""
+    kernel, *bias = convolution.get_weights()
+    kernels = np.split(kernel, np.cumsum([part.shape[-1] for part in parts])[:-1], axis=3)
+    sums = []
+    for number, (part, own) in enumerate(zip(parts, kernels)):
+        # The last one has the bias; what follows the sum follows all of it.
+        has_bias = bool(bias) and number == len(parts) - 1
+        config = {**convolution.get_config(), "name": f"{convolution.name}_{number}", "activation": None}
+        layer = keras.layers.Conv3D.from_config({**config, "use_bias": has_bias})
+        sums.append(layer(part))
+        layer.set_weights([own, *bias] if has_bias else [own])
+    total = keras.layers.Add(name=f"{convolution.name}_sum", dtype=convolution.dtype_policy)(sums)
+    return keras.layers.Activation(convolution.activation, name=convolution.name)(total)
 
 
 def _norms_by_convolution(model: keras.Model) -> dict[int, keras.layers.BatchNormalization]:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from ML_3D_Unet.utils.folding import without_norms
+from ML_3D_Unet.utils.folding import without_concats, without_norms
 from ML_3D_Unet.utils.layers import ConvBlock, create_unet3d_class
 from ML_3D_Unet.utils.layers_func import create_unet3d
 
@@ -107,3 +107,20 @@ def test_a_norm_that_cannot_be_folded_stays():
     last = keras.layers.BatchNormalization(scale=False)(plain)
     folded = check_equal(trained(keras.Model(image, last)))
     assert len(norms_of(folded)) == 3
+
+
+def test_joined_channels_are_convolved_part_by_part():
+    keras.utils.set_random_seed(0)
+    model = create_unet3d((None, None, None, 2), n_filters=[8, 12, 16], norm="instance_norm", n_outputs=3)
+    lighter = without_concats(model)
+    assert [type(layer).__name__ for layer in lighter.layers].count("Concatenate") == 0
+    patch = np.random.default_rng(0).normal(size=(2, 8, 12, 16, 2)).astype(np.float32)
+    np.testing.assert_allclose(lighter(patch).numpy(), model(patch).numpy(), atol=1e-5)
+    # Parts of few channels stay joined, and so does what is not convolved.
+    whole = without_concats(model, least_channels=9)
+    assert "Concatenate" in [type(layer).__name__ for layer in whole.layers]
+    inputs = keras.Input((4, 4, 4, 8))
+    joined = keras.layers.Concatenate()([inputs, keras.layers.ReLU()(inputs)])
+    plain = keras.Model(inputs, joined)
+    constant = np.ones((1, 4, 4, 4, 8), np.float32)
+    np.testing.assert_array_equal(without_concats(plain)(constant), plain(constant))

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import keras
 
+from ML_3D_Unet.utils.folding import without_concats
 from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, upsample_block
 from ML_3D_Unet.utils.residual import create_residual_unet3d
 from utils.files import written_whole
@@ -277,7 +278,8 @@ def of_any_shape(localiser: keras.Model, found: dict[str, Any]) -> keras.Model:
     settings = HeatmapTrainingSettings(**_architecture(found, names))
     network = build_localiser(settings, shape=(None,) * 3)
     network.set_weights(localiser.get_weights())
-    return compute_in(network, "float32")
+    # The joined channels of a whole scan would be the largest array of an inference.
+    return without_concats(compute_in(network, "float32"))
 
 
 def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
