@@ -437,6 +437,12 @@ class DistillationSettings(RunSettings):
     """Weights of the voxels in the loss against the teacher: "even", as published, or as in the "loss"
     against the labels, where the boundary counts more and, in the first epochs, the background less. Evenly
     weighted, background is so much of a patch that a student learns it alone for hundreds of steps."""
+    t_squared: bool = True
+    """With "soft": multiply the loss against the teacher by the square of the temperature, which keeps its
+    gradient's scale. The released code of the paper does not."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Whether the loss against the labels is the mean over a patch's voxels, or their sum, as in the released
+    code of the paper, where it then outweighs that against the teacher."""
     epochs: int | None = bounded(None, FROM_1)
     """Epochs to train each student; by default as many as the teacher."""
     seed: int = bounded(0, _SEED)

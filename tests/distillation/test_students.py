@@ -43,6 +43,21 @@ def test_divergence_against_its_definition(temperature):
     np.testing.assert_allclose(found, temperature**2 * by_hand.mean(axis=(1, 2, 3, 4)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [2.0, 4.0])
+def test_the_released_divergence_has_no_square_of_the_temperature(temperature):
+    generator = np.random.default_rng(1)
+    teacher, student = generator.normal(0, 3, (2, 2, 3, 3, 3, 1)).astype("float32")
+    p, q = (1 / (1 + np.exp(-z.astype("float64") / temperature)) for z in (teacher, student))
+    by_hand = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean(axis=(1, 2, 3, 4))
+    plain = losses.softened_divergence(teacher, student, temperature, t_squared=False)
+    np.testing.assert_allclose(plain, by_hand, rtol=1e-4)
+    # As a student is trained with it.
+    for t_squared, factor in ((True, temperature**2), (False, 1.0)):
+        settings = settings_of("work", temperatures=(temperature,), t_squared=t_squared)
+        loss = distillation.variants(settings)[1].distillation_fn(teacher, student, 1.0)
+        np.testing.assert_allclose(loss, factor * by_hand, rtol=1e-4)
+
+
 def test_gradient_of_the_divergence_has_one_scale_at_any_temperature():
     # d/dz_s of T² KL is T (q - p) = T (sigmoid(z_s / T) - sigmoid(z_t / T)); for large T (z_s - z_t) / 4.
     teacher, student = tf.fill((1, 1, 1, 1, 1), 1.0), tf.Variable(tf.fill((1, 1, 1, 1, 1), 0.5))
@@ -85,8 +100,9 @@ def test_voxels_weigh_as_in_the_loss_against_the_labels():
     assert float(tf.reduce_mean(weights)) == pytest.approx(float(wrong[0]))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("voxels", ["even", "loss"])
-def test_the_step_of_a_student_weighs_voxels_as_asked(tmp_path, voxels):
+def test_the_step_of_a_student_weighs_voxels_as_asked(tmp_path, voxels, reduction):
     keras.utils.set_random_seed(0)
     models_of_two = [
         keras.Sequential(
@@ -108,6 +124,7 @@ def test_the_step_of_a_student_weighs_voxels_as_asked(tmp_path, voxels):
         tmp_path,
         distill_on="logits",
         voxels=voxels,
+        reduction=reduction,
         schedule="constant",
         epochs=1,
     )
@@ -116,6 +133,8 @@ def test_the_step_of_a_student_weighs_voxels_as_asked(tmp_path, voxels):
     student, teacher = (np.array(model.layers[0](x)) for model in models_of_two)
     weights = y[..., 1:] * np.where(y[..., :1] > 0, 1.0, 0.131) if voxels == "loss" else 1.0
     hard = float(losses.vertebra_loss(tf.constant(y), models_of_two[0](x), tf.constant(0.131))[0])
+    # Of eight voxels. The released code sums the loss against the labels alone.
+    hard *= 8 if reduction == "sum" else 1
     expected = 0.5 * hard + 0.5 * np.mean(weights * (student - teacher) ** 2)
     assert row["loss"] == pytest.approx(float(expected), rel=1e-5)
 

@@ -36,7 +36,10 @@ _OWN_SETTINGS = (
     *("work_dir", "name", "filters", "seed"),
 )
 #: What settings of earlier teachers lack, and how they were trained.
-_LATER_SETTINGS = {"outside": "edge", "cut_share": 0.0, "targets": "bits", "boundary_weight": False}
+_LATER_SETTINGS = {
+    **{"network": "unet", "patch_shares": (1.0, 0.0, 0.0), "memory_error": 0.0, "centre_error_mm": 0.0},
+    **{"outside": "edge", "cut_share": 0.0, "targets": "bits", "boundary_weight": False},
+}
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,22 @@ class VertebraDistiller(training.VertebraLoss, DistillingTrainer):
     ----------
     voxels : str
         "even", or "loss" for weights as in the loss against the labels, see `DistillationSettings`.
+    reduction : str
+        "mean" or "sum" over the voxels of the loss against the labels, see `DistillationSettings`.
     *arguments, **keywords
         Those of `DistillingTrainer` and `VertebraLoss`.
     """
 
-    def __init__(self, *arguments: Any, voxels: str, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, voxels: str, reduction: str = "mean", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.voxels = voxels
+        self.voxels, self.reduction = voxels, reduction
+
+    def label_loss(self, y: tf.Tensor, prediction: tf.Tensor, training: bool) -> tf.Tensor:
+        """Give the loss against the labels of every example; in validation always the mean, to compare."""
+        loss = super().label_loss(y, prediction, training)
+        if not training or self.reduction == "mean":
+            return loss
+        return loss * tf.cast(tf.reduce_prod(tf.shape(prediction)[1:4]), tf.float32)
 
     def teacher_loss(self, y: tf.Tensor, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         """Give the loss against the teacher of every example."""
@@ -83,18 +95,18 @@ def variants(settings: stages.DistillationSettings) -> list[Variant]:
     """Give the students to train: from scratch first, then one for each temperature and method."""
     students = [Variant(SCRATCH, "student")]
     if "soft" in settings.methods:
-        students += [_soft_variant(temperature) for temperature in dict.fromkeys(settings.temperatures)]
+        temperatures = dict.fromkeys(settings.temperatures)
+        students += [_soft_variant(each, t_squared=settings.t_squared) for each in temperatures]
     if "logits" in settings.methods:
         students.append(Variant("logits", "student + KD (logits)", losses.logit_difference))
     return students
 
 
-def _soft_variant(temperature: float) -> Variant:
-    return Variant(
-        f"soft-t{temperature:g}",
-        f"student + KD (soft, T = {temperature:g})",
-        lambda teacher, student, weights: losses.softened_divergence(teacher, student, temperature, weights),
-    )
+def _soft_variant(temperature: float, *, t_squared: bool) -> Variant:
+    def divergence(teacher: tf.Tensor, student: tf.Tensor, weights: tf.Tensor | float) -> tf.Tensor:
+        return losses.softened_divergence(teacher, student, temperature, weights, t_squared=t_squared)
+
+    return Variant(f"soft-t{temperature:g}", f"student + KD (soft, T = {temperature:g})", divergence)
 
 
 def teacher_directory(settings: stages.DistillationSettings) -> Path:
@@ -207,7 +219,7 @@ def read_inputs(settings: stages.DistillationSettings, chosen: Runtime) -> Input
         folder, chosen, exclude=settings.exclude, also_without=student.exclude
     )
     facts |= training_data.case_facts(data, held_out, student)
-    names = ("distillation_weight", "distillation_voxels")
+    names = ("distillation_weight", "distillation_voxels", "t_squared", "reduction")
     teacher_facts = {name: getattr(settings, name) for name in names}
     teacher_facts["teacher_sha256"] = sha256_of(model_file(directory))
     return Inputs(student, data, held_out, bad, facts, teacher_facts)
@@ -268,6 +280,7 @@ def _make_trainer(
             "distillation_weight": settings.distillation_weight,
             "distill_on": "logits",
             "voxels": settings.distillation_voxels,
+            "reduction": settings.reduction,
         }
         trainer = VertebraDistiller(network, teacher, **distilling, **keywords)
         trainer.distillation_fn = variant.distillation_fn

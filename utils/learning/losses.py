@@ -163,8 +163,10 @@ def softened_divergence(
     student_logits: tf.Tensor,
     temperature: float,
     weights: tf.Tensor | float = 1.0,
+    *,
+    t_squared: bool = True,
 ) -> tf.Tensor:
-    """Kullback-Leibler divergence of student from teacher at a temperature T, times T².
+    """Kullback-Leibler divergence of student from teacher at a temperature T, times T² unless told otherwise.
 
     For p = sigmoid(z / T) it is, voxel by voxel, p_t (z_t - z_s) / T + softplus(z_s / T) - softplus(z_t / T),
     which needs no logarithm of a probability that may be 0. The factor keeps the gradient's scale at any
@@ -178,6 +180,8 @@ def softened_divergence(
         T, above 0.
     weights : tf.Tensor of float32 or float
         Of the voxels, like the logits. The divergence is 0 for equal networks whatever they are.
+    t_squared : bool
+        Whether to multiply by T².
 
     Returns
     -------
@@ -189,7 +193,8 @@ def softened_divergence(
     )
     surplus = tf.math.softplus(student) - tf.math.softplus(teacher)
     divergence = tf.sigmoid(teacher) * (teacher - student) + surplus
-    return temperature**2 * tf.reduce_mean(weights * divergence, axis=[1, 2, 3, 4])
+    mean = tf.reduce_mean(weights * divergence, axis=[1, 2, 3, 4])
+    return temperature**2 * mean if t_squared else mean
 
 
 def logit_difference(
