@@ -109,6 +109,7 @@ _STARTER: dict[type, dict[str, Any]] = {
 #: changes nothing.
 PRESETS: dict[str, dict[type, dict[str, Any]]] = {
     "paper": {
+        settings.RunSettings: {"precision": "float32"},
         settings.HeatmapPreparationSettings: {"target": "spine", "spacing_mm": 1.0},
         settings.HeatmapTrainingSettings: {
             "target": "spine",

@@ -417,3 +417,34 @@ def test_a_model_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, stage)
     assert train(settings(tmp_path)) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and str(tmp_path / "models") in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("call", "done"), [(4, 1), (5, 1)], ids=["training", "validation"])
+def test_memory_that_runs_out_is_one_line_and_costs_no_epoch(tmp_path, monkeypatch, capfd, call, done):
+    """Epochs of two steps; the second one is validated."""
+    examples.write_segmentation_stage(tmp_path)
+    calls = []
+
+    def count(loss):
+        calls.append(loss)
+        if len(calls) == call:
+            raise MemoryError("no room")  # which TensorFlow makes a ResourceExhaustedError
+        return loss
+
+    def counted(*arguments):
+        loss = vertebra_loss(*arguments)
+        found = tf.numpy_function(count, [loss], tf.float32)
+        return loss + 0 * tf.stop_gradient(tf.ensure_shape(found, loss.shape))
+
+    vertebra_loss = training.losses.vertebra_loss
+    monkeypatch.setattr(training.losses, "vertebra_loss", counted)
+    assert training.train_segmentation(examples.training_settings(tmp_path)) == 1
+    monkeypatch.setattr(training.losses, "vertebra_loss", vertebra_loss)
+    (line,) = [text for text in capfd.readouterr().err.splitlines() if text.startswith("error")]
+    assert "--batch-size 1 --accumulate 2," in line and "memory of the CPU" in line
+    halved = examples.training_settings(tmp_path, batch_size=1, accumulate=2)
+    assert training.train_segmentation(halved) == 0
+    assert f"going on after epoch {done}, of 3 epochs" in capfd.readouterr().out
+    quartered = examples.training_settings(tmp_path, batch_size=1)
+    assert training.train_segmentation(quartered) == 1
+    assert "found other values of accumulate;" in capfd.readouterr().err

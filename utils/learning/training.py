@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from utils.learning.runtime import Runtime
 from utils.learning.vertebrae import segmentation_batch_builder
 from utils.settings import load_settings, save_settings, settings_as_json
 
+#: Settings whose product is the number of examples of an update.
+_BATCH_SETTINGS = ("batch_size", "accumulate")
 #: Settings that may change between a run and its resume without making it another run.
 _FREE_SETTINGS = (
     *("epochs", "device", "work_dir", "skip_bad", "save_minutes", "tensorboard", "stop_after", "keep_last"),
@@ -162,7 +164,21 @@ def run_training(train: Callable[[Any, Runtime], list[str]], settings: Any) -> i
     except (ValueError, FloatingPointError, OSError, WorkerLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        print(f"error: {_out_of_memory(settings, chosen)}", file=sys.stderr)
+        return 1
     return 1 if bad and not settings.skip_bad else 0
+
+
+def _out_of_memory(settings: Any, chosen: Runtime) -> str:
+    """Say in a line what helps: gradients of small batches are added up, so that the update is the same."""
+    batch = getattr(settings, "batch_size", None)  # students have that of their teacher
+    smaller = "" if batch is None else "--batch-size 1 "
+    parts = settings.accumulate * (batch or 2)
+    return (
+        f"expected a batch to fit into the memory of the {chosen.device.upper()}, found it used up; go on "
+        f"from the last checkpoint with {smaller}--accumulate {parts}, which gives the same updates."
+    )
 
 
 def trainer_keywords(settings: stages.RunSettings, chosen: Runtime) -> dict[str, Any]:
@@ -345,6 +361,10 @@ def _place_of_data(settings: stages.RunSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in ("work_dir", "preset", "spacing_mm")}
 
 
+def _examples_an_update(settings: Mapping[str, Any]) -> int:
+    return math.prod(settings[name] for name in _BATCH_SETTINGS if name in settings)
+
+
 def claim_directory(settings: Any, directory: Path, facts: dict[str, Any], chosen: Runtime) -> None:
     """Write the run's settings beside its model, once for all workers.
 
@@ -360,9 +380,10 @@ def claim_directory(settings: Any, directory: Path, facts: dict[str, Any], chose
     if (directory / "settings.json").is_file():
         # A setting that is younger than the run has its default.
         found = {**settings_as_json(type(settings)()), **load_settings(directory)}
-        differing = sorted(
-            name for name in wanted if name not in _FREE_SETTINGS and found.get(name) != wanted[name]
-        )
+        free = set(_FREE_SETTINGS)
+        if _examples_an_update(found) == _examples_an_update(wanted):
+            free |= set(_BATCH_SETTINGS)  # as after memory has run out
+        differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
         if differing:
             raise ValueError(
                 f"{directory}: expected a run with the same settings to go on with, found other values of "

@@ -51,6 +51,8 @@ from utils.walk.records import WalkResult, WalkSettings
 #: a multiple of the scan in float32. int16 takes 1.1, float32 1.6 (benchmarks/bench_inference.py measures
 #: the first); of float64 the numbers read and those kept are 3.
 _NETWORK_BYTES, _PEAK_OF_NATIVE = 1800 * 2**20, 3
+#: Errors of TensorFlow and of Python where memory runs out; by name, as TensorFlow is loaded late.
+_OUT_OF_MEMORY = ("ResourceExhaustedError", "MemoryError")
 #: A scan in memory, and the identity that its files had before they were read.
 ReadScan = tuple[Volume, dict[str, Any]]
 #: The first line where the user has trained nothing.
@@ -342,6 +344,10 @@ def _attempt(job: _Job, read: Callable[[], ReadScan | None] = lambda: None) -> _
     except ValueError as error:
         return _bad(scan, str(error))
     except Exception as error:
+        if type(error).__name__ in _OUT_OF_MEMORY:
+            return _bad(
+                scan, "expected it to fit into memory, found that used up; try --device cpu --workers 1"
+            )
         first_line = (str(error).splitlines() or [""])[0]
         return _bad(scan, f"{type(error).__name__}: {first_line}")
 
