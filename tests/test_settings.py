@@ -349,6 +349,8 @@ def test_paper_has_the_published_constants():
     assert (trained.patch_voxels, trained.filters) == (128, (16, 32, 64, 128))
     assert (trained.epochs, trained.learning_rate, trained.validate_every) == (45, 1e-3, 5)
     assert (trained.fp_weight_schedule, trained.empty_memory_probability) == ("ramp", 0.3)
+    for stage in (HeatmapTrainingSettings, SegmentationTrainingSettings, DistillationSettings):
+        assert preset_settings(stage, "paper").precision == "float32"
     prepared = preset_settings(HeatmapPreparationSettings, "paper")
     assert (prepared.target, prepared.spacing_mm, prepared.heatmap_shape) == ("spine", 1.0, (64, 64, 128))
     heatmap = preset_settings(HeatmapTrainingSettings, "paper")

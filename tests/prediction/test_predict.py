@@ -403,6 +403,27 @@ def test_a_scan_without_a_spine_has_all_files_a_warning_and_status_0(tmp_path, f
     assert read_quality(mask.with_name("sub-air_quality.json")).no_spine
 
 
+@pytest.mark.parametrize("error", ["tensorflow", "python"])
+def test_memory_that_runs_out_is_one_line_and_ends_no_other_scan(tmp_path, fake, capsys, error):
+    import tensorflow as tf
+
+    raised = tf.errors.ResourceExhaustedError(None, None, "OOM\nwhen allocating")
+    given, asked = fake.patch, []
+
+    def once(ct, memory):
+        asked.append(1)
+        if len(asked) == 1:
+            raise raised if error == "tensorflow" else MemoryError
+        return given(ct, memory)
+
+    fake.patch = once
+    paths = [write_column(tmp_path / f"sub-{name}_ct.nii.gz") for name in "ab"]
+    assert infer(settings_for(*paths, output=tmp_path / "out")) == 1
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "memory" in text]
+    assert line.startswith("bad scan: ") and "sub-a" in line and "--device cpu --workers 1" in line
+    assert mask_path(tmp_path / "out", "sub-b").is_file()
+
+
 def test_weak_heat_is_no_spine(tmp_path, fake):
     strong, fake.strength = fake.heat, 0.0
     fake.heat = lambda ct: strong(ct) * np.float32(0.3)
