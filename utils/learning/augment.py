@@ -381,8 +381,9 @@ def batch_builder(
 
     def build(batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         names = [name for name in batch if name != "weight"]
-        examples = zip(*(tf.unstack(batch[name]) for name in names))
-        pairs = [one(dict(zip(names, values))) for values in examples]
+        # Slices, as unstacking int16 has no kernel for GPUs: each block would go to the host and back.
+        count = batch["weight"].shape[0]
+        pairs = [one({name: batch[name][number] for name in names}) for number in range(count)]
         x, y = (tf.stack(parts) for parts in zip(*pairs))
         return x, y, batch["weight"]
 
