@@ -1,6 +1,6 @@
 """Images drawn from masks: what one costs beside the rest of a training example and beside a step.
 
-1. The image of the block of a 64³ patch at 2 mm (preset `starter`), as the training draws it: the geometry of
+1. The image of the block of a 56³ patch at 2 mm (preset `starter`), as the training draws it: the geometry of
    the mask is found once, and soft tissue is drawn on every second voxel.
 2. A whole example with such an image and with the CT that was read, host and device, on the same cores.
 3. A step of the trainer, its batch of 2 made already: forward pass, backward pass, Adam.

@@ -1,6 +1,6 @@
 """The training step of the segmentation network: input side alone, share of waiting, and PyTorch beside it.
 
-Three questions, preset `full` (128³ patches at 1 mm, batch 1, float32) on all cores of this machine:
+Three questions, preset `paper` (128³ patches at 1 mm, batch 1, float32) on all cores of this machine:
 
 1. How many examples a second does the whole input side make, with a null model in place of the network?
 2. What share of a training's time is spent waiting for data with the real network? At most 5 % is the aim.
@@ -69,7 +69,7 @@ def null_model(settings: SegmentationTrainingSettings) -> keras.Model:
 
 def trained_row(model: keras.Model, stage: Path, folder: Path, examples: int) -> dict[str, Any]:
     """Train for two epochs, the first of which compiles; give the second's row of the history."""
-    settings = preset_settings(SegmentationTrainingSettings, "full", examples_per_epoch=examples, epochs=2)
+    settings = preset_settings(SegmentationTrainingSettings, "paper", examples_per_epoch=examples, epochs=2)
     spacing_mm = load_settings(stage)["spacing_mm"]
     data = prepared_data.read_segmentation_data(stage / "training")
     nothing_held_out = prepared_data.read_segmentation_data(stage / "absent")
@@ -86,7 +86,7 @@ def trained_row(model: keras.Model, stage: Path, folder: Path, examples: int) ->
 
 def an_example(stage: Path) -> tuple[np.ndarray, np.ndarray]:
     """Give one validation patch and its target, (1, n, n, n, 2) each."""
-    settings = preset_settings(SegmentationTrainingSettings, "full")
+    settings = preset_settings(SegmentationTrainingSettings, "paper")
     spacing_mm = load_settings(stage)["spacing_mm"]
     data = prepared_data.read_segmentation_data(stage / "training")
     epoch = datasets.segmentation_dataset(data, settings, spacing_mm=spacing_mm, training=False)
@@ -144,7 +144,7 @@ def torch_seconds(model: keras.Model, example: tuple, folder: Path) -> dict[str,
 def compared(name: str, filters: tuple[int, ...], example: tuple, folder: Path) -> float:
     """Print the rows of one network; give PyTorch's best step over ours."""
     keras.utils.set_random_seed(0)
-    settings = preset_settings(SegmentationTrainingSettings, "full", filters=filters)
+    settings = preset_settings(SegmentationTrainingSettings, "paper", filters=filters)
     model = models.build_segmentation_network(settings)
     theirs = torch_seconds(model, example, folder)
     ours = our_seconds(model, example, folder / name)
@@ -164,7 +164,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         stage = prepared_spines(folder)
-        settings = preset_settings(SegmentationTrainingSettings, "full")
+        settings = preset_settings(SegmentationTrainingSettings, "paper")
         null = trained_row(null_model(settings), stage, folder / "null", 16)
         real = trained_row(models.build_segmentation_network(settings), stage, folder / "real", 4)
         for label, row in (("null model (the input side alone)", null), ("teacher", real)):
