@@ -11,8 +11,8 @@ Writes  nothing; with --output FILE the rows as JSON
     KERAS_BACKEND=tensorflow python benchmarks/gpu_network.py --edge 32 --repeats 2     # a trial on a CPU
 
 Takes up to ten minutes on a GPU. Every measurement runs in a process of its own, as frameworks keep memory
-and some combinations end a process. The last line says how many times as long as ours the teacher's step takes in
-PyTorch's fastest form, both in bfloat16 at batch 1, or "not measured".
+and some combinations end a process. The last line says how many times as long as ours the teacher's step
+takes in PyTorch's fastest form, both in bfloat16 at batch 1, or "not measured".
 """
 
 from __future__ import annotations
