@@ -1,7 +1,7 @@
-"""Trial of the walk along known centres: what does each of its parts bring?
+"""Trial of the walk along known centres: what does the second look at a vertebra bring?
 
-Every scan is walked with all parts, with each part off in turn, and with none, from centres that stand for
-those of a localisation: known ones, moved by chance. A part is a switch of `WalkSettings`.
+Every scan is walked with it and without, from centres that stand for those of a localisation: known ones,
+moved by chance.
 
 Reads   `experiments/real/centres.json` and the CTs and masks that it names, below ../shared; the networks
         shipped, or those of --work-dir. Phantoms are made
@@ -9,15 +9,8 @@ Writes  nothing
 
     python benchmarks/trial_walk_parts.py --phantoms 10 --jitter-mm 3
 
-Takes five to ten seconds a scan on two cores, since the rows share most answers of the network. Result,
-with the starter networks on the 8 real scans with centres, of which 82 vertebrae are whole: 80 have one of
-their own if the centres are 3.5 mm off, 79 if not. A cut of predictions with two centres brings 9 or 10 of
-them and .12 to .14 of Dice, to pass what belongs to others up to 5, to move the patch up to 1, to hold
-places none: that helps only where the network gives nothing at all for a vertebra. Two parts were tried and
-taken out. To ask the network where to cut, with the part above the plane in its memory: 78 of 82 and Dice
-.696, without it 80 and .736. A lower threshold at centres of low probability: where a vertebra is missed,
-the probability is 0. What remains are ends that the scan cuts (1 of 9) and bodies of an old man that the
-network does not see. A column in the table, over all scans:
+Takes five seconds a scan on two cores. Results: `docs/design.md`, "The second look, switched off".
+A column in the table, over all scans:
 
 - `own`: centres with a vertebra of their own, of all: most of the voxels within 5 mm of the centre that
   are of a vertebra are of one that no other centre has; `cut` the same of those that the scan's border cuts
@@ -180,7 +173,7 @@ def main() -> int:
     networks = load_networks(inference)
     predict = remembering(networks.patch)
     whole = walk_settings(inference, **networks.walk)
-    rows = {"all parts": {}, "one patch a centre": {"moves": False}}
+    rows = {"with the second look": {}, "one patch a centre": {"moves": False}}
     sets = {
         "real scans": list(real_scans(options.facts, networks.spacing_mm, options.scans)),
         "phantoms": list(phantoms(options.phantoms, networks.spacing_mm)),
