@@ -5,7 +5,7 @@ Command python experiments/starter.py --shared ../shared --options --precision b
         python experiments/starter.py --dry-run                                 prints the steps, does nothing
         nohup make starter > starter.log 2>&1 &                                 in the background
 Time    on two CPU cores (AMD EPYC, bfloat16), in minutes of wall time: heatmap some 150 and labelling some
-        45, as they came about in pieces; segmentation 62 and 15 (models/starter/README.md)
+        45, as they came about in pieces; segmentation 64 and 12 (models/starter/README.md)
 Result  three networks in FOLDER/shipped
 
 Reads   SHARED, as experiments/real/centres.json names the scans in it, and the masks in SHARED/data that have
@@ -17,8 +17,8 @@ Heatmap and labelling network learn from drawn scans and generated spines alone,
 test of them; how far the levels may be trusted is fitted on drawn scans held out. So does the base of the
 segmentation network. It labels the real scans without a mask, with the corrections that are written down
 (experiments/real/label.py), and goes on with these, with real scans that have a mask, and with trunks drawn
-from the organs of one of them. A fold leaves a patient out of all that. A killed run goes on with the same
-command.
+from the organs of one of them. What is shipped is the average of the two. A fold leaves a patient out of all
+that. A killed run goes on with the same command.
 """
 
 from __future__ import annotations
@@ -179,10 +179,13 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
 
 
 def shipping_steps(recipe: Recipe) -> list[Step]:
-    """Leave what inference needs in `shipped`."""
+    """Leave what inference needs in `shipped`: the segmentation network is an average of two."""
     shipped = recipe.folder / f"shipped{_suffix(recipe)}"
-    networks = {**{name: name for name in ON_DRAWN}, "segmentation": f"segmentation-real{_suffix(recipe)}"}
-    return [CopyModel(recipe.models / source, shipped / name) for name, source in networks.items()]
+    both = (recipe.models / "segmentation-base", recipe.models / f"segmentation-real{_suffix(recipe)}")
+    return [
+        *(CopyModel(recipe.models / name, shipped / name) for name in ON_DRAWN),
+        script("experiments/average.py", *both, "--output", shipped / "segmentation"),
+    ]
 
 
 def all_steps(recipe: Recipe) -> list[Step]:

@@ -152,7 +152,7 @@ def test_the_steps_stand_in_their_order(folder):
         "train_segmentation.py",
         *["experiments/real/label.py"] * 2,
         *("pre_processing_segmentation.py", "train_segmentation.py"),
-        *["copy"] * 3,
+        *("copy", "copy", "experiments/average.py"),
     ]
     labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
     assert labelled == ["add", "predict", "add"]
@@ -162,7 +162,8 @@ def test_what_is_shipped(folder):
     assert lines_of(folder)[-3:] == [
         f"copy the network of {MODELS}/heatmap to s/shipped/heatmap",
         f"copy the network of {MODELS}/labelling to s/shipped/labelling",
-        f"copy the network of {MODELS}/segmentation-real to s/shipped/segmentation",
+        f"experiments/average.py {MODELS}/segmentation-base {MODELS}/segmentation-real "
+        "--output s/shipped/segmentation",
     ]
 
 
@@ -185,8 +186,8 @@ def test_a_fold_leaves_a_patient_out_everywhere(folder, without, excluded):
     assert sorted(value_of(words, "--exclude")) == sorted(excluded)
     # All but the last training is shared.
     assert lines[:-4] == lines_of(folder)[:-4]
-    shipped = f"s/shipped{name[17:]}/segmentation"
-    assert lines[-1] == f"copy the network of {MODELS}/{name} to {shipped}"
+    networks = f"{MODELS}/segmentation-base {MODELS}/{name}"
+    assert lines[-1] == f"experiments/average.py {networks} --output s/shipped{name[17:]}/segmentation"
 
 
 def test_a_scan_to_leave_out_must_be_known(folder, capsys):
