@@ -24,6 +24,8 @@ from utils.walk.records import FoundVertebra, PredictPatch, WalkResult, WalkSett
 NEAR_MM = 12.0
 #: A patch is moved if the prediction's own centre lies further from where it should.
 MOVE_MM = 3.0
+#: A vertebra holds a centre by its voxels within this distance of it.
+BALL_MM = 8.0
 #: Most centres, as they are numbered in bytes.
 MOST_CENTRES = 255
 
@@ -63,10 +65,9 @@ def walk_along(
     reader, field = PatchReader(ct, predict, settings), field_of(ct)
     labels = Volume(np.zeros(ct.shape, np.uint8), ct.affine)
     found: list[FoundVertebra] = []
-    for index, body in enumerate(centres):
+    for index in range(len(centres)):
         before = reader.calls
-        middle = body + np.array([BEHIND_MM, 0, 0]) / settings.spacing_mm
-        vertebra = _vertebra_at(middle, reader, labels.data, settings)
+        vertebra = _vertebra_at(index, centres, reader, labels.data, settings)
         if vertebra is None:
             reader.note(f"centre {index + 1}: no vertebra")
             continue
@@ -80,15 +81,28 @@ def walk_along(
 
 
 def _vertebra_at(
-    point: np.ndarray, reader: PatchReader, labels: np.ndarray, settings: WalkSettings
+    index: int, centres: np.ndarray, reader: PatchReader, labels: np.ndarray, settings: WalkSettings
 ) -> FoundVertebra | None:
-    """Give the vertebra whose centre of mass lies about a point, None if there is none."""
+    """Give the vertebra of a centre, None if there is none."""
+    point = centres[index] + np.array([BEHIND_MM, 0, 0]) / settings.spacing_mm
     vertebra = _look(point, reader, labels, settings)
-    if not settings.moves or vertebra is None:
-        return vertebra
-    if np.linalg.norm(vertebra.centre - point) * settings.spacing_mm <= MOVE_MM:
-        return vertebra
-    return _look(vertebra.centre, reader, labels, settings) or vertebra
+    if vertebra is None:
+        return None
+    if settings.moves and np.linalg.norm(vertebra.centre - point) * settings.spacing_mm > MOVE_MM:
+        moved = _look(vertebra.centre, reader, labels, settings)
+        vertebra = moved if moved is not None and _holds(moved, index, centres, settings) else vertebra
+    return vertebra if _holds(vertebra, index, centres, settings) else None
+
+
+def _holds(vertebra: FoundVertebra, index: int, centres: np.ndarray, settings: WalkSettings) -> bool:
+    """Whether a vertebra holds its centre, and more of what is around it than of any other's.
+
+    Else one that is not seen would be given the next one, the next one the one below, and so on.
+    """
+    voxels = np.argwhere(vertebra.mask) + vertebra.begin
+    near = BALL_MM / settings.spacing_mm
+    counts = [np.count_nonzero(((voxels - centre) ** 2).sum(axis=1) <= near**2) for centre in centres]
+    return 0 < counts[index] == max(counts)
 
 
 def _look(
