@@ -20,7 +20,8 @@ import pytest
 from scipy import ndimage
 
 from tests.imaging.dicom_series import write_series
-from tests.walk.column import AFFINE, BODIES, CENTRES, HU_A_RANK, column, column_ct, heat_of, oracle, told
+from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, heat_of, oracle, told
+from utils.imaging.centroids import BEHIND_MM
 from utils.imaging.grids import oriented
 from utils.imaging.intensities import denormalise_hu
 from utils.imaging.nifti import read_mask, write_volume
@@ -91,7 +92,7 @@ def bodies_of(hu: np.ndarray) -> np.ndarray:
     numbers, count = ndimage.label(hu > 100)
     middles = ndimage.center_of_mass(numbers > 0, numbers, range(1, count + 1))
     middles = np.array(sorted(middles, key=lambda middle: middle[2])).reshape(-1, 3)
-    return middles - (CENTRES - BODIES)[0]
+    return middles - [BEHIND_MM / Networks.heatmap_mm, 0, 0]
 
 
 @pytest.fixture(autouse=True)
