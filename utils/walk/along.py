@@ -18,7 +18,7 @@ import numpy as np
 from utils.imaging.centroids import BEHIND_MM, MIDDLE_MM
 from utils.imaging.volume import Volume
 from utils.walk.look import PatchReader, Sight, field_of, is_cut, pieces, vertebra_of, without_specks
-from utils.walk.records import FoundVertebra, PredictPatch, WalkResult, WalkSettings
+from utils.walk.records import CALLS_USED_UP, FoundVertebra, PredictPatch, WalkResult, WalkSettings
 
 #: What is looked for lies within this distance of where the centre of mass should be.
 NEAR_MM = 12.0
@@ -77,7 +77,8 @@ def walk_along(
         reader.note(f"centre {index + 1}: accepted", vertebra)
     given = {vertebra.index for vertebra in found}
     missed = tuple(index for index in range(len(centres)) if index not in given)
-    return WalkResult(tuple(found), labels, reader.calls, (), tuple(reader.trace), missed)
+    remarks = (CALLS_USED_UP,) if reader.exhausted else ()
+    return WalkResult(tuple(found), labels, reader.calls, remarks, tuple(reader.trace), missed)
 
 
 def _vertebra_at(
@@ -86,12 +87,12 @@ def _vertebra_at(
     """Give the vertebra of a centre, None if there is none."""
     point = centres[index] + np.array([BEHIND_MM, 0, 0]) / settings.spacing_mm
     vertebra = _look(point, reader, labels, settings)
-    if vertebra is None:
-        return None
-    if settings.moves and np.linalg.norm(vertebra.centre - point) * settings.spacing_mm > MOVE_MM:
-        moved = _look(vertebra.centre, reader, labels, settings)
-        vertebra = moved if moved is not None and _holds(moved, index, centres, settings) else vertebra
-    return vertebra if _holds(vertebra, index, centres, settings) else None
+    moved = None
+    if settings.moves and vertebra is not None:
+        away_mm = np.linalg.norm(vertebra.centre - point) * settings.spacing_mm
+        moved = _look(vertebra.centre, reader, labels, settings) if away_mm > MOVE_MM else None
+    own = (each for each in (moved, vertebra) if each and _holds(each, index, centres, settings))
+    return next(own, None)
 
 
 def _holds(vertebra: FoundVertebra, index: int, centres: np.ndarray, settings: WalkSettings) -> bool:
@@ -113,7 +114,7 @@ def _look(
     if sight is None:
         return None
     piece = _piece_near(point, sight, without_specks(sight.mask & (labels[sight.box] == 0)), settings)
-    if np.count_nonzero(piece) * settings.spacing_mm**3 < max(settings.min_volume_mm3, 1e-9):
+    if not piece.any() or np.count_nonzero(piece) * settings.spacing_mm**3 < settings.min_volume_mm3:
         return None
     return vertebra_of(sight.begin, sight.probability, piece, settings.probability_threshold)
 
