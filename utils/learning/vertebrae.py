@@ -179,6 +179,11 @@ def _draw_begin(
     return begin
 
 
+def has_true_memory(settings: SegmentationTrainingSettings) -> bool:
+    """Whether the memory that a training shows is never wrong."""
+    return settings.patch_kinds == "paper" or not settings.memory_error
+
+
 def draw_memory_error(
     generator: np.random.Generator | None, settings: SegmentationTrainingSettings
 ) -> dict[str, np.ndarray]:
@@ -204,7 +209,7 @@ def draw_memory_error(
     """
     blocks = (-(-settings.patch_voxels // MEMORY_BLOCK),) * 3
     limits, bites = np.full(blocks, 0.5), np.zeros(blocks)
-    is_true = generator is None or settings.patch_kinds == "paper" or not settings.memory_error
+    is_true = generator is None or has_true_memory(settings)
     if not is_true:
         # Never under what the blur reaches: nothing far from a vertebra is added.
         spread = generator.uniform(0, settings.memory_error)
@@ -387,17 +392,24 @@ def code_patch(drawn: dict[str, tf.Tensor], patch_voxels: int, fine: int) -> tf.
 
 @tf.function(jit_compile=True)
 def network_input(
-    drawn: dict[str, tf.Tensor], image: tf.Tensor, codes: tf.Tensor, radius: int, fine: int
+    drawn: dict[str, tf.Tensor],
+    image: tf.Tensor,
+    codes: tf.Tensor,
+    radius: int,
+    fine: int,
+    is_memory_true: bool,
 ) -> tf.Tensor:
     """Blur and clip the image of a patch, and put the memory beside it."""
     image = tf.clip_by_value(augment.blur(image, drawn["blur_sigma"], radius), -1.0, 1.0)
     vertebra, memory = target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
+    shares = shares_of_samples(memory, fine)
+    if is_memory_true:
+        return tf.stack([image, tf.cast(shares >= 0.5, tf.float32)], axis=-1)
     limits, bites = drawn["memory_limits"], drawn["memory_bites"]
     for axis, size in enumerate(image.shape):
         limits, bites = (
             tf.gather(each, np.arange(size) // MEMORY_BLOCK, axis=axis) for each in (limits, bites)
         )
-    shares = shares_of_samples(memory, fine)
     shares += bites * shares_of_samples(vertebra, fine)
     shares = augment.blur(shares, drawn["memory_blur"], MEMORY_REACH)
     return tf.stack([image, tf.cast(shares >= limits, tf.float32)], axis=-1)
@@ -422,6 +434,7 @@ def vertebra_example(
     outside: Literal["air", "edge"] = "edge",
     fine: int = 1,
     weighs_boundary: bool = True,
+    is_memory_true: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Build one example on the device.
 
@@ -445,6 +458,8 @@ def vertebra_example(
         Samples of the mask along each axis of a voxel.
     weighs_boundary : bool
         Whether voxels near the boundary weigh more.
+    is_memory_true : bool
+        Whether no memory is wrong, so that what was drawn of that need not be looked at.
 
     Returns
     -------
@@ -456,7 +471,7 @@ def vertebra_example(
     # Blocks come in several lengths; what does not read them is compiled once.
     numbers = {name: value for name, value in drawn.items() if name not in ("ct_hu", "codes")}
     image = augment.add_noise(image, drawn["noise_sigma"], drawn["noise_seed"])
-    shown = network_input(numbers, image, codes, radius, fine)
+    shown = network_input(numbers, image, codes, radius, fine, is_memory_true)
     return shown, weighted_target(numbers, codes, spacing_mm, fine, weighs_boundary)
 
 
@@ -470,5 +485,6 @@ def segmentation_batch_builder(settings: SegmentationTrainingSettings, spacing_m
         outside=settings.outside,
         fine=samples_along(settings),
         weighs_boundary=settings.targets == "bits" or settings.boundary_weight,
+        is_memory_true=has_true_memory(settings),
     )
     return augment.batch_builder(one)
