@@ -18,7 +18,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from .blocks import Activation, Norm, Tensor, check_input_shape, filters_per_level, norm_and_activation
+from .blocks import Activation, Norm, Tensor, check_input_shape, filters_per_level
+from .layers_func import n_conv_block
 
 
 @keras.saving.register_keras_serializable("ML_3D_Unet")
@@ -74,11 +75,8 @@ def residual_block(
     """
     more = x
     for number, following in enumerate((activation, None), start=1):
-        part = f"{name}_{number}"
-        conv = keras.layers.Conv3D(n_filters, 3, padding="same", use_bias=False, name=f"{part}_conv")
-        more = conv(more)
-        for layer in norm_and_activation(norm, following, name=part, **norms):
-            more = layer(more)
+        how = {"norm": norm, "activation": following, "use_bias": False, **norms}
+        more = n_conv_block(more, 1, n_filters, name=f"{name}_{number}", **how)
     x = keras.layers.Add(name=f"{name}_sum")([x, more])
     return keras.layers.Activation(activation, name=f"{name}_activation")(x)
 
@@ -147,9 +145,7 @@ def create_residual_unet3d(
         logits = _with_logits(logits, x, n_outputs, str(level))
     x = layers.Conv3DTranspose(full, 2, strides=2, name="up_1")(x)
     x = layers.Concatenate(name="joined_1")([x, inputs])
-    x = layers.Conv3D(full, 3, padding="same", use_bias=False, name="decoder_1_conv")(x)
-    for layer in norm_and_activation(norm, activation, name="decoder_1", **norms):
-        x = layer(x)
+    x = n_conv_block(x, 1, full, name="decoder_1", use_bias=False, **how)
     # The sum is the layer that a distillation reads.
     own = layers.Conv3D(n_outputs, 1, dtype="float32", name="logits_1")(x)
     coarse = layers.UpSampling3D(2, dtype="float32", name="logits_up_1")(logits)

@@ -244,7 +244,7 @@ def test_a_training_in_half_precision_leaves_a_network_that_computes_in_float32(
     (trained,) = built
     model = models.load_model(directory)[0]
     x = np.random.default_rng(0).normal(size=(1, 16, 16, 16, 2)).astype("float32")
-    half, whole = (network.get_layer("encoder_2_1_conv").compute_dtype for network in (trained, model))
+    half, whole = (network.get_layer("encoder_2_1_0_conv").compute_dtype for network in (trained, model))
     assert (half, whole) == ("bfloat16", "float32")
     assert all(weight.dtype == "float32" for weight in model.weights)
     # The same weights; rounded to 8 bits on the way in one of them.
