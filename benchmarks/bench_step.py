@@ -6,18 +6,21 @@ Three questions, preset `paper` (128³ patches at 1 mm, batch 1, float32) on all
 2. What share of a training's time is spent waiting for data with the real network? At most 5 % is the aim.
 3. How long do forward pass and step (forward, backward, Adam) of teacher and student take, beside the same
    network and loss in PyTorch with the same weights on the same threads, in its default layout and in
-   channels last?
+   channels last? All of it is measured three times, one after the other, so that what the machine does
+   beside it shows in the spread: the table holds medians, and each ratio its lowest and highest value.
 
 Reads   nothing: two generated spines, written by the project's own scripts into a temporary folder.
 Writes  nothing that stays.
-Command pip install -r requirements-bench.txt && python benchmarks/bench_step.py
-Time    about 6 minutes on two cores.
+Command pip install -r requirements-bench.txt && python benchmarks/bench_step.py [--repeats 3] [--steps 3]
+Time    about 12 minutes on two cores that do nothing else.
 
-The last line says how many times as long as ours the teacher's step takes in PyTorch's best layout.
+The last line says how many times as long as ours the teacher's step takes in PyTorch's best layout, the
+median; the line before it gives the ratio of every measurement.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -43,9 +46,12 @@ from utils.learning.vertebrae import segmentation_batch_builder  # noqa: E402
 from utils.presets import preset_settings  # noqa: E402
 from utils.settings import SegmentationTrainingSettings, load_settings  # noqa: E402
 
-REPEATS = 3
-TEACHER, STUDENT = (16, 32, 64, 128), (8, 16, 32, 64)
+NETWORKS = {"student": (8, 16, 32, 64), "teacher": (16, 32, 64, 128)}
 LAYOUTS = ("default", "channels_last")
+OURS, PARTS = "ours", ("forward", "step")
+
+#: Seconds of each part, by what was run: ours, or PyTorch in a layout.
+Timings = dict[str, dict[str, float]]
 
 
 def prepared_spines(folder: Path) -> Path:
@@ -94,34 +100,34 @@ def an_example(stage: Path) -> tuple[np.ndarray, np.ndarray]:
     return x.numpy(), y.numpy()
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
+def seconds_of(run: Callable[[], Any], repeats: int) -> float:
     """Give the median seconds of some runs, after one that is not counted."""
     run()
     taken = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         began = time.perf_counter()
         run()
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
 
 
-def our_seconds(model: keras.Model, example: tuple, folder: Path) -> dict[str, float]:
+def our_seconds(model: keras.Model, example: tuple, folder: Path, steps: int) -> dict[str, float]:
     """Time forward pass and step of a network; the step is that of the trainer, from its own history."""
     x, y = (tf.constant(array) for array in example)
     forward = tf.function(lambda volume: model(volume, training=False))
-    forward_seconds = seconds_of(lambda: forward(x).numpy())
+    forward_seconds = seconds_of(lambda: forward(x).numpy(), steps)
     trainer = Trainer(model, learning_rate=1e-3, model_dir=folder)
     one_step = tf.data.Dataset.from_tensors((x, y))
     history = trainer.train(
         one_step,
         loss_fn=lambda t, p: losses.vertebra_loss(t, p, tf.constant(1.0)),
-        EPOCHS=REPEATS + 1,
+        EPOCHS=steps + 1,
         save_step=99,
     )
     return {"forward": forward_seconds, "step": statistics.median(row["seconds"] for row in history[1:])}
 
 
-def torch_seconds(model: keras.Model, example: tuple, folder: Path) -> dict[str, dict[str, float]]:
+def torch_seconds(model: keras.Model, example: tuple, folder: Path, steps: int) -> Timings:
     """Time the same network in PyTorch, in a process of its own for each layout."""
     weights = model.get_weights()
     archive = folder / "network.npz"
@@ -135,46 +141,87 @@ def torch_seconds(model: keras.Model, example: tuple, folder: Path) -> dict[str,
     for layout in LAYOUTS:
         cores = str(len(os.sched_getaffinity(0)))
         script = str(PROJECT / "benchmarks" / "torch_unet.py")
-        command = [sys.executable, script, str(archive), layout, cores, str(REPEATS)]
+        command = [sys.executable, script, str(archive), layout, cores, str(steps)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[layout] = json.loads(done.stdout.splitlines()[-1])
+        found[f"PyTorch, {layout}"] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def compared(name: str, filters: tuple[int, ...], example: tuple, folder: Path) -> float:
-    """Print the rows of one network; give PyTorch's best step over ours."""
+def measured(filters: tuple[int, ...], example: tuple, folder: Path, steps: int) -> Timings:
+    """Measure one network once, in PyTorch and in ours."""
+    folder.mkdir(parents=True)
     keras.utils.set_random_seed(0)
     settings = preset_settings(SegmentationTrainingSettings, "paper", filters=filters)
     model = models.build_segmentation_network(settings)
-    theirs = torch_seconds(model, example, folder)
-    ours = our_seconds(model, example, folder / name)
-    rows = {"ours": ours, **{f"PyTorch, {layout}": seconds for layout, seconds in theirs.items()}}
-    for label, seconds in rows.items():
-        speed = " ".join(
-            f"{seconds[part]:>9.2f}{seconds[part] / ours[part]:>7.2f}" for part in ("forward", "step")
-        )
-        note = f"   output off by {seconds['difference']:.0e}" if "difference" in seconds else ""
-        print(f"{name + ', ' + label:<32}{speed}{note}")
-    return min(seconds["step"] for seconds in theirs.values()) / ours["step"]
+    theirs = torch_seconds(model, example, folder, steps)
+    return {OURS: our_seconds(model, example, folder / OURS, steps), **theirs}
+
+
+def ratios_of(rounds: list[Timings], label: str, part: str) -> list[float]:
+    """Give how many times ours a part took, in every round."""
+    return [timings[label][part] / timings[OURS][part] for timings in rounds]
+
+
+def best_ratios(rounds: list[Timings]) -> list[float]:
+    """Give PyTorch's best step over ours, in every round."""
+    steps = zip(*(ratios_of(rounds, label, "step") for label in rounds[0] if label != OURS))
+    return [min(ratios) for ratios in steps]
+
+
+def spread(values: list[float]) -> str:
+    """Give the median of some ratios with the lowest and the highest."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def print_rows(name: str, rounds: list[Timings]) -> None:
+    """Print the rows of one network: median seconds, and times ours."""
+    for label in rounds[0]:
+        columns = ""
+        for part in PARTS:
+            seconds = statistics.median(timings[label][part] for timings in rounds)
+            columns += f"{seconds:>9.2f}{spread(ratios_of(rounds, label, part)):>18}"
+        differences = [timings[label]["difference"] for timings in rounds if "difference" in timings[label]]
+        note = f"   output off by {max(differences):.0e}" if differences else ""
+        print(f"{name + ', ' + label:<32}{columns}{note}", flush=True)
+
+
+def print_input_side(stage: Path, folder: Path) -> None:
+    """Print examples a second and the share of waiting, with next to no network and with the teacher."""
+    settings = preset_settings(SegmentationTrainingSettings, "paper")
+    null = trained_row(null_model(settings), stage, folder / "null", 16)
+    real = trained_row(models.build_segmentation_network(settings), stage, folder / "real", 4)
+    for label, row in (("null model (the input side alone)", null), ("teacher", real)):
+        waiting = f"{100 * row['data_wait_share']:.1f} % of the time waiting for data"
+        print(f"{label:<36}{row['examples_per_second']:>8.2f} examples/s, {waiting}", flush=True)
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3, help="measure everything so many times")
+    parser.add_argument("--steps", type=int, default=3, help="steps that a measurement is the median of")
+    return parser.parse_args()
 
 
 def main() -> int:
-    """Print the three tables and the ratio."""
+    """Print the tables, the ratio of every measurement, and their median."""
+    options = read_options()
     keras.utils.set_random_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         stage = prepared_spines(folder)
-        settings = preset_settings(SegmentationTrainingSettings, "paper")
-        null = trained_row(null_model(settings), stage, folder / "null", 16)
-        real = trained_row(models.build_segmentation_network(settings), stage, folder / "real", 4)
-        for label, row in (("null model (the input side alone)", null), ("teacher", real)):
-            waiting = f"{100 * row['data_wait_share']:.1f} % of the time waiting for data"
-            print(f"{label:<36}{row['examples_per_second']:>8.2f} examples/s, {waiting}")
-        print(f"\n{'seconds, and times ours':<32}{'forward':>9}{'':>8}{'step':>9}")
+        print_input_side(stage, folder)
+        head = "".join(f"{part:>9}{'times ours':>18}" for part in PARTS)
+        print(f"\n{f'seconds, {options.repeats} measurements':<32}{head}")
         example = an_example(stage)
-        compared("student", STUDENT, example, folder)
-        ratio = compared("teacher", TEACHER, example, folder)
-    print(f"ratio: {ratio:.2f}")
+        for name, filters in NETWORKS.items():
+            places = (folder / f"{name}-{k}" for k in range(options.repeats))
+            rounds = [measured(filters, example, place, options.steps) for place in places]
+            print_rows(name, rounds)
+    ratios = best_ratios(rounds)
+    listed = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"teacher's step, PyTorch's best layout over ours: {listed}; median (range) {spread(ratios)}")
+    print(f"ratio: {statistics.median(ratios):.2f}")
     return 0
 
 

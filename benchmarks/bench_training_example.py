@@ -168,7 +168,7 @@ def make_pieces() -> dict[str, Callable]:
         return augment.sampling_coordinates(drawn["affine"], shape)
 
     def target_of(drawn, codes):
-        return vertebrae.target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
+        return vertebrae.target_and_memory(codes, drawn["target_rank"], drawn["remembers"], drawn["ranks"])
 
     pieces = {
         "sample CT": lambda d, made: augment.sample_ct(d["ct_hu"], places(d), d["last"]),

@@ -126,6 +126,7 @@ PRESETS: dict[str, dict[type, dict[str, Any]]] = {
             "outside": "air",
             "targets": "bits",
             "cut_share": 0.0,
+            "t13": False,
         },
         settings.DistillationSettings: {"distillation_voxels": "even"},
     },

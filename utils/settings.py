@@ -402,6 +402,9 @@ class SegmentationTrainingSettings(TrainingSettings):
     fp_weight_schedule: Literal["ramp", "constant"] = "ramp"
     """With "bits": weight of false positives in the loss, rising from .1 to 1 as published, or the constant
     .131 at which the released code stayed."""
+    t13: bool = True
+    """Learn T13, which few spines have, like the other levels. Without it T13 is no target and in no memory,
+    as in the released code of the paper, which goes through VerSe's labels 1 to 25."""
 
     def joint_rules(self) -> dict[str, bounds.Rule]:
         """Let every level of the network halve the patch."""

@@ -278,6 +278,7 @@ def drawn(rank, **changes):
         "codes": spine().ravel(order="F"),
         "last": np.full(3, EDGE - 1, np.int32),
         "affine": np.eye(3, 4, dtype=np.float32),
+        "ranks": vertebrae.RANK_OF_CODE,
         "target_rank": np.int32(rank),
         "remembers": np.bool_(True),
         **vertebrae.draw_memory_error(None, PAPER),
@@ -415,7 +416,7 @@ def test_every_code_has_its_role():
     codes = np.array([0, *CODES, 26, 27], np.uint8)  # in order of rank; nobody uses 26 and 27
     for remembers in (True, False):
         target, memory = vertebrae.target_and_memory(
-            tf.constant(codes), tf.constant(20), tf.constant(remembers)
+            tf.constant(codes), tf.constant(20), tf.constant(remembers), tf.constant(vertebrae.RANK_OF_CODE)
         )
         assert np.flatnonzero(target).tolist() == [20] and codes[20] == 28
         assert np.flatnonzero(memory).tolist() == (list(range(1, 20)) if remembers else [])

@@ -39,6 +39,7 @@ _OWN_SETTINGS = (
 _LATER_SETTINGS = {
     **{"network": "unet", "patch_shares": (1.0, 0.0, 0.0), "memory_error": 0.0, "centre_error_mm": 0.0},
     **{"outside": "edge", "cut_share": 0.0, "targets": "bits", "boundary_weight": False},
+    "t13": True,
 }
 
 
@@ -216,7 +217,7 @@ def read_inputs(settings: stages.DistillationSettings, chosen: Runtime) -> Input
         "segmentation", work_dir=settings.work_dir, preset=settings.preset, spacing_mm=student.spacing_mm
     )
     data, held_out, bad = training_data.read_segmentation_splits(
-        folder, chosen, exclude=settings.exclude, also_without=student.exclude
+        folder, chosen, exclude=settings.exclude, also_without=student.exclude, t13=student.t13
     )
     facts |= training_data.case_facts(data, held_out, student)
     names = ("distillation_weight", "distillation_voxels", "t_squared", "reduction")

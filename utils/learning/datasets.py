@@ -22,6 +22,8 @@ from utils.learning.localiser import draw_localiser_example
 from utils.learning.prepared_data import HeatmapCase, PreparedVertebra, SegmentationData
 from utils.learning.spine_cases import SpineCase, SpineData
 from utils.learning.vertebrae import (
+    RANK_OF_CODE,
+    RANK_WITHOUT_T13,
     block_length,
     draw_field,
     draw_kind,
@@ -240,6 +242,7 @@ def segmentation_example(
         "codes": codes[box_between(fine * begin, fine * end)],
         "last": (end - begin - 1).astype(np.int32),
         "affine": shifted.astype(np.float32),
+        "ranks": RANK_OF_CODE if settings.t13 else RANK_WITHOUT_T13,
         "target_rank": np.int32(patch.target_rank),
         "remembers": np.bool_(patch.remembers and not is_first),
         **draw_memory_error(generator, settings),

@@ -180,6 +180,10 @@ class SegmentationData:
         """The cases that were prepared with a CT."""
         return [case for case in self.columns if case not in self.masks_alone]
 
+    def without_level(self, label: int) -> SegmentationData:
+        """Give the data without the vertebrae of a VerSe label; the masks keep it."""
+        return replace(self, vertebrae=tuple(each for each in self.vertebrae if each.label != label))
+
     def target(self, vertebra: PreparedVertebra) -> Target:
         """Look a vertebra's voxels up in its mask, once; `ValueError` if it has none there."""
         key = (vertebra.case, vertebra.label)

@@ -270,7 +270,8 @@ def _train_spine_heatmap(settings: stages.HeatmapTrainingSettings, chosen: Runti
 def _train_segmentation(settings: stages.SegmentationTrainingSettings, chosen: Runtime) -> list[str]:
     needs = {"needs_fine_masks": settings.targets == "occupancies"}
     folder, facts = training_data.prepared_folder("segmentation", **_place_of_data(settings), **needs)
-    data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, exclude=settings.exclude)
+    splits = {"exclude": settings.exclude, "t13": settings.t13}
+    data, held_out, bad = training_data.read_segmentation_splits(folder, chosen, **splits)
     facts |= training_data.case_facts(data, held_out, settings)
     with chosen.strategy.scope():
         # Before the directory is claimed: settings that make no network must not stand in it.

@@ -15,6 +15,7 @@ from utils.learning.runtime import Runtime
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
 from utils.presets import preset_settings
 from utils.settings import SETTINGS_FILE, load_settings
+from utils.verse.labels import T13_CODE
 
 #: What later stages must know of prepared data, by stage and target.
 _FACTS = {
@@ -152,14 +153,20 @@ def read_spine_splits(
 
 
 def read_segmentation_splits(
-    folder: Path, chosen: Runtime, *, exclude: Sequence[str] = (), also_without: Iterable[str] = ()
+    folder: Path,
+    chosen: Runtime,
+    *,
+    exclude: Sequence[str] = (),
+    also_without: Iterable[str] = (),
+    t13: bool = True,
 ) -> tuple[prepared_data.SegmentationData, prepared_data.SegmentationData, list[str]]:
     """Read both splits of the segmentation stage without their bad cases, which are printed.
 
     Parameters, result and errors are those of `read_heatmap_splits`. Patterns in `also_without`, such as
-    those of another training, may belong to no case here.
+    those of another training, may belong to no case here. Without `t13` no vertebra of that level is read.
     """
     splits = [prepared_data.read_segmentation_data(folder / split) for split in PREPARED_SPLITS]
+    splits = splits if t13 else [data.without_level(T13_CODE) for data in splits]
     keys = {vertebra.case for data in splits for vertebra in data.vertebrae}
     left_out = excluded_cases(keys, exclude, folder) | _matching(keys, also_without)
     (data, bad), (held_out, bad_held_out) = (

@@ -19,7 +19,7 @@ from utils.imaging.centroids import MIDDLE_MM
 from utils.learning import augment
 from utils.preparation.working_case import FINE
 from utils.settings import SegmentationTrainingSettings
-from utils.verse.labels import CODES, MAX_RANK
+from utils.verse.labels import CODES, MAX_RANK, T13_CODE
 
 #: Constants of the patch rule, in mm (Serrador et al. 2024): margin above the target, and the reach of the
 #: random shift that follows it.
@@ -49,6 +49,8 @@ BLOCK_MARGIN = 4
 #: Cranio-caudal rank of every VerSe code, 0 for the background and for codes that nobody uses.
 RANK_OF_CODE = np.zeros(max(CODES) + 1, np.int32)
 RANK_OF_CODE[list(CODES)] = np.arange(1, MAX_RANK + 1)
+#: The same with T13 as background.
+RANK_WITHOUT_T13 = np.where(np.arange(len(RANK_OF_CODE)) == T13_CODE, np.int32(0), RANK_OF_CODE)
 
 
 @dataclass(frozen=True)
@@ -347,13 +349,12 @@ def _squared_voxels(seeds: tf.Tensor, radius: int) -> tf.Tensor:
 
 
 def target_and_memory(
-    codes: tf.Tensor, target_rank: tf.Tensor, remembers: tf.Tensor
+    codes: tf.Tensor, target_rank: tf.Tensor, remembers: tf.Tensor, ranks: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Tell target and memory apart in a volume of VerSe codes; both are bool, of the shape of the codes.
 
-    Codes are compared in a table of all of them, so that a voxel costs one look-up.
+    Codes are compared in `ranks`, the rank of each of them, so that a voxel costs one look-up.
     """
-    ranks = tf.constant(RANK_OF_CODE)
     is_memory = (ranks > 0) & (ranks < target_rank) & remembers
     roles = tf.where(tf.equal(ranks, target_rank), 2, tf.cast(is_memory, tf.int32))
     role = tf.gather(roles, tf.cast(codes, tf.int32))
@@ -401,7 +402,7 @@ def network_input(
 ) -> tf.Tensor:
     """Blur and clip the image of a patch, and put the memory beside it."""
     image = tf.clip_by_value(augment.blur(image, drawn["blur_sigma"], radius), -1.0, 1.0)
-    vertebra, memory = target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
+    vertebra, memory = target_and_memory(codes, drawn["target_rank"], drawn["remembers"], drawn["ranks"])
     shares = shares_of_samples(memory, fine)
     if is_memory_true:
         return tf.stack([image, tf.cast(shares >= 0.5, tf.float32)], axis=-1)
@@ -420,7 +421,7 @@ def weighted_target(
     drawn: dict[str, tf.Tensor], codes: tf.Tensor, spacing_mm: float, fine: int, weighs_boundary: bool
 ) -> tf.Tensor:
     """Give the share of every voxel of a patch that is the target, with its weight beside it."""
-    vertebra, _ = target_and_memory(codes, drawn["target_rank"], drawn["remembers"])
+    vertebra, _ = target_and_memory(codes, drawn["target_rank"], drawn["remembers"], drawn["ranks"])
     share = shares_of_samples(vertebra, fine)
     return tf.stack([share, voxel_weight(share, spacing_mm, weighs_boundary=weighs_boundary)], axis=-1)
 
@@ -443,9 +444,9 @@ def vertebra_example(
     drawn : dict of str to tf.Tensor
         "ct_hu" int16 and "codes" uint8, both (n,): the block of the scan and of its mask, in file order and
         padded (see `augment.sample_linear`), the mask with `fine` samples along each axis of a voxel; "last"
-        (3,) the largest index an axis; "affine" (3, 4) from patch to block voxels; "target_rank",
-        "remembers", "memory_blur", "memory_limits", "memory_bites", "gain", "offset", "noise_sigma",
-        "blur_sigma" (voxels), "noise_seed".
+        (3,) the largest index an axis; "affine" (3, 4) from patch to block voxels; "ranks" the cranio-caudal
+        rank of every VerSe code; "target_rank", "remembers", "memory_blur", "memory_limits", "memory_bites",
+        "gain", "offset", "noise_sigma", "blur_sigma" (voxels), "noise_seed".
     patch_voxels : int
         Edge of the patch.
     spacing_mm : float
