@@ -1,4 +1,4 @@
-"""The published experiment from nothing to its table, with networks of seconds; killed, it ends with the same."""
+"""The published experiment from nothing to its table, with networks of seconds; also killed and continued."""
 
 import os
 import signal
