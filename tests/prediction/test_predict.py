@@ -323,8 +323,8 @@ def test_a_scan_that_changes_while_it_is_read_is_predicted_again(tmp_path, fake,
     scan, out = write_column(tmp_path / "sub-a_ct.nii"), tmp_path / "out"
     read = predict.read_scan
 
-    def read_and_change(path, series=()):
-        ct = read(path, series)
+    def read_and_change(path, series=(), **options):
+        ct = read(path, series, **options)
         changed_under_its_time(scan)
         return ct
 
@@ -402,6 +402,29 @@ def test_a_scan_without_a_spine_has_all_files_a_warning_and_status_0(tmp_path, f
     assert quality.warnings == (Remark("nothing found", None, "no vertebra found"),)
     assert infer(settings_for(scan, output=out, relabel=True, first_label="L1")) == 0
     assert read_quality(mask.with_name("sub-air_quality.json")).no_spine
+
+
+def test_a_scan_too_flat_for_a_vertebra_is_said_to_be_so_without_any_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load_networks", lambda settings: pytest.fail("loaded"))
+    scan, out = tmp_path / "slice.nii.gz", tmp_path / "out"
+    write_volume(scan, Volume(np.full((40, 40, 1), -1000, np.int16), np.diag([-1.0, -1, 2.5, 1])))
+    assert infer(settings_for(scan, output=out)) == 0
+    said = f"warning: {scan}: no vertebra found: it is 2.5 mm thick, and a spine needs 10 mm."
+    assert said in capsys.readouterr().err
+    mask = mask_path(out, "sub-slice")
+    assert read_mask(mask).shape == (40, 40, 1) and not read_mask(mask).data.any()
+    assert read_quality(mask.with_name("sub-slice_quality.json")).no_spine
+    assert mask.with_name("sub-slice_vertebrae.csv").read_text().count("\n") == 1
+    assert infer(settings_for(scan, output=out)) == 0
+    assert "sub-slice: already predicted" in capsys.readouterr().out
+
+
+def test_a_scan_larger_than_it_may_be_is_refused_with_the_option_that_allows_it(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "a.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out, max_gigabytes=1e-4)) == 1
+    error = capsys.readouterr().err
+    assert f"bad scan: {scan}: expected a scan of at most 0.0001 GB (--max-gigabytes), found one of" in error
+    assert not mask_path(out, "sub-a").exists() and infer(settings_for(scan, output=out)) == 0
 
 
 @pytest.mark.parametrize("error", ["tensorflow", "python"])
@@ -503,9 +526,9 @@ def read_names(monkeypatch) -> list[str]:
     """Names of the scans that are read, in this order."""
     names, read = [], predict.read_scan
 
-    def read_and_note(path, series=()):
+    def read_and_note(path, series=(), **options):
         names.append(path.name)
-        return read(path, series)
+        return read(path, series, **options)
 
     monkeypatch.setattr(predict, "read_scan", read_and_note)
     return names

@@ -20,7 +20,7 @@ import numpy as np
 from utils.imaging.file_checks import READ_ERRORS, named_errors
 from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world, hu_numbers
 from utils.imaging.quiet import silent
-from utils.imaging.volume import Volume
+from utils.imaging.volume import Grid, Volume
 
 #: Series of fewer images are localisers, test shots or bolus tracking.
 MIN_SLICES = 10
@@ -205,6 +205,14 @@ def read_series(files: Sequence[Path]) -> Volume:
     volume = Volume(np.stack(planes).T, flipped_world(affine))
     check_grid(series.name, volume.grid)
     return volume
+
+
+def series_grid(files: Sequence[Path]) -> Grid:
+    """Give the grid of a series from its headers; errors as `read_series`."""
+    series = Series(tuple(read_header(path) for path in files))
+    _check_images_alike(series)
+    stack, affine = _stacked(series)
+    return Grid((*series.headers[0].shape[:2], len(stack)), flipped_world(affine))
 
 
 def series_bytes(files: Sequence[Path]) -> int:

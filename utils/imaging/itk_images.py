@@ -87,6 +87,14 @@ def read_itk_image(path: Path) -> Volume:
     return volume
 
 
+def itk_image_grid(path: Path) -> Grid:
+    """Give the grid of an image from its header; errors as `read_itk_image`."""
+    reader = _open(path)
+    grid = Grid(tuple(reader.GetSize()), _affine_of(reader))
+    check_grid(path, grid)
+    return grid
+
+
 def itk_image_bytes(path: Path) -> int:
     """Give the size that an image has in memory as float32, from its header; 0 if that cannot be read."""
     try:
@@ -219,7 +227,7 @@ _named_errors = partial(
 )
 
 
-def _affine_of(image: SimpleITK.Image) -> np.ndarray:
+def _affine_of(image: SimpleITK.Image | SimpleITK.ImageFileReader) -> np.ndarray:
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     lps[:3, 3] = image.GetOrigin()

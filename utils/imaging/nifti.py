@@ -25,7 +25,7 @@ from utils.imaging.file_checks import READ_ERRORS, check_is_file, listed, named_
 from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
 from utils.imaging.intensities import finite_hu
 from utils.imaging.quiet import silent
-from utils.imaging.volume import Volume
+from utils.imaging.volume import Grid, Volume
 from utils.verse.labels import CODES
 
 #: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
@@ -130,6 +130,12 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
             f"{mask_path}: expected the position of {ct_path}, found corners {apart:.2g} voxels apart."
         )
     return ct, mask
+
+
+def native_grid(path: Path) -> Grid:
+    """Give the grid of a scan from its header; errors as `read_ct`."""
+    image = _open_nifti(path)
+    return Grid(tuple(image.shape), np.array(image.affine, np.float64))
 
 
 def native_bytes(path: Path) -> int:
