@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.download.osf_server import OsfServer
+from tests.download.waiting import end_of, wait_until
 from utils.download import osf, remote, transfer, unpacking
 from utils.download.data_set import get_data
 from utils.download.remote import Patience
@@ -538,11 +539,10 @@ def test_a_second_download_into_the_folder_is_refused(server, tmp_path, capsys):
     server.bytes_per_second = 600_000
     first = threading.Thread(target=get, args=(server, tmp_path / "data"), kwargs={"subset": "19"})
     first.start()
-    while not server.requests("storage"):
-        time.sleep(0.01)
+    wait_until(lambda: server.requests("storage"))
     assert get(server, tmp_path / "data") == 1
     assert "expected no other download into it, found one running." in capsys.readouterr().err
-    first.join()
+    end_of(first)
     assert get(server, tmp_path / "data", subset="19") == 0
 
 
