@@ -1,6 +1,7 @@
 """The command line: short options, the version, groups in the help of the inference, and the walk."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -30,6 +31,20 @@ def test_every_script_says_its_version(stage, capsys, monkeypatch):
     assert project_version() == found
     assert printed_by(stage, ["--version"], capsys) == f"infer.py {found}\n"
     assert "--version" in printed_by(stage, ["--help"], capsys)
+
+
+def test_figures_are_drawn_whatever_a_notebook_says():
+    lines = (
+        "from utils.command_line import settings_from_command_line",
+        "from utils.settings import InferenceSettings",
+        "settings_from_command_line(InferenceSettings, ['a'])",
+        "import matplotlib.figure, os",
+        "print(os.environ.get('MPLBACKEND'))",
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend_inline"}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 
 @pytest.mark.parametrize("option", ["-o", "--output"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 import sys
 from pathlib import Path
@@ -35,6 +36,9 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     Settings
         An instance of `stage`: the preset's defaults, changed by the options given.
     """
+    # A notebook's names a module that this environment may lack, which ends the import of Matplotlib. Here
+    # figures go into files alone, so none is needed; processes started from here go without it too.
+    os.environ.pop("MPLBACKEND", None)
     arguments = sys.argv[1:] if arguments is None else arguments
     if _VERSION in arguments:
         print(f"{Path(sys.argv[0]).name} {project_version()}")

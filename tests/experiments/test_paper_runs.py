@@ -47,6 +47,7 @@ def test_the_experiment_goes_from_nothing_to_its_table(tmp_path):
 
 
 @pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="LONG_TESTS is not set")
+@pytest.mark.timeout(4 * 3600)  # five runs of the experiment
 def test_killed_at_three_moments_it_ends_with_the_same_table(tmp_path):
     log = tmp_path / "log"
     assert start(tmp_path / "whole", log, one_core=True).wait() == 0, log.read_text()
