@@ -165,8 +165,8 @@ def find_series(files: Iterable[Path]) -> FoundSeries:
     FoundSeries
         Scans in the order of their numbers, each of one patient and frame of reference. Of images exported
         twice (same SOPInstanceUID, same bytes) one is taken. Images that are localisers, derived,
-        secondary or in colour are left out of their series; what then has fewer than `MIN_SLICES` is skipped, as is any other
-        modality. Geometry is looked at when a series is read.
+        secondary or in colour are left out of their series; what then has fewer than
+        `MIN_SLICES` is skipped, as is any other modality. Geometry is looked at when a series is read.
     """
     groups: dict[tuple[str, ...], list[ImageHeader]] = {}
     bad = []
