@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from tests.imaging.dicom_series import write_series
 from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, heat_of, oracle, told
+from utils.files import sha256_of
 from utils.imaging.centroids import BEHIND_MM
 from utils.imaging.grids import oriented
 from utils.imaging.intensities import denormalise_hu
@@ -614,10 +615,20 @@ def test_a_series_that_is_no_even_stack_is_a_bad_scan(tmp_path, fake, capsys):
     assert f"{tmp_path / 'in'}: series 3: expected slices 2.00 mm apart" in line and "IM0031" in line
 
 
-def test_an_nrrd_and_a_nifti_of_one_name_would_be_one_output(tmp_path, fake, capsys):
-    touch(tmp_path, "a.nrrd", "a.nii.gz")
-    assert infer(settings_for(tmp_path, output=tmp_path / "out")) == 2
-    assert "would both be written as sub-a" in capsys.readouterr().err
+def test_a_prediction_of_another_scan_is_kept_and_a_rerun_finds_its_own(tmp_path, fake, capsys):
+    first, second = tmp_path / "one" / "sub-a_ct.nii.gz", tmp_path / "two" / "sub-a_ct.nii.gz"
+    out = tmp_path / "out"
+    for scan, orientation in ((first, "RAS"), (second, "PIR")):
+        scan.parent.mkdir()
+        write_column(scan, orientation)
+        assert infer(settings_for(scan, output=out)) == 0
+    key = f"sub-a_hash-{sha256_of(second)[:8]}"
+    assert f"sub-a is the name of several scans: {second} as {key}." in capsys.readouterr().err
+    for scan, own in ((first, "sub-a"), (second, key)):
+        calls = fake.patches
+        assert infer(settings_for(scan, output=out)) == 0
+        assert fake.patches == calls and f"{own}: already predicted" in capsys.readouterr().out
+        assert mask_path(out, own).is_file()
 
 
 def test_numbers_that_cannot_be_hu_are_a_warning(tmp_path, fake, capsys):

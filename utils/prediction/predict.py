@@ -35,6 +35,7 @@ from utils.prediction.derivatives import (
     number_vertebrae,
     numbering_of,
 )
+from utils.prediction.keys import tell_apart
 from utils.prediction.levels import column_json, doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
 from utils.prediction.provenance import is_done, record_of, relabelled_record, scan_identity
@@ -86,11 +87,12 @@ def infer(settings: InferenceSettings) -> int:
     try:
         if settings.scheduler is not None:
             settings = _with_absolute_paths(settings)
+        _check_command_line(settings)
         found = find_scans(settings.inputs)
-        _check_command_line(found.scans, settings)
-        for line in (*found.skipped, *(f"bad scan: {line}" for line in found.bad)):
+        scans, shared_names = tell_apart(found.scans, settings.output, only_own=settings.relabel)
+        for line in (*found.skipped, *shared_names, *(f"bad scan: {line}" for line in found.bad)):
             _print_error(line)
-        failed = _run(found.scans, settings) if found.scans else False
+        failed = _run(scans, settings) if scans else False
         failed = failed or bool(found.bad)
         if settings.report:
             print(f"{write_scan_report(settings.output)}: open it in a browser.", flush=True)
@@ -109,21 +111,13 @@ def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
     return dataclasses.replace(settings, **absolute, inputs=inputs)
 
 
-def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> None:
+def _check_command_line(settings: InferenceSettings) -> None:
     if not settings.inputs:
         raise CommandLineError("expected at least one scan or folder, received none (see --help).")
     try:
         parse_fixed(settings.fix, settings.first_label)
     except ValueError as error:
         raise CommandLineError(str(error)) from None
-    by_key: dict[str, Scan] = {}
-    for scan in scans:
-        other = by_key.setdefault(scan.key, scan)
-        if other is not scan:
-            raise CommandLineError(
-                f"expected inputs of different names, found {other.path} and {scan.path}, "
-                f"which would both be written as {scan.key}."
-            )
 
 
 # Cases ---------------------------------------------------------------------------------------------
