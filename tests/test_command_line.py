@@ -47,6 +47,30 @@ def test_figures_are_drawn_whatever_a_notebook_says():
     assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("Wirbelsäule", rb"Wirbels\xe4ule"),
+        ("a\x1b[2Jb\nerror", rb"a\x1b[2Jb\nerror"),
+    ],
+)
+@pytest.mark.parametrize("script", ["infer.py", "evaluate.py", "get_verse_data.py"])
+def test_names_reach_an_ascii_terminal_in_ascii(tmp_path, script, name, printed):
+    """A folder that is not there is named in one line, with what the terminal lacks or would obey escaped."""
+    missing = tmp_path / name
+    options = {
+        "infer.py": [missing, "--output", tmp_path / "out"],
+        "evaluate.py": ["--data-dir", missing, "--predictions", tmp_path],
+        "get_verse_data.py": ["--source", missing, "--data-dir", tmp_path / "out"],
+    }
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, script, *options[script]]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, timeout=300)
+    output = done.stdout + done.stderr
+    assert done.returncode in (1, 2) and b"Traceback" not in output and b"\x1b" not in output
+    assert any(printed in line for line in output.splitlines())
+
+
 @pytest.mark.parametrize("option", ["-o", "--output"])
 def test_the_output_has_a_short_option(option):
     assert settings_from_command_line(InferenceSettings, ["a", option, "b"]).output == Path("b")

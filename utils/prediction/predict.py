@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import execution
+from utils.files import printable
 from utils.imaging.formats import hu_doubt, read_scan, scan_bytes, scan_grid, too_flat
 from utils.imaging.grids import transform_points
 from utils.imaging.intensities import normalise_hu
@@ -306,7 +307,7 @@ def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
     bad = 0
     for outcome in tqdm(_outcomes(jobs, settings), total=len(jobs), desc="infer", unit="scan"):
         if outcome.message:
-            tqdm.write(outcome.message)
+            tqdm.write(printable(outcome.message))
         for line in filter(None, (outcome.warning, outcome.error)):
             _print_error(line)
         bad += bool(outcome.error)
@@ -420,4 +421,4 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
 
 
 def _print_error(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)
