@@ -197,10 +197,18 @@ def _open(path: Path) -> SimpleITK.ImageFileReader:
     if len(shape) != 3 or components != 1 or min(shape) < 1:
         found = f"shape {shape} with {components} numbers a voxel"
         raise ValueError(f"{path}: expected a volume with 3 axes and one number a voxel, found {found}.")
-    if str(path).lower().endswith((".nrrd", ".nhdr")) and not reader.HasMetaDataKey("NRRD_space"):
-        raise ValueError(f"{path}: expected a field 'space' that says how the axes lie, found none.")
+    if str(path).lower().endswith((".nrrd", ".nhdr")):
+        _check_space(path, reader)
     _check_size(path, shape)
     return reader
+
+
+def _check_space(path: Path, reader: SimpleITK.ImageFileReader) -> None:
+    """Refuse an NRRD without a patient's frame: readers guess differently which way its axes lead."""
+    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else "none"
+    if "superior" not in space:  # all of the patient's frames that NRRD knows count towards it
+        expected = "a field 'space' that says how the axes lie in the patient, such as LPS"
+        raise ValueError(f"{path}: expected {expected}, found {space}.")
 
 
 def _check_size(path: Path, shape: tuple[int, ...]) -> None:

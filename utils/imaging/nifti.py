@@ -45,7 +45,7 @@ def read_ct(path: Path) -> Volume:
     Parameters
     ----------
     path : Path
-        NIfTI file, three axes.
+        NIfTI file, three axes; more of length 1 are dropped.
 
     Returns
     -------
@@ -229,6 +229,8 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
         raise ValueError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
+    if len(image.shape) > 3 and set(image.shape[3:]) == {1}:
+        image = _with_three_axes(image)
     if len(image.shape) != 3 or min(image.shape) < 1:
         raise ValueError(f"{path}: expected a volume with 3 axes, found shape {image.shape}.")
     for expected, found in _faults(stored):
@@ -237,6 +239,12 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     with silent():
         _check_spacing(path, image, stored)
     return image
+
+
+def _with_three_axes(image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
+    """Drop the axes of length 1 that converters write behind the third; the voxels lie as before."""
+    place = image.dataobj.reshape(image.shape[:3])
+    return type(image)(place, image.affine, image.header, file_map=image.file_map)
 
 
 def _header_as_stored(image: nibabel.Nifti1Pair) -> Any:
