@@ -160,3 +160,11 @@ def test_broken_dicom_files_are_bad(tmp_path):
     found = find_scans([tmp_path])
     assert len(found.scans) == 1 and len(found.scans[0].series) == len(files)
     assert [line.partition(":")[0] for line in found.bad] == [str(tmp_path / "text.dcm")]
+
+
+@pytest.mark.parametrize(("ending", "word"), [(".dcm", "And 38 more such."), ("", "40 files, none")])
+def test_files_without_the_mark_of_dicom_give_one_short_line(tmp_path, ending, word):
+    for number in range(40):
+        (tmp_path / f"{number}{ending}").write_bytes(b"no preamble")
+    (line,) = find_scans([tmp_path]).bad
+    assert word in line and "DICM" in line and len(line) < 1000

@@ -127,10 +127,17 @@ def _scans_in_folder(folder: Path) -> FoundScans:
         return FoundScans([Scan(file, _key(file)) for file in of_verse], [], lines)
     scans = [Scan(file, _key(file)) for file in images] + _series_scans(series.scans)
     if not scans:
-        reasons = " ".join([*series.bad, *series.skipped])
-        found = f"none in it: {reasons}" if reasons else "none in it."
+        found = _why_none([*series.bad, *series.skipped], len(files))
         raise ValueError(f"{folder}: expected a folder with CT scans, found {found}")
     return FoundScans(scans, list(series.bad), list(series.skipped))
+
+
+def _why_none(reasons: list[str], files: int) -> str:
+    """Give the first reasons; a series may have thousands of files."""
+    if not reasons:
+        return f"none in it: {files} files, none of a known ending or with the mark DICM after a preamble."
+    more = f" And {len(reasons) - 2} more such." if len(reasons) > 2 else ""
+    return f"none in it: {' '.join(reasons[:2])}{more}"
 
 
 def _series_scans(found: Iterable[Series]) -> list[Scan]:
