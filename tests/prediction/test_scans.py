@@ -168,3 +168,12 @@ def test_files_without_the_mark_of_dicom_give_one_short_line(tmp_path, ending, w
         (tmp_path / f"{number}{ending}").write_bytes(b"no preamble")
     (line,) = find_scans([tmp_path]).bad
     assert word in line and "DICM" in line and len(line) < 1000
+
+
+def test_patients_whose_letters_are_the_same_are_two_scans(tmp_path):
+    for number, patient in enumerate(("1-23", "12-3")):
+        names = [f"{number}{place}" for place in range(10)]
+        write_series(tmp_path, ct(), names=names, PatientID=patient, SeriesInstanceUID="1.2.3")
+    scans = find_scans([tmp_path, tmp_path]).scans
+    assert len(scans) == 2 and len({scan.key for scan in scans}) == 2
+    assert all(scan.key.startswith("sub-123_series-3_uid-") for scan in scans)

@@ -95,7 +95,7 @@ def find_scans(inputs: Sequence[Path]) -> FoundScans:
             continue
         for scan in found.scans:
             # Unlike Path.resolve, this gives a name for a loop of links too: reading it says what it is.
-            scans.setdefault((scan.key, os.path.realpath(scan.path)), scan)
+            scans.setdefault((scan.key, os.path.realpath(next(iter(scan.series), scan.path))), scan)
         bad += found.bad
         skipped += found.skipped
     return FoundScans(list(scans.values()), bad, skipped)
@@ -163,7 +163,9 @@ def _letters(text: str) -> str:
 
 
 def _hash(series: Series) -> str:
-    return hashlib.sha256(series.headers[0].uid.encode()).hexdigest()[:HASH_LETTERS]
+    first = series.headers[0]
+    identity = "\0".join((first.uid, first.patient, first.frame))
+    return hashlib.sha256(identity.encode()).hexdigest()[:HASH_LETTERS]
 
 
 def _is_mask(path: Path) -> bool:
