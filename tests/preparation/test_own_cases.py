@@ -104,7 +104,7 @@ def test_a_case_takes_the_key_that_is_given(tmp_path):
     add_own_case(settings(tmp_path, pair, key="sub-real-01"))
     (case,) = index_cases(tmp_path / "data")
     assert (case.key, case.complete) == ("sub-real-01", True)
-    for key in ("real", "sub-", "sub-a/b"):
+    for key in ("real", "sub-", "sub-a/b", "sub-a/../../../sub-x", "../sub-a"):
         with pytest.raises(ValueError, match="--key: expected"):
             add_own_case(settings(tmp_path, pair, key=key))
 

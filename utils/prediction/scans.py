@@ -123,8 +123,8 @@ def _scans_in_folder(folder: Path) -> FoundScans:
         left_out = [str(file) for file in images if file not in set(of_verse)]
         left_out += [each.name for each in series.scans]
         reason = f"left out, as {folder} has files named *_ct.nii.gz; name it to segment it"
-        lines = [f"{name}: {reason}." for name in left_out]
-        return FoundScans([Scan(file, _key(file)) for file in of_verse], [], lines)
+        lines = [*(f"{name}: {reason}." for name in left_out), *series.skipped]
+        return FoundScans([Scan(file, _key(file)) for file in of_verse], list(series.bad), lines)
     scans = [Scan(file, _key(file)) for file in images] + _series_scans(series.scans)
     if not scans:
         found = _why_none([*series.bad, *series.skipped], len(files))

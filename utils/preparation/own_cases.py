@@ -84,7 +84,8 @@ def own_key(ct_path: Path) -> str:
 
 
 def _checked_key(key: str) -> str:
-    if parse_case_file(Path(f"{key}_ct.nii.gz"), ()) is None:
+    # A key with a folder in it would lead out of the data set.
+    if Path(key).name != key or parse_case_file(Path(f"{key}_ct.nii.gz"), ()) is None:
         raise ValueError(f"--key: expected a VerSe key such as sub-mine01, received {key!r}.")
     return key
 
