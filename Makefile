@@ -4,6 +4,8 @@
 #   make train-small  the same with more phantoms and a longer training
 #   make starter      the recipe of the starter weights: about nine hours (experiments/starter.py says how), with
 #                     options such as ARGUMENTS="--data ../shared/data --without chest"
+#   make paper        the published experiment from VerSe in data/ to its table (docs/reproduce-the-paper.md), with
+#                     options such as ARGUMENTS="--schedules ramp constant"
 #   make test         the tests        make lint       style
 #   make test-oldest  what is shipped, under the lowest versions of the requirements: about six minutes
 #   make docs-check   the examples of the documentation: about three minutes
@@ -24,7 +26,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small starter test test-oldest lint docs-check benchmark clean distclean
+.PHONY: demo train-small starter paper test test-oldest lint docs-check benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -42,6 +44,10 @@ demo train-small: .venv/installed
 
 starter: .venv/installed
 	$(RUN) experiments/starter.py $(ARGUMENTS)
+
+DATA ?= data
+paper: .venv/installed
+	$(RUN) experiments/paper.py --data-dir $(DATA) $(ARGUMENTS)
 
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -77,4 +83,4 @@ clean:
 	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .venv-oldest train-small starter
+	rm -rf .venv .venv-oldest train-small starter paper

@@ -6,14 +6,17 @@ the same experiment goes on where a killed run stopped.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.files import write_text_whole
 from utils.learning.model_files import copy_model
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -98,7 +101,7 @@ def exit_status_of(run: Callable[[], None]) -> int:
     return 0
 
 
-def run_steps(steps: Sequence[Step], *, dry_run: bool) -> None:
+def run_steps(steps: Sequence[Step], *, dry_run: bool, progress: Path | None = None) -> None:
     """Print each step, and run it unless this is a dry run.
 
     Parameters
@@ -107,13 +110,32 @@ def run_steps(steps: Sequence[Step], *, dry_run: bool) -> None:
         In their order.
     dry_run : bool
         Print them only.
+    progress : Path, optional
+        File that says after every step what is done, what comes next, and the minutes that each took.
 
     Raises
     ------
     SystemExit
         With the exit status of a step that failed.
     """
-    for step in steps:
+    for number, step in enumerate(steps):
         print(f"+ {step}", flush=True)
-        if not dry_run:
-            step.run()
+        if dry_run:
+            continue
+        began = time.monotonic()
+        step.run()
+        if progress is not None:
+            _note_progress(progress, steps, number, (time.monotonic() - began) / 60)
+
+
+def _note_progress(path: Path, steps: Sequence[Step], number: int, minutes: float) -> None:
+    """Note down that a step is done; the minutes of an experiment that went on are those of all its runs."""
+    before = json.loads(path.read_text())["minutes"] if path.is_file() else {}
+    done = str(steps[number])
+    spent = {**before, done: round(before.get(done, 0.0) + minutes, 2)}
+    following = str(steps[number + 1]) if number + 1 < len(steps) else None
+    facts = {"done": number + 1, "of": len(steps), "next": following, "minutes": spent}
+    write_text_whole(path, json.dumps(facts, indent=2) + "\n")
+    print(
+        f"{number + 1} of {len(steps)} steps done, {sum(spent.values()) / 60:.1f} hours so far.", flush=True
+    )

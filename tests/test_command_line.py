@@ -1,6 +1,7 @@
 """The command line: short options, the version, groups in the help of the inference, and the walk."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -30,6 +31,44 @@ def test_every_script_says_its_version(stage, capsys, monkeypatch):
     assert project_version() == found
     assert printed_by(stage, ["--version"], capsys) == f"infer.py {found}\n"
     assert "--version" in printed_by(stage, ["--help"], capsys)
+
+
+def test_figures_are_drawn_whatever_a_notebook_says():
+    lines = (
+        "from utils.command_line import settings_from_command_line",
+        "from utils.settings import InferenceSettings",
+        "settings_from_command_line(InferenceSettings, ['a'])",
+        "import matplotlib.figure, os",
+        "print(os.environ.get('MPLBACKEND'))",
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend_inline"}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("Wirbelsäule", rb"Wirbels\xe4ule"),
+        ("a\x1b[2Jb\nerror", rb"a\x1b[2Jb\nerror"),
+    ],
+)
+@pytest.mark.parametrize("script", ["infer.py", "evaluate.py", "get_verse_data.py"])
+def test_names_reach_an_ascii_terminal_in_ascii(tmp_path, script, name, printed):
+    """A folder that is not there is named in one line, with what the terminal lacks or would obey escaped."""
+    missing = tmp_path / name
+    options = {
+        "infer.py": [missing, "--output", tmp_path / "out"],
+        "evaluate.py": ["--data-dir", missing, "--predictions", tmp_path],
+        "get_verse_data.py": ["--source", missing, "--data-dir", tmp_path / "out"],
+    }
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, script, *options[script]]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, timeout=300)
+    output = done.stdout + done.stderr
+    assert done.returncode in (1, 2) and b"Traceback" not in output and b"\x1b" not in output
+    assert any(printed in line for line in output.splitlines())
 
 
 @pytest.mark.parametrize("option", ["-o", "--output"])

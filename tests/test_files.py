@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils import files
-from utils.files import flush_to_disk, hash_file, is_left_over, sha256_of, written_whole
+from utils.files import flush_to_disk, hash_file, is_left_over, printable, sha256_of, written_whole
 
 
 def names_in(folder):
@@ -147,3 +147,18 @@ def test_hashes_are_those_of_the_whole_file_and_every_byte_is_reported(tmp_path)
     hash_file(tmp_path / "file", hashes)
     assert hashes["md5"].hexdigest() == hashlib.md5(content).hexdigest()
     assert hashes["sha256"].hexdigest() == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Wirbelsäule 脊椎 é/ct.nii: found 3 \\ 4.", "Wirbelsäule 脊椎 é/ct.nii: found 3 \\ 4."),
+        ("a\x1b]0;title\x07b", "a\\x1b]0;title\\x07b"),
+        ("a\nerror: b\r\x85c\u2028d", "a\\nerror: b\\r\\x85c\\u2028d"),
+        ("\u202egpj.exe \x9b2J", "\\u202egpj.exe \\x9b2J"),
+        ("Latin-1: \udce9", "Latin-1: \\udce9"),
+    ],
+)
+def test_a_line_to_print_holds_nothing_that_a_terminal_obeys(line, expected):
+    assert printable(line) == expected
+    expected.encode("utf-8")

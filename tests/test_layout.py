@@ -87,3 +87,17 @@ def test_ml_3d_unet_imports_itself_relatively_only():
     for path in modules_of("ML_3D_Unet"):
         names = imported_names(path)
         assert not {name for name in names if lies_in(name, "ML_3D_Unet") or lies_in(name, "utils")}, path
+
+
+@pytest.mark.parametrize("name", ["layers", "layers_func", "layer_blocks", "blocks", "residual"])
+def test_the_layers_leave_the_backend_of_keras_open(name):
+    path = PROJECT / "ML_3D_Unet" / "utils" / f"{name}.py"
+    assert not {found for found in imported_names(path) if lies_in(found, "tensorflow")}
+    assert "KERAS_BACKEND" not in path.read_text()
+
+
+def test_the_project_chooses_the_backend_of_keras_in_one_place():
+    paths = [path for part in ("utils", "ML_3D_Unet", "experiments") for path in modules_of(part)]
+    paths += PROJECT.glob("*.py")
+    named = [path.relative_to(PROJECT) for path in paths if "KERAS_BACKEND" in path.read_text()]
+    assert named == [Path("utils/__init__.py")]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
+import os
 import re
 import sys
 from pathlib import Path
@@ -35,6 +37,7 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     Settings
         An instance of `stage`: the preset's defaults, changed by the options given.
     """
+    _prepare_surroundings()
     arguments = sys.argv[1:] if arguments is None else arguments
     if _VERSION in arguments:
         print(f"{Path(sys.argv[0]).name} {project_version()}")
@@ -48,6 +51,16 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     if wrong:
         raise SystemExit(2)
     return settings
+
+
+def _prepare_surroundings() -> None:
+    """Make a script run the same from a notebook and on a terminal that knows no letters but ASCII's."""
+    # A notebook's names a module that this environment may lack, which ends the import of Matplotlib. Here
+    # figures go into files alone, so none is needed; processes started from here go without it too.
+    os.environ.pop("MPLBACKEND", None)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def project_version() -> str:

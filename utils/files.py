@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and hashed."""
+"""Files: written whole or not at all, hashed, and named on a terminal."""
 
 from __future__ import annotations
 
@@ -64,6 +64,15 @@ def _new_file(path: Path, suffix: str) -> Path:
 def is_left_over(name: str) -> bool:
     """Whether a file's name is a temporary one of `written_whole`: if nobody writes, a killed run left it."""
     return _LEFT_OVER.fullmatch(name) is not None
+
+
+def printable(line: str) -> str:
+    r"""Give a line to print, with what a file's name in it could do to a terminal escaped.
+
+    That are control characters, such as ESC and line breaks ("\x1b", "\n"), marks that turn the direction
+    of writing, and bytes that are no text. Letters of any script stay.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -194,6 +194,9 @@ class RunSettings(CheckedSettings):
     """Numbers that the network computes in; losses and the last layer are float32 always. "auto" is bfloat16
     on GPUs that have it, float16 on one older GPU with tensor cores, else float32. float16 scales its loss
     and runs on one GPU only."""
+    xla: Literal["auto", "on", "off"] = "auto"
+    """Let XLA compile: "on" network and examples, "off" neither. "auto" compiles the examples, and on one GPU
+    times the network both ways at the first batch and takes the faster. What fails is left out."""
     replicas: Literal["auto", "one", "mirrored", "workers"] = "auto"
     """Devices that train together: "one", "mirrored" (every GPU of this machine), "workers" (several
     processes, from TF_CONFIG or SLURM); "auto" takes workers where either is set, else every visible GPU."""
@@ -468,6 +471,9 @@ class ScanOptions(CheckedSettings):
     """Also write the mask for 3D Slicer (seg.nrrd) or its labels for ITK-SNAP (itksnap); NIfTI always."""
     report: bool = False
     """Also write output/report.html: every scan of the folder with its picture, numbers and warnings."""
+    max_gigabytes: float = bounded(4.0, POSITIVE)
+    """Memory that a scan may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is refused. At work
+    a scan takes about three times as much."""
     trace: bool = False
     """Also write the steps of the walk (`<key>_trace.jsonl`, a JSON object a line)."""
 

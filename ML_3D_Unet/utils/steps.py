@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from .averages import MovingAverage
+from .compilation import Compilation
 from .feeding import Filled
 
 
@@ -178,8 +179,8 @@ class StepMaker:
         Moved after every training step.
     accumulate : int
         Parts that a replica's batch is cut into.
-    jit_compile : bool
-        Whether forward and backward pass are compiled with XLA.
+    compilation : Compilation, optional
+        Whether forward and backward pass are compiled with XLA; by default they are not.
     """
 
     strategy: tf.distribute.Strategy
@@ -189,7 +190,7 @@ class StepMaker:
     prepare: Callable | None = None
     average: MovingAverage | None = None
     accumulate: int = 1
-    jit_compile: bool = False
+    compilation: Compilation | None = None
 
     def make(self, training: bool) -> Callable[[Any, EpochState], tuple[Any, EpochState]]:
         """Compile a step, (batch, state) -> (examples, state).
@@ -200,7 +201,7 @@ class StepMaker:
         size costs a compilation, and that of the network is the long one.
         """
         run = self._gradients if training else self._summed_losses
-        run = tf.function(run, jit_compile=True) if self.jit_compile else run
+        chosen: list[Callable] = []
 
         @tf.function
         def make_examples(batch):
@@ -208,16 +209,26 @@ class StepMaker:
 
         @tf.function
         def advance(examples, state):
-            sums = self.strategy.run(self._replica_step, args=(examples, run, training))
+            sums = self.strategy.run(self._replica_step, args=(examples, chosen[0], training))
             if training and self.average is not None:
                 self.average.update()
             return advanced(state, self.strategy.reduce("SUM", sums, axis=None))
 
         def step(batch, state):
             examples = make_examples(batch)
+            if not chosen:  # before `advance` is traced with it
+                chosen.append(self._chosen(run, examples, training))
             return examples, advance(examples, state)
 
         return step
+
+    def _chosen(self, run: Callable, examples: tuple, training: bool) -> Callable:
+        """Give forward and backward pass in the form that they are to run in, compiled or not."""
+        if self.compilation is None:
+            return run
+        count = tf.reduce_sum(examples[2])
+        part = tf.nest.map_structure(lambda each: each[: -(-len(each) // self.accumulate)], examples)
+        return self.compilation.choose(run, (*part, count if training else False))
 
     def _replica_examples(self, batch: Any, training: bool) -> tuple[Any, Any, tf.Tensor]:
         """Make one replica's examples: x, y, and the weight of each."""

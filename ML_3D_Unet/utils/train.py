@@ -21,6 +21,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from .averages import MovingAverage
+from .compilation import Choice, Compilation
 from .feeding import Data, EpochPart, batches_of_epoch, counted
 from .history import (
     HISTORY_FIELDS,
@@ -63,9 +64,10 @@ class Trainer:
         weight 0 fills up a batch and counts for nothing.
     learning_rate_schedule : callable (epoch from 0) -> float, optional
         Sets the learning rate at the beginning of every epoch.
-    jit_compile : bool
-        Compile forward and backward pass with XLA. Batch normalisation on several replicas cannot be
-        compiled so: there it is left out, with a line that says so.
+    jit_compile : bool or "auto"
+        Compile forward and backward pass with XLA; "auto" times both at the first batch and takes the
+        faster. Where XLA fails, and on several replicas, whose batch normalisation it cannot compile, it is
+        left out with a line that says so.
     check_every : int
         Steps between two looks at the loss: for the bar, and to stop at a loss that is not finite.
     options : RunOptions
@@ -99,7 +101,7 @@ class Trainer:
         *,
         prepare: Callable[[Any, bool], tuple] | None = None,
         learning_rate_schedule: Callable[[int], float] | None = None,
-        jit_compile: bool = False,
+        jit_compile: Choice = False,
         check_every: int = 16,
         options: RunOptions = PLAIN,
         panel: Callable[[Any, Any, Any], Any] | None = None,
@@ -133,7 +135,7 @@ class Trainer:
         decay = self.options.moving_average
         self.average = MovingAverage(self.model, decay) if decay else None
 
-    def _step_maker(self, prepare: Callable | None, jit_compile: bool) -> StepMaker:
+    def _step_maker(self, prepare: Callable | None, jit_compile: Choice) -> StepMaker:
         if jit_compile and self.strategy.num_replicas_in_sync > 1:
             self._say("XLA is left out: it cannot compile the step for several replicas.")
             jit_compile = False
@@ -145,8 +147,12 @@ class Trainer:
             prepare=prepare,
             average=self.average,
             accumulate=self.options.accumulate,
-            jit_compile=jit_compile,
+            compilation=self._compilation(jit_compile) if jit_compile else None,
         )
+
+    def _compilation(self, jit_compile: Choice) -> Compilation:
+        changed = [variable.value for variable in self.model.non_trainable_variables]
+        return Compilation(jit_compile, changed, self._say)
 
     def _say(self, text: str) -> None:
         if self.directory.writes:

@@ -44,8 +44,20 @@ def test_an_empty_prediction_counts_0_and_is_counted():
 
 def test_the_page_and_the_figure_show_every_network(tmp_path, capsys):
     rows = [
-        {"network": "teacher", "parameters": 1476817, "megabytes": 18.0, "seconds_per_patch": 2.9},
-        {"network": "student", "parameters": 370345, "megabytes": 4.6, "seconds_per_patch": 0.94},
+        {
+            "network": "teacher",
+            "directory": "segmentation",
+            "parameters": 1476817,
+            "megabytes": 18.0,
+            "seconds_per_patch": 2.9,
+        },
+        {
+            "network": "student",
+            "directory": "scratch",
+            "parameters": 370345,
+            "megabytes": 4.6,
+            "seconds_per_patch": 0.94,
+        },
     ]
     scores = [
         {"dice": 0.91, "surface_distance_95_mm": 1.5, "empty": 0, "vertebrae": 9},

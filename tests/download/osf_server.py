@@ -18,8 +18,9 @@ class OsfServer(http.server.ThreadingHTTPServer):
 
     `faults[name]` is a queue of what happens to the next requests for the file (or, under "listing", for
     pages): "drop" and "stall" after half of the body, "truncate", "wrong", "no range", "careless" (of
-    `If-Range`), "longer" and "no length" (both with more bytes than there should be), or a status such as
-    "429 2" with its `Retry-After`. `log` holds (method, kind, name, range, status) of every request.
+    `If-Range`), "longer" and "no length" (both with more bytes than there should be), "to ADDRESS" (a page
+    that is redirected), or a status such as "429 2" with its `Retry-After`. `log` holds (method, kind, name,
+    range, status) of every request.
     """
 
     daemon_threads = True
@@ -31,6 +32,7 @@ class OsfServer(http.server.ThreadingHTTPServer):
         self.bytes_per_second = bytes_per_second
         self.faults = defaultdict(deque)
         self.log = []
+        self.next_url = None  # the server that further pages are on, if it is another one
         self.tokens = []  # (kind, `Authorization`) of every request
         self.busy = self.most_busy = 0
         self.lock = threading.Lock()
@@ -112,12 +114,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def list(self, rest, page, fault):
         """/v2/nodes/<node>/files/osfstorage/<folder>/..."""
+        if fault.startswith("to "):
+            self.answer(302, b"", {"Location": fault.removeprefix("to ")})
+            return
         self.note("listing", "/".join(rest), 200)
         node, folder = rest[1], "".join(f"/{part}" for part in rest[4:])
         found = [self.item(node, entry) for entry in self.entries(node, folder)]
         shown = found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
         here = f"{self.server.url}/{'/'.join(['v2', *rest])}/"
-        following = f"{here}?page={page + 1}" if page * PAGE_SIZE < len(found) else None
+        following = here.replace(self.server.url, self.server.next_url or self.server.url)
+        following = f"{following}?page={page + 1}" if page * PAGE_SIZE < len(found) else None
         body = {"data": shown, "links": {"next": following, "meta": {"total": len(found)}}}
         self.answer(200, b"<html>" if fault == "html" else json.dumps(body).encode(), {})
 

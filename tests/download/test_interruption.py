@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.download.osf_server import OsfServer
+from tests.download.waiting import end_of, wait_until
 from utils.download.data_set import get_data
 from utils.settings import DataSettings
 
@@ -84,6 +86,10 @@ def finished(data_dir):
     return {path.name for path in paths}
 
 
+def unpacks_or_has_ended(process, data_dir):
+    return bool(finished(data_dir)) or not process.is_alive()
+
+
 def run_and_kill(server, settings, after_s, *, once_it_downloads=False):
     """Kill a run on a slow line and name what was sent; then the line is fast and the log empty.
 
@@ -93,11 +99,11 @@ def run_and_kill(server, settings, after_s, *, once_it_downloads=False):
     server.bytes_per_second = SLOW
     process = FORKS.Process(target=get_data, args=(settings,))
     process.start()
-    while once_it_downloads and process.is_alive() and not server.requests("storage"):
-        time.sleep(0.005)
+    if once_it_downloads:
+        wait_until(lambda: not process.is_alive() or server.requests("storage"), step_s=0.005)
     process.join(after_s)
     process.kill()
-    process.join()
+    end_of(process)
     sent = {entry[2] for entry in server.requests("storage")}
     server.bytes_per_second = None
     server.log.clear()
@@ -107,11 +113,11 @@ def run_and_kill(server, settings, after_s, *, once_it_downloads=False):
 def seconds_of_a_whole_run(settings):
     first = FORKS.Process(target=int)  # The one that waits until the program is loaded.
     first.start()
-    first.join()
+    end_of(first)
     begin = time.monotonic()
     process = FORKS.Process(target=get_data, args=(settings,))
     process.start()
-    process.join()
+    end_of(process)
     assert process.exitcode == 0
     return time.monotonic() - begin
 
@@ -201,10 +207,9 @@ def test_archives_survive_sigkill_while_they_are_unpacked(server, tmp_path):
         settings = zip_settings(server, tmp_path / str(number))
         process = FORKS.Process(target=get_data, args=(settings,))
         process.start()
-        while process.is_alive() and not finished(settings.data_dir):
-            time.sleep(0.001)
+        wait_until(partial(unpacks_or_has_ended, process, settings.data_dir), step_s=0.001)
         process.kill()
-        process.join()
+        end_of(process)
         server.log.clear()
         unpacked, _ = goes_on_with_archives(server, settings, expected)
         half_unpacked += 0 < unpacked < len(expected)
@@ -233,8 +238,7 @@ def test_ctrl_c_ends_soon_with_one_line_and_status_130(server, tmp_path, fault):
     process = subprocess.Popen(
         script(settings), cwd=PROJECT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
     )
-    while not server.requests("storage"):
-        time.sleep(0.02)
+    wait_until(lambda: server.requests("storage"))
     time.sleep(0.3)
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)

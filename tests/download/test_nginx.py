@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.download.waiting import LONGEST_S, wait_until
 from utils.download.data_set import get_data
 from utils.settings import DataSettings
 
@@ -142,10 +143,9 @@ def test_a_killed_download_is_resumed_by_range(nginx, tmp_path):
     command = [sys.executable, "get_verse_data.py", *options, "--data-dir", str(tmp_path / "data")]
     process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL)
     archives = tmp_path / "data" / ".archives"
-    while not any(path.stat().st_size > SIZE // 4 for path in archives.glob("*.zip.part")):
-        time.sleep(0.02)
+    wait_until(lambda: any(path.stat().st_size > SIZE // 4 for path in archives.glob("*.zip.part")))
     process.kill()
-    process.wait()
+    process.wait(LONGEST_S)
     (part,) = archives.glob("*.zip.part")
     have = part.stat().st_size
     assert get(f"{nginx.url}/slow", tmp_path / "data", **chosen) == 0

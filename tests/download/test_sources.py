@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.download.osf_server import OsfServer
+from tests.download.waiting import end_of, wait_until
 from utils.download import osf, remote, transfer, unpacking
 from utils.download.data_set import get_data
 from utils.download.remote import Patience
@@ -113,6 +114,43 @@ def test_a_token_is_shown_with_requests_for_pages_alone(server, tmp_path, monkey
     kinds = {kind: {token for k, token in server.tokens if k == kind} for kind, _ in server.tokens}
     assert kinds == {"v2": {"Bearer secret"}, "download": {None}, "storage": {None}}
     assert not any(b"secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("url", "api_url", "expected"),
+    [
+        ("https://api.osf.io/v2/nodes/?page=2", "https://api.osf.io/v2", True),
+        ("https://API.osf.io/other", "https://api.osf.io/v2", True),
+        ("http://api.osf.io/v2/", "https://api.osf.io/v2", False),
+        ("http://api.osf.io/v2/", "http://api.osf.io/v2", False),
+        ("https://api.osf.io:444/v2/", "https://api.osf.io/v2", False),
+        ("https://osf.io/v2/", "https://api.osf.io/v2", False),
+        ("https://api.osf.io.elsewhere.org/v2/", "https://api.osf.io/v2", False),
+        ("https://api.osf.io@elsewhere.org/v2/", "https://api.osf.io/v2", False),
+        ("http://127.0.0.1:80/v2/", "http://127.0.0.1:80/v2", True),
+        ("http://[::1]:80/v2/", "http://[::1]:80/v2", True),
+        ("http://localhost:80/v2/", "http://localhost:80/v2", True),
+        ("http://127.0.0.1:81/v2/", "http://127.0.0.1:80/v2", False),
+        ("http://127.0.0.1.elsewhere.org/", "http://127.0.0.1.elsewhere.org/", False),
+    ],
+)
+def test_a_token_is_for_the_hosts_own_interface_over_tls(url, api_url, expected):
+    assert osf.may_see_token(url, api_url) is expected
+
+
+@pytest.mark.parametrize("way", ["next page", "redirect"])
+def test_a_token_goes_to_no_other_host(server, tmp_path, monkeypatch, way):
+    """The listing of one server leads to another one, which the token is not for."""
+    other = OsfServer({"jtfa5": dict(NODE_19)})
+    monkeypatch.setenv("OSF_TOKEN", "secret")
+    if way == "redirect":
+        server.faults["listing"].append(f"to {other.api_url}/nodes/jtfa5/files/osfstorage/")
+    else:
+        server.next_url = other.url
+    assert get(server, tmp_path / "data", subset="19") == 0
+    other.close()
+    assert {token for kind, token in server.tokens if kind == "v2"} == {"Bearer secret"}
+    assert other.requests("listing") and {token for _, token in other.tokens} == {None}
 
 
 def test_large_pages_are_asked_for():
@@ -501,11 +539,10 @@ def test_a_second_download_into_the_folder_is_refused(server, tmp_path, capsys):
     server.bytes_per_second = 600_000
     first = threading.Thread(target=get, args=(server, tmp_path / "data"), kwargs={"subset": "19"})
     first.start()
-    while not server.requests("storage"):
-        time.sleep(0.01)
+    wait_until(lambda: server.requests("storage"))
     assert get(server, tmp_path / "data") == 1
     assert "expected no other download into it, found one running." in capsys.readouterr().err
-    first.join()
+    end_of(first)
     assert get(server, tmp_path / "data", subset="19") == 0
 
 

@@ -20,7 +20,10 @@ from utils.settings import load_settings
 PROJECT = Path(__file__).resolve().parents[2]
 NETWORKS = ("heatmap", "labelling", "segmentation")
 
-pytestmark = pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="LONG_TESTS is not set")
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="LONG_TESTS is not set"),
+    pytest.mark.timeout(4 * 3600),  # several trainings
+]
 
 
 def start(data: Path, folder: Path, log: Path) -> subprocess.Popen:

@@ -1,5 +1,6 @@
 """Steps of experiments: printed, run in processes of their own, ended by the first that fails."""
 
+import json
 import subprocess
 import sys
 
@@ -50,6 +51,22 @@ def test_a_module_is_run_from_the_project(scripts):
     (scripts / "aside.py").write_text("import sys; open(sys.argv[1], 'w').write('ran')")
     run_steps([script("-m", "aside", scripts / "notes")], dry_run=False)
     assert (scripts / "notes").read_text() == "ran"
+
+
+def test_progress_says_what_is_done_and_what_comes(scripts, tmp_path):
+    first, second, bad = (
+        script("note.py", scripts / "notes", text, status) for text, status in ("a0", "b0", "c3")
+    )
+    progress = tmp_path / "progress.json"
+    with pytest.raises(SystemExit):
+        run_steps([first, bad, second], dry_run=False, progress=progress)
+    found = json.loads(progress.read_text())
+    assert (found["done"], found["of"], found["next"]) == (1, 3, str(bad))
+    for _ in range(2):
+        run_steps([first, second], dry_run=False, progress=progress)
+    found = json.loads(progress.read_text())
+    assert (found["done"], found["of"], found["next"]) == (2, 2, None)
+    assert list(found["minutes"]) == [str(first), str(second)]
 
 
 def test_what_inference_needs_of_a_model_is_copied(tmp_path):

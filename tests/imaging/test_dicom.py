@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -84,6 +87,23 @@ def test_a_localiser_among_slices_is_left_out(tmp_path):
     found = find_series(files)
     assert found.scans[0].files == tuple(files[1:])
     assert found.skipped == (f"{tmp_path}: series 3: 1 of 12 images left out: a localiser.",)
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "FrameOfReferenceUID"])
+def test_a_series_is_of_one_patient_and_one_frame_of_reference(tmp_path, keyword):
+    for name in ("1.2", "1.3"):
+        write_series(tmp_path / name, ct_of(), SeriesInstanceUID="1.2.3", **{keyword: name})
+    found = find_series(sorted(tmp_path.rglob("IM*")))
+    assert [(series.folder.name, len(series.files)) for series in found.scans] == [("1.2", 12), ("1.3", 12)]
+
+
+def test_an_image_exported_twice_is_taken_once(tmp_path):
+    files = write_series(tmp_path, ct_of())
+    copies = [Path(shutil.copy(file, tmp_path / f"{file.name} (1)")) for file in files[3:6]]
+    found = find_series([*files, *copies])
+    assert [series.files for series in found.scans] == [tuple(files)]
+    reason = "3 of 15 images left out: copies of others (same SOPInstanceUID, same bytes)."
+    assert found.skipped == (f"{tmp_path}: series 3: {reason}",)
 
 
 def test_series_of_one_folder_are_told_apart_and_sorted_by_number(tmp_path):

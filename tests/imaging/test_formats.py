@@ -92,7 +92,21 @@ BROKEN = {
         {**DIRECTIONS, "space directions": [[np.nan] * 3, *np.eye(3)], "kinds": ["list"] + ["domain"] * 3},
         "expected a volume with 3 axes",
     ),
-    "no space": (np.zeros((5, 5, 5), np.int16), {"spacings": [1, 1, 1]}, "expected a field 'space'"),
+    "no space": (
+        np.zeros((5, 5, 5), np.int16),
+        {"spacings": [1, 1, 1]},
+        "expected a field 'space' .* found none",
+    ),
+    "the scanner's space": (
+        np.zeros((5, 5, 5), np.int16),
+        {**DIRECTIONS, "space": "scanner-xyz"},
+        "expected a field 'space' .*, found scanner-xyz",
+    ),
+    "no patient's space": (
+        np.zeros((5, 5, 5), np.int16),
+        {**DIRECTIONS, "space": "3D-right-handed"},
+        "expected a field 'space' .*, found 3D-right-handed",
+    ),
     "a slant": (
         np.zeros((5, 5, 5), np.int16),
         {**DIRECTIONS, "space directions": [[1, 0, 0], [0, 1, 0], [0, 0.3, 2]]},

@@ -75,6 +75,20 @@ def test_numbers_equal_nibabels_in_every_form(tmp_path, dtype, scaling, name):
     np.testing.assert_array_equal(found, data if scaling != (0.5, -1024) else data / 2 - 1024)
 
 
+@pytest.mark.parametrize("spare", [(1,), (1, 1)])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_axes_of_length_1_behind_the_third_are_dropped(tmp_path, name, spare):
+    data = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    image = nibabel.Nifti1Image(data.reshape(data.shape + spare), oblique_affine())
+    image.header.set_slope_inter(2, -1024)
+    nibabel.save(image, tmp_path / name)
+    found = read_ct(tmp_path / name)
+    np.testing.assert_array_equal(found.data, 2.0 * data - 1024)
+    np.testing.assert_allclose(found.affine, oblique_affine(), rtol=0, atol=1e-5)
+    mask = save(tmp_path / "msk.nii.gz", (data % 20).astype(np.uint8).reshape(data.shape + spare))
+    np.testing.assert_array_equal(read_mask(mask).data, data % 20)
+
+
 def test_voxels_that_are_no_number_become_air(tmp_path):
     data = np.full((2, 2, 2), 40, np.float32)
     data[0, 0, 0], data[1, 1, 1] = np.nan, np.inf

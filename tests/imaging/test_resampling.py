@@ -216,3 +216,11 @@ def test_a_chest_ct_passes_in_little_memory():
     *shape, peak_mib = map(int, ran.stdout.split())
     assert shape == [360, 360, 333]
     assert peak_mib < 1000
+
+
+def test_a_long_axis_is_resampled_block_by_block_as_scipy_does_at_once():
+    data = np.random.default_rng(4).normal(0, 500, (1400, 3, 3)).astype(np.float32)
+    volume = Volume(data, np.diag([0.7, 0.7, 0.7, 1.0]))
+    grid = Grid((900, 3, 3), np.diag([1.1, 0.7, 0.7, 1.0]))
+    expected = resampled_by_nibabel(volume, grid, 3)
+    np.testing.assert_allclose(resample_ct(volume, grid).data, expected, rtol=0, atol=0.05)

@@ -113,7 +113,7 @@ def test_eager_traced_and_xla_agree():
 
 def test_noise_is_the_same_eager_traced_and_under_xla():
     arguments = [random_ct(), 0.02, np.array([5, 6], np.int32)]
-    assert_eager_traced_and_xla_agree(augment.add_noise.python_function, arguments)
+    assert_eager_traced_and_xla_agree(augment.add_noise.__wrapped__, arguments)
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.5])

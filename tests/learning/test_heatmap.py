@@ -152,8 +152,8 @@ def test_batches_under_xla_are_the_eager_and_the_traced_examples(monkeypatch, ba
     # 3 standard deviations of at most one voxel.
     assert HEATMAP_AUGMENTATION.blur_sigma_voxels[1] == 1.0
     for name in ("moved_volume", "blurred_and_shifted", "heat_target"):
-        monkeypatch.setattr(heatmap, name, how(getattr(heatmap, name).python_function))
-    monkeypatch.setattr(augment, "add_noise", how(augment.add_noise.python_function))
+        monkeypatch.setattr(heatmap, name, how(getattr(heatmap, name).__wrapped__))
+    monkeypatch.setattr(augment, "add_noise", how(augment.add_noise.__wrapped__))
     for k, pair in enumerate(pairs):
         image, target = heatmap.heatmap_example(tf.constant(cts[k]), pair, sigma_voxels=4.0, radius=3)
         np.testing.assert_allclose(images[k], image, atol=2e-4)

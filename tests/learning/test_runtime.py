@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils.learning import runtime
+from utils.learning import preflight, runtime
 from utils.settings import RunSettings
 
 
@@ -31,6 +32,7 @@ def machine(monkeypatch):
             experimental=experimental,
         )
         monkeypatch.setattr(runtime.tf, "config", config)
+        monkeypatch.setattr(runtime, "gpu_failures", dict)
         return notes
 
     return pretend
@@ -62,6 +64,69 @@ def test_cpu_hides_the_gpus(machine, capsys, preset):
     assert runtime.choose_device("cpu", preset) == "cpu"
     assert notes.hidden == [([], "GPU")]
     assert capsys.readouterr().out == "Device: CPU.\n"
+
+
+CANNOT = {preflight.CONVOLUTION: "exit status 1: no kernel image is available"}
+
+
+@pytest.mark.parametrize("preset", ["small", "starter", None])
+def test_a_gpu_that_cannot_is_left_for_the_cpu(machine, monkeypatch, capsys, preset):
+    notes = machine(1)
+    monkeypatch.setattr(runtime, "gpu_failures", lambda: CANNOT)
+    assert runtime.choose_device("auto", preset) == "cpu" and notes.hidden == [([], "GPU")]
+    said = capsys.readouterr().out
+    assert "no kernel image" in said and "3-D convolution" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("device", "preset"), [("auto", "paper"), ("auto", "full"), ("gpu", "small")])
+def test_a_gpu_that_cannot_ends_what_needs_one(machine, monkeypatch, capsys, device, preset):
+    machine(1)
+    monkeypatch.setattr(runtime, "gpu_failures", lambda: CANNOT)
+    with pytest.raises(SystemExit) as end:
+        runtime.choose_device(device, preset)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "no kernel image" in said and said.count("\n") == 1
+
+
+def test_a_gpu_that_cannot_run_xla_goes_on_without_it(monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "gpu_failures", lambda: {preflight.XLA: "exit status 1: no libdevice"})
+    assert runtime._xla_of_gpu("off") == "off" and not capsys.readouterr().out
+    assert {runtime._xla_of_gpu(wanted) for wanted in ("auto", "on")} == {"off"}
+    assert capsys.readouterr().out.count("no libdevice") == 2
+    monkeypatch.setattr(runtime, "gpu_failures", dict)
+    assert [runtime._xla_of_gpu(wanted) for wanted in ("auto", "on")] == ["auto", "on"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("print('convolution'); print('XLA')", {}),
+        ("print('convolution'); raise SystemExit('no ptxas')", {"XLA": "exit status 1: no ptxas"}),
+        ("import os; os.abort()", {"convolution": "exit status -6: no message"}),
+    ],
+)
+def test_what_a_trial_of_the_gpu_found(code, expected):
+    assert preflight.failures_of([sys.executable, "-c", code]) == expected
+
+
+def test_the_trial_itself_works():
+    """Here on a CPU."""
+    assert preflight.failures_of([sys.executable, "-m", "utils.learning.preflight"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "xla", "compiles"),
+    [
+        ("cpu", "auto", False),
+        ("cpu", "on", True),
+        ("gpu", "auto", "auto"),
+        ("gpu", "on", True),
+        ("gpu", "off", False),
+    ],
+)
+def test_what_xla_compiles(device, xla, compiles):
+    chosen = runtime.Runtime(device, tf.distribute.get_strategy(), "float32", xla)
+    assert chosen.compiles_network == compiles
 
 
 @pytest.mark.parametrize("device", ["auto", "gpu"])

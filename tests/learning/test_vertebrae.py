@@ -449,8 +449,8 @@ def test_batches_under_xla_are_the_eager_and_the_traced_examples(monkeypatch, ho
     assert x.shape == (4, *(EDGE,) * 3, 2) and y.shape == (4, *(EDGE,) * 3, 2)
     assert weight.numpy().tolist() == [1, 1, 1, 0]
     for name in ("ct_patch", "code_patch", "network_input", "weighted_target"):
-        monkeypatch.setattr(vertebrae, name, how(getattr(vertebrae, name).python_function))
-    monkeypatch.setattr(augment, "add_noise", how(augment.add_noise.python_function))
+        monkeypatch.setattr(vertebrae, name, how(getattr(vertebrae, name).__wrapped__))
+    monkeypatch.setattr(augment, "add_noise", how(augment.add_noise.__wrapped__))
     for k, one in enumerate(batch):
         # 3 * 1.5 mm in voxels of 2 mm
         expected = vertebrae.vertebra_example(one, patch_voxels=EDGE, spacing_mm=2.0, radius=3)

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from tests.imaging.dicom_series import write_series
 from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, heat_of, oracle, told
+from utils.files import sha256_of
 from utils.imaging.centroids import BEHIND_MM
 from utils.imaging.grids import oriented
 from utils.imaging.intensities import denormalise_hu
@@ -323,8 +324,8 @@ def test_a_scan_that_changes_while_it_is_read_is_predicted_again(tmp_path, fake,
     scan, out = write_column(tmp_path / "sub-a_ct.nii"), tmp_path / "out"
     read = predict.read_scan
 
-    def read_and_change(path, series=()):
-        ct = read(path, series)
+    def read_and_change(path, series=(), **options):
+        ct = read(path, series, **options)
         changed_under_its_time(scan)
         return ct
 
@@ -402,6 +403,29 @@ def test_a_scan_without_a_spine_has_all_files_a_warning_and_status_0(tmp_path, f
     assert quality.warnings == (Remark("nothing found", None, "no vertebra found"),)
     assert infer(settings_for(scan, output=out, relabel=True, first_label="L1")) == 0
     assert read_quality(mask.with_name("sub-air_quality.json")).no_spine
+
+
+def test_a_scan_too_flat_for_a_vertebra_is_said_to_be_so_without_any_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load_networks", lambda settings: pytest.fail("loaded"))
+    scan, out = tmp_path / "slice.nii.gz", tmp_path / "out"
+    write_volume(scan, Volume(np.full((40, 40, 1), -1000, np.int16), np.diag([-1.0, -1, 2.5, 1])))
+    assert infer(settings_for(scan, output=out)) == 0
+    said = f"warning: {scan}: no vertebra found: it is 2.5 mm thick, and a spine needs 10 mm."
+    assert said in capsys.readouterr().err
+    mask = mask_path(out, "sub-slice")
+    assert read_mask(mask).shape == (40, 40, 1) and not read_mask(mask).data.any()
+    assert read_quality(mask.with_name("sub-slice_quality.json")).no_spine
+    assert mask.with_name("sub-slice_vertebrae.csv").read_text().count("\n") == 1
+    assert infer(settings_for(scan, output=out)) == 0
+    assert "sub-slice: already predicted" in capsys.readouterr().out
+
+
+def test_a_scan_larger_than_it_may_be_is_refused_with_the_option_that_allows_it(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "a.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out, max_gigabytes=1e-4)) == 1
+    error = capsys.readouterr().err
+    assert f"bad scan: {scan}: expected a scan of at most 0.0001 GB (--max-gigabytes), found one of" in error
+    assert not mask_path(out, "sub-a").exists() and infer(settings_for(scan, output=out)) == 0
 
 
 @pytest.mark.parametrize("error", ["tensorflow", "python"])
@@ -503,9 +527,9 @@ def read_names(monkeypatch) -> list[str]:
     """Names of the scans that are read, in this order."""
     names, read = [], predict.read_scan
 
-    def read_and_note(path, series=()):
+    def read_and_note(path, series=(), **options):
         names.append(path.name)
-        return read(path, series)
+        return read(path, series, **options)
 
     monkeypatch.setattr(predict, "read_scan", read_and_note)
     return names
@@ -591,10 +615,20 @@ def test_a_series_that_is_no_even_stack_is_a_bad_scan(tmp_path, fake, capsys):
     assert f"{tmp_path / 'in'}: series 3: expected slices 2.00 mm apart" in line and "IM0031" in line
 
 
-def test_an_nrrd_and_a_nifti_of_one_name_would_be_one_output(tmp_path, fake, capsys):
-    touch(tmp_path, "a.nrrd", "a.nii.gz")
-    assert infer(settings_for(tmp_path, output=tmp_path / "out")) == 2
-    assert "would both be written as sub-a" in capsys.readouterr().err
+def test_a_prediction_of_another_scan_is_kept_and_a_rerun_finds_its_own(tmp_path, fake, capsys):
+    first, second = tmp_path / "one" / "sub-a_ct.nii.gz", tmp_path / "two" / "sub-a_ct.nii.gz"
+    out = tmp_path / "out"
+    for scan, orientation in ((first, "RAS"), (second, "PIR")):
+        scan.parent.mkdir()
+        write_column(scan, orientation)
+        assert infer(settings_for(scan, output=out)) == 0
+    key = f"sub-a_hash-{sha256_of(second)[:8]}"
+    assert f"sub-a is the name of several scans: {second} as {key}." in capsys.readouterr().err
+    for scan, own in ((first, "sub-a"), (second, key)):
+        calls = fake.patches
+        assert infer(settings_for(scan, output=out)) == 0
+        assert fake.patches == calls and f"{own}: already predicted" in capsys.readouterr().out
+        assert mask_path(out, own).is_file()
 
 
 def test_numbers_that_cannot_be_hu_are_a_warning(tmp_path, fake, capsys):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.imaging.dicom_series import write_series
 from utils.imaging.volume import Volume
+from utils.prediction.keys import tell_apart
 from utils.prediction.scans import find_scans
 
 # Files
@@ -21,9 +25,12 @@ def touch(folder: Path, *names: str) -> None:
 
 def test_a_folder_with_verse_cts_gives_only_those(tmp_path):
     touch(tmp_path, "rawdata/sub-b/sub-b_dir-ax_ct.nii.gz", "rawdata/sub-a/sub-a_ct.nii.gz", "other.nii.gz")
-    touch(tmp_path, "derivatives/sub-a/sub-a_seg-vert_msk.nii.gz", "notes.txt")
+    touch(tmp_path, "derivatives/sub-a/sub-a_seg-vert_msk.nii.gz", "notes.txt", "x/c_CT.nii.gz")
+    write_series(tmp_path / "dicom", ct())
     found = find_scans([tmp_path])
-    assert [scan.key for scan in found.scans] == ["sub-a", "sub-b_dir-ax"] and not found.bad
+    assert [scan.key for scan in found.scans] == ["sub-a", "sub-b_dir-ax", "sub-c_CT"] and not found.bad
+    left_out = [f"{tmp_path / 'other.nii.gz'}", f"{tmp_path / 'dicom'}: series 3"]
+    assert [line.partition(": left out")[0] for line in found.skipped] == left_out
 
 
 def test_any_other_folder_gives_all_but_masks(tmp_path):
@@ -65,6 +72,34 @@ def test_files_of_every_format_are_scans_named_by_the_rules_of_nifti(tmp_path):
     touch(tmp_path, "a.nrrd", "b.NHDR", "c.mha", "sub-d_dir-ax_ct.mhd", "d.raw", "e.seg.nrrd", "f_mask.mha")
     found = find_scans([tmp_path])
     assert [scan.key for scan in found.scans] == ["sub-a", "sub-b", "sub-c", "sub-d_dir-ax"] and not found.bad
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["a.nii", "b.nii"], ["sub-a", "sub-b"]),
+        (["s1/ct.nii", "s2/ct.nii"], ["sub-s1-ct", "sub-s2-ct"]),
+        (["s1/sub-a_dir-ax_ct.nii", "s2/sub-a_dir-ax_ct.nii"], ["sub-s1-a_dir-ax", "sub-s2-a_dir-ax"]),
+        (["1.23.nii", "12.3.nii"], ["sub-123_hash-#", "sub-123_hash-#"]),
+        (["a.nrrd", "a.nii"], ["sub-a_hash-#", "sub-a_hash-#"]),
+    ],
+)
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_scans_of_one_name_are_told_apart_by_folder_or_content(tmp_path, names, keys, is_copy):
+    for name in names:
+        touch(tmp_path, name)
+        (tmp_path / name).write_text("same" if is_copy else name)
+    scans = [found for name in names for found in find_scans([tmp_path / name]).scans]
+    named, lines = tell_apart(scans, tmp_path / "out")
+    found = [scan.key for scan in named]
+    assert [re.sub("hash-[0-9a-f]{8}$", "hash-#", key) for key in found] == keys
+    assert len(set(found)) == 2 and len(lines) == (keys[0] != "sub-a")
+
+
+def test_a_name_in_another_script_gives_a_key(tmp_path):
+    touch(tmp_path, "patient7.nii.gz", "\u60a3\u8005.nii.gz")
+    hashed = hashlib.sha256("\u60a3\u8005".encode()).hexdigest()[:8]
+    assert {scan.key for scan in find_scans([tmp_path]).scans} == {"sub-patient7", f"sub-{hashed}"}
 
 
 # DICOM
@@ -125,3 +160,11 @@ def test_broken_dicom_files_are_bad(tmp_path):
     found = find_scans([tmp_path])
     assert len(found.scans) == 1 and len(found.scans[0].series) == len(files)
     assert [line.partition(":")[0] for line in found.bad] == [str(tmp_path / "text.dcm")]
+
+
+@pytest.mark.parametrize(("ending", "word"), [(".dcm", "And 38 more such."), ("", "40 files, none")])
+def test_files_without_the_mark_of_dicom_give_one_short_line(tmp_path, ending, word):
+    for number in range(40):
+        (tmp_path / f"{number}{ending}").write_bytes(b"no preamble")
+    (line,) = find_scans([tmp_path]).bad
+    assert word in line and "DICM" in line and len(line) < 1000

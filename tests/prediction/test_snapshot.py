@@ -79,6 +79,18 @@ def test_a_scan_without_vertebrae_has_plain_slices():
     assert len(sagittal.points) == 0
 
 
+@pytest.mark.parametrize("shape", [(240, 240, 1), (4, 4, 4000), (4000, 4, 4), (4, 1, 1), (60, 60, 60)])
+def test_no_edge_of_a_picture_is_over_2000_pixels(shape):
+    labels = Volume(np.zeros(shape, np.uint8), np.diag([0.75, 0.75, 0.75, 1]))
+    figure = snapshot_figure(
+        labels, labels, centroids_of_mask(labels), names=[], title="sub-odd: 0 vertebrae"
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    edges = [int.from_bytes(buffer.getvalue()[place : place + 4], "big") for place in (16, 20)]
+    assert min(edges) >= 150 and max(edges) <= 2000
+
+
 def test_the_figure_shows_every_colour(scan):
     figure = snapshot_figure(
         *scan, centroids_of_mask(scan[1]), names=["L1", "L2", "L3"], title="sub-bent: 3 vertebrae"

@@ -115,14 +115,15 @@ def student_table(directories: dict[str, Path], patches: ValidationPatches) -> p
     Returns
     -------
     pd.DataFrame
-        A row a network: network, parameters, megabytes, seconds_per_patch, dice, surface_distance_95_mm,
-        empty, vertebrae.
+        A row a network: network, directory (its name), parameters, megabytes, seconds_per_patch, dice,
+        surface_distance_95_mm, empty, vertebrae.
     """
     rows = []
     for title, directory in directories.items():
         network = models.load_model(directory)[0]
         size = model_file(directory).stat().st_size / 1e6
-        facts = {"network": title, "parameters": network.count_params(), "megabytes": size}
+        facts = {"network": title, "directory": directory.name}
+        facts |= {"parameters": network.count_params(), "megabytes": size}
         rows.append({**facts, **measured(network, patches, spacing_mm=patches.spacing_mm)})
     return pd.DataFrame(rows)
 
@@ -226,7 +227,7 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
         name: table[name].map(lambda value, digits=digits: "–" if pd.isna(value) else f"{value:.{digits}f}")
         for name, digits in _DIGITS.items()
     }
-    return table.drop(columns="vertebrae").assign(**shown).rename(columns=_TITLES)
+    return table.drop(columns=["directory", "vertebrae"]).assign(**shown).rename(columns=_TITLES)
 
 
 def student_figure(table: pd.DataFrame) -> Figure:

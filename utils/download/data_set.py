@@ -18,6 +18,7 @@ from tqdm import tqdm
 from utils.download.archives import extract_archive, is_safe, place_of, put_stream
 from utils.download.selection import NONCOMMERCIAL_PREFIX
 from utils.download.sources import from_osf, from_zips
+from utils.files import printable
 from utils.settings import DataSettings
 from utils.verse import cases
 
@@ -54,16 +55,16 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
     try:
         bad = known.get(settings.source, from_disk)(settings)
         for line in bad:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         series = cases.index_cases(settings.data_dir)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
         return _INTERRUPTED
     for line in warnings_about(series):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     print("\n".join(series_per_split(series)))
     return 1 if bad and not settings.skip_bad else 0
 

@@ -9,10 +9,12 @@ folders of what is not asked for are not entered, and pages are kept until the r
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -43,11 +45,17 @@ class Pages:
         Gets those that are not there.
     folder : Path
         Where they are kept.
+    token : str
+        Personal access token, shown with the requests that `may_see_token` allows; "" for none.
+    api_url : str
+        Address of the interface that the token is for.
     """
 
-    def __init__(self, client: Client, folder: Path) -> None:
+    def __init__(self, client: Client, folder: Path, *, token: str = "", api_url: str = "") -> None:
         self._client = client
         self._folder = folder
+        self._token = token
+        self._api_url = api_url
 
     def get(self, url: str) -> dict[str, Any]:
         """Give a page, from disk if it was got within the last day."""
@@ -57,13 +65,31 @@ class Pages:
                 return json.loads(path.read_bytes())
         except (OSError, ValueError):
             pass  # Not there, or not readable: got again.
-        page = self._client.page(url)
+        token = self._token if may_see_token(url, self._api_url) else ""
+        page = self._client.page(url, token=token)
         write_text_whole(path, json.dumps(page))
         return page
 
     def forget(self) -> None:
         """Remove all pages."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def may_see_token(url: str, api_url: str) -> bool:
+    """Whether a token for an interface may be shown to an address, which a page of its listing may name.
+
+    That is the interface's own host and port, over TLS. On this machine's own addresses TLS is not asked
+    for: what is sent to them, such as to a proxy or a test, is seen by no network.
+    """
+    asked, own = urlsplit(url), urlsplit(api_url)
+    same = (asked.scheme, asked.netloc.lower()) == (own.scheme, own.netloc.lower())
+    return same and (asked.scheme == "https" or _is_loopback(asked.hostname or ""))
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def list_files(

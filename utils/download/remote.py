@@ -145,8 +145,6 @@ class Client:
     ----------
     patience : Patience
         Attempts, delays and time-outs.
-    token : str
-        Shown with requests for pages, never with those for files; "" for none.
     print_line : callable
         Is given lines about long waits.
 
@@ -158,18 +156,22 @@ class Client:
         Whether any server has answered.
     """
 
-    def __init__(
-        self, patience: Patience = PATIENCE, *, token: str = "", print_line: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, patience: Patience = PATIENCE, *, print_line: Callable[[str], None] = print) -> None:
         self.patience = patience
-        self._page_headers = {"Authorization": f"Bearer {token}"} if token else None
         self.stop = threading.Event()
         self.answered = False
         self._print_line = print_line
         self._of_thread = threading.local()
 
-    def page(self, url: str) -> dict[str, Any]:
+    def page(self, url: str, *, token: str = "") -> dict[str, Any]:
         """Get a page of JSON.
+
+        Parameters
+        ----------
+        url : str
+            Its address.
+        token : str
+            Shown with the request, and with redirects to the same host alone (requests sees to it).
 
         Raises
         ------
@@ -177,8 +179,10 @@ class Client:
             If it cannot be got or is no JSON object.
         """
 
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+
         def attempt() -> dict[str, Any]:
-            with self._answer("GET", url, headers=self._page_headers) as response:
+            with self._answer("GET", url, headers=headers) as response:
                 try:
                     found = response.json()
                 except requests.JSONDecodeError:

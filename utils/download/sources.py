@@ -57,7 +57,7 @@ def _run(settings: DataSettings, plan: Callable[[Run], list[Job]], patience: Pat
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with alone_in(settings.data_dir):
         manifest = Manifest(settings.data_dir)
-        client = Client(patience, token=os.environ.get(TOKEN_VARIABLE, ""), print_line=print_line)
+        client = Client(patience, print_line=print_line)
         run = Run(settings, client, manifest, Selection.of(settings))
         if settings.verify:
             years = {2000 + int(year) for year in _years(settings)}
@@ -113,10 +113,11 @@ def wrong_files(manifest: Manifest, selection: Selection, *, years: Collection[i
 
 
 def _osf_jobs(run: Run) -> list[Job]:
-    pages = Pages(run.client, run.data_dir / PAGES_FOLDER)
+    token, api_url = os.environ.get(TOKEN_VARIABLE, ""), run.settings.api_url
+    pages = Pages(run.client, run.data_dir / PAGES_FOLDER, token=token, api_url=api_url)
     jobs, claims = [], {}
     for year in _years(run.settings):
-        files = list_files(pages, run.settings.api_url, NODES[year], enters=partial(_enters, run, year))
+        files = list_files(pages, api_url, NODES[year], enters=partial(_enters, run, year))
         archives = [remote for remote in files if remote.name.lower().endswith(".zip")]
         jobs += archive_jobs(run, archives, year)
         found = _claim_places(run, files, year, claims)

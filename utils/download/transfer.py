@@ -29,7 +29,7 @@ from utils.download.manifest import Manifest
 from utils.download.osf import BAR_DELAY_S, Pages
 from utils.download.remote import Client, Mismatch, RemoteFile, Stopped, Unreachable, resumable_bytes
 from utils.download.selection import Selection
-from utils.files import is_left_over
+from utils.files import is_left_over, printable
 from utils.settings import DataSettings
 from utils.verse.cases import CaseFile
 
@@ -293,7 +293,7 @@ def _resumable(job: Job) -> int:
 
 def print_line(line: str) -> None:
     """Print a line to standard error, above any bar."""
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from utils.evaluation.metrics import NumberingKind, score_masks, score_without_p
 from utils.evaluation.paired import write_comparison
 from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_evaluation
 from utils.execution import outcomes
+from utils.files import printable
 from utils.imaging.grids import corners_of
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
@@ -47,12 +48,12 @@ def evaluate(settings: EvaluationSettings) -> int:
         results, *others = [score_cases(part) for part in _folders_to_score(settings)]
         tables = _write(settings, results, *others)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 1
     # A reference that cannot be read has the same message in both folders.
     bad = dict.fromkeys(result.message for part in (results, *others) for result in part if result.message)
     for message in bad:
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
     print("\n\n".join(tables))
     return 1 if bad and not settings.skip_bad else 0
 

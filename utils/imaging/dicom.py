@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from utils.files import sha256_of
 from utils.imaging.file_checks import READ_ERRORS, named_errors
 from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world, hu_numbers
 from utils.imaging.quiet import silent
-from utils.imaging.volume import Volume
+from utils.imaging.volume import Grid, Volume
 
 #: Series of fewer images are localisers, test shots or bolus tracking.
 MIN_SLICES = 10
@@ -35,7 +37,8 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _TAGS = (
     *("SOPClassUID", "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "PatientID"),
+    *("SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
+    *("PatientID", "FrameOfReferenceUID"),
     *("Rows", "Columns", "NumberOfFrames", "PixelSpacing"),
     *("ImagePositionPatient", "ImageOrientationPatient"),
 )
@@ -57,6 +60,8 @@ class ImageHeader:
         Such as ("ORIGINAL", "PRIMARY", "AXIAL").
     uid, number, description, patient : str
         Of the series: identifier, number and description; PatientID.
+    instance, frame : str
+        Identifiers of the image, and of the frame of reference that its positions are in.
     shape : tuple of int, (3,)
         Columns, rows, frames.
     samples : int
@@ -78,6 +83,8 @@ class ImageHeader:
     number: str
     description: str
     patient: str
+    instance: str
+    frame: str
     shape: tuple[int, int, int]
     samples: int
     spacing_mm: tuple[float, ...]
@@ -156,11 +163,12 @@ def find_series(files: Iterable[Path]) -> FoundSeries:
     Returns
     -------
     FoundSeries
-        Scans in the order of their numbers. Images that are localisers, derived, secondary or in colour are
-        left out of their series; what then has fewer than `MIN_SLICES` is skipped, as is any other
-        modality. Geometry is looked at when a series is read.
+        Scans in the order of their numbers, each of one patient and frame of reference. Of images exported
+        twice (same SOPInstanceUID, same bytes) one is taken. Images that are localisers, derived,
+        secondary or in colour are left out of their series; what then has fewer than
+        `MIN_SLICES` is skipped, as is any other modality. Geometry is looked at when a series is read.
     """
-    groups: dict[str, list[ImageHeader]] = {}
+    groups: dict[tuple[str, ...], list[ImageHeader]] = {}
     bad = []
     for path in files:
         try:
@@ -169,12 +177,18 @@ def find_series(files: Iterable[Path]) -> FoundSeries:
             bad.append(str(error))
             continue
         if header.sop_class != _DIRECTORY:
-            groups.setdefault(header.uid or str(path.parent), []).append(header)
+            # An anonymiser may give all series one identifier.
+            identity = (header.uid or str(path.parent), header.patient, header.frame)
+            groups.setdefault(identity, []).append(header)
     scans, skipped = [], []
     for group in sorted(groups.values(), key=lambda headers: _order(headers[0])):
-        scan, said = _scan_among(Series(tuple(group)))
+        once = _without_copies(group)
+        scan, said = _scan_among(Series(once))
         scans += scan
         skipped += said
+        if len(once) < len(group):
+            copies = f"{len(group) - len(once)} of {len(group)} images left out: copies of others"
+            skipped.append(f"{Series(once).name}: {copies} (same SOPInstanceUID, same bytes).")
     return FoundSeries(tuple(scans), tuple(skipped), tuple(bad))
 
 
@@ -205,6 +219,14 @@ def read_series(files: Sequence[Path]) -> Volume:
     volume = Volume(np.stack(planes).T, flipped_world(affine))
     check_grid(series.name, volume.grid)
     return volume
+
+
+def series_grid(files: Sequence[Path]) -> Grid:
+    """Give the grid of a series from its headers; errors as `read_series`."""
+    series = Series(tuple(read_header(path) for path in files))
+    _check_images_alike(series)
+    stack, affine = _stacked(series)
+    return Grid((*series.headers[0].shape[:2], len(stack)), flipped_world(affine))
 
 
 def series_bytes(files: Sequence[Path]) -> int:
@@ -254,6 +276,8 @@ def _header(path: Path, found: Any) -> ImageHeader:
         number=text("SeriesNumber"),
         description=text("SeriesDescription"),
         patient=text("PatientID"),
+        instance=text("SOPInstanceUID"),
+        frame=text("FrameOfReferenceUID"),
         shape=(count("Columns"), count("Rows"), count("NumberOfFrames")),
         samples=count("SamplesPerPixel"),
         spacing_mm=_numbers(found.get("PixelSpacing"), 2)[::-1],
@@ -275,6 +299,17 @@ def _numbers(value: Any, count: int) -> tuple[float, ...]:
 
 def _order(header: ImageHeader) -> tuple[int, str, str]:
     return (int(header.number) if header.number.isdecimal() else 0, header.number, header.uid)
+
+
+def _without_copies(headers: Sequence[ImageHeader]) -> tuple[ImageHeader, ...]:
+    """Take each image once; only files that share an identifier are read."""
+    times = Counter(header.instance for header in headers if header.instance)
+    kept: dict[tuple[str, str], ImageHeader] = {}
+    for header in headers:
+        has_twin = times[header.instance] > 1
+        content = sha256_of(header.path) if has_twin else str(header.path)
+        kept.setdefault((header.instance, content), header)
+    return tuple(kept.values())
 
 
 def _scan_among(series: Series) -> tuple[list[Series], list[str]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,31 @@ def odd_places(
         yield f"a scan under {_MAX_LITRES:g} litres", extent_mm
     if np.abs(origin_mm).max() > _MAX_ORIGIN_MM:
         yield f"a scan within {_MAX_ORIGIN_MM:g} mm of the origin", origin_mm
+
+
+def check_memory(name: Path | str, shape: Sequence[int], spacing_mm: np.ndarray, most_bytes: float) -> None:
+    """Refuse a scan that takes more memory than it may, before any is asked for.
+
+    Parameters
+    ----------
+    name : Path or str
+        What is read, for the message.
+    shape, spacing_mm : sequence of int and np.ndarray, (3,)
+        Of its voxels.
+    most_bytes : float
+        Memory that it may take as float32, on its own grid or on one of 1 mm.
+
+    Raises
+    ------
+    ValueError
+        Names the option that allows more.
+    """
+    voxels = max(math.prod(map(int, shape)), math.prod(float(n * mm) for n, mm in zip(shape, spacing_mm)))
+    if 4 * voxels > most_bytes:
+        raise ValueError(
+            f"{name}: expected a scan of at most {most_bytes / 2**30:g} GB (--max-gigabytes), found one of "
+            f"{4 * voxels / 2**30:.3g} GB (shape {tuple(map(int, shape))}, {listed(spacing_mm)} mm)."
+        )
 
 
 def listed(numbers: np.ndarray) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.imaging.dicom import read_series, series_bytes
-from utils.imaging.itk_images import ITK_SUFFIXES, data_files, itk_image_bytes, read_itk_image
-from utils.imaging.nifti import native_bytes, read_ct
-from utils.imaging.volume import Volume
+from utils.imaging.dicom import read_series, series_bytes, series_grid
+from utils.imaging.file_checks import check_memory
+from utils.imaging.itk_images import ITK_SUFFIXES, data_files, itk_image_bytes, itk_image_grid, read_itk_image
+from utils.imaging.nifti import native_bytes, native_grid, read_ct
+from utils.imaging.volume import Grid, Volume
 from utils.settings import HU_RANGE
 
 #: Ends of the names of files that are scans by themselves, in small letters.
@@ -23,9 +24,12 @@ SCAN_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES)
 _AIR_HU = -200
 #: Cortical bone reaches it in HU; tissue does where numbers are stored with 1024 added.
 _STORED_BONE = 1500
+#: Least extent of a scan in which a vertebra is looked for: the neck's bodies are 10 mm high or more, and one
+#: alone is no spine.
+LEAST_EXTENT_MM = 10.0
 
 
-def read_scan(path: Path, series: Sequence[Path] = ()) -> Volume:
+def read_scan(path: Path, series: Sequence[Path] = (), *, most_bytes: float = np.inf) -> Volume:
     """Read a CT in Hounsfield units, whatever its format.
 
     Parameters
@@ -34,6 +38,8 @@ def read_scan(path: Path, series: Sequence[Path] = ()) -> Volume:
         NIfTI, NRRD or MetaImage file; of a DICOM series its folder.
     series : sequence of Path
         The files of a DICOM series, in any order.
+    most_bytes : float
+        Memory that it may take (`check_memory`).
 
     Returns
     -------
@@ -43,11 +49,29 @@ def read_scan(path: Path, series: Sequence[Path] = ()) -> Volume:
     Raises
     ------
     ValueError
-        If it cannot be used (`read_ct`, `read_itk_image`, `read_series`). The text names the file.
+        If it cannot be used (`read_ct`, `read_itk_image`, `read_series`) or takes too much memory. The text
+        names the file.
     """
+    grid = scan_grid(path, series)
+    check_memory(path, grid.shape, grid.spacing_mm, most_bytes)
     if series:
         return read_series(series)
     return read_itk_image(path) if _is_itk_image(path) else read_ct(path)
+
+
+def scan_grid(path: Path, series: Sequence[Path] = ()) -> Grid:
+    """Give where the voxels of a scan lie, from its headers alone; arguments and errors as `read_scan`."""
+    if series:
+        return series_grid(series)
+    return itk_image_grid(path) if _is_itk_image(path) else native_grid(path)
+
+
+def too_flat(grid: Grid) -> str:
+    """Say why a scan cannot hold a vertebra, whatever it shows; "" if it can."""
+    least_mm = float((grid.spacing_mm * grid.shape).min())
+    return f"it is {least_mm:.3g} mm thick, and a spine needs {LEAST_EXTENT_MM:g} mm" * (
+        least_mm < LEAST_EXTENT_MM
+    )
 
 
 def scan_bytes(path: Path, series: Sequence[Path] = ()) -> int:

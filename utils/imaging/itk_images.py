@@ -87,6 +87,14 @@ def read_itk_image(path: Path) -> Volume:
     return volume
 
 
+def itk_image_grid(path: Path) -> Grid:
+    """Give the grid of an image from its header; errors as `read_itk_image`."""
+    reader = _open(path)
+    grid = Grid(tuple(reader.GetSize()), _affine_of(reader))
+    check_grid(path, grid)
+    return grid
+
+
 def itk_image_bytes(path: Path) -> int:
     """Give the size that an image has in memory as float32, from its header; 0 if that cannot be read."""
     try:
@@ -189,10 +197,18 @@ def _open(path: Path) -> SimpleITK.ImageFileReader:
     if len(shape) != 3 or components != 1 or min(shape) < 1:
         found = f"shape {shape} with {components} numbers a voxel"
         raise ValueError(f"{path}: expected a volume with 3 axes and one number a voxel, found {found}.")
-    if str(path).lower().endswith((".nrrd", ".nhdr")) and not reader.HasMetaDataKey("NRRD_space"):
-        raise ValueError(f"{path}: expected a field 'space' that says how the axes lie, found none.")
+    if str(path).lower().endswith((".nrrd", ".nhdr")):
+        _check_space(path, reader)
     _check_size(path, shape)
     return reader
+
+
+def _check_space(path: Path, reader: SimpleITK.ImageFileReader) -> None:
+    """Refuse an NRRD without a patient's frame: readers guess differently which way its axes lead."""
+    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else "none"
+    if "superior" not in space:  # all of the patient's frames that NRRD knows count towards it
+        expected = "a field 'space' that says how the axes lie in the patient, such as LPS"
+        raise ValueError(f"{path}: expected {expected}, found {space}.")
 
 
 def _check_size(path: Path, shape: tuple[int, ...]) -> None:
@@ -219,7 +235,7 @@ _named_errors = partial(
 )
 
 
-def _affine_of(image: SimpleITK.Image) -> np.ndarray:
+def _affine_of(image: SimpleITK.Image | SimpleITK.ImageFileReader) -> np.ndarray:
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     lps[:3, 3] = image.GetOrigin()

@@ -25,7 +25,7 @@ from utils.imaging.file_checks import READ_ERRORS, check_is_file, listed, named_
 from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
 from utils.imaging.intensities import finite_hu
 from utils.imaging.quiet import silent
-from utils.imaging.volume import Volume
+from utils.imaging.volume import Grid, Volume
 from utils.verse.labels import CODES
 
 #: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
@@ -45,7 +45,7 @@ def read_ct(path: Path) -> Volume:
     Parameters
     ----------
     path : Path
-        NIfTI file, three axes.
+        NIfTI file, three axes; more of length 1 are dropped.
 
     Returns
     -------
@@ -130,6 +130,12 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
             f"{mask_path}: expected the position of {ct_path}, found corners {apart:.2g} voxels apart."
         )
     return ct, mask
+
+
+def native_grid(path: Path) -> Grid:
+    """Give the grid of a scan from its header; errors as `read_ct`."""
+    image = _open_nifti(path)
+    return Grid(tuple(image.shape), np.array(image.affine, np.float64))
 
 
 def native_bytes(path: Path) -> int:
@@ -223,6 +229,8 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
         raise ValueError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
+    if len(image.shape) > 3 and set(image.shape[3:]) == {1}:
+        image = _with_three_axes(image)
     if len(image.shape) != 3 or min(image.shape) < 1:
         raise ValueError(f"{path}: expected a volume with 3 axes, found shape {image.shape}.")
     for expected, found in _faults(stored):
@@ -231,6 +239,12 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     with silent():
         _check_spacing(path, image, stored)
     return image
+
+
+def _with_three_axes(image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
+    """Drop the axes of length 1 that converters write behind the third; the voxels lie as before."""
+    place = image.dataobj.reshape(image.shape[:3])
+    return type(image)(place, image.affine, image.header, file_map=image.file_map)
 
 
 def _header_as_stored(image: nibabel.Nifti1Pair) -> Any:

@@ -17,6 +17,7 @@ from scipy.special import ndtri
 
 from utils.augmentation_settings import AugmentationRanges
 from utils.imaging.intensities import HIGHEST_HU, HU_GAIN, LOWEST, LOWEST_HU
+from utils.learning.compilation import compiled
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def normalised(ct_hu: tf.Tensor) -> tf.Tensor:
     return (clipped - LOWEST_HU) * HU_GAIN + LOWEST
 
 
-@tf.function(jit_compile=True)
+@compiled
 def add_noise(image: tf.Tensor, sigma: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Add Gaussian noise that depends on the seed alone, whatever the device and the compiler.
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from utils.imaging.intensities import LOWEST
 from utils.learning import augment
+from utils.learning.compilation import compiled
 from utils.settings import HeatmapTrainingSettings
 from utils.verse.labels import MAX_RANK
 
@@ -71,7 +72,7 @@ def draw_heatmap_example(
     }
 
 
-@tf.function(jit_compile=True)
+@compiled
 def heat_target(
     points: tf.Tensor, present: tf.Tensor, *, shape: tuple[int, int, int], sigma_voxels: float
 ) -> tf.Tensor:
@@ -108,7 +109,7 @@ def heat_target(
 # Compiled in parts, as otherwise XLA computes a voxel anew for every neighbour that the blur reads.
 
 
-@tf.function(jit_compile=True)
+@compiled
 def moved_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor]) -> tf.Tensor:
     """Resample the CT, with air beyond it, and give it its gain and offset."""
     shape = tuple(ct_hu.shape)
@@ -117,7 +118,7 @@ def moved_volume(ct_hu: tf.Tensor, drawn: dict[str, tf.Tensor]) -> tf.Tensor:
     return augment.moved_ct(augment.in_file_order(ct_hu), coordinates, last, drawn, "air")
 
 
-@tf.function(jit_compile=True)
+@compiled
 def blurred_and_shifted(image: tf.Tensor, drawn: dict[str, tf.Tensor], radius: int) -> tf.Tensor:
     """Blur the volume, and put air there that the shift lets in, without noise or blur."""
     shape = tuple(image.shape)

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from utils.imaging.crops import block_of_patch
 from utils.learning import augment
+from utils.learning.compilation import compiled
 from utils.preparation.spine_case import KnownSpine
 from utils.settings import HeatmapTrainingSettings, LabellingTrainingSettings
 from utils.verse.labels import MAX_RANK
@@ -197,7 +198,7 @@ def _aim(
     return points[generator.integers(len(points))] + generator.uniform(-reach, reach)
 
 
-@tf.function(jit_compile=True)
+@compiled
 def localiser_target(
     drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], sigma_voxels: float
 ) -> tf.Tensor:
@@ -236,13 +237,13 @@ def _gaussians(points: tf.Tensor, shape: tuple[int, int, int], sigma: tf.Tensor 
     return p[:, :, None, None] * r[:, None, :, None] * i[:, None, None, :]
 
 
-@tf.function(jit_compile=True)
+@compiled
 def _moved(drawn: dict[str, tf.Tensor], shape: tuple[int, int, int], outside: str) -> tf.Tensor:
     coordinates = augment.sampling_coordinates(drawn["affine"], shape)
     return augment.moved_ct(drawn["ct_hu"], coordinates, drawn["last"], drawn, outside)
 
 
-_blurred = tf.function(augment.blur, jit_compile=True)
+_blurred = compiled(augment.blur)
 
 
 def image_builder(

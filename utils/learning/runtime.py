@@ -10,11 +10,14 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import keras
 import tensorflow as tf
 
+from ML_3D_Unet.utils.compilation import Choice
+from utils.learning.compilation import compile_examples
+from utils.learning.preflight import CONVOLUTION, XLA, gpu_failures
 from utils.settings import RunSettings
 
 #: Presets that are not meant for a CPU: an epoch would take hours.
@@ -39,11 +42,14 @@ class Runtime:
         One device, all GPUs of this machine, or the workers of a job.
     precision : str
         "float32", "bfloat16" or "float16".
+    xla : str
+        "auto", "on" or "off", see `RunSettings`; "off" too where a GPU cannot run what XLA compiles.
     """
 
     device: str
     strategy: tf.distribute.Strategy
     precision: str
+    xla: Literal["auto", "on", "off"] = "auto"
 
     @property
     def replicas(self) -> int:
@@ -60,9 +66,11 @@ class Runtime:
         return (resolver.task_type, resolver.task_id) == (first, 0)
 
     @property
-    def compiles_network(self) -> bool:
-        """Whether XLA compiles the network: on one GPU; on a CPU its convolutions are ten times slower."""
-        return self.device == "gpu" and self.replicas == 1
+    def compiles_network(self) -> Choice:
+        """Whether XLA compiles the network: what is faster on one GPU; on a CPU it is ten times slower."""
+        if self.xla == "auto":
+            return "auto" if self.device == "gpu" and self.replicas == 1 else False
+        return self.xla == "on"
 
 
 def start_runtime(settings: RunSettings, preset: str) -> Runtime:
@@ -95,7 +103,18 @@ def start_runtime(settings: RunSettings, preset: str) -> Runtime:
     precision = choose_precision(settings.precision, _compute_capability(device), replicas)
     keras.mixed_precision.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     print(f"Training on {replicas} replica{'s' * (replicas > 1)} in {precision}.", flush=True)
-    return Runtime(device, strategy, precision)
+    xla = settings.xla if device == "cpu" else _xla_of_gpu(settings.xla)
+    compile_examples(xla != "off")
+    return Runtime(device, strategy, precision, xla)
+
+
+def _xla_of_gpu(wanted: str) -> str:
+    """Give "off" for a GPU that cannot run what XLA compiles, with a line that says so."""
+    found = gpu_failures().get(XLA)
+    if wanted == "off" or found is None:
+        return wanted
+    print(f"XLA is left out: expected the GPU to run a function compiled by it, found {found}", flush=True)
+    return "off"
 
 
 def choose_device(device: str, preset: str | None = None) -> str:
@@ -116,14 +135,21 @@ def choose_device(device: str, preset: str | None = None) -> str:
     Raises
     ------
     SystemExit
-        With status 2, after a line that says what to do, if a GPU is needed and none is visible.
+        With status 2, after a line that says what to do, if a GPU is needed and none is visible or it does
+        not work (`utils.learning.preflight`).
     """
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and (device == "gpu" or (device == "auto" and preset in GPU_PRESETS)):
         _end_without_gpu(device, preset)
+    why = "" if device == "cpu" else " (no GPU is visible)"
+    if gpus and device != "cpu" and (found := gpu_failures().get(CONVOLUTION)):
+        text = f"expected the GPU to run a 3-D convolution and its gradient, found {found}"
+        if device == "gpu" or preset in GPU_PRESETS:
+            _end(f"{text}; update its driver or TensorFlow, or pass --device cpu.")
+        device, why = "cpu", f" ({text})"
     if device == "cpu" or not gpus:
         tf.config.set_visible_devices([], "GPU")
-        print(f"Device: CPU{'' if device == 'cpu' else ' (no GPU is visible)'}.", flush=True)
+        print(f"Device: CPU{why}.", flush=True)
         return "cpu"
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)

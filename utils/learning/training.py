@@ -37,6 +37,8 @@ _FREE_SETTINGS = (
     *("epochs", "device", "work_dir", "skip_bad", "save_minutes", "tensorboard", "stop_after", "keep_last"),
     # What "auto" comes to is compared instead, as "computed_in" and "replica_count".
     *("precision", "replicas"),
+    # How it is computed, not what.
+    "xla",
     # Of what is left out the cases that take part are compared, and the name is that of the folder.
     *("name", "exclude"),
     # The networks that a fit of the confidence uses change nothing of the training before it.

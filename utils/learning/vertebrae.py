@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from utils.imaging.centroids import MIDDLE_MM
 from utils.learning import augment
+from utils.learning.compilation import compiled
 from utils.preparation.working_case import FINE
 from utils.settings import SegmentationTrainingSettings
 from utils.verse.labels import CODES, MAX_RANK, T13_CODE
@@ -372,14 +373,14 @@ def shares_of_samples(samples: tf.Tensor, fine: int) -> tf.Tensor:
 # computes a voxel of the image anew for every neighbour that the blur reads, which takes five times as long.
 
 
-@tf.function(jit_compile=True)
+@compiled
 def ct_patch(drawn: dict[str, tf.Tensor], patch_voxels: int, outside: str) -> tf.Tensor:
     """Resample the CT of a patch, and give it its gain and offset; where its block ends the scan does."""
     coordinates = augment.sampling_coordinates(drawn["affine"], (patch_voxels,) * 3)
     return augment.moved_ct(drawn["ct_hu"], coordinates, drawn["last"], drawn, outside)
 
 
-@tf.function(jit_compile=True)
+@compiled
 def code_patch(drawn: dict[str, tf.Tensor], patch_voxels: int, fine: int) -> tf.Tensor:
     """Resample the VerSe codes of a patch, `fine` samples along each axis of its voxels."""
     turn, start = drawn["affine"][:, :3], drawn["affine"][:, 3]
@@ -391,7 +392,7 @@ def code_patch(drawn: dict[str, tf.Tensor], patch_voxels: int, fine: int) -> tf.
     return augment.sample_nearest(drawn["codes"], coordinates, fine * (drawn["last"] + 1) - 1)
 
 
-@tf.function(jit_compile=True)
+@compiled
 def network_input(
     drawn: dict[str, tf.Tensor],
     image: tf.Tensor,
@@ -416,7 +417,7 @@ def network_input(
     return tf.stack([image, tf.cast(shares >= limits, tf.float32)], axis=-1)
 
 
-@tf.function(jit_compile=True)
+@compiled
 def weighted_target(
     drawn: dict[str, tf.Tensor], codes: tf.Tensor, spacing_mm: float, fine: int, weighs_boundary: bool
 ) -> tf.Tensor:

@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import execution
-from utils.imaging.formats import hu_doubt, read_scan, scan_bytes
+from utils.files import printable
+from utils.imaging.formats import hu_doubt, read_scan, scan_bytes, scan_grid, too_flat
 from utils.imaging.grids import transform_points
 from utils.imaging.intensities import normalise_hu
 from utils.imaging.resampling import working_ct
@@ -35,6 +36,7 @@ from utils.prediction.derivatives import (
     number_vertebrae,
     numbering_of,
 )
+from utils.prediction.keys import tell_apart
 from utils.prediction.levels import column_json, doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
 from utils.prediction.provenance import is_done, record_of, relabelled_record, scan_identity
@@ -86,11 +88,12 @@ def infer(settings: InferenceSettings) -> int:
     try:
         if settings.scheduler is not None:
             settings = _with_absolute_paths(settings)
+        _check_command_line(settings)
         found = find_scans(settings.inputs)
-        _check_command_line(found.scans, settings)
-        for line in (*found.skipped, *(f"bad scan: {line}" for line in found.bad)):
+        scans, shared_names = tell_apart(found.scans, settings.output, only_own=settings.relabel)
+        for line in (*found.skipped, *shared_names, *(f"bad scan: {line}" for line in found.bad)):
             _print_error(line)
-        failed = _run(found.scans, settings) if found.scans else False
+        failed = _run(scans, settings) if scans else False
         failed = failed or bool(found.bad)
         if settings.report:
             print(f"{write_scan_report(settings.output)}: open it in a browser.", flush=True)
@@ -109,21 +112,13 @@ def _with_absolute_paths(settings: InferenceSettings) -> InferenceSettings:
     return dataclasses.replace(settings, **absolute, inputs=inputs)
 
 
-def _check_command_line(scans: Sequence[Scan], settings: InferenceSettings) -> None:
+def _check_command_line(settings: InferenceSettings) -> None:
     if not settings.inputs:
         raise CommandLineError("expected at least one scan or folder, received none (see --help).")
     try:
         parse_fixed(settings.fix, settings.first_label)
     except ValueError as error:
         raise CommandLineError(str(error)) from None
-    by_key: dict[str, Scan] = {}
-    for scan in scans:
-        other = by_key.setdefault(scan.key, scan)
-        if other is not scan:
-            raise CommandLineError(
-                f"expected inputs of different names, found {other.path} and {scan.path}, "
-                f"which would both be written as {scan.key}."
-            )
 
 
 # Cases ---------------------------------------------------------------------------------------------
@@ -168,15 +163,15 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
     return found, votes
 
 
-def read_with_identity(scan: Scan) -> ReadScan:
+def read_with_identity(scan: Scan, most_bytes: float = np.inf) -> ReadScan:
     """Read a scan; its files may change meanwhile, so their identity is taken before."""
     identity = scan_identity(scan)
-    return read_scan(scan.path, scan.series), identity
+    return read_scan(scan.path, scan.series, most_bytes=most_bytes), identity
 
 
 def predict_case(
     scan: Scan,
-    networks: Networks,
+    networks: Networks | None,
     settings: InferenceSettings,
     *,
     read: ReadScan | None = None,
@@ -187,8 +182,8 @@ def predict_case(
     ----------
     scan : Scan
         The scan.
-    networks : Networks
-        The networks that segment it.
+    networks : Networks, optional
+        The networks that segment it; None for a scan that is too flat for a vertebra.
     settings : InferenceSettings
         How to segment and number.
     read : tuple of Volume and dict, optional
@@ -207,11 +202,14 @@ def predict_case(
         If the scan cannot be used, or no sequence has the known levels; the text names its file.
     """
     started = time.perf_counter()
-    ct, identity = read_with_identity(scan) if read is None else read
+    ct, identity = read_with_identity(scan, _most_bytes(settings)) if read is None else read
     hu_text = hu_doubt(ct)  # at once, before there is more in memory than the scan
-    found, votes = segment(ct, networks, walk_settings(settings, **networks.walk))
+    if networks is None:
+        found, votes = WalkResult((), Volume(np.zeros(ct.shape, np.uint8), ct.affine)), None
+    else:
+        found, votes = segment(ct, networks, walk_settings(settings, **networks.walk))
     places = [vertebra.index for vertebra in found.vertebrae]
-    identification = _identify(found, votes, settings)
+    identification = _identify(found, votes, settings) if networks else None
     vertebrae, column = found.vertebrae, ""
     if identification is None:
         numbering = number_vertebrae(len(vertebrae), settings.first_label)
@@ -242,7 +240,8 @@ def predict_case(
         identification=identification,
         column=column,
     )
-    doubts = (hu_text, doubt if vertebrae else "no vertebra found")
+    nothing = ": ".join(filter(None, ("no vertebra found", too_flat(ct.grid))))
+    doubts = (hu_text, doubt if vertebrae else nothing)
     return prediction, "; ".join(filter(None, doubts))
 
 
@@ -272,6 +271,18 @@ class _Job:
     def peak_bytes(self) -> int:
         return _NETWORK_BYTES + _PEAK_OF_NATIVE * scan_bytes(self.scan.path, self.scan.series)
 
+    @functools.cached_property
+    def is_flat(self) -> bool:
+        """Whether no network need look at the scan; a header that cannot be read says nothing of it."""
+        try:
+            return bool(too_flat(scan_grid(self.scan.path, self.scan.series)))
+        except ValueError:
+            return False
+
+    def networks(self) -> Networks | None:
+        """Give the networks of this process; None for a scan that needs none."""
+        return None if self.is_flat else _networks_of_process(self.settings)
+
 
 @dataclass(frozen=True)
 class _Outcome:
@@ -286,17 +297,17 @@ def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
     """Run all scans; tells whether one was bad."""
     if uses_starter(settings) and not settings.relabel:
         print(STARTER_NOTE.format(models=settings.work_dir / "models"), flush=True)
-    if settings.relabel:
-        pass  # labels are decided anew from what is written beside the predictions
+    jobs = [_Job(scan, settings) for scan in execution.in_shard(scans, settings.shard)]
+    if settings.relabel or all(job.is_flat for job in jobs):
+        pass  # labels are decided anew from what is written beside the predictions, or there are none
     elif not _is_divided(settings):
         _networks_of_process(settings)
     else:
         model_directories(settings)  # a network that is not there ends the run before any scan
-    jobs = [_Job(scan, settings) for scan in execution.in_shard(scans, settings.shard)]
     bad = 0
     for outcome in tqdm(_outcomes(jobs, settings), total=len(jobs), desc="infer", unit="scan"):
         if outcome.message:
-            tqdm.write(outcome.message)
+            tqdm.write(printable(outcome.message))
         for line in filter(None, (outcome.warning, outcome.error)):
             _print_error(line)
         bad += bool(outcome.error)
@@ -323,9 +334,13 @@ def _outcomes(jobs: Sequence[_Job], settings: InferenceSettings) -> Iterator[_Ou
 
 def _read(job: _Job) -> ReadScan | None:
     """Read a scan; None if it is done or only its labels are to change, and it is not needed yet."""
-    if job.settings.relabel or is_done(job.scan, _networks_of_process(job.settings), job.settings):
+    if job.settings.relabel or is_done(job.scan, job.networks(), job.settings):
         return None
-    return read_with_identity(job.scan)
+    return read_with_identity(job.scan, _most_bytes(job.settings))
+
+
+def _most_bytes(settings: InferenceSettings) -> float:
+    return settings.max_gigabytes * 2**30
 
 
 def _fit_together(current: _Job, following: _Job) -> bool:
@@ -340,7 +355,7 @@ def _attempt(job: _Job, read: Callable[[], ReadScan | None] = lambda: None) -> _
     try:
         if job.settings.relabel:
             return _relabel(scan, job.settings)
-        return _do_case(scan, _networks_of_process(job.settings), job.settings, read=read())
+        return _do_case(scan, job.networks(), job.settings, read=read())
     except ValueError as error:
         return _bad(scan, str(error))
     except Exception as error:
@@ -367,10 +382,11 @@ def _networks_of_process(settings: InferenceSettings) -> Networks:
 
 
 def _do_case(
-    scan: Scan, networks: Networks, settings: InferenceSettings, *, read: ReadScan | None = None
+    scan: Scan, networks: Networks | None, settings: InferenceSettings, *, read: ReadScan | None = None
 ) -> _Outcome:
     if is_done(scan, networks, settings):
-        is_counted = not (networks.finds_centres or settings.first_label or settings.fix)
+        finds_centres = networks is None or networks.finds_centres
+        is_counted = not (finds_centres or settings.first_label or settings.fix)
         kind = Numbering((), COUNT if is_counted else ANATOMICAL)
         written = derivatives.complete_case(settings.output, scan.key, kind, formats=settings.formats)
         added = f", now also as {', '.join(written)}" if written else ""
@@ -387,7 +403,7 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     """Change the labels of a finished case; all else of its record stays, so it counts as done with them."""
     record = relabelled_record(scan, settings)
     prediction = relabel_case(
-        read_scan(scan.path, scan.series),
+        read_scan(scan.path, scan.series, most_bytes=_most_bytes(settings)),
         settings.output,
         scan.key,
         fixed=parse_fixed(settings.fix, settings.first_label),
@@ -405,4 +421,4 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
 
 
 def _print_error(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)

@@ -24,6 +24,7 @@ from utils.settings import InferenceSettings, settings_as_json
 _INDIFFERENT = (
     *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling", "relabel"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
+    "max_gigabytes",
 )
 #: Counted up when predictions change their meaning, so that older ones are made again.
 _INFERENCE = 4
@@ -82,8 +83,10 @@ def is_same_scan(scan: Scan, known: Any) -> bool:
     return stamp.items() <= known.items() or scan_identity(scan)["sha256"] == known.get("sha256")
 
 
-def record_of(identity: Mapping[str, Any], networks: Networks, settings: InferenceSettings) -> dict[str, Any]:
-    """Give what a prediction is made from and with: settings that count, the scan, and the networks."""
+def record_of(
+    identity: Mapping[str, Any], networks: Networks | None, settings: InferenceSettings
+) -> dict[str, Any]:
+    """Give what a prediction is made from and with: settings that count, scan, and the networks, if any."""
     return {**_made_with(networks, settings), "scan": dict(identity)}
 
 
@@ -117,7 +120,7 @@ def relabelled_record(scan: Scan, settings: InferenceSettings) -> dict[str, Any]
     return {**old, "first_label": settings.first_label, "fix": list(settings.fix)}
 
 
-def is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool:
+def is_done(scan: Scan, networks: Networks | None, settings: InferenceSettings) -> bool:
     """Whether the files of a scan's prediction are there, made from this content with all that counts."""
     found = read_case_settings(settings.output, scan.key)
     if found is None:
@@ -126,10 +129,12 @@ def is_done(scan: Scan, networks: Networks, settings: InferenceSettings) -> bool
     return made_with == _made_with(networks, settings) and is_same_scan(scan, found.get("scan"))
 
 
-def _made_with(networks: Networks, settings: InferenceSettings) -> dict[str, Any]:
+def _made_with(networks: Networks | None, settings: InferenceSettings) -> dict[str, Any]:
     plain = settings_as_json(settings)
     for name in _INDIFFERENT:
         del plain[name]
+    if networks is None:  # a scan too flat for a vertebra is shown to no network
+        return {**plain, "inference": _INFERENCE, "networks": {}}
     facts = {"spacing_mm": networks.spacing_mm, "preset": networks.preset, "inference": _INFERENCE}
     return {**plain, **facts, "networks": networks.origin}
 

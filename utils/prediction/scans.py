@@ -20,8 +20,8 @@ _MASK_NAME = re.compile(r"(?<![a-z])(msk|mask|seg|segmentation|labels?)(?![a-z])
 _SUFFIX = re.compile("|".join(rf"{re.escape(suffix)}$" for suffix in SCAN_SUFFIXES), re.IGNORECASE)
 #: Names that say that a file is DICOM, though it may lack the mark of DICOM.
 _DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
-#: Letters of a hash that tell series of one patient and number apart.
-_HASH_LETTERS = 8
+#: Letters of a hash that tells apart scans of one name.
+HASH_LETTERS = 8
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,16 @@ def find_scans(inputs: Sequence[Path]) -> FoundScans:
     ----------
     inputs : sequence of Path
         Files (NIfTI, NRRD, MetaImage), and folders that are searched to any depth. A folder with VerSe CTs
-        (`*_ct.nii.gz`) gives only those, any other all its files but masks (`msk`, `mask`, `seg`,
-        `segmentation` or `label` as a word of the name), and every CT series among its DICOM files.
+        (`*_ct.nii.gz`, in letters of any case) gives only those and names the others as skipped; any other
+        all its files but masks (`msk`, `mask`, `seg`, `segmentation` or `label` as a word of the name), and
+        every CT series among its DICOM files.
 
     Returns
     -------
     FoundScans
-        A DICOM series is named `sub-<PatientID>_series-<number>_desc-<description>`; without PatientID its
-        folder's name stands there.
+        Keys may be shared: `utils.prediction.keys.tell_apart`. A name without ASCII letter or digit gives a
+        hash of it. A DICOM series is named `sub-<PatientID>_series-<number>_desc-<description>`;
+        without PatientID its folder's name stands there.
     """
     scans: dict[tuple[str, str], Scan] = {}
     bad, skipped = [], []
@@ -114,17 +116,28 @@ def _scans_in(path: Path) -> FoundScans:
 def _scans_in_folder(folder: Path) -> FoundScans:
     files = list(visible_files(folder))
     images = [file for file in files if file.name.lower().endswith(SCAN_SUFFIXES) and not _is_mask(file)]
-    of_verse = [file for file in images if file.name.endswith(_CT_SUFFIXES)]
-    if of_verse:
-        return FoundScans([Scan(file, _key(file)) for file in of_verse], [], [])
     others = (file for file in files if not file.name.lower().endswith(SCAN_SUFFIXES))
     series = find_series(filter(_may_be_dicom, others))
+    of_verse = [file for file in images if file.name.lower().endswith(_CT_SUFFIXES)]
+    if of_verse:
+        left_out = [str(file) for file in images if file not in set(of_verse)]
+        left_out += [each.name for each in series.scans]
+        reason = f"left out, as {folder} has files named *_ct.nii.gz; name it to segment it"
+        lines = [f"{name}: {reason}." for name in left_out]
+        return FoundScans([Scan(file, _key(file)) for file in of_verse], [], lines)
     scans = [Scan(file, _key(file)) for file in images] + _series_scans(series.scans)
     if not scans:
-        reasons = " ".join([*series.bad, *series.skipped])
-        found = f"none in it: {reasons}" if reasons else "none in it."
+        found = _why_none([*series.bad, *series.skipped], len(files))
         raise ValueError(f"{folder}: expected a folder with CT scans, found {found}")
     return FoundScans(scans, list(series.bad), list(series.skipped))
+
+
+def _why_none(reasons: list[str], files: int) -> str:
+    """Give the first reasons; a series may have thousands of files."""
+    if not reasons:
+        return f"none in it: {files} files, none of a known ending or with the mark DICM after a preamble."
+    more = f" And {len(reasons) - 2} more such." if len(reasons) > 2 else ""
+    return f"none in it: {' '.join(reasons[:2])}{more}"
 
 
 def _series_scans(found: Iterable[Series]) -> list[Scan]:
@@ -150,11 +163,11 @@ def _letters(text: str) -> str:
 
 
 def _hash(series: Series) -> str:
-    return hashlib.sha256(series.headers[0].uid.encode()).hexdigest()[:_HASH_LETTERS]
+    return hashlib.sha256(series.headers[0].uid.encode()).hexdigest()[:HASH_LETTERS]
 
 
 def _is_mask(path: Path) -> bool:
-    return not path.name.endswith(_CT_SUFFIXES) and _MASK_NAME.search(path.name) is not None
+    return not path.name.lower().endswith(_CT_SUFFIXES) and _MASK_NAME.search(path.name) is not None
 
 
 def _may_be_dicom(path: Path) -> bool:
@@ -164,4 +177,8 @@ def _may_be_dicom(path: Path) -> bool:
 def _key(path: Path) -> str:
     """Give the key of a file of any format by the rules for NIfTI."""
     is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
-    return own_key(path if is_nifti else path.with_name(_SUFFIX.sub("", path.name) + ".nii"))
+    stem = _SUFFIX.sub("", path.name)
+    try:
+        return own_key(path if is_nifti else path.with_name(stem + ".nii"))
+    except ValueError:  # a name in another script
+        return f"sub-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:HASH_LETTERS]}"

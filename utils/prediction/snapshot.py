@@ -25,6 +25,10 @@ WINDOW_HU = (-250, 1100)
 #: What is shown on either side of the column.
 HALF_WIDTH_MM = 90.0
 HEIGHT_INCHES = 9.0
+#: Pixels of an inch, and of the longer edge of a picture at most.
+_DPI, MOST_PIXELS = 110, 2000
+#: What a slice takes up at least, however thin it is, and what stands around it: room for its letters.
+_LEAST_INCHES, _MARGIN_INCHES = 1.0, (0.4, 0.5)
 _FINEST_MM = 0.5
 _MOST_ROWS = 1200
 
@@ -70,17 +74,28 @@ def snapshot_figure(
     Returns
     -------
     Figure
-        Sagittal slice, front to the left, and coronal slice, the patient's right to the left.
+        Sagittal slice, front to the left, and coronal slice, the patient's right to the left. No edge is over
+        `MOST_PIXELS`, whatever the shape of the scan.
     """
     sagittal, coronal = curved_slices(ct, labels, points)
-    widths = [each.ct.shape[1] / each.ct.shape[0] * HEIGHT_INCHES for each in (sagittal, coronal)]
-    size = (sum(widths) + 0.4, HEIGHT_INCHES + 0.5)
-    figure = Figure(figsize=size, dpi=110, facecolor="black", layout="compressed")
+    widths, height = _inches([each.ct.shape for each in (sagittal, coronal)])
+    size = np.add((sum(widths), height), _MARGIN_INCHES)
+    figure = Figure(figsize=tuple(size), dpi=_DPI, facecolor="black", layout="compressed")
     left, right = figure.subplots(1, 2, width_ratios=widths)
     _draw(left, sagittal, codes=points.codes, names=names, ends=("A", "P"))
     _draw(right, coronal, codes=points.codes, names=names, ends=("R", "L"))
     figure.suptitle(title, color="white", fontsize=11)
     return figure
+
+
+def _inches(shapes: Sequence[tuple[int, int]]) -> tuple[list[float], float]:
+    """Give the widths and the height of slices side by side, at one scale unless they are very thin."""
+    aspects = [columns / rows for rows, columns in shapes]
+    most = MOST_PIXELS / _DPI - _MARGIN_INCHES[0]
+    height = min(HEIGHT_INCHES, most / sum(aspects))
+    widths = [max(_LEAST_INCHES, aspect * height) for aspect in aspects]
+    shrink = min(1.0, most / sum(widths))
+    return [width * shrink for width in widths], max(_LEAST_INCHES, height)
 
 
 def curved_slices(ct: Volume, labels: Volume, points: Centroids) -> tuple[CurvedSlice, CurvedSlice]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from utils import execution
 from utils import settings as stages
+from utils.files import printable
 from utils.imaging.nifti import native_bytes
 from utils.preparation import prepared, working_case
 from utils.preparation.drawn_cases import draw_cases
@@ -338,7 +339,7 @@ def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: stages.PreparationS
             outcome = _Outcome(job.case.key, 0.0, error=error)
         if outcome.error:
             bad.append(outcome)
-            tqdm.write(f"bad case {outcome.key}: {outcome.error}", file=sys.stderr)
+            tqdm.write(printable(f"bad case {outcome.key}: {outcome.error}"), file=sys.stderr)
         else:
             tqdm.write(f"{outcome.key}: {outcome.note}, {outcome.seconds:.1f} s", file=sys.stdout)
     return bad
@@ -379,7 +380,7 @@ def _conclude(jobs: Sequence[_Job], waiting: Sequence[_Job], bad: Sequence[_Outc
 
 
 def _print_error(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 # Tables --------------------------------------------------------------------------------------------

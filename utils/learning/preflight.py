@@ -1,0 +1,81 @@
+"""A GPU that does not work is met before the work: what is needed of it is tried in a process of its own.
+
+A driver, an architecture that is newer than the installed TensorFlow, or missing tools of CUDA
+(`libdevice`, `ptxas`) show only when something runs, some by ending the process. After that the process
+could not go on with the CPU either.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+PROJECT_DIR = Path(__file__).resolve().parents[2]
+#: What is tried, in its order, by the word that says that it has worked.
+CONVOLUTION, XLA = "convolution", "XLA"
+#: The longest that it may take: kernels that are not there for a GPU are compiled at its first use.
+_LIMIT_S = 600
+_LETTERS = 200
+
+
+@functools.lru_cache(maxsize=1)
+def gpu_failures() -> dict[str, str]:
+    """Try a small 3-D convolution with its gradient and a function compiled by XLA on the GPU.
+
+    Returns
+    -------
+    dict of str to str
+        What was found instead, for each of `CONVOLUTION` and `XLA` that did not work; without the first the
+        second is not tried.
+    """
+    return failures_of([sys.executable, "-m", "utils.learning.preflight"])
+
+
+def failures_of(command: list[str]) -> dict[str, str]:
+    """Run a trial, and give what did not work in it; see `gpu_failures`."""
+    try:
+        how = {"cwd": PROJECT_DIR, "capture_output": True, "text": True, "errors": "replace"}
+        ran = subprocess.run(command, check=False, timeout=_LIMIT_S, **how)
+    except subprocess.TimeoutExpired:
+        return {CONVOLUTION: f"no answer in {_LIMIT_S} s"}
+    worked = ran.stdout.split()
+    (first, *_) = [*(name for name in (CONVOLUTION, XLA) if name not in worked), ""]
+    if not first:
+        return {}
+    lines = [line for line in ran.stderr.splitlines() if line.strip()]
+    found = lines[-1].strip()[:_LETTERS] if lines else "no message"
+    return {first: f"exit status {ran.returncode}: {found}"}
+
+
+def _run_convolution() -> None:
+    import tensorflow as tf
+
+    x, kernel = tf.random.normal((1, 8, 8, 8, 2)), tf.random.normal((3, 3, 3, 2, 4))
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        y = tf.reduce_sum(tf.nn.conv3d(x, kernel, [1] * 5, "SAME") ** 2)
+    tape.gradient(y, kernel).numpy()
+
+
+def _run_xla() -> None:
+    import tensorflow as tf
+
+    tf.function(lambda x: tf.reduce_sum(tf.exp(x) * x), jit_compile=True)(tf.random.normal((64, 64))).numpy()
+
+
+def main(trials: dict[str, Callable[[], None]]) -> None:
+    """Run the trials in their order, and print the word of each that has worked."""
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    for name, trial in trials.items():
+        trial()
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main({CONVOLUTION: _run_convolution, XLA: _run_xla})
