@@ -248,7 +248,7 @@ def cold_rate(data: prepared_data.SegmentationData) -> float:
 
 def close_files(data: prepared_data.SegmentationData) -> None:
     """Forget the memory maps of a split: pages that are mapped cannot be dropped from the cache."""
-    data.__dict__.pop("scans")
+    data._found.mapped = prepared_data.Found().mapped
 
 
 def drop_from_cache(folder: Path) -> None:
