@@ -179,7 +179,7 @@ def print_rows(name: str, rounds: list[Timings]) -> None:
         columns = ""
         for part in PARTS:
             seconds = statistics.median(timings[label][part] for timings in rounds)
-            columns += f"{seconds:>9.2f}{spread(ratios_of(rounds, label, part)):>18}"
+            columns += f"{seconds:>9.2f}{spread(ratios_of(rounds, label, part)):>20}"
         differences = [timings[label]["difference"] for timings in rounds if "difference" in timings[label]]
         note = f"   output off by {max(differences):.0e}" if differences else ""
         print(f"{name + ', ' + label:<32}{columns}{note}", flush=True)
@@ -211,7 +211,7 @@ def main() -> int:
         folder = Path(temporary)
         stage = prepared_spines(folder)
         print_input_side(stage, folder)
-        head = "".join(f"{part:>9}{'times ours':>18}" for part in PARTS)
+        head = "".join(f"{part:>9}{'times ours':>20}" for part in PARTS)
         print(f"\n{f'seconds, {options.repeats} measurements':<32}{head}")
         example = an_example(stage)
         for name, filters in NETWORKS.items():

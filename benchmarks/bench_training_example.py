@@ -8,7 +8,7 @@
 2. Where our time goes: host and device. Each piece is compiled and timed by itself, the best of three; in
    the whole, blur and memory are fused, as are target and weight, so the pieces need not add up.
 3. The host's share alone, when a GPU does the rest: examples a second through the pipeline (order, draw,
-   placement, block read, collation, tf.data), preset `full`, on scans of 300 x 300 x 400 voxels at 1 mm.
+   placement, block read, collation, tf.data) on scans of 300 x 300 x 400 voxels at 1 mm.
    Warm: the files are in the page cache. Cold: they are dropped from it before every pass over the scans.
 
 Reads   nothing: the scans are generated, with blocks for vertebrae.
@@ -51,7 +51,6 @@ from utils.settings import SegmentationTrainingSettings  # noqa: E402
 SEEDS = range(5)
 SCAN_SHAPE, HOST_SHAPE, HOST_SCANS = (256, 256, 256), (300, 300, 400), 3
 PAPER = preset_settings(SegmentationTrainingSettings, "paper")
-FULL = preset_settings(SegmentationTrainingSettings, "full")
 WARM_EXAMPLES, COLD_PASSES, PIECE_REPEATS = 200, 7, 3
 #: Vertebrae: blocks of 70 x 75 x 20 voxels, 24 apart, from T1 (code 8) down.
 BLOCK_VOXELS, BLOCK_PITCH, FIRST_CODE = np.array([70, 75, 20]), 24, 8
@@ -229,7 +228,7 @@ def pass_rate(epoch_of: datasets.EpochDataset, epoch: int) -> float:
 
 def warm_rate(data: prepared_data.SegmentationData) -> float:
     """Give the median rate of three epochs from files that are in the page cache."""
-    settings = preset_settings(SegmentationTrainingSettings, "full", examples_per_epoch=WARM_EXAMPLES)
+    settings = preset_settings(SegmentationTrainingSettings, "paper", examples_per_epoch=WARM_EXAMPLES)
     epoch_of = datasets.segmentation_dataset(data, settings, spacing_mm=1.0, training=True)
     return statistics.median(pass_rate(epoch_of, epoch) for epoch in range(3))
 
@@ -238,7 +237,7 @@ def cold_rate(data: prepared_data.SegmentationData) -> float:
     """Give the median rate of passes that meet every scan once, dropped from the page cache before."""
     middles = tuple(column[len(column) // 2] for column in data.columns.values())
     once = prepared_data.SegmentationData(data.folder, middles).without_bad_cases()[0]
-    epoch_of = datasets.segmentation_dataset(once, FULL, spacing_mm=1.0, training=True)
+    epoch_of = datasets.segmentation_dataset(once, PAPER, spacing_mm=1.0, training=True)
     rates = []
     for epoch in range(COLD_PASSES):
         close_files(once)
@@ -249,7 +248,7 @@ def cold_rate(data: prepared_data.SegmentationData) -> float:
 
 def close_files(data: prepared_data.SegmentationData) -> None:
     """Forget the memory maps of a split: pages that are mapped cannot be dropped from the cache."""
-    data.__dict__.pop("scans")
+    data._found.mapped = prepared_data.Found().mapped
 
 
 def drop_from_cache(folder: Path) -> None:
