@@ -154,7 +154,7 @@ HEADERS = [
     ("header size -1", r"expected sizeof_hdr = 348, found -1\.", patched(sizeof_hdr=-1)),
     ("no axes", r"expected a volume with 3 axes, found shape \(0,\)\.", patched(dim={0: 0})),
     ("two axes declared", r"with 3 axes, found shape \(12, 10\)\.", patched(dim={0: 2})),
-    ("four axes declared", r"with 3 axes, found shape \(12, 10, 8, 1\)\.", patched(dim={0: 4})),
+    ("four axes declared", r"with 3 axes, found shape \(12, 10, 8, 2\)\.", patched(dim={0: 4, 4: 2})),
     ("eight axes declared", BROKEN, patched(dim={0: 8})),
     ("-1 axes declared", BROKEN, patched(dim={0: -1})),
     ("size 0", r"found shape \(12, 0, 8\)\.", patched(dim={2: 0})),
