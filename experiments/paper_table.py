@@ -1,8 +1,8 @@
 """The table of the published experiment: size, speed and scores of its networks, with paired differences.
 
 Command python experiments/paper_table.py paper --schedules ramp
-Reads   FOLDER/work/models/student-<schedule>/students.csv, FOLDER/predictions/<schedule>/<network>,
-        FOLDER/evaluation/<schedule>/<network>/vertebrae.csv
+Reads   in FOLDER: students.csv of the model student-<schedule>, predictions/<schedule>/<network>, and
+        evaluation/<schedule>/<network>/vertebrae.csv
 Writes  FOLDER/paper.csv, FOLDER/differences.csv, FOLDER/paper.md
 
 The walk counts vertebrae from the top down, so that a count says the level of a vertebra only where one of

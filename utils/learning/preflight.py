@@ -11,9 +11,9 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-PROJECT_DIR = Path(__file__).resolve().parents[2]
+from utils.execution import PROJECT_DIR
+
 #: What is tried, in its order, by the word that says that it has worked.
 CONVOLUTION, XLA = "convolution", "XLA"
 #: The longest that it may take: kernels that are not there for a GPU are compiled at its first use.
