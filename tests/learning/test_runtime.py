@@ -109,6 +109,13 @@ def test_what_a_trial_of_the_gpu_found(code, expected):
     assert preflight.failures_of([sys.executable, "-c", code]) == expected
 
 
+def test_a_trial_that_hangs_is_told_by_what_had_worked_before(monkeypatch):
+    monkeypatch.setattr(preflight, "_LIMIT_S", 8)
+    code = "import time; print('convolution', flush=True); time.sleep(100)"
+    found = preflight.failures_of([sys.executable, "-c", code])
+    assert found == {"XLA": "no answer in 8 s"}
+
+
 def test_the_trial_itself_works():
     """Here on a CPU."""
     assert preflight.failures_of([sys.executable, "-m", "utils.learning.preflight"]) == {}

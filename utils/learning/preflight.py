@@ -39,15 +39,13 @@ def failures_of(command: list[str]) -> dict[str, str]:
     try:
         how = {"cwd": PROJECT_DIR, "capture_output": True, "text": True, "errors": "replace"}
         ran = subprocess.run(command, check=False, timeout=_LIMIT_S, **how)
-    except subprocess.TimeoutExpired:
-        return {CONVOLUTION: f"no answer in {_LIMIT_S} s"}
-    worked = ran.stdout.split()
-    (first, *_) = [*(name for name in (CONVOLUTION, XLA) if name not in worked), ""]
-    if not first:
-        return {}
-    lines = [line for line in ran.stderr.splitlines() if line.strip()]
-    found = lines[-1].strip()[:_LETTERS] if lines else "no message"
-    return {first: f"exit status {ran.returncode}: {found}"}
+        lines = [line.strip() for line in ran.stderr.splitlines() if line.strip()] or ["no message"]
+        words, found = ran.stdout, f"exit status {ran.returncode}: {lines[-1][:_LETTERS]}"
+    except subprocess.TimeoutExpired as error:
+        # What it had printed by then comes as bytes, whatever was asked for.
+        words, found = (error.stdout or b"").decode(), f"no answer in {_LIMIT_S:g} s"
+    failed = [name for name in (CONVOLUTION, XLA) if name not in words.split()]
+    return dict.fromkeys(failed[:1], found)
 
 
 def _run_convolution() -> None:
