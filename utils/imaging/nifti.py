@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.openers import Opener
@@ -21,21 +20,18 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.volumeutils import apply_read_scaling
 
 from utils.files import written_whole
-from utils.imaging.file_checks import READ_ERRORS, check_is_file, listed, named_errors, odd_places
+from utils.imaging.file_checks import check_is_file, listed, named_errors, odd_places
 from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
 from utils.imaging.intensities import finite_hu
 from utils.imaging.quiet import silent
 from utils.imaging.volume import Grid, Volume
+from utils.imaging.voxel_streams import DEFLATE_RATIO, STREAM_ERRORS, fill
 from utils.verse.labels import CODES
 
-#: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
-DEFLATE_RATIO = 1032
-#: Bytes that are read at once.
-_BLOCK_BYTES = 2**22
 #: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
 _LABEL_TOLERANCE = 0.1
 #: What nibabel, gzip and NumPy raise on a broken file.
-_READ_ERRORS = (*READ_ERRORS, zlib.error, isal_zlib.error, ImageFileError, HeaderDataError, HeaderTypeError)
+_READ_ERRORS = (*STREAM_ERRORS, ImageFileError, HeaderDataError, HeaderTypeError)
 _named_errors = partial(named_errors, expected="a whole NIfTI file", errors=_READ_ERRORS)
 
 
@@ -341,24 +337,13 @@ def _scaled_planes(stored: np.ndarray, image: nibabel.Nifti1Pair) -> Iterator[np
 
 
 def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
-    """Read the voxels and the rest of the file: gzip compares its checksum only at the end.
-
-    nibabel stops after the last voxel, and fills all memory that a damaged header asks for with zeros before
-    it reads. Here memory is touched only as bytes arrive.
-    """
+    """Read the voxels and the rest of the file, where nibabel stops after the last voxel; see `fill`."""
     numbers = np.empty(image.shape, image.dataobj.dtype, order="F")
     buffer = memoryview(numbers.reshape(-1, order="F").view(np.uint8))
-    plane_bytes = numbers.nbytes // max(image.shape)
     with _open_for_reading(image.file_map["image"]) as stream:
         stream.seek(int(image.dataobj.offset))
-        begin = spare = 0
-        while begin < len(buffer) and (count := stream.readinto(buffer[begin : begin + _BLOCK_BYTES])):
-            begin += count
         # A file may be padded, but whole planes of voxels say that the shape is wrong.
-        while spare < plane_bytes and (block := stream.read(_BLOCK_BYTES)):
-            spare += len(block)
-    if begin < len(buffer) or spare >= plane_bytes:
-        raise ValueError(f"shape {image.shape} needs {len(buffer)} bytes, not {begin + spare}")
+        fill(buffer, stream, image.shape, spare_bytes=numbers.nbytes // max(image.shape))
     return numbers
 
 
