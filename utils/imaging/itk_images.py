@@ -169,10 +169,10 @@ def _open(path: Path) -> tuple[TextHeader, list[Path]]:
     check_is_file(path, "an NRRD or MetaImage file")
     with _named_header(path), silent():
         header = _reader(path, fields=False)(_beginning(path))
-    with silent():
-        check_grid(path, Grid(header.shape, header.affine))
     files = data_files(path) or [path]
     _check_size(path, header, files)
+    with silent():
+        check_grid(path, Grid(header.shape, header.affine))
     return header, files
 
 
