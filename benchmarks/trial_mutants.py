@@ -1,12 +1,12 @@
 """Damaged files for every reader: none may end the process, hang, fill the memory or give wrong voxels.
 
 Small whole files are made of every form that is read: NIfTI, NRRD, MetaImage, DICOM series, models, and the
-tables and JSON files of the stages (`mutant_forms.py`). Each mutant is one of them with one file changed: bits
-turned around, parts lost, doubled or emptied, numbers made huge, texts put in that a reader might take for an
-order. It is read in a process of its own, whose time and memory are limited. Right is a mutant that is read, or
-named in one line of a `ValueError` or `OSError`. Wrong is any other error (a traceback), a line that names no
-file, a process that hangs or dies, and a mutant that is read although the checksum in the file, compared by
-Python's own library, says that it is damaged.
+tables and JSON files of the stages (`mutant_forms.py`). Each mutant is one of them with one file changed:
+bits turned around, parts lost, doubled or emptied, numbers made huge, texts put in that a reader might take
+for an order. It is read in a process of its own, whose time and memory are limited. Right is a mutant that is
+read, or named in one line of a `ValueError` or `OSError`. Wrong is any other error (a traceback), a line that
+names no file, a process that hangs or dies, and a mutant that is read although the checksum in the file,
+compared by Python's own library, says that it is damaged.
 
 Reads   nothing: the files are made from the seed.
 Writes  nothing that stays; with --keep DIR the mutants that were wrong.

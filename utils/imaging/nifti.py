@@ -28,6 +28,8 @@ from utils.imaging.volume import Grid, Volume
 from utils.imaging.voxel_streams import DEFLATE_RATIO, STREAM_ERRORS, fill
 from utils.verse.labels import CODES
 
+#: Last byte at which voxels may begin: what stands before them is kept, in 16 bytes at a time.
+_LATEST_BEGIN = 2**22
 #: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
 _LABEL_TOLERANCE = 0.1
 #: What nibabel, gzip and NumPy raise on a broken file.
@@ -221,6 +223,7 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     path = Path(path)
     check_is_file(path, "a NIfTI file")
     with _named_errors(path), silent():
+        _check_begin(path)
         image = nibabel.load(path, mmap=False)
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
@@ -235,6 +238,19 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     with silent():
         _check_spacing(path, image, stored)
     return image
+
+
+def _check_begin(path: Path) -> None:
+    """Refuse a header that is followed by too much: nibabel reads all remarks between header and voxels."""
+    opened = igzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rb") as stream:
+        raw = stream.read(nibabel.Nifti2Header.sizeof_hdr)
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        begin = 0.0
+        if kind.may_contain_header(raw):
+            begin = float(kind(raw[: kind.sizeof_hdr], check=False)["vox_offset"])
+        if begin > _LATEST_BEGIN:
+            raise ValueError(f"voxels begin after {begin:g} bytes, more than {_LATEST_BEGIN}")
 
 
 def _with_three_axes(image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
