@@ -66,14 +66,14 @@ def write(folder: Path, content: bytes | dict[str, bytes], suffix: str) -> Path:
 
 PLANES = {f"{k:02}.raw": DATA[..., k].tobytes(order="F") for k in range(7)}
 LIST = "\n".join(["LIST", *PLANES, ""])
-WORDS = " ".join(str(number) for number in DATA.ravel(order="F")).encode()
+WORDS = " ".join(str(number) for number in DATA.ravel(order="F")).encode() + b"\n"
 BIG = DATA.astype(">i2").tobytes(order="F")
-COMPRESSED = zlib.compress(VOXELS)
+COMPRESSED, GZIPPED = zlib.compress(VOXELS), gzip.compress(VOXELS, mtime=0)
 
 #: Forms that ITK reads too.
 KNOWN_TO_ITK = {
     "nrrd": (".nrrd", nrrd()),
-    "nrrd, gzip": (".nrrd", nrrd(gzip.compress(VOXELS), encoding="gzip")),
+    "nrrd, gzip": (".nrrd", nrrd(GZIPPED, encoding="gzip")),
     "nrrd, big end first": (".nrrd", nrrd(BIG, endian="big")),
     "nrrd, words": (".nrrd", nrrd(WORDS, encoding="ascii")),
     "nrrd, remarks": (".nrrd", nrrd(content="# no comment: here", first="NRRD0005\n# a comment\nkey:=a: b")),
@@ -104,10 +104,13 @@ KNOWN_TO_ITK = {
         {"": nrrd(b"", datafile="b.raw", line_skip="2"), "b.raw": b"a\nb\n" + VOXELS},
     ),
     "nhdr, planes": (".nhdr", {"": nrrd(b"", data_file="%02d.raw 0 6 1"), **PLANES}),
-    "nhdr, list": (".nhdr", {"": nrrd(b"", data_file=LIST)[:-1], **PLANES}),
+    "nhdr, list": (".nhdr", {"": nrrd(b"", data_file=LIST)[:-2], **PLANES}),
     "mha": (".mha", meta()),
-    "mha, compressed": (".mha", meta(COMPRESSED, CompressedData="True")),
-    "mha, with gzip": (".mha", meta(gzip.compress(VOXELS), CompressedData="True")),
+    "mha, compressed": (
+        ".mha",
+        meta(COMPRESSED, CompressedData="True", CompressedDataSize=f"{len(COMPRESSED)}"),
+    ),
+    "mha, with gzip": (".mha", meta(GZIPPED, CompressedData="True", CompressedDataSize=f"{len(GZIPPED)}")),
     "mha, big end first": (".mha", meta(BIG, BinaryDataByteOrderMSB="True")),
     "mha, words": (".mha", meta(WORDS, BinaryData="False")),
     "mha, remarks": (".mha", meta(Comment="a = b", Modality="MET_MOD_CT", AnatomicalOrientation="RAI")),

@@ -20,7 +20,7 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.volumeutils import apply_read_scaling
 
 from utils.files import written_whole
-from utils.imaging.file_checks import check_is_file, listed, named_errors, odd_places
+from utils.imaging.file_checks import check_is_file, check_memory, listed, named_errors, odd_places
 from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
 from utils.imaging.intensities import finite_hu
 from utils.imaging.quiet import silent
@@ -37,13 +37,15 @@ _READ_ERRORS = (*STREAM_ERRORS, ImageFileError, HeaderDataError, HeaderTypeError
 _named_errors = partial(named_errors, expected="a whole NIfTI file", errors=_READ_ERRORS)
 
 
-def read_ct(path: Path) -> Volume:
+def read_ct(path: Path, *, most_bytes: float = np.inf) -> Volume:
     """Read a CT in Hounsfield units on its native grid.
 
     Parameters
     ----------
     path : Path
         NIfTI file, three axes; more of length 1 are dropped.
+    most_bytes : float
+        Memory that it may take (`check_memory`).
 
     Returns
     -------
@@ -54,23 +56,25 @@ def read_ct(path: Path) -> Volume:
     Raises
     ------
     ValueError
-        If the file is not there, cannot be read whole, has not three axes, has no usable spacing, or
-        holds no finite value. The text names the file, what was expected and what was found.
+        If the file is not there, cannot be read whole, has not three axes, has no usable spacing, takes too
+        much memory, or holds no finite value. The text names the file, what was expected and what was found.
     """
-    image = _open_nifti(path)
+    image = _open_nifti(path, most_bytes)
     data = _read_data(path, image)
     if data.dtype.kind == "f":
         data = finite_hu(path, data)
     return Volume(data, np.array(image.affine, np.float64))
 
 
-def read_mask(path: Path) -> Volume:
+def read_mask(path: Path, *, most_bytes: float = np.inf) -> Volume:
     """Read a VerSe mask on its native grid.
 
     Parameters
     ----------
     path : Path
         NIfTI file of any number type, three axes.
+    most_bytes : float
+        As for `read_ct`.
 
     Returns
     -------
@@ -83,7 +87,7 @@ def read_mask(path: Path) -> Volume:
     ValueError
         As `read_ct`, and if the file holds a number that is no VerSe code, such as a fraction.
     """
-    image = _open_nifti(path)
+    image = _open_nifti(path, most_bytes)
     with _named_errors(path), silent():
         stored = _stored_numbers(image)
     unchanged = stored.dtype == np.uint8 and _is_unscaled(image)
@@ -110,7 +114,7 @@ def _codes(path: Path, stored: np.ndarray, image: nibabel.Nifti1Pair) -> np.ndar
     return codes
 
 
-def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
+def read_pair(ct_path: Path, mask_path: Path, *, most_bytes: float = np.inf) -> tuple[Volume, Volume]:
     """Read a CT and its mask, which must lie on the same grid.
 
     Raises
@@ -118,8 +122,8 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
     ValueError
         As `read_ct` and `read_mask`, and if shapes differ or a corner lies a tenth of a voxel apart.
     """
-    mask = read_mask(mask_path)  # first: reading it may take more memory than the CT
-    ct = read_ct(ct_path)
+    mask = read_mask(mask_path, most_bytes=most_bytes)  # first: it may take more memory than the CT
+    ct = read_ct(ct_path, most_bytes=most_bytes)
     if ct.shape != mask.shape:
         raise ValueError(f"{mask_path}: expected the shape of {ct_path}, {ct.shape}, found {mask.shape}.")
     apart = voxels_apart(ct.grid, mask.affine)
@@ -218,8 +222,8 @@ def open_memory_map(path: Path) -> Volume:
     return stored_volume(path).mapped()
 
 
-def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
-    """Load header and affine, and refuse what no later step could use."""
+def _open_nifti(path: Path, most_bytes: float = np.inf) -> nibabel.Nifti1Pair:
+    """Load header and affine, and refuse what no later step could use, or what takes too much memory."""
     path = Path(path)
     check_is_file(path, "a NIfTI file")
     with _named_errors(path), silent():
@@ -237,6 +241,7 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     _check_size(path, image)
     with silent():
         _check_spacing(path, image, stored)
+    check_memory(path, image.shape, np.linalg.norm(image.affine[:3, :3], axis=0), most_bytes)
     return image
 
 
