@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,19 +85,27 @@ def read_one_scan(folder: Path) -> None:
 
 def make_series(folder: Path) -> None:
     """Write a series of twelve images."""
-    data = np.random.default_rng(5).integers(-1024, 999, (9, 8, 12)).astype(np.int16)
-    write_series(folder, Volume(data, np.diag([-1.0, -1, 1, 1])))
+    data = np.random.default_rng(5).integers(-20, 20, (16, 16, 12)).astype(np.int16) * 40
+    write_series(folder, Volume(data, np.diag([-1.0, -1, 1, 1])), SeriesInstanceUID="1.2.3")
+    _save_again(folder, lambda image: None)
 
 
 def make_compressed_series(folder: Path) -> None:
     """Write a series of twelve images in runs of equal bytes (RLE)."""
-    import pydicom
     from pydicom.uid import RLELossless
 
     make_series(folder)
-    for file in sorted(folder.iterdir()):
+    _save_again(folder, lambda image: image.compress(RLELossless))
+
+
+def _save_again(folder: Path, change: Callable[[Any], None]) -> None:
+    """Change images; their identifiers are no longer drawn anew each time."""
+    import pydicom
+
+    for number, file in enumerate(sorted(folder.iterdir()), start=1):
         image = pydicom.dcmread(file)
-        image.compress(RLELossless)
+        change(image)
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = f"1.2.3.{number}"
         image.save_as(file)
 
 
@@ -235,13 +244,7 @@ SIDECAR_OF = {"ct": {"path": "a", "bytes": 9}}
 KINDS = (
     Kind("NIfTI", files(ct_nii=CT), read_one_scan, 2),
     Kind("NIfTI, gzip", files(ct_nii_gz=gzip.compress(CT, mtime=0)), read_one_scan, 2, is_whole_gzip),
-    Kind(
-        "NIfTI, mask",
-        files(x_nii_gz=gzip.compress(MASK, mtime=0)),
-        lambda folder: read_mask(folder / "x.nii.gz"),
-        2,
-        is_whole_gzip,
-    ),
+    Kind("NIfTI, mask", files(x_nii=MASK), lambda folder: read_mask(folder / "x.nii"), 2),
     Kind("NRRD", files(ct_nrrd=nrrd()), read_one_scan),
     Kind(
         "NRRD, gzip",
