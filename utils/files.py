@@ -53,22 +53,23 @@ def write_text_whole(path: Path, text: str, *, durably: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, expected: str = "JSON") -> Any:
     """Read a JSON file, whatever may stand in it.
 
     Raises
     ------
     ValueError
-        If it cannot be read or is no JSON; the text names the file.
+        If it cannot be read or is no JSON; the text names the file, and what was expected.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: expected a JSON file, found {error.strerror}.") from None
+        found = error.strerror
     except RecursionError:
-        raise ValueError(f"{path}: expected JSON, found lists or objects nested too deep.") from None
+        found = "lists or objects nested too deep"
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+        found = str(error)
+    raise ValueError(f"{path}: expected {expected}, found {found}.")
 
 
 def _new_file(path: Path, suffix: str) -> Path:

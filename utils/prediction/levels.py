@@ -132,7 +132,7 @@ def read_column(path: Path) -> tuple[Votes, list[int]] | None:
     """
     if not path.is_file():
         return None
-    found = read_json(path)
+    found = read_json(path, "what is known of a column")
     try:
         rows = found["vertebrae"]
         votes = Votes(

@@ -271,7 +271,7 @@ def read_quality(path: Path) -> CaseQuality | None:
     """
     if not path.is_file():
         return None
-    plain = read_json(path)
+    plain = read_json(path, "what is known about a case")
     try:
         return _quality_of(plain)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

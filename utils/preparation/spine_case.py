@@ -87,7 +87,7 @@ def read_spine(path: Path) -> KnownSpine:
     ValueError
         If the file is not there or holds something else; the text names it.
     """
-    found = read_json(path)
+    found = read_json(path, "a prepared spine")
     try:
         points = np.array(found["points"], float).reshape(-1, 4)
         codes = tuple(int(code) for code in points[:, 0])
