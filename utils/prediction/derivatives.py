@@ -19,11 +19,11 @@ import numpy as np
 from utils.files import write_text_whole, written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
 from utils.imaging.crops import box_between
-from utils.imaging.grids import cropped_grid, transform_points
+from utils.imaging.grids import cropped_grid, reach_in, transform_points
 from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.resampling import resample_linear
-from utils.imaging.volume import Grid, Volume
+from utils.imaging.volume import Grid, Volume, touches_border
 from utils.localisation.identify import Identification
 from utils.prediction.exports import EXPORTS
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
@@ -208,7 +208,7 @@ def native_vertebrae(
         patch_affine = affine.copy()
         patch_affine[:3, 3] += affine[:3, :3] @ vertebra.begin
         patch = Volume(vertebra.probability, patch_affine)
-        begin, end = _reach_in(grid, patch.grid)
+        begin, end = reach_in(grid, patch.grid)
         part, box = cropped_grid(grid, begin, end), box_between(begin, end)
         if 0 in part.shape:
             continue
@@ -267,7 +267,8 @@ def vertebra_table(
                 **{"steps": vertebra.steps, "converged": int(vertebra.converged)},
                 "mean_probability": round(float(native.probability[box][inside].mean(dtype=np.float64)), 4),
                 **probability_columns(numbering, place),
-                "partial": int(vertebra.partial),
+                # The walk knows where a working grid ends, which may be turned against the scan.
+                "partial": int(vertebra.partial or touches_border(box, native.labels.shape)),
             }
         )
     return rows
@@ -286,15 +287,6 @@ def vertebra_points(labels: Volume, numbering: Numbering) -> Centroids:
 
 def _centre_columns(centre_mm: np.ndarray) -> dict[str, float]:
     return {f"centre_{axis}": round(float(value), 2) for axis, value in zip("xyz", centre_mm)}
-
-
-def _reach_in(grid: Grid, patch: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Give the first voxel of a grid that a patch of another one can reach, and the one after the last."""
-    faces = np.array(list(np.ndindex(2, 2, 2))) * patch.shape - 0.5
-    corners = transform_points(faces, patch.affine, grid.affine)
-    begin = np.clip(np.floor(corners.min(axis=0)), 0, grid.shape).astype(int)
-    end = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, grid.shape).astype(int)
-    return begin, end
 
 
 # Files ---------------------------------------------------------------------------------------------

@@ -150,13 +150,13 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
     votes : Votes or None
         What the networks say of their levels; None with a published heatmap network, which says nothing.
     """
-    working = working_ct(ct, networks.spacing_mm)
+    working = working_ct(ct, networks.spacing_mm, outside=networks.outside)
     normalised = Volume(normalise_hu(working.data), working.affine)
     if not networks.finds_centres:
         heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
         found, votes = walk_published(normalised, heat, networks.patch, settings=settings), None
     else:
-        coarse = working_ct(ct, networks.heatmap_mm)
+        coarse = working_ct(ct, networks.heatmap_mm, outside=networks.heatmap_outside)
         column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
         centres = transform_points(column.centres_mm, np.eye(4), working.affine)
         found = walk_along(normalised, centres, networks.patch, settings=settings)

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
-from utils.imaging.grids import cropped_grid, resized_grid, transform_points, working_grid
+from utils.imaging.grids import cropped_grid, faces_of, resized_grid, transform_points, working_grid
 from utils.imaging.nifti import read_ct, read_mask, read_pair, write_volume
 from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
 from utils.imaging.volume import Grid, Volume, touches_border
@@ -153,7 +153,7 @@ def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
     for code, box in mask.label_boxes.items():
         corner = np.array([side.start for side in box])
         centres.append(corner + ndimage.center_of_mass(mask.data[box] == code))
-        faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]
+        faces += list(corner + faces_of([side.stop - side.start for side in box]))
     reach = np.full((len(centres), 3), margin_mm / spacing_mm)
     centres, faces = (transform_points(np.array(p), mask.affine, whole.affine) for p in (centres, faces))
     points = np.concatenate([centres - reach, centres + reach, faces])
