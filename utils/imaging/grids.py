@@ -16,7 +16,7 @@ from utils.imaging.volume import Grid, Volume
 WORKING_AXES = ("P", "R", "I")
 #: Largest distance, in voxels, between corners of two grids that count as the same grid.
 SAME_GRID_VOXELS = 0.1
-#: Largest angle between an axis of a scan and the patient's next to it at which working grids follow the scan.
+#: Largest angle between an axis of a scan and one of the patient at which working grids follow the scan.
 MOST_TURN_DEGREES = 5.0
 #: What to do about a scan whose header does not say how its axes lie.
 ASSUME_HINT = "give infer.py --assume-orientation with the directions of its three axes, such as RAS"
@@ -95,7 +95,7 @@ def working_grid(grid: Grid, spacing_mm: float) -> Grid:
     """
     if not (np.isfinite(spacing_mm) and spacing_mm > 0):
         raise ValueError(f"Expected a spacing over 0 mm, received {spacing_mm}.")
-    if turn_degrees(grid.affine) > MOST_TURN_DEGREES:
+    if is_turned(grid):
         return _upright_grid(grid, spacing_mm)
     return parallel_grid(grid, spacing_mm)
 
@@ -121,6 +121,11 @@ def _voxels_of(extent_mm: np.ndarray, spacing_mm: float) -> tuple[int, ...]:
     # Headers hold float32: 1.0000001 mm must not add a voxel.
     voxels = np.ceil(extent_mm / spacing_mm - 1e-3)
     return tuple(int(n) for n in np.maximum(voxels, 1))
+
+
+def is_turned(grid: Grid) -> bool:
+    """Whether a scan is turned so far against the patient that its working grids do not follow it."""
+    return turn_degrees(grid.affine) > MOST_TURN_DEGREES
 
 
 def turn_degrees(affine: np.ndarray) -> float:

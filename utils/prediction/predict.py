@@ -20,10 +20,11 @@ from tqdm import tqdm
 from utils import execution
 from utils.files import printable
 from utils.imaging.formats import hu_doubt, mask_forms, read_scan, scan_bytes, scan_grid, too_flat
-from utils.imaging.grids import transform_points
+from utils.imaging.grids import is_turned, transform_points
 from utils.imaging.intensities import normalise_hu
 from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.resampling import working_ct
+from utils.imaging.shown import beyond_scan, filled_beyond, without_padding
 from utils.imaging.volume import Volume
 from utils.localisation.chain import Votes, find_column
 from utils.localisation.identify import Identification, number_column
@@ -47,6 +48,7 @@ from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings, WalkOptions, worker_count
 from utils.walk.along import walk_along
 from utils.walk.locate import locate_spine
+from utils.walk.look import without_beyond
 from utils.walk.published import walk_published
 from utils.walk.records import WalkResult, WalkSettings
 
@@ -150,18 +152,28 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
     votes : Votes or None
         What the networks say of their levels; None with a published heatmap network, which says nothing.
     """
-    working = working_ct(ct, networks.spacing_mm, outside=networks.outside)
-    normalised = Volume(normalise_hu(working.data), working.affine)
     if not networks.finds_centres:
+        working = working_ct(ct, networks.spacing_mm, outside=networks.outside)
         heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
-        found, votes = walk_published(normalised, heat, networks.patch, settings=settings), None
+        return walk_published(_normalised(working), heat, networks.patch, settings=settings), None
+    coarse = without_padding(working_ct(ct, networks.heatmap_mm, outside="air"))
+    working = without_padding(working_ct(ct, networks.spacing_mm, outside="air"))
+    column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
+    centres = transform_points(column.centres_mm, np.eye(4), working.affine)
+    if is_turned(ct.grid) and networks.outside == "edge":
+        # What lies beyond the scan is then within the working grid, and shown as it would be beyond it.
+        beyond = beyond_scan(working)
+        found = walk_along(
+            _normalised(filled_beyond(working, beyond)), centres, networks.patch, settings=settings
+        )
+        found = without_beyond(found, beyond, settings.probability_threshold)
     else:
-        coarse = working_ct(ct, networks.heatmap_mm, outside=networks.heatmap_outside)
-        column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
-        centres = transform_points(column.centres_mm, np.eye(4), working.affine)
-        found = walk_along(normalised, centres, networks.patch, settings=settings)
-        votes = column.votes(networks.temperature)
-    return found, votes
+        found = walk_along(_normalised(working), centres, networks.patch, settings=settings)
+    return found, column.votes(networks.temperature)
+
+
+def _normalised(ct: Volume) -> Volume:
+    return Volume(normalise_hu(ct.data), ct.affine)
 
 
 def read_with_identity(scan: Scan, settings: InferenceSettings) -> ReadScan:

@@ -61,7 +61,7 @@ def write_heatmap_case(case: Case, settings: HeatmapPreparationSettings, folder:
     """
     ct, centroids, source = _read_points(case, settings)
     small = resized_grid(working_grid(ct.grid, settings.spacing_mm), settings.heatmap_shape)
-    resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
+    resized = heatmap_ct(working_ct(ct, settings.spacing_mm, outside="air"), settings.heatmap_shape)
     write_volume(folder / f"{case.key}{CT}", _as_int16(resized))
     write_centroids(folder / f"{case.key}{CENTROIDS}", centroids, small, source=source)
     return _note_of(centroids, source)
@@ -73,7 +73,7 @@ def write_centres_case(case: Case, settings: HeatmapPreparationSettings, folder:
     Parameters and result are those of `write_heatmap_case`.
     """
     ct, centroids, source = _read_points(case, settings)
-    working = working_ct(ct, settings.spacing_mm)
+    working = working_ct(ct, settings.spacing_mm, outside="air")
     spine = spine_of_points(centroids.codes, centroids.voxels(working.affine))
     write_spine_case(folder, case.key, working, spine)
     return _note_of(centroids, source)
