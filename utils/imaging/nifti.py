@@ -286,7 +286,7 @@ def _with_axes(path: Path, image: nibabel.Nifti1Pair, stored: Any, assumed: str 
             f"{path}: expected a qform_code or sform_code over 0, which say how the axes lie in the patient, "
             f"found both 0; write the orientation into the header, or {ASSUME_HINT}."
         )
-    affine = affine_of_axes(assumed, np.asarray(stored["pixdim"][1:4], np.float64))
+    affine = affine_of_axes(assumed, _positive_mm(path, stored["pixdim"][1:4]))
     return type(image)(image.dataobj, affine, image.header, file_map=image.file_map)
 
 
@@ -329,16 +329,21 @@ def _faults(stored: Any) -> Iterator[tuple[str, Any]]:
 
 def _check_spacing(path: Path, image: nibabel.Nifti1Pair, stored: Any) -> None:
     affine = image.affine
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    declared_mm = np.asarray(stored["pixdim"][1:4], np.float64)
-    for found in (declared_mm, spacing_mm):
-        if not np.all(np.isfinite(found)) or np.any(found <= 0):
-            raise ValueError(f"{path}: expected spacings over 0 mm, found {listed(found)} mm.")
+    _positive_mm(path, stored["pixdim"][1:4])
+    spacing_mm = _positive_mm(path, np.linalg.norm(affine[:3, :3], axis=0))
     # The determinant relative to the spacings is the volume of the unit cell: 1 for a right angle.
     if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
         raise ValueError(f"{path}: expected an affine that can be inverted, found {affine[:3].tolist()}.")
     for expected, found in odd_places(spacing_mm, spacing_mm * image.shape, affine[:3, 3]):
         raise ValueError(f"{path}: expected {expected}, found {listed(found)} mm.")
+
+
+def _positive_mm(path: Path, spacing_mm: np.ndarray) -> np.ndarray:
+    """Give spacings as they are, if they are some."""
+    spacing_mm = np.asarray(spacing_mm, np.float64)
+    if not np.all(np.isfinite(spacing_mm)) or np.any(spacing_mm <= 0):
+        raise ValueError(f"{path}: expected spacings over 0 mm, found {listed(spacing_mm)} mm.")
+    return spacing_mm
 
 
 def _check_size(path: Path, image: nibabel.Nifti1Pair) -> None:
