@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from utils.files import printable
 from utils.imaging.file_checks import check_is_file, check_room, listed, named_errors, odd_places
 from utils.imaging.intensities import finite_hu
 from utils.imaging.metaimage_header import metaimage_fields, metaimage_header
-from utils.imaging.nrrd_header import nrrd_fields, nrrd_header
+from utils.imaging.nrrd_header import nrrd_fields, nrrd_header, states_space
 from utils.imaging.quiet import silent
 from utils.imaging.text_headers import HEADER_BYTES, TextHeader
 from utils.imaging.volume import Grid, Volume
@@ -49,7 +48,7 @@ def flipped_world(affine: np.ndarray) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def read_itk_image(path: Path) -> Volume:
+def read_itk_image(path: Path, *, assumed: str | None = None) -> Volume:
     """Read a CT in Hounsfield units from an NRRD or MetaImage file.
 
     Parameters
@@ -57,6 +56,8 @@ def read_itk_image(path: Path) -> Volume:
     path : Path
         File ending in one of `ITK_SUFFIXES`, three axes, one number a voxel; more axes of
         length 1 are dropped.
+    assumed : str, optional
+        Where the voxel axes lead in the patient if an NRRD header does not say it, such as "RAS".
 
     Returns
     -------
@@ -69,7 +70,7 @@ def read_itk_image(path: Path) -> Volume:
         If the file is not there, cannot be read whole, is no volume of numbers, does not say how its axes
         lie, or has a grid that no later step could use. The text names the file.
     """
-    header, files = _open(path)
+    header, files = _open(path, assumed)
     stored = np.empty(header.shape, header.dtype, order="F")
     parts = np.array_split(memoryview(stored.reshape(-1, order="F").view(np.uint8)), len(files))
     for file, part in zip(files, parts):
@@ -78,18 +79,24 @@ def read_itk_image(path: Path) -> Volume:
     return Volume(hu_numbers(path, stored), header.affine)
 
 
-def itk_image_grid(path: Path) -> Grid:
-    """Give the grid of an image from its header; errors as `read_itk_image`."""
-    header, _ = _open(path)
+def itk_image_grid(path: Path, *, assumed: str | None = None) -> Grid:
+    """Give the grid of an image from its header; `assumed` and errors as `read_itk_image`."""
+    header, _ = _open(path, assumed)
     return Grid(header.shape, header.affine)
 
 
 def itk_image_bytes(path: Path) -> int:
     """Give the size that an image has in memory as float32, from its header; 0 if that cannot be read."""
     try:
-        return 4 * math.prod(_open(path)[0].shape)
+        return 4 * math.prod(_open(path, "RAS")[0].shape)  # any would do for the size
     except ValueError:
         return 0
+
+
+def states_orientation(path: Path) -> bool:
+    """Whether an image says how its axes lie in the patient; errors as `data_files`."""
+    with _named_header(path):
+        return not _is_nrrd(path) or states_space(nrrd_fields(_beginning(path))[0])
 
 
 def data_files(path: Path) -> list[Path]:
@@ -102,7 +109,7 @@ def data_files(path: Path) -> list[Path]:
     """
     check_is_file(path, "an NRRD or MetaImage file")
     with _named_header(path):
-        _, names, _ = _reader(path, fields=True)(_beginning(path))
+        _, names, _ = (nrrd_fields if _is_nrrd(path) else metaimage_fields)(_beginning(path))
     return _files_below(path, names)
 
 
@@ -164,11 +171,12 @@ def slant_degrees(affine: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
 
 
-def _open(path: Path) -> tuple[TextHeader, list[Path]]:
+def _open(path: Path, assumed: str | None) -> tuple[TextHeader, list[Path]]:
     """Read the header, and refuse what is no volume of real numbers before memory is asked for."""
     check_is_file(path, "an NRRD or MetaImage file")
     with _named_header(path), silent():
-        header = _reader(path, fields=False)(_beginning(path))
+        raw = _beginning(path)
+        header = nrrd_header(raw, assumed=assumed) if _is_nrrd(path) else metaimage_header(raw)
     files = data_files(path) or [path]
     _check_size(path, header, files)
     with silent():
@@ -226,12 +234,8 @@ def _read_part(file: Path, buffer: memoryview, header: TextHeader) -> None:
         fill(buffer, stream, header.shape, spare_bytes=1)
 
 
-def _reader(path: Path, *, fields: bool) -> Callable[[bytes], Any]:
-    """Give what reads a header of the file's format: all that it says, or its fields alone."""
-    is_nrrd = path.name.lower().endswith((".nrrd", ".nhdr"))
-    if fields:
-        return nrrd_fields if is_nrrd else metaimage_fields
-    return nrrd_header if is_nrrd else metaimage_header
+def _is_nrrd(path: Path) -> bool:
+    return path.name.lower().endswith((".nrrd", ".nhdr"))
 
 
 _named_errors = partial(named_errors, expected="a whole NRRD or MetaImage file", errors=STREAM_ERRORS)

@@ -21,8 +21,9 @@ from nibabel.volumeutils import apply_read_scaling
 
 from utils.files import written_whole
 from utils.imaging.file_checks import check_is_file, check_memory, listed, named_errors, odd_places
-from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
+from utils.imaging.grids import ASSUME_HINT, SAME_GRID_VOXELS, affine_of_axes, voxels_apart
 from utils.imaging.intensities import finite_hu
+from utils.imaging.nifti_forms import HeaderForms, forms_of
 from utils.imaging.quiet import silent
 from utils.imaging.volume import Grid, Volume
 from utils.imaging.voxel_streams import DEFLATE_RATIO, STREAM_ERRORS, fill
@@ -37,7 +38,7 @@ _READ_ERRORS = (*STREAM_ERRORS, ImageFileError, HeaderDataError, HeaderTypeError
 _named_errors = partial(named_errors, expected="a whole NIfTI file", errors=_READ_ERRORS)
 
 
-def read_ct(path: Path, *, most_bytes: float = np.inf) -> Volume:
+def read_ct(path: Path, *, most_bytes: float = np.inf, assumed: str | None = None) -> Volume:
     """Read a CT in Hounsfield units on its native grid.
 
     Parameters
@@ -46,6 +47,8 @@ def read_ct(path: Path, *, most_bytes: float = np.inf) -> Volume:
         NIfTI file, three axes; more of length 1 are dropped.
     most_bytes : float
         Memory that it may take (`check_memory`).
+    assumed : str, optional
+        Where the voxel axes lead in the patient if the header does not say it, such as "RAS".
 
     Returns
     -------
@@ -56,24 +59,25 @@ def read_ct(path: Path, *, most_bytes: float = np.inf) -> Volume:
     Raises
     ------
     ValueError
-        If the file is not there, cannot be read whole, has not three axes, has no usable spacing, takes too
-        much memory, or holds no finite value. The text names the file, what was expected and what was found.
+        If the file is not there, cannot be read whole, has not three axes, does not say how they lie, has no
+        usable spacing, takes too much memory, or holds no finite value. The text names the file, what was
+        expected and what was found.
     """
-    image = _open_nifti(path, most_bytes)
+    image = _open_nifti(path, most_bytes, assumed)
     data = _read_data(path, image)
     if data.dtype.kind == "f":
         data = finite_hu(path, data)
     return Volume(data, np.array(image.affine, np.float64))
 
 
-def read_mask(path: Path, *, most_bytes: float = np.inf) -> Volume:
+def read_mask(path: Path, *, most_bytes: float = np.inf, assumed: str | None = None) -> Volume:
     """Read a VerSe mask on its native grid.
 
     Parameters
     ----------
     path : Path
         NIfTI file of any number type, three axes.
-    most_bytes : float
+    most_bytes, assumed : float, and str, optional
         As for `read_ct`.
 
     Returns
@@ -87,7 +91,7 @@ def read_mask(path: Path, *, most_bytes: float = np.inf) -> Volume:
     ValueError
         As `read_ct`, and if the file holds a number that is no VerSe code, such as a fraction.
     """
-    image = _open_nifti(path, most_bytes)
+    image = _open_nifti(path, most_bytes, assumed)
     with _named_errors(path), silent():
         stored = _stored_numbers(image)
     unchanged = stored.dtype == np.uint8 and _is_unscaled(image)
@@ -134,21 +138,29 @@ def read_pair(ct_path: Path, mask_path: Path, *, most_bytes: float = np.inf) -> 
     return ct, mask
 
 
-def native_grid(path: Path) -> Grid:
-    """Give the grid of a scan from its header; errors as `read_ct`."""
-    image = _open_nifti(path)
+def native_grid(path: Path, *, assumed: str | None = None) -> Grid:
+    """Give the grid of a scan from its header; `assumed` and errors as `read_ct`."""
+    image = _open_nifti(path, assumed=assumed)
     return Grid(tuple(image.shape), np.array(image.affine, np.float64))
 
 
 def native_bytes(path: Path) -> int:
     """Give the size that a scan has in memory as float32, read from its header; 0 if that cannot be read."""
     try:
-        return 4 * math.prod(_open_nifti(path).shape)
+        return 4 * math.prod(_open_nifti(path, assumed="RAS").shape)  # any would do for the size
     except ValueError:
         return 0
 
 
-def write_volume(path: Path, volume: Volume) -> None:
+def header_forms(path: Path) -> HeaderForms:
+    """Give how the header of a file says where its voxels lie; errors as `read_ct`, but for no code."""
+    path = Path(path)
+    check_is_file(path, "a NIfTI file")
+    with _named_errors(path), silent():
+        return forms_of(_header_as_stored(nibabel.load(path, mmap=False)))
+
+
+def write_volume(path: Path, volume: Volume, *, forms: HeaderForms | None = None) -> None:
     """Write a volume as NIfTI, whole or not at all.
 
     Parameters
@@ -157,10 +169,17 @@ def write_volume(path: Path, volume: Volume) -> None:
         File ending in .nii or .nii.gz; its folder is made if it is not there.
     volume : Volume
         The number type of its data is kept.
+    forms : HeaderForms, optional
+        Of the file that it shares its grid with: it then lies where that does in every program. By default a
+        sform of the volume's affine.
     """
     path = Path(path)
     image = nibabel.Nifti1Image(np.asarray(volume.data), volume.affine, dtype=volume.data.dtype)
     image.header.set_xyzt_units("mm")
+    if forms is not None:
+        forms.put_into(image.header)
+        # Without an affine of its own: nibabel would turn it into a sform where the header has no code.
+        image = nibabel.Nifti1Image(image.dataobj, None, image.header)
     # nibabel takes the format from the name's end.
     with written_whole(path, suffix=".nii.gz" if path.name.endswith(".gz") else ".nii") as temporary:
         nibabel.save(image, temporary)
@@ -222,7 +241,7 @@ def open_memory_map(path: Path) -> Volume:
     return stored_volume(path).mapped()
 
 
-def _open_nifti(path: Path, most_bytes: float = np.inf) -> nibabel.Nifti1Pair:
+def _open_nifti(path: Path, most_bytes: float = np.inf, assumed: str | None = None) -> nibabel.Nifti1Pair:
     """Load header and affine, and refuse what no later step could use, or what takes too much memory."""
     path = Path(path)
     check_is_file(path, "a NIfTI file")
@@ -239,6 +258,8 @@ def _open_nifti(path: Path, most_bytes: float = np.inf) -> nibabel.Nifti1Pair:
     for expected, found in _faults(stored):
         raise ValueError(f"{path}: expected {expected}, found {found}.")
     _check_size(path, image)
+    if not forms_of(stored).states_orientation:
+        image = _with_axes(path, image, stored, assumed)
     with silent():
         _check_spacing(path, image, stored)
     check_memory(path, image.shape, np.linalg.norm(image.affine[:3, :3], axis=0), most_bytes)
@@ -256,6 +277,17 @@ def _check_begin(path: Path) -> None:
             begin = float(kind(raw[: kind.sizeof_hdr], check=False)["vox_offset"])
         if begin > _LATEST_BEGIN:
             raise ValueError(f"voxels begin after {begin:g} bytes, more than {_LATEST_BEGIN}")
+
+
+def _with_axes(path: Path, image: nibabel.Nifti1Pair, stored: Any, assumed: str | None) -> nibabel.Nifti1Pair:
+    """Place an image by the axes that the user knows: nibabel would guess, and other programs otherwise."""
+    if assumed is None:
+        raise ValueError(
+            f"{path}: expected a qform_code or sform_code over 0, which say how the axes lie in the patient, "
+            f"found both 0; write the orientation into the header, or {ASSUME_HINT}."
+        )
+    affine = affine_of_axes(assumed, _positive_mm(path, stored["pixdim"][1:4]))
+    return type(image)(image.dataobj, affine, image.header, file_map=image.file_map)
 
 
 def _with_three_axes(image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
@@ -297,16 +329,21 @@ def _faults(stored: Any) -> Iterator[tuple[str, Any]]:
 
 def _check_spacing(path: Path, image: nibabel.Nifti1Pair, stored: Any) -> None:
     affine = image.affine
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    declared_mm = np.asarray(stored["pixdim"][1:4], np.float64)
-    for found in (declared_mm, spacing_mm):
-        if not np.all(np.isfinite(found)) or np.any(found <= 0):
-            raise ValueError(f"{path}: expected spacings over 0 mm, found {listed(found)} mm.")
+    _positive_mm(path, stored["pixdim"][1:4])
+    spacing_mm = _positive_mm(path, np.linalg.norm(affine[:3, :3], axis=0))
     # The determinant relative to the spacings is the volume of the unit cell: 1 for a right angle.
     if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
         raise ValueError(f"{path}: expected an affine that can be inverted, found {affine[:3].tolist()}.")
     for expected, found in odd_places(spacing_mm, spacing_mm * image.shape, affine[:3, 3]):
         raise ValueError(f"{path}: expected {expected}, found {listed(found)} mm.")
+
+
+def _positive_mm(path: Path, spacing_mm: np.ndarray) -> np.ndarray:
+    """Give spacings as they are, if they are some."""
+    spacing_mm = np.asarray(spacing_mm, np.float64)
+    if not np.all(np.isfinite(spacing_mm)) or np.any(spacing_mm <= 0):
+        raise ValueError(f"{path}: expected spacings over 0 mm, found {listed(spacing_mm)} mm.")
+    return spacing_mm
 
 
 def _check_size(path: Path, image: nibabel.Nifti1Pair) -> None:

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from utils.imaging.grids import ASSUME_HINT, affine_of_axes
 from utils.imaging.text_headers import (
     TextHeader,
     add_field,
@@ -147,14 +148,20 @@ def _plain(name: str) -> str:
     return name.replace(" ", "").lower()
 
 
-def nrrd_header(raw: bytes) -> TextHeader:
-    """Read a header; arguments and errors as `nrrd_fields`, and for what is no volume of a patient."""
+def nrrd_header(raw: bytes, *, assumed: str | None = None) -> TextHeader:
+    """Read a header; arguments and errors as `nrrd_fields`, and for what is no volume of a patient.
+
+    Where the field `space` names no patient's frame, `assumed` says where the voxel axes lead, such as "RAS".
+    """
     fields, names, end = nrrd_fields(raw)
     dimension = whole_number(fields, "dimension", least=1)
     sizes = whole_numbers("sizes", one_field(fields, "sizes"), least=1)
     if len(sizes) != dimension:
         raise refusal(f"{dimension} sizes", fields["sizes"])
-    affine, kept = _affine(fields, dimension)
+    if states_space(fields) or assumed is None:
+        affine, kept = _affine(fields, dimension)
+    else:
+        affine, kept = _assumed_affine(fields, dimension, assumed)
     code = chosen(fields, "type", _TYPES)
     encoding = chosen(fields, "encoding", _ENCODINGS)
     has_ends = code[1] != "1" and encoding != "text"
@@ -167,18 +174,43 @@ def nrrd_header(raw: bytes) -> TextHeader:
     return TextHeader(axes_of_volume(sizes, kept), dtype, affine, encoding, begin, lines, skipped)
 
 
-def _affine(fields: dict[str, str], dimension: int) -> tuple[np.ndarray, list[int]]:
-    """Give the affine to RAS+, and which axes lie in space."""
-    space = fields.get("space", "")
-    signs = _SPACES.get(re.sub(r"[\s-]", "", space).lower())
-    if signs is None:  # readers guess differently which way its axes lead
-        raise refusal(
-            "a field 'space' that says how the axes lie in the patient, such as LPS", space or "none"
-        )
+def states_space(fields: dict[str, str]) -> bool:
+    """Whether a header names a patient's frame; without one readers guess differently where its axes lead."""
+    return _signs(fields) is not None
+
+
+def _signs(fields: dict[str, str]) -> tuple[int, int, int] | None:
+    return _SPACES.get(re.sub(r"[\s-]", "", fields.get("space", "")).lower())
+
+
+def _directions(fields: dict[str, str], dimension: int) -> tuple[list[np.ndarray | None], list[int]]:
+    """Give the directions of all axes, None for an axis that does not lie in space, and which do."""
     directions = _vectors("space directions", one_field(fields, "spacedirections"))
     if len(directions) != dimension:
         raise refusal(f"{dimension} vectors in the field 'space directions'", fields["spacedirections"])
-    kept = [axis for axis, vector in enumerate(directions) if vector is not None]
+    return directions, [axis for axis, vector in enumerate(directions) if vector is not None]
+
+
+def _assumed_affine(fields: dict[str, str], dimension: int, assumed: str) -> tuple[np.ndarray, list[int]]:
+    """Give the affine of axes that lead where the user says, and which axes lie in space."""
+    if "spacedirections" in fields:
+        directions, kept = _directions(fields, dimension)
+        spacings = [float(np.linalg.norm(directions[axis])) for axis in kept]
+    else:
+        kept = list(range(dimension))
+        spacings = real_numbers("spacings", one_field(fields, "spacings"), count=dimension)
+        spacings = np.abs(spacings)
+    return (affine_of_axes(assumed, spacings) if len(kept) == 3 else np.eye(4)), kept
+
+
+def _affine(fields: dict[str, str], dimension: int) -> tuple[np.ndarray, list[int]]:
+    """Give the affine to RAS+, and which axes lie in space."""
+    signs = _signs(fields)
+    if signs is None:
+        expected = "a field 'space' that says how the axes lie in the patient, such as LPS"
+        found = fields.get("space", "")
+        raise ValueError(f"{refusal(expected, found)} Write it into the header, or {ASSUME_HINT}.")
+    directions, kept = _directions(fields, dimension)
     origin = _vectors("space origin", fields.get("spaceorigin", "(0,0,0)"))
     if len(origin) != 1 or origin[0] is None:
         raise refusal("one vector in the field 'space origin'", fields["spaceorigin"])

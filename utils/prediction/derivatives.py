@@ -19,10 +19,11 @@ import numpy as np
 from utils.files import read_json, write_text_whole, written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
 from utils.imaging.crops import box_between
-from utils.imaging.grids import cropped_grid, transform_points
+from utils.imaging.grids import cropped_grid, reach_in, transform_points
 from utils.imaging.nifti import read_mask, write_volume
+from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.resampling import resample_linear
-from utils.imaging.volume import Grid, Volume
+from utils.imaging.volume import Grid, Volume, touches_border
 from utils.localisation.identify import Identification
 from utils.prediction.exports import EXPORTS
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
@@ -118,6 +119,8 @@ class CasePrediction:
         How the levels were decided, with the second sequence; None where vertebrae are only counted.
     column : str
         Text of the file that says what they were decided from; "" for none.
+    forms : HeaderForms, optional
+        Those of the mask's header (`utils.imaging.formats.mask_forms`).
     """
 
     key: str
@@ -130,6 +133,7 @@ class CasePrediction:
     trace: tuple[WalkStep, ...] = ()
     identification: Identification | None = None
     column: str = ""
+    forms: HeaderForms | None = None
 
 
 def number_vertebrae(count: int, first_label: str | None = None) -> Numbering:
@@ -204,7 +208,7 @@ def native_vertebrae(
         patch_affine = affine.copy()
         patch_affine[:3, 3] += affine[:3, :3] @ vertebra.begin
         patch = Volume(vertebra.probability, patch_affine)
-        begin, end = _reach_in(grid, patch.grid)
+        begin, end = reach_in(grid, patch.grid)
         part, box = cropped_grid(grid, begin, end), box_between(begin, end)
         if 0 in part.shape:
             continue
@@ -263,7 +267,8 @@ def vertebra_table(
                 **{"steps": vertebra.steps, "converged": int(vertebra.converged)},
                 "mean_probability": round(float(native.probability[box][inside].mean(dtype=np.float64)), 4),
                 **probability_columns(numbering, place),
-                "partial": int(vertebra.partial),
+                # The walk knows where a working grid ends, which may be turned against the scan.
+                "partial": int(vertebra.partial or touches_border(box, native.labels.shape)),
             }
         )
     return rows
@@ -282,15 +287,6 @@ def vertebra_points(labels: Volume, numbering: Numbering) -> Centroids:
 
 def _centre_columns(centre_mm: np.ndarray) -> dict[str, float]:
     return {f"centre_{axis}": round(float(value), 2) for axis, value in zip("xyz", centre_mm)}
-
-
-def _reach_in(grid: Grid, patch: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Give the first voxel of a grid that a patch of another one can reach, and the one after the last."""
-    faces = np.array(list(np.ndindex(2, 2, 2))) * patch.shape - 0.5
-    corners = transform_points(faces, patch.affine, grid.affine)
-    begin = np.clip(np.floor(corners.min(axis=0)), 0, grid.shape).astype(int)
-    end = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, grid.shape).astype(int)
-    return begin, end
 
 
 # Files ---------------------------------------------------------------------------------------------
@@ -345,13 +341,15 @@ def write_case(
     figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)
     with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
         figure.savefig(temporary, format="png")
-    write_volume(path(MASK_SUFFIX), prediction.labels)
+    write_volume(path(MASK_SUFFIX), prediction.labels, forms=prediction.forms)
     for name in formats:
         if name in EXPORTS:
             EXPORTS[name].write(path(EXPORTS[name].suffix), prediction.labels, prediction.numbering.name)
 
 
-def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequence[str]) -> list[str]:
+def complete_case(
+    output: Path, key: str, numbering: Numbering, *, formats: Sequence[str], assumed: str | None = None
+) -> list[str]:
     """Write the files of a finished case that are wanted and not there, from its mask.
 
     Parameters
@@ -364,6 +362,8 @@ def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequ
         What the labels mean; only its kind counts.
     formats : sequence of str
         As in `write_case`.
+    assumed : str, optional
+        Where the voxel axes lead if the mask does not say it, as for its scan.
 
     Returns
     -------
@@ -377,7 +377,7 @@ def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequ
     """
     paths = {name: case_path(output, key, EXPORTS[name].suffix) for name in formats if name in EXPORTS}
     missing = [name for name, path in paths.items() if not path.is_file()]
-    labels = read_mask(case_path(output, key, MASK_SUFFIX)) if missing else None
+    labels = read_mask(case_path(output, key, MASK_SUFFIX), assumed=assumed) if missing else None
     for name in missing:
         EXPORTS[name].write(paths[name], labels, numbering.name)
     return missing

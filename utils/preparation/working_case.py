@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
-from utils.imaging.grids import cropped_grid, resized_grid, transform_points, working_grid
+from utils.imaging.grids import cropped_grid, faces_of, resized_grid, transform_points, working_grid
 from utils.imaging.nifti import read_ct, read_mask, read_pair, write_volume
 from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
 from utils.imaging.volume import Grid, Volume, touches_border
@@ -61,7 +61,7 @@ def write_heatmap_case(case: Case, settings: HeatmapPreparationSettings, folder:
     """
     ct, centroids, source = _read_points(case, settings)
     small = resized_grid(working_grid(ct.grid, settings.spacing_mm), settings.heatmap_shape)
-    resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
+    resized = heatmap_ct(working_ct(ct, settings.spacing_mm, outside="air"), settings.heatmap_shape)
     write_volume(folder / f"{case.key}{CT}", _as_int16(resized))
     write_centroids(folder / f"{case.key}{CENTROIDS}", centroids, small, source=source)
     return _note_of(centroids, source)
@@ -73,7 +73,7 @@ def write_centres_case(case: Case, settings: HeatmapPreparationSettings, folder:
     Parameters and result are those of `write_heatmap_case`.
     """
     ct, centroids, source = _read_points(case, settings)
-    working = working_ct(ct, settings.spacing_mm)
+    working = working_ct(ct, settings.spacing_mm, outside="air")
     spine = spine_of_points(centroids.codes, centroids.voxels(working.affine))
     write_spine_case(folder, case.key, working, spine)
     return _note_of(centroids, source)
@@ -153,7 +153,7 @@ def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
     for code, box in mask.label_boxes.items():
         corner = np.array([side.start for side in box])
         centres.append(corner + ndimage.center_of_mass(mask.data[box] == code))
-        faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]
+        faces += list(corner + faces_of([side.stop - side.start for side in box]))
     reach = np.full((len(centres), 3), margin_mm / spacing_mm)
     centres, faces = (transform_points(np.array(p), mask.affine, whole.affine) for p in (centres, faces))
     points = np.concatenate([centres - reach, centres + reach, faces])
