@@ -54,6 +54,11 @@ _NAME = bounds.Rule(
     "a name for a folder, without / or a dot before it",
     lambda name: re.fullmatch(r"[^./\\\s][^/\\]*", name) is not None,
 )
+#: Axes of a patient, as nibabel names them.
+_ORIENTATION = bounds.Rule(
+    "one of L or R, one of A or P and one of I or S, in the order of the voxel axes, such as RAS",
+    lambda text: sorted(text.upper().translate(str.maketrans("RPS", "LAI"))) == ["A", "I", "L"],
+)
 _SHARD = bounds.Rule("i/n with i from 1 to n, such as 2/8", lambda text: _shard_match(text) is not None)
 
 
@@ -130,6 +135,8 @@ class PreparationSettings(CheckedSettings):
     """Address of a Dask scheduler, such as tcp://host:8786, whose workers prepare the cases instead."""
     shard: str | None = bounded(None, _SHARD)
     """Of n runs over the same data, as in an array job, this is the i-th, as "i/n" from 1/n to n/n."""
+    max_gigabytes: float = bounded(4.0, POSITIVE)
+    """Memory that a CT or mask may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is bad."""
     seed: int = bounded(0, _SEED)
     """Not used by this stage; accepted so that every script takes it."""
     skip_bad: bool = False
@@ -474,6 +481,9 @@ class ScanOptions(CheckedSettings):
     max_gigabytes: float = bounded(4.0, POSITIVE)
     """Memory that a scan may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is refused. At work
     a scan takes about three times as much."""
+    assume_orientation: str | None = bounded(None, _ORIENTATION)
+    """Where the voxel axes lead in scans whose header does not say it, such as RAS (towards the right, the
+    front and the head); without it such scans are refused, as left and right would be a guess."""
     trace: bool = False
     """Also write the steps of the walk (`<key>_trace.jsonl`, a JSON object a line)."""
 
@@ -566,6 +576,8 @@ class EvaluationSettings(CheckedSettings):
     about 1 % of the interval's width."""
     workers: int = bounded(0, FROM_0)
     """Processes that score cases; 0 means one a core."""
+    max_gigabytes: float = bounded(4.0, POSITIVE)
+    """Memory that a mask may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is a bad case."""
     seed: int = bounded(0, _SEED)
     """Seed of the resamples."""
     skip_bad: bool = False

@@ -29,12 +29,13 @@ NO_CONVERGENCE = "no convergence"
 ODD_VOLUME = "odd volume"
 LOW_PROBABILITY = "low probability"
 HU_DOUBT = "hu doubt"
+ORIENTATION = "orientation assumed"
 NOTHING_FOUND = "nothing found"
 OTHER = "other"
 #: What a remark may be about.
 REMARK_KINDS = (
     *(NOTHING_FOUND, GAP, PARTIAL, NO_CONVERGENCE),
-    *(ODD_VOLUME, LOW_PROBABILITY, HU_DOUBT, OTHER),
+    *(ODD_VOLUME, LOW_PROBABILITY, HU_DOUBT, ORIENTATION, OTHER),
 )
 
 #: Volume against the median of the neighbours. Complete vertebrae of five labelled CTs have .81 to 1.39 (a C2
