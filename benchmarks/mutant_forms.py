@@ -48,14 +48,14 @@ class Kind:
     share : float
         How many of the mutants are of this form.
     is_whole : callable
-        Whether a checksum in the bytes of a file is right; None where there is none.
+        Whether the checksum in a file is right; None where there is none.
     """
 
     name: str
     make: Callable[[Path], None]
     read: Callable[[Path], None]
     share: float = 1.0
-    is_whole: Callable[[bytes], bool | None] = lambda raw: None
+    is_whole: Callable[[Path], bool | None] = lambda path: None
 
     @property
     def is_model(self) -> bool:
@@ -200,20 +200,22 @@ def is_whole_zlib(raw: bytes) -> bool:
     return engine.eof and not engine.unused_data
 
 
-def behind(mark: bytes, is_whole: Callable[[bytes], bool]) -> Callable[[bytes], bool | None]:
-    """Apply a check to what stands behind a mark; None where there is no mark."""
+def checksum_of(
+    name: str, is_whole: Callable[[bytes], bool], *, behind: bytes = b""
+) -> Callable[[Path], bool | None]:
+    """Give what checks the stream in a file of a name, behind a mark; None for any other file."""
 
-    def check(raw: bytes) -> bool | None:
-        _, found, stream = raw.partition(mark)
-        return is_whole(stream) if found else None
+    def check(path: Path) -> bool | None:
+        raw = path.read_bytes()
+        if path.name != name or behind not in raw:
+            return None
+        return is_whole(raw.partition(behind)[2] if behind else raw)
 
     return check
 
 
-def is_whole_zip(raw: bytes) -> bool | None:
-    """Whether the files in a zip agree with their checksums; None for settings beside it."""
-    if raw[:1] == b"{":
-        return None
+def is_whole_zip(raw: bytes) -> bool:
+    """Whether the files in a zip agree with their checksums."""
     with tempfile.TemporaryFile() as file:
         file.write(raw)
         try:
@@ -223,14 +225,8 @@ def is_whole_zip(raw: bytes) -> bool | None:
 
 
 CT, MASK = nifti(whole_arrays()["ct"]), nifti(whole_arrays()["mask"])
-#: A header alone is no stream.
 ZRAW = {"ct_mhd": meta(b"", CompressedData="True", ElementDataFile="b.zraw"), "b_zraw": zlib.compress(VOXELS)}
 NHDR = {"ct_nhdr": nrrd(b"", data_file="b.gz", encoding="gzip"), "b_gz": gzip.compress(VOXELS, mtime=0)}
-
-
-def beside(header: str, is_whole: Callable[[bytes], bool]) -> Callable[[bytes], bool | None]:
-    """Apply a check to the file beside a header, which is known by its first letters."""
-    return lambda raw: None if raw[:4] == header.encode() else is_whole(raw)
 
 
 def make_planes(folder: Path) -> None:
@@ -241,9 +237,16 @@ def make_planes(folder: Path) -> None:
 
 
 SIDECAR_OF = {"ct": {"path": "a", "bytes": 9}}
+OF_NIFTI = checksum_of("ct.nii.gz", is_whole_gzip)
 KINDS = (
     Kind("NIfTI", files(ct_nii=CT), read_one_scan, 2),
-    Kind("NIfTI, gzip", files(ct_nii_gz=gzip.compress(CT, mtime=0)), read_one_scan, 2, is_whole_gzip),
+    Kind(
+        "NIfTI, gzip",
+        files(ct_nii_gz=gzip.compress(CT, mtime=0)),
+        read_one_scan,
+        2,
+        checksum_of("ct.nii.gz", is_whole_gzip),
+    ),
     Kind("NIfTI, mask", files(x_nii=MASK), lambda folder: read_mask(folder / "x.nii"), 2),
     Kind("NRRD", files(ct_nrrd=nrrd()), read_one_scan),
     Kind(
@@ -251,25 +254,25 @@ KINDS = (
         files(ct_nrrd=nrrd(gzip.compress(VOXELS, mtime=0), encoding="gzip")),
         read_one_scan,
         2,
-        behind(b"\n\n", is_whole_gzip),
+        checksum_of("ct.nrrd", is_whole_gzip, behind=b"\n\n"),
     ),
     Kind(
         "NRRD, bzip2",
         files(ct_nrrd=nrrd(bz2.compress(VOXELS), encoding="bzip2")),
         read_one_scan,
         1,
-        behind(b"\n\n", is_whole_bzip2),
+        checksum_of("ct.nrrd", is_whole_bzip2, behind=b"\n\n"),
     ),
-    Kind("NRRD, two files", files(**NHDR), read_one_scan, 1.5, beside("NRRD", is_whole_gzip)),
+    Kind("NRRD, two files", files(**NHDR), read_one_scan, 1.5, checksum_of("b.gz", is_whole_gzip)),
     Kind("MetaImage", files(ct_mha=meta()), read_one_scan),
     Kind(
         "MetaImage, zlib",
         files(ct_mha=meta(zlib.compress(VOXELS), CompressedData="True")),
         read_one_scan,
         2,
-        behind(b"= LOCAL\n", is_whole_zlib),
+        checksum_of("ct.mha", is_whole_zlib, behind=b"= LOCAL\n"),
     ),
-    Kind("MetaImage, two files", files(**ZRAW), read_one_scan, 1.5, beside("Obje", is_whole_zlib)),
+    Kind("MetaImage, two files", files(**ZRAW), read_one_scan, 1.5, checksum_of("b.zraw", is_whole_zlib)),
     Kind("MetaImage, planes", make_planes, read_one_scan),
     Kind("DICOM", make_series, read_every_series, 2.5),
     Kind("DICOM, RLE", make_compressed_series, read_every_series, 1.5),
@@ -284,6 +287,6 @@ KINDS = (
     Kind("spine", make_spine, lambda folder: read_spine(folder / "x_spine.json"), 0.7),
     Kind("sidecar", make_sidecar, lambda folder: is_current(folder / "x.json", {}, SIDECAR_OF), 0.7),
     Kind("table", make_table, lambda folder: read_numbering(folder / "x_vertebrae.csv"), 0.7),
-    Kind("model, .keras", make_model, read_model, 1, is_whole_zip),
+    Kind("model, .keras", make_model, read_model, 1, checksum_of("best.keras", is_whole_zip)),
     Kind("model, weights", make_weights, read_model, 0.5),
 )

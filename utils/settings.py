@@ -25,7 +25,7 @@ from utils.augmentation_settings import (
     HeatmapAugmentationSettings,
 )
 from utils.bounds import BELOW_1, FROM_0, FROM_1, NOT_NEGATIVE, POSITIVE, SHARE, CheckedSettings, bounded
-from utils.files import write_text_whole
+from utils.files import read_json, write_text_whole
 
 Preset = Literal["paper", "full", "small", "starter"]
 HeatmapTarget = Literal["centres", "spine"]
@@ -622,12 +622,9 @@ def load_settings(directory: Path) -> dict[str, Any]:
         If the file is not there or is no JSON object; the text names it.
     """
     path = directory / SETTINGS_FILE
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected the settings of an earlier stage, found no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+    if not path.exists():
+        raise ValueError(f"{path}: expected the settings of an earlier stage, found no such file.")
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}.")
     return _with_names_of_today(found)

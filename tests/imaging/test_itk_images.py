@@ -215,6 +215,12 @@ DAMAGES = {
         b"ObjectType = Image\nNDims = 3\n" + bytes(2**19),
         "expected a field 'ElementDataFile'",
     ),
+    "a line without a sign": (
+        ".mha",
+        meta(COMPRESSED).replace(b"CompressedData = False", b"CompressedData \x1d True"),
+        "expected lines such as 'NDims = 3' in the header, found 'CompressedData",
+    ),
+    "a byte too many": (".mha", meta(VOXELS + b"x"), SHORT + "421"),
     "a mesh": (".mha", meta(ObjectType="Mesh"), "expected an image in the field 'ObjectType', found Mesh"),
     "three channels": (
         ".mha",
@@ -305,11 +311,6 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path, suffix):
     for read in (read_itk_image, itk_image_grid, data_files):
         with pytest.raises(ValueError, match="found no regular file"):
             read(path)
-
-
-def test_padding_behind_the_voxels_is_no_damage(tmp_path):
-    path = write(tmp_path, nrrd(VOXELS + bytes(10)), ".nrrd")
-    np.testing.assert_array_equal(read_itk_image(path).data, DATA)
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])

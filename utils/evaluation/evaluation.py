@@ -19,6 +19,7 @@ from utils.evaluation.paired import write_comparison
 from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_evaluation
 from utils.execution import outcomes
 from utils.files import printable
+from utils.imaging.file_checks import first_line
 from utils.imaging.grids import corners_of
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
@@ -184,8 +185,8 @@ def read_numbering(path: Path) -> NumberingKind:
     try:
         table = pd.read_csv(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: expected a table of vertebrae, found {error}") from None
-    kinds = sorted(set(table["numbering"])) if "numbering" in table else []
+        raise ValueError(f"{path}: expected a table of vertebrae, found {first_line(error)}") from None
+    kinds = sorted(set(table["numbering"].map(str))) if "numbering" in table else []
     if kinds not in ([], ["anatomical"], ["count"]):
         raise ValueError(f'{path}: expected numbering "anatomical" or "count", found {kinds}.')
     return kinds[0] if kinds else "anatomical"

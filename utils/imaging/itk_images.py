@@ -231,7 +231,7 @@ def _read_part(file: Path, buffer: memoryview, header: TextHeader) -> None:
     begin = max(0, file.stat().st_size - len(buffer)) if at_end else header.begin
     skipped = {"skipped_lines": header.skipped_lines, "skipped_bytes": header.skipped_bytes}
     with opened_voxels(file, header.encoding, header.dtype, begin=begin, **skipped) as stream:
-        fill(buffer, stream, header.shape, spare_bytes=max(1, len(buffer) // max(header.shape)))
+        fill(buffer, stream, header.shape, spare_bytes=1)
 
 
 def _is_nrrd(path: Path) -> bool:

@@ -73,6 +73,8 @@ def metaimage_fields(raw: bytes) -> tuple[dict[str, str], list[str], int]:
         (line, *_) = decoded_lines(raw[begin:end])
         name, *value = _SEPARATOR.split(line, maxsplit=1)
         known = _FIELDS.get(name.strip().lower())
+        if not value and name.split()[:1] and name.split()[0].lower() in _FIELDS:
+            raise refusal("lines such as 'NDims = 3' in the header", repr(name[:40]))
         if known is None or not value:
             continue
         add_field(fields, known, value[0].strip())
