@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.imaging.file_checks import check_is_file, listed, named_errors, odd_places
-from utils.imaging.intensities import finite_hu
+from utils.imaging.intensities import finite_hu, signed_hu
 from utils.imaging.nifti import DEFLATE_RATIO
 from utils.imaging.volume import Grid, Volume
 
@@ -146,6 +146,7 @@ def hu_numbers(name: Path | str, stored: np.ndarray) -> np.ndarray:
         If no number is finite.
     """
     limits = np.iinfo(np.int16)
+    stored = signed_hu(stored) if stored.dtype.kind in "iu" else stored
     if stored.dtype.kind in "iu" and limits.min <= stored.min() and stored.max() <= limits.max:
         return stored.astype(np.int16, copy=False)
     return finite_hu(name, stored.astype(np.float32, copy=False))
