@@ -27,8 +27,6 @@ from utils.imaging.nifti import read_ct
 
 SEED, SCANS = 51000, 200
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-#: Real CTs without a spine, which have no facts.
-OTHERS = ("real-ct/no-spine/sts001_ct.nii.gz",)
 #: How far the surroundings of a real spine reach beyond the body centres.
 _AROUND_MM = 45.0
 Part = tuple[str, np.ndarray]
@@ -46,19 +44,18 @@ def real_parts(shared: Path) -> Iterator[Part]:
     """Give the real scans below a folder, and the surroundings of their spines, with their names."""
     for facts in scans_there(shared).values():
         yield from _parts_of_real(shared, facts)
-    for path in (shared / name for name in OTHERS):
-        if path.is_file():
-            yield f"{path.name}: scan", read_ct(path).data
 
 
 def _parts_of_real(shared: Path, facts: ScanFacts) -> Iterator[Part]:
     ct = read_ct(shared / facts.ct)
+    yield f"{facts.name}: scan", ct.data
+    if not facts.points_mm:
+        return
     places = transform_points(np.array(list(facts.points_mm.values())), np.eye(4), ct.affine)
     reach = _AROUND_MM / ct.spacing_mm
     begin = np.clip(places.min(axis=0) - reach, 0, None).astype(int)
     end = (places.max(axis=0) + reach).astype(int)
     spine = ct.data[tuple(map(slice, begin, end))]
-    yield f"{facts.name}: scan", ct.data
     yield f"{facts.name}: spine", spine
     yield f"{facts.name}: no air", spine[spine > -200]
 

@@ -5,9 +5,10 @@ Time    four minutes on one CPU core
 Result  utils/imaging/hu_histograms.csv, and on the screen how far the scans that it is fitted on lie from
         `DOUBT_NATS`: the largest doubt about one as it is, the smallest about one with wrong numbers
 
-Histograms of drawn scans, of the surroundings of the spine with and without air, and, apart from these, of the
-vertebrae alone and of any box, are smoothed and grouped by how well one explains another; the table holds the means
-of the groups, each with a little of the mean of all. `benchmarks/trial_hu_doubt.py` measures it on other scans.
+Histograms of drawn scans, of the surroundings of the spine with and without air, and, apart from these, of
+the vertebrae alone and of any box, are smoothed and grouped by how well one explains another. The table holds
+the means of the groups, each with a little of the mean of all. `benchmarks/trial_hu_doubt.py` measures it on
+other scans.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Whether the numbers of a scan are Hounsfield units, told by air, fat, muscle and bone together.
 
-`hu_histograms.csv` holds how scans, and parts of them, share their voxels out on the scale: typical shares of drawn
-scans, fitted by `experiments/fit_hu_histograms.py`. The numbers of a scan are compared with them as they are, and
-as what they would be if they had gone wrong in one of the known ways (`MEANINGS`). What explains them best is what
-they are.
+`hu_histograms.csv` holds how the voxels of scans, and of parts of scans, are typically shared out on the
+scale, fitted on drawn scans by `experiments/fit_hu_histograms.py`. The numbers of a scan are compared with it
+as they are, and as what they would be if they had gone wrong in one of the known ways (`MEANINGS`). What
+explains them best is what they are.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 #: Bins of the table, in HU: the lower end of the first, the upper end of the last, and their width.
 LOWEST_BIN_HU, HIGHEST_BIN_HU, BIN_HU = -1100, 3100, 20
 BINS = (HIGHEST_BIN_HU - LOWEST_BIN_HU) // BIN_HU
-#: By how many nats a voxel another meaning must explain the numbers better. Of the scans that the table was fitted
-#: on, and their parts, none as it is reached more than .3, and none with wrong numbers less than .9.
+#: By how many nats a voxel another meaning must explain the numbers better. Of the scans that the table was
+#: fitted on, none as it is reached -.5 and no part of one .3; none with wrong numbers fell below .85.
 DOUBT_NATS = 0.5
 #: Share of voxels that no histogram explains, such as metal and overshoot, and their density for each unit.
 _STRANGE_SHARE, _STRANGE_DENSITY = 1e-3, 1e-4
@@ -77,13 +77,23 @@ def wrong_numbers(data: np.ndarray) -> str:
     best = int(fits.argmax())
     if fits[best] > fits[0] + DOUBT_NATS:
         return MEANINGS[best].words
-    return (
-        _NOT_NEGATIVE if values[0] >= 0 else ""
-    )  # air and fat are negative, and part of them is in any voxel
+    # Air and fat are negative, and no part of a body is without fat.
+    return _NOT_NEGATIVE if values[0] >= 0 else ""
 
 
 def telling_numbers(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the numbers of evenly spread voxels and how often each is there, without padding and clipped air."""
+    """Give numbers of evenly spread voxels and how often each is there, without padding and clipped air.
+
+    Parameters
+    ----------
+    data : np.ndarray
+        A scan.
+
+    Returns
+    -------
+    values, counts : np.ndarray of float64 and of int, (n,)
+        From the lowest number up.
+    """
     step = max(1, int(np.ceil(np.cbrt(data.size / _MOST_VOXELS))))
     values, counts = np.unique(data[(slice(None, None, step),) * data.ndim], return_counts=True)
     begin, enough = 0, _PADDED_SHARE * counts.sum()
@@ -133,7 +143,7 @@ def typical_histograms() -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     of_scans, of_parts : np.ndarray of float64, (n, `BINS`)
-        Shares of the bins, the sum of each 1: of whole scans and the surroundings of the spine, and of bone alone
+        Shares of the bins, the sum of each 1: of whole scans and the surroundings of the spine; of bone alone
         and of any box.
 
     Raises

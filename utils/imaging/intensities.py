@@ -30,14 +30,14 @@ def signed_hu(hu: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     hu : np.ndarray
-        Numbers of a CT, finite. Padding of -2000, written in 16 bits without a sign, is 63536, and 62512 where
-        1024 was taken away.
+        Numbers of a CT, finite. Padding of -2000, written in 16 bits without a sign, is 63536, and 62512
+        where 1024 was taken away.
 
     Returns
     -------
     np.ndarray, same shape
-        Unsigned integers as signed ones; 2^16 or 2^32 less where a number lies in the upper half of so many bits,
-        rescaled or not. Neither tissue nor metal comes near.
+        Unsigned integers as signed ones; 2^16 or 2^32 less where a number lies in the upper half of so many
+        bits, rescaled or not. Neither tissue nor metal comes near.
     """
     if hu.dtype.kind == "u" and hu.dtype.itemsize > 1:
         hu = hu.view(hu.dtype.str.replace("u", "i"))
