@@ -20,6 +20,8 @@ from utils.imaging.volume import Grid, Volume
 #: Ends of the names of files that are scans by themselves, in small letters.
 SCAN_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES)
 
+#: Names of the formats that are no NIfTI.
+_FORMS = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
 #: Least extent of a scan in which a vertebra is looked for: the neck's bodies are 10 mm high or more, and one
 #: alone is no spine.
 LEAST_EXTENT_MM = 10.0
@@ -82,6 +84,14 @@ def files_of_scan(path: Path, series: Sequence[Path] = ()) -> list[Path]:
     if series:
         return list(series)
     return [path, *(data_files(path) if _is_itk_image(path) else ())]
+
+
+def form_of(path: Path, series: Sequence[Path] = ()) -> str:
+    """Name the format of a scan, such as "NIfTI"; arguments as `read_scan`."""
+    if series:
+        return f"DICOM, {len(series)} files"
+    name = path.name.lower()
+    return next((form for form, ends in _FORMS.items() if name.endswith(ends)), "NIfTI")
 
 
 def hu_doubt(ct: Volume) -> str:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.imaging.intensities import LOWEST_HU
+
 #: Bins of the table, in HU: the lower end of the first, the upper end of the last, and their width.
 LOWEST_BIN_HU, HIGHEST_BIN_HU, BIN_HU = -1100, 3100, 20
 BINS = (HIGHEST_BIN_HU - LOWEST_BIN_HU) // BIN_HU
@@ -23,8 +25,11 @@ BINS = (HIGHEST_BIN_HU - LOWEST_BIN_HU) // BIN_HU
 DOUBT_NATS = 0.5
 #: Share of voxels that no histogram explains, such as metal and overshoot, and their density for each unit.
 _STRANGE_SHARE, _STRANGE_DENSITY = 1e-3, 1e-4
-#: Voxels that are looked at, and the fewest that say something.
-_MOST_VOXELS, _FEWEST_VOXELS = 1_000_000, 100
+#: Voxels that are looked at; the fewest that say something, and the fewest different numbers: other volumes are
+#: drawings.
+_MOST_VOXELS, _FEWEST_VOXELS, _FEWEST_NUMBERS = 1_000_000, 100, 30
+#: Cortical bone reaches it in HU; tissue does where numbers are stored with 1024 added.
+_STORED_BONE = 1500
 #: The lowest number of a scan is padding or clipped air if it has this share; a scan has two such at most.
 _PADDED_SHARE, _MOST_PADDINGS = 0.005, 2
 
@@ -69,16 +74,20 @@ def wrong_numbers(data: np.ndarray) -> str:
     -------
     str
         "" if they look like Hounsfield units, or if so few voxels are no padding that nothing can be told.
+        Numbers none of which is negative, padding aside, never look like them.
     """
     values, counts = telling_numbers(data)
     if counts.sum() < _FEWEST_VOXELS:
         return ""
-    fits = fits_of(values, counts)
-    best = int(fits.argmax())
-    if fits[best] > fits[0] + DOUBT_NATS:
-        return MEANINGS[best].words
+    if len(values) >= _FEWEST_NUMBERS:
+        fits = fits_of(values, counts)
+        best = int(fits.argmax())
+        if fits[best] > fits[0] + DOUBT_NATS:
+            return MEANINGS[best].words
+    if np.any((data > LOWEST_HU) & (data < 0)):
+        return ""
     # Air and fat are negative, and no part of a body is without fat.
-    return _NOT_NEGATIVE if values[0] >= 0 else ""
+    return _TOO_MUCH if values[-1] > _STORED_BONE else _NOT_NEGATIVE
 
 
 def telling_numbers(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
