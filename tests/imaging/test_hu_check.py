@@ -101,7 +101,7 @@ def test_a_fit_is_the_mean_log_density():
     of_scans, of_parts = typical_histograms()
     typical = np.concatenate([of_scans, of_parts])
     np.testing.assert_allclose(typical.sum(axis=1), 1)
-    # One voxel at 50 HU: the greatest share of its bin by the bin's 20 HU, a thousandth being for what is strange.
+    # One voxel at 50 HU: the greatest share of its bin by 20 HU; a thousandth is for what is strange.
     share = typical[:, (50 + 1100) // 20].max()
     found = fits_of(np.array([50.0]), np.array([1]))
     assert found[0] == pytest.approx(np.log(0.999 * share / 20 + 1e-7))

@@ -25,8 +25,8 @@ BINS = (HIGHEST_BIN_HU - LOWEST_BIN_HU) // BIN_HU
 DOUBT_NATS = 0.5
 #: Share of voxels that no histogram explains, such as metal and overshoot, and their density for each unit.
 _STRANGE_SHARE, _STRANGE_DENSITY = 1e-3, 1e-4
-#: Voxels that are looked at; the fewest that say something, and the fewest different numbers: other volumes are
-#: drawings.
+#: Voxels that are looked at; the fewest that say something; and the fewest different numbers, drawings having
+#: fewer.
 _MOST_VOXELS, _FEWEST_VOXELS, _FEWEST_NUMBERS = 1_000_000, 100, 30
 #: Cortical bone reaches it in HU; tissue does where numbers are stored with 1024 added.
 _STORED_BONE = 1500
