@@ -22,7 +22,7 @@ import numpy as np
 from experiments.fit_hu_histograms import KINDS, SCAN_PARTS, WRONGS, doubt_nats, healthy_parts
 from experiments.real.facts import ScanFacts, scans_there
 from utils.imaging.grids import transform_points
-from utils.imaging.hu_check import wrong_numbers
+from utils.imaging.hu_check import DOUBT_NATS, wrong_numbers
 from utils.imaging.nifti import read_ct
 
 SEED, SCANS = 51000, 200
@@ -67,7 +67,7 @@ def wrong_parts(number: int, part: np.ndarray, *, all_ways: bool) -> Iterator[Pa
             yield way, make(part.astype(np.int32))
 
 
-def measure(parts: Iterable[Part], *, all_ways: bool = False) -> np.ndarray:
+def measure(parts: Iterable[Part], *, all_ways: bool = False) -> tuple[np.ndarray, tuple[float, float]]:
     """Count, and print each error.
 
     Parameters
@@ -79,21 +79,25 @@ def measure(parts: Iterable[Part], *, all_ways: bool = False) -> np.ndarray:
 
     Returns
     -------
-    np.ndarray of int, (4,)
+    counts : np.ndarray of int, (4,)
         False alarms, healthy ones, misses, wrong ones.
+    nats : tuple of float, 2
+        The largest doubt about a healthy one, and the smallest about a wrong one.
     """
-    counts = np.zeros(4, int)
+    counts, healthy_nats, wrong_nats = np.zeros(4, int), [], []
     for number, (name, part) in enumerate(parts):
         doubt = wrong_numbers(part)
         counts += (bool(doubt), 1, 0, 0)
+        healthy_nats.append(doubt_nats(part))
         if doubt:
-            print(f"false alarm: {name}: {doubt} ({doubt_nats(part):.2f} nats)", flush=True)
+            print(f"false alarm: {name}: {doubt} ({healthy_nats[-1]:.2f} nats)", flush=True)
         for way, wrong in wrong_parts(number, part, all_ways=all_ways):
             missed = not wrong_numbers(wrong)
             counts += (0, 0, missed, 1)
+            wrong_nats.append(doubt_nats(wrong))
             if missed:
-                print(f"miss: {name} {way} ({doubt_nats(wrong):.2f} nats)", flush=True)
-    return counts
+                print(f"miss: {name} {way} ({wrong_nats[-1]:.2f} nats)", flush=True)
+    return counts, (max(healthy_nats), min(wrong_nats))
 
 
 def main(*, quick: bool) -> None:
@@ -102,8 +106,9 @@ def main(*, quick: bool) -> None:
     rows = {f"{len(scans)} drawn scans and parts": measure(drawn_parts(scans))}
     if not quick:
         rows["real scans and parts"] = measure(real_parts(SHARED), all_ways=True)
-    for name, (alarms, healthy, misses, wrong) in rows.items():
-        print(f"{name:30s} false alarms {alarms} of {healthy}, misses {misses} of {wrong}")
+    for name, ((alarms, healthy, misses, wrong), (most, least)) in rows.items():
+        print(f"{name:30s} false alarms {alarms} of {healthy}, misses {misses} of {wrong}", end="; ")
+        print(f"doubts up to {most:.2f} and from {least:.2f} nats, the limit being {DOUBT_NATS}")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def wrong_numbers(data: np.ndarray) -> str:
         best = int(fits.argmax())
         if fits[best] > fits[0] + DOUBT_NATS:
             return MEANINGS[best].words
-    if np.any((data > LOWEST_HU) & (data < 0)):
+    # Most scans are known by the voxels that were looked at.
+    if any(np.any((each > LOWEST_HU) & (each < 0)) for each in (values, data)):
         return ""
     # Air and fat are negative, and no part of a body is without fat.
     return _TOO_MUCH if values[-1] > _STORED_BONE else _NOT_NEGATIVE
