@@ -193,12 +193,14 @@ def test_what_is_known_about_a_case_is_written_with_it(tmp_path, fake):
     no_air = column_ct().data.clip(0)
     write_volume(tmp_path / "in" / "sub-b_ct.nii.gz", Volume(no_air, AFFINE))
     write_column(tmp_path / "in" / "sub-a_ct.nii.gz")
-    for key, warnings in (("sub-a", []), ("sub-b", ["hu doubt"])):
+    for key, axes, warnings in (("sub-a", "LAS", []), ("sub-b", "PRI", ["hu doubt"])):
         before = fake.patches
         infer(settings_for(tmp_path / "in" / f"{key}_ct.nii.gz", output=out, first_label="T10"))
         quality = read_quality(out / "derivatives" / key / f"{key}_quality.json")
         assert (quality.case, quality.kind, quality.anchor) == (key, "anatomical", "given")
         assert [remark.kind for remark in quality.warnings] == warnings
+        assert (quality.papers.form, quality.papers.orientation) == ("NIfTI", axes)
+        assert bool(quality.papers.hu_doubt) == bool(warnings)
         assert quality.network_calls == fake.patches - before == 6 and quality.seconds > 0
     empty = tmp_path / "in" / "sub-empty_ct.nii.gz"
     write_volume(empty, Volume(np.full((40, 44, 84), -1000, np.int16), AFFINE))

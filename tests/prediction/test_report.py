@@ -14,6 +14,7 @@ import pytest
 
 from tests.prediction.report_cases import WRITTEN, put_case, rows_of
 from utils.prediction.derivatives import MASK_SUFFIX, TABLE_SUFFIX
+from utils.prediction.papers import ScanPapers
 from utils.prediction.quality import QUALITY_SUFFIX, Remark
 from utils.prediction.report import read_cases, report_page, write_scan_report
 
@@ -104,6 +105,20 @@ def test_a_row_shows_a_case(tmp_path):
         "gap: 1.2 cm³ removed",
         "low probability: label 0.62",
     ]
+
+
+@pytest.mark.parametrize("names", [("1", "2"), ()], ids=["with vertebrae", "without a spine"])
+def test_what_was_read_of_a_scan_is_folded_below_its_row(tmp_path, names):
+    papers = ScanPapers("NRRD", (9, 8, 7), (0.5, 0.5, 1.25), "LPS", 3.21, "values <odd>", 0.1)
+    put_case(tmp_path, "sub-a", rows_of(names), papers=papers)
+    put_case(tmp_path, "sub-old", rows_of(("1",)))
+    row, old = page_of(tmp_path).rows
+    assert row["Each"][1].endswith(
+        "What was read Form NRRD Voxels 9 × 8 × 7 of 0.5 × 0.5 × 1.25 mm Axes LPS, 3.2° oblique "
+        "Numbers values <odd> Padding 10 % of the voxels at or under −1024 HU"
+    )
+    assert ("Each vertebra" in row["Each"][1]) == bool(names)
+    assert "What was read" not in old["Each"][1]
 
 
 def test_a_counted_case_has_no_probability_of_labels(tmp_path):

@@ -100,9 +100,12 @@ class Series:
     ----------
     headers : tuple of ImageHeader
         One an image, in the order in which they were found.
+    left_out : tuple of str
+        How many of its images are not among them, for each reason.
     """
 
     headers: tuple[ImageHeader, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -183,12 +186,11 @@ def find_series(files: Iterable[Path]) -> FoundSeries:
     scans, skipped = [], []
     for group in sorted(groups.values(), key=lambda headers: _order(headers[0])):
         once = _without_copies(group)
-        scan, said = _scan_among(Series(once))
+        copies = f"{len(group) - len(once)} of {len(group)} images left out: copies of others"
+        left_out = (f"{copies} (same SOPInstanceUID, same bytes)",) if len(once) < len(group) else ()
+        scan, said = _scan_among(Series(once, left_out))
         scans += scan
-        skipped += said
-        if len(once) < len(group):
-            copies = f"{len(group) - len(once)} of {len(group)} images left out: copies of others"
-            skipped.append(f"{Series(once).name}: {copies} (same SOPInstanceUID, same bytes).")
+        skipped += [*said, *(f"{Series(once).name}: {text}." for text in left_out)]
     return FoundSeries(tuple(scans), tuple(skipped), tuple(bad))
 
 
@@ -320,8 +322,8 @@ def _scan_among(series: Series) -> tuple[list[Series], list[str]]:
     images = sum(header.shape[2] for header in slices)
     if images >= MIN_SLICES:
         left_out = len(reasons) - len(slices)
-        said = f"{series.name}: {left_out} of {len(reasons)} images left out: {others}."
-        return [Series(slices)], [said] if left_out else []
+        said = [f"{left_out} of {len(reasons)} images left out: {others}"] if left_out else []
+        return [Series(slices, (*series.left_out, *said))], [f"{series.name}: {text}." for text in said]
     few = f"{images} images, fewer than {MIN_SLICES}" if slices else ""
     return [], [f"{series.name}: skipped: {', '.join(filter(None, (few, others)))}."]
 

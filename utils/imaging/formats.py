@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.imaging.dicom import read_series, series_bytes, series_grid
 from utils.imaging.file_checks import check_memory
+from utils.imaging.hu_check import wrong_numbers
 from utils.imaging.itk_images import (
     ITK_SUFFIXES,
     data_files,
@@ -23,15 +24,12 @@ from utils.imaging.itk_images import (
 from utils.imaging.nifti import header_forms, native_bytes, native_grid, read_ct
 from utils.imaging.nifti_forms import UNSTATED, HeaderForms
 from utils.imaging.volume import Grid, Volume
-from utils.settings import HU_RANGE
 
 #: Ends of the names of files that are scans by themselves, in small letters.
 SCAN_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES)
 
-#: Air, the gas in bowel and lungs, and what pads a scan lie under this; fat, at about -100 HU, does not.
-_AIR_HU = -200
-#: Cortical bone reaches it in HU; tissue does where numbers are stored with 1024 added.
-_STORED_BONE = 1500
+#: Names of the formats that are no NIfTI.
+_FORMS = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
 #: Least extent of a scan in which a vertebra is looked for: the neck's bodies are 10 mm high or more, and one
 #: alone is no spine.
 LEAST_EXTENT_MM = 10.0
@@ -114,27 +112,18 @@ def files_of_scan(path: Path, series: Sequence[Path] = ()) -> list[Path]:
     return [path, *(data_files(path) if _is_itk_image(path) else ())]
 
 
+def form_of(path: Path, series: Sequence[Path] = ()) -> str:
+    """Name the format of a scan, such as "NIfTI"; arguments as `read_scan`."""
+    if series:
+        return f"DICOM, {len(series)} files"
+    name = path.name.lower()
+    return next((form for form, ends in _FORMS.items() if name.endswith(ends)), "NIfTI")
+
+
 def hu_doubt(ct: Volume) -> str:
-    """Say why the numbers of a scan are probably no Hounsfield units.
-
-    Parameters
-    ----------
-    ct : Volume
-        Scan on its native grid.
-
-    Returns
-    -------
-    str
-        "" for a scan that looks like a CT: one with a voxel under -200 HU, be it air, gas or padding, whose
-        voxels over -1024 HU (no padding) are not all positive with some over 1500.
-    """
-    lowest, highest = float(ct.data.min()), float(ct.data.max())
-    unpadded = float(np.min(ct.data, where=ct.data > HU_RANGE[0], initial=highest))
-    if unpadded >= 0 and highest > _STORED_BONE:
-        return f"values from {unpadded:g} to {highest:g}, probably not rescaled to HU"
-    if lowest > _AIR_HU:
-        return f"no value under {_AIR_HU} HU (found {lowest:g} to {highest:g}), so probably no HU"
-    return ""
+    """Say why the numbers of a scan are probably no Hounsfield units; "" if they look like them."""
+    words = wrong_numbers(ct.data)
+    return f"values from {ct.data.min():g} to {ct.data.max():g}, {words}" if words else ""
 
 
 def _is_itk_image(path: Path) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.files import printable
 from utils.imaging.file_checks import check_is_file, check_room, listed, named_errors, odd_places
-from utils.imaging.intensities import finite_hu
+from utils.imaging.intensities import finite_hu, signed_hu
 from utils.imaging.metaimage_header import metaimage_fields, metaimage_header
 from utils.imaging.nrrd_header import nrrd_fields, nrrd_header, states_space
 from utils.imaging.quiet import silent
@@ -134,6 +134,7 @@ def hu_numbers(name: Path | str, stored: np.ndarray) -> np.ndarray:
         If no number is finite.
     """
     limits = np.iinfo(np.int16)
+    stored = signed_hu(stored) if stored.dtype.kind in "iu" else stored
     if stored.dtype.kind in "iu" and limits.min <= stored.min() and stored.max() <= limits.max:
         return stored.astype(np.int16, copy=False)
     return finite_hu(name, stored.astype(np.float32, copy=False))

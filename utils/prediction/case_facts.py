@@ -77,5 +77,6 @@ def relabelled_quality(prediction: CasePrediction, known: CaseQuality | None) ->
         no_spine=known.no_spine,
         seconds=known.seconds,
         network_calls=known.network_calls,
+        papers=known.papers,
         warnings=case_remarks(prediction.table, kept),
     )

@@ -41,6 +41,7 @@ from utils.prediction.derivatives import (
 from utils.prediction.keys import tell_apart
 from utils.prediction.levels import column_json, doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
+from utils.prediction.papers import scan_papers
 from utils.prediction.provenance import files_to_mend, is_done, record_of, relabelled_record, scan_identity
 from utils.prediction.quality import CaseQuality, Remark
 from utils.prediction.report import write_scan_report
@@ -253,6 +254,7 @@ def predict_case(
         seconds=round(time.perf_counter() - started, 2),
         network_calls=found.calls,
         warnings=quality.case_remarks(table, remarks),
+        papers=scan_papers(scan, ct, hu_doubt=hu_text),
     )
     prediction = CasePrediction(
         *(scan.key, ct, native.labels, numbering, tuple(table), record_of(identity, networks, settings)),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from utils.files import read_json, write_text_whole
+from utils.prediction.papers import ScanPapers, papers_of
 from utils.verse.labels import LEVEL_NAMES
 
 #: End of the name of a case's file.
@@ -105,6 +106,8 @@ class CaseQuality:
         Patches that the segmentation network was shown.
     warnings : tuple of Remark
         What a user should look at.
+    papers : ScanPapers, optional
+        What was read of the scan.
     """
 
     case: str
@@ -118,6 +121,7 @@ class CaseQuality:
     seconds: float | None = None
     network_calls: int | None = None
     warnings: tuple[Remark, ...] = ()
+    papers: ScanPapers | None = None
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(CaseQuality))
@@ -295,6 +299,7 @@ def _quality_of(plain: Mapping[str, Any]) -> CaseQuality:
             "sequences": _sequences_of(known.get("sequences")),
             "no_spine": bool(known.get("no_spine", False)),
             "warnings": tuple(_remark_of(each) for each in known.get("warnings", ())),
+            "papers": None if known.get("papers") is None else papers_of(known["papers"]),
         }
     )
 

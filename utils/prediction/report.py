@@ -26,6 +26,7 @@ from xml.etree import ElementTree
 from utils.files import written_whole
 from utils.prediction import derivatives, quality
 from utils.prediction.derivatives import ANATOMICAL, COUNT, MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX
+from utils.prediction.papers import ScanPapers, paper_lines
 from utils.prediction.quality import CaseQuality, Remark, case_remarks, number_in, read_quality
 from utils.verse.cases import visible_files
 from utils.verse.labels import LEVEL_NAMES
@@ -277,7 +278,7 @@ def _row(case: ReportCase) -> ElementTree.Element:
         _quantity_cell("Volume, cm³", case.table, "volume_mm3", class_="volume"),
         _quantity_cell("Mean HU", case.table, "mean_hu", class_="hu"),
         _cell("Warnings", len(warnings), *_warning_list(warnings), class_="warnings"),
-        _tag("td", _details(case), class_="details") if case.table else None,
+        _folded(case),
         data_text=" ".join(searched).casefold(),
         data_kinds="|".join(dict.fromkeys(kind for kind, _, _ in warnings)),
     )
@@ -362,6 +363,20 @@ def _sequence(case: ReportCase) -> ElementTree.Element:
         certainty = None if probability is None else _tag("small", f" {_percent(probability)}")
         chips.append(_tag("li", row["name"], certainty, class_="odd" if odd else None, title=odd or None))
     return _tag("ol", *chips, class_="sequence")
+
+
+def _folded(case: ReportCase) -> ElementTree.Element | None:
+    """Give what is seen of a case when it is asked for; None if nothing is known."""
+    papers = None if case.quality is None else case.quality.papers
+    parts = [_details(case) if case.table else None, _papers(papers) if papers else None]
+    return _tag("td", *parts, class_="details") if any(part is not None for part in parts) else None
+
+
+def _papers(papers: ScanPapers) -> ElementTree.Element:
+    """Give what was read of a scan, folded."""
+    lines = [(_tag("dt", heading), _tag("dd", text)) for heading, text in paper_lines(papers).items()]
+    listed = _tag("dl", *(part for line in lines for part in line), class_="papers")
+    return _tag("details", _tag("summary", "What was read"), listed)
 
 
 def _details(case: ReportCase) -> ElementTree.Element:

@@ -36,11 +36,14 @@ class Scan:
         Such as "sub-verse500_dir-ax".
     series : tuple of Path
         The files of a DICOM series; empty for any other scan.
+    left_out : tuple of str
+        What belongs to the series and is not read.
     """
 
     path: Path
     key: str
     series: tuple[Path, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -145,7 +148,12 @@ def _series_scans(found: Iterable[Series]) -> list[Scan]:
     keys = [(_series_key(series), series) for series in found]
     times = Counter(key for key, _ in keys)
     return [
-        Scan(series.folder, key if times[key] == 1 else f"{key}_uid-{_hash(series)}", series.files)
+        Scan(
+            series.folder,
+            key if times[key] == 1 else f"{key}_uid-{_hash(series)}",
+            series.files,
+            series.left_out,
+        )
         for key, series in keys
     ]
 
