@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.imaging.dicom_series import OBLIQUE, texts, write_series
-from utils.imaging.dicom import find_series, is_dicom, read_series
+from utils.imaging.dicom import find_series, read_series
+from utils.imaging.dicom_headers import is_dicom
 from utils.imaging.nifti import read_ct, write_volume
 from utils.imaging.volume import Volume
 

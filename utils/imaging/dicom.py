@@ -1,27 +1,24 @@
 """DICOM: which series of a folder are CT scans, and a series as a volume.
 
-Headers are read with pydicom, voxels with SimpleITK, which also reads compressed ones; both are imported
-where they are needed. The grid comes from the positions of the slices alone: neither the order of the files
-nor the declared slice thickness matters. A series that is no even, right-angled stack is refused, since any
-guess would bend the spine.
+`dicom_headers` reads what images say, `dicom_pixels` their voxels. The grid comes from the positions of the
+slices alone: neither the order of the files nor the declared slice thickness matters. A series that is no
+even, right-angled stack is refused, since any guess would bend the spine.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from utils.files import sha256_of
-from utils.imaging.file_checks import READ_ERRORS, named_errors
-from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world, hu_numbers
-from utils.imaging.quiet import silent
+from utils.imaging.dicom_headers import ImageHeader, read_header
+from utils.imaging.dicom_pixels import read_plane
+from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world
 from utils.imaging.volume import Grid, Volume
 
 #: Series of fewer images are localisers, test shots or bolus tracking.
@@ -32,64 +29,8 @@ _MAX_OFF_PLACE = 0.1
 #: Positions and spacings that differ by less are the same: headers hold them as rounded text.
 _SAME_MM = 1e-3
 _SAME_DIRECTION = 1e-3
-_PREAMBLE_BYTES = 128
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_TAGS = (
-    *("SOPClassUID", "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
-    *("PatientID", "FrameOfReferenceUID"),
-    *("Rows", "Columns", "NumberOfFrames", "PixelSpacing"),
-    *("ImagePositionPatient", "ImageOrientationPatient"),
-)
-#: What pydicom raises on a broken file, beside its own InvalidDicomError.
-_READ_ERRORS = (*READ_ERRORS, AttributeError, NotImplementedError, struct.error)
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """What the header of one DICOM image says; a text is "" and a tuple empty where it says nothing.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    sop_class, modality, photometric : str
-        Kind of object, such as "CT", and of colours.
-    image_type : tuple of str
-        Such as ("ORIGINAL", "PRIMARY", "AXIAL").
-    uid, number, description, patient : str
-        Of the series: identifier, number and description; PatientID.
-    instance, frame : str
-        Identifiers of the image, and of the frame of reference that its positions are in.
-    shape : tuple of int, (3,)
-        Columns, rows, frames.
-    samples : int
-        Numbers a voxel.
-    spacing_mm : tuple of float
-        Of columns along a row, and of rows along a column: PixelSpacing turned round.
-    position_mm : tuple of float
-        Centre of the first voxel, LPS+.
-    orientation : tuple of float
-        Directions along a row and along a column, LPS+.
-    """
-
-    path: Path
-    sop_class: str
-    modality: str
-    photometric: str
-    image_type: tuple[str, ...]
-    uid: str
-    number: str
-    description: str
-    patient: str
-    instance: str
-    frame: str
-    shape: tuple[int, int, int]
-    samples: int
-    spacing_mm: tuple[float, ...]
-    position_mm: tuple[float, ...]
-    orientation: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -138,18 +79,6 @@ class FoundSeries:
     scans: tuple[Series, ...]
     skipped: tuple[str, ...]
     bad: tuple[str, ...]
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of DICOM after its preamble; False for what cannot be read."""
-    try:
-        if not path.is_file():  # a pipe would be waited for without end
-            return False
-        with path.open("rb") as stream:
-            stream.seek(_PREAMBLE_BYTES)
-            return stream.read(4) == b"DICM"
-    except OSError:
-        return False
 
 
 def find_series(files: Iterable[Path]) -> FoundSeries:
@@ -215,7 +144,7 @@ def read_series(files: Sequence[Path]) -> Volume:
     series = Series(tuple(read_header(path) for path in files))
     _check_images_alike(series)
     stack, affine = _stacked(series)
-    planes = [_plane(header) for header in stack]
+    planes = [read_plane(header) for header in stack]
     volume = Volume(np.stack(planes).T, flipped_world(affine))
     check_grid(series.name, volume.grid)
     return volume
@@ -236,65 +165,6 @@ def series_bytes(files: Sequence[Path]) -> int:
     except ValueError:
         return 0
     return 4 * columns * rows * frames * len(files)
-
-
-def read_header(path: Path) -> ImageHeader:
-    """Read the header of a DICOM file.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read. The text names the file.
-    """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    errors = (*_READ_ERRORS, InvalidDicomError)
-    with named_errors(path, "a DICOM file", errors), silent():  # remarks on values that break the standard
-        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-        header = _header(path, found)
-    if not (header.modality or header.sop_class):
-        raise ValueError(f"{path}: expected a DICOM file, found one that does not say what it is.")
-    return header
-
-
-def _header(path: Path, found: Any) -> ImageHeader:
-    def text(keyword: str) -> str:
-        return str(found.get(keyword) or "").strip()
-
-    def count(keyword: str) -> int:
-        return int(found.get(keyword) or 1)
-
-    meta = getattr(found, "file_meta", {})
-    return ImageHeader(
-        path=path,
-        sop_class=text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or ""),
-        modality=text("Modality"),
-        photometric=text("PhotometricInterpretation"),
-        image_type=_texts(found.get("ImageType")),
-        uid=text("SeriesInstanceUID"),
-        number=text("SeriesNumber"),
-        description=text("SeriesDescription"),
-        patient=text("PatientID"),
-        instance=text("SOPInstanceUID"),
-        frame=text("FrameOfReferenceUID"),
-        shape=(count("Columns"), count("Rows"), count("NumberOfFrames")),
-        samples=count("SamplesPerPixel"),
-        spacing_mm=_numbers(found.get("PixelSpacing"), 2)[::-1],
-        position_mm=_numbers(found.get("ImagePositionPatient"), 3),
-        orientation=_numbers(found.get("ImageOrientationPatient"), 6),
-    )
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value or ()
-    return tuple(str(each).upper() for each in values)
-
-
-def _numbers(value: Any, count: int) -> tuple[float, ...]:
-    """Give the numbers of a field, or nothing if it has not as many finite ones as it should."""
-    values = () if value is None or isinstance(value, str | float) else tuple(float(each) for each in value)
-    return values if len(values) == count and np.isfinite(values).all() else ()
 
 
 def _order(header: ImageHeader) -> tuple[int, str, str]:
@@ -414,15 +284,3 @@ def _check_even(stack: Series, positions: np.ndarray, normal: np.ndarray) -> Non
 
 def _refused(series: Series, expected: str, found: str) -> ValueError:
     return ValueError(f"{series.name}: expected {expected}, found {found}.")
-
-
-def _plane(header: ImageHeader) -> np.ndarray:
-    """Read the voxels (rows, columns) of an image, rescaled as its header says."""
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        image = SimpleITK.ReadImage(str(header.path), imageIO="GDCMImageIO")
-        return hu_numbers(header.path, SimpleITK.GetArrayFromImage(image)[0])
-    except RuntimeError:
-        raise ValueError(f"{header.path}: expected a whole DICOM image, found a broken one.") from None

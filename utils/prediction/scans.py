@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.imaging.dicom import Series, find_series, is_dicom
+from utils.imaging.dicom import Series, find_series
+from utils.imaging.dicom_headers import is_dicom
 from utils.imaging.formats import SCAN_SUFFIXES
 from utils.preparation.own_cases import own_key
 from utils.verse.cases import visible_files
