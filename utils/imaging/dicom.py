@@ -1,12 +1,13 @@
 """DICOM: which series of a folder are CT scans, and a series as a volume.
 
 `dicom_headers` reads what images say, `dicom_pixels` their voxels. The grid comes from the positions of the
-slices alone: neither the order of the files nor the declared slice thickness matters. A series that is no
-even, right-angled stack is refused, since any guess would bend the spine.
+slices alone: neither the order of files or frames nor the declared slice thickness matters. A series that is
+no even, right-angled stack is refused, since any guess would bend the spine.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.files import sha256_of
-from utils.imaging.dicom_headers import ImageHeader, read_header
-from utils.imaging.dicom_pixels import read_plane
+from utils.imaging.dicom_headers import ImageHeader, read_headers
+from utils.imaging.dicom_pixels import read_planes
 from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world
 from utils.imaging.volume import Grid, Volume
 
@@ -47,8 +48,8 @@ class Series:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The images' files."""
-        return tuple(header.path for header in self.headers)
+        """The images' files, each once: one may hold many frames."""
+        return tuple(dict.fromkeys(header.path for header in self.headers))
 
     @property
     def folder(self) -> Path:
@@ -101,14 +102,15 @@ def find_series(files: Iterable[Path]) -> FoundSeries:
     bad = []
     for path in files:
         try:
-            header = read_header(path)
+            headers = read_headers(path)
         except ValueError as error:
             bad.append(str(error))
             continue
-        if header.sop_class != _DIRECTORY:
+        first = headers[0]
+        if first.sop_class != _DIRECTORY:
             # An anonymiser may give all series one identifier.
-            identity = (header.uid or str(path.parent), header.patient, header.frame)
-            groups.setdefault(identity, []).append(header)
+            identity = (first.uid or str(path.parent), first.patient, first.frame)
+            groups.setdefault(identity, []).extend(headers)
     scans, skipped = [], []
     for group in sorted(groups.values(), key=lambda headers: _order(headers[0])):
         once = _without_copies(group)
@@ -127,7 +129,7 @@ def read_series(files: Sequence[Path]) -> Volume:
     Parameters
     ----------
     files : sequence of Path
-        Its images, in any order.
+        Its files, in any order; of their images, those that are slices of a CT scan.
 
     Returns
     -------
@@ -141,30 +143,26 @@ def read_series(files: Sequence[Path]) -> Volume:
         If an image cannot be read, or if the images are no single, even, right-angled stack: several images
         at one position, slices missing, a tilted gantry. The text names the series and what was found.
     """
-    series = Series(tuple(read_header(path) for path in files))
-    _check_images_alike(series)
+    series = _slices_of(files)
     stack, affine = _stacked(series)
-    planes = [read_plane(header) for header in stack]
-    volume = Volume(np.stack(planes).T, flipped_world(affine))
+    volume = Volume(np.stack(read_planes(stack)).T, flipped_world(affine))
     check_grid(series.name, volume.grid)
     return volume
 
 
 def series_grid(files: Sequence[Path]) -> Grid:
     """Give the grid of a series from its headers; errors as `read_series`."""
-    series = Series(tuple(read_header(path) for path in files))
-    _check_images_alike(series)
+    series = _slices_of(files)
     stack, affine = _stacked(series)
     return Grid((*series.headers[0].shape[:2], len(stack)), flipped_world(affine))
 
 
 def series_bytes(files: Sequence[Path]) -> int:
-    """Give the size that a series has in memory as float32, from a header; 0 if that cannot be read."""
+    """Give the size that a series has in memory as float32, from headers; 0 if these cannot be read."""
     try:
-        columns, rows, frames = read_header(files[0]).shape
+        return 4 * sum(math.prod(header.shape) for path in files for header in read_headers(path))
     except ValueError:
         return 0
-    return 4 * columns * rows * frames * len(files)
 
 
 def _order(header: ImageHeader) -> tuple[int, str, str]:
@@ -173,12 +171,14 @@ def _order(header: ImageHeader) -> tuple[int, str, str]:
 
 def _without_copies(headers: Sequence[ImageHeader]) -> tuple[ImageHeader, ...]:
     """Take each image once; only files that share an identifier are read."""
-    times = Counter(header.instance for header in headers if header.instance)
-    kept: dict[tuple[str, str], ImageHeader] = {}
+    times = Counter(instance for instance, _ in {(header.instance, header.path) for header in headers})
+    hashes: dict[Path, str] = {}
+    kept: dict[tuple[str, str, int], ImageHeader] = {}
     for header in headers:
-        has_twin = times[header.instance] > 1
-        content = sha256_of(header.path) if has_twin else str(header.path)
-        kept.setdefault((header.instance, content), header)
+        content = str(header.path)
+        if header.instance and times[header.instance] > 1:
+            content = hashes.get(header.path) or hashes.setdefault(header.path, sha256_of(header.path))
+        kept.setdefault((header.instance, content, header.place), header)
     return tuple(kept.values())
 
 
@@ -213,6 +213,14 @@ def _why_no_slice(header: ImageHeader) -> str:
 # Geometry ------------------------------------------------------------------------------------------
 
 
+def _slices_of(files: Sequence[Path]) -> Series:
+    """Give the slices in the files of a series, of which all are of one kind and size."""
+    headers = tuple(header for path in files for header in read_headers(path))
+    series = Series(tuple(header for header in headers if not _why_no_slice(header)) or headers)
+    _check_images_alike(series)
+    return series
+
+
 def _check_images_alike(series: Series) -> None:
     if len(series.headers) < MIN_SLICES:
         raise _refused(series, f"at least {MIN_SLICES} images", str(len(series.headers)))
@@ -223,8 +231,14 @@ def _check_images_alike(series: Series) -> None:
 def _unlike(headers: Sequence[ImageHeader]) -> Iterator[tuple[str, str]]:
     """Give why images make no stack: what was expected, and found."""
     first = headers[0]
+    known: dict[tuple[str, int], ImageHeader] = {}
     for header in headers:
-        name = header.path.name
+        name = header.name
+        twin = known.setdefault((header.instance, header.place), header)
+        if header.instance and twin is not header:
+            yield "images of unlike identifiers", f"{twin.name} and {name} with one and unlike content"
+        if bool(header.rescale) != bool(first.rescale):
+            yield "RescaleSlope and RescaleIntercept in all images or in none", f"one without beside {name}"
         if header.shape[2] != 1:
             yield "a file a slice", f"{header.shape[2]} frames in {name}; convert it to NIfTI"
         if not (header.position_mm and header.orientation and header.spacing_mm):
@@ -277,7 +291,7 @@ def _check_even(stack: Series, positions: np.ndarray, normal: np.ndarray) -> Non
     if off_mm.max() <= _MAX_OFF_PLACE * usual:
         return
     worst = int(np.abs(gaps - usual).argmax())
-    between = f"{stack.files[worst].name} and {stack.files[worst + 1].name}"
+    between = f"{stack.headers[worst].name} and {stack.headers[worst + 1].name}"
     found = f"{gaps[worst]:.2f} mm between {between} (a missing slice, or parts of unlike spacing)"
     raise _refused(stack, f"slices {usual:.2f} mm apart throughout", found)
 
