@@ -215,8 +215,11 @@ def _why_no_slice(header: ImageHeader) -> str:
 
 def _slices_of(files: Sequence[Path]) -> Series:
     """Give the slices in the files of a series, of which all are of one kind and size."""
-    headers = tuple(header for path in files for header in read_headers(path))
-    series = Series(tuple(header for header in headers if not _why_no_slice(header)) or headers)
+    headers = []
+    for path in files:
+        found = read_headers(path)  # of many frames, some may be localisers
+        headers += [header for header in found if not _why_no_slice(header)] or found
+    series = Series(tuple(headers))
     _check_images_alike(series)
     return series
 

@@ -15,10 +15,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-
-from utils.imaging.file_checks import READ_ERRORS, named_errors
 
 _JPEG, _JPEG_LS, _JPEG_2000 = b"\xff\xd8", b"\xff\xf7", b"\xff\x4f\xff\x51"
 _END = b"\xff\xd9"
@@ -150,15 +149,11 @@ def _decoded_by_child(frames: Sequence[EncodedFrame], folder: str) -> Iterator[n
     deadline.start()
     try:
         for number, frame in enumerate(frames):
-            with named_errors(
-                frame.path, "a whole DICOM image", READ_ERRORS, lambda _: "it cannot be decoded"
-            ):
-                numbers = np.lib.format.read_array(child.stdout, allow_pickle=False)
+            numbers = _received(child.stdout, frame)
             remarks = Path(folder, f"{number}.txt").read_text(errors="replace")
             damage = next((line for line in remarks.splitlines() if _DAMAGE.search(line)), "")
-            if damage or numbers.shape != (frame.rows, frame.columns):
-                found = damage or f"one of shape {numbers.shape}"
-                raise ValueError(f"{frame.path}: expected a whole compressed image, found {found}.")
+            if damage:
+                raise ValueError(f"{frame.path}: expected a whole compressed image, found: {damage[:100]}.")
             yield numbers
     finally:
         deadline.cancel()
@@ -167,8 +162,20 @@ def _decoded_by_child(frames: Sequence[EncodedFrame], folder: str) -> Iterator[n
         child.wait()
 
 
+def _received(stream: IO[bytes], frame: EncodedFrame) -> np.ndarray:
+    """Read what `decode_here` writes of a frame; it writes nothing of one that cannot be decoded."""
+    kind, *shape = stream.readline(100).decode().split() or [""]
+    if shape == [str(frame.rows), str(frame.columns)]:
+        dtype = np.dtype(kind)
+        content = stream.read(frame.rows * frame.columns * dtype.itemsize)
+        if len(content) == frame.rows * frame.columns * dtype.itemsize:
+            return np.frombuffer(content, dtype).reshape(frame.rows, frame.columns)
+    expected = f"a compressed image of {frame.columns} x {frame.rows} voxels"
+    raise ValueError(f"{frame.path}: expected {expected}, found one that cannot be decoded.")
+
+
 def decode_here() -> None:
-    """Decode 0.dcm, 1.dcm, ... of the working folder, and write each to the standard output as NPY.
+    """Decode 0.dcm, 1.dcm, ... of the working folder, and write type, size and numbers of each to stdout.
 
     What is remarked on one is in 0.txt, 1.txt, ...; the first that cannot be decoded ends the process.
     """
@@ -180,6 +187,6 @@ def decode_here() -> None:
             os.dup2(remarks.fileno(), 1)
             os.dup2(remarks.fileno(), 2)
         image = SimpleITK.ReadImage(f"{number}.dcm", imageIO="GDCMImageIO")
-        numbers = np.ascontiguousarray(SimpleITK.GetArrayFromImage(image)[0])
-        np.lib.format.write_array(out, numbers, allow_pickle=False)
+        numbers = SimpleITK.GetArrayFromImage(image)[0]
+        out.write(f"{numbers.dtype.str} {numbers.shape[0]} {numbers.shape[1]}\n".encode() + numbers.tobytes())
         out.flush()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from utils.imaging.file_checks import check_is_file, named_errors
+from utils.imaging.file_checks import check_is_file, first_line, named_errors
 from utils.imaging.quiet import silent
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 #: Most bytes that a deflated data set may have: more than any scanner puts into a file.
 _MOST_INFLATED = 2**28
 _BLOCK_BYTES = 2**20
+_LONGEST_ERROR = 200
 _TAGS = (
     *("SOPClassUID", "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation"),
     *("SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
@@ -165,6 +166,11 @@ def read_data_set(path: Path, tags: Sequence[str | int], *, with_pixels: bool = 
         )
 
 
+def short_line(error: BaseException) -> str:
+    """Give the first line that an error says, cut where pydicom goes on with the bytes that it found."""
+    return first_line(error)[:_LONGEST_ERROR]
+
+
 def _has_mark(begin: bytes) -> bool:
     return begin[_PREAMBLE_BYTES:] == _MARK
 
@@ -201,7 +207,7 @@ def _check_inflated(stream: BinaryIO) -> None:
 @functools.lru_cache(maxsize=2**14)  # a series is looked at when it is found, placed, measured and read
 def _read_headers(path: Path, stamp: tuple[int, ...]) -> tuple[ImageHeader, ...]:
     # Whatever pydicom raises is this file's trouble. Its remarks on values that break the standard are kept.
-    with named_errors(path, "a DICOM file", (Exception,)), silent():
+    with named_errors(path, "a DICOM file", (Exception,), short_line), silent():
         found = read_data_set(path, _TAGS)
         headers = tuple(_frame_headers(found, _header(path, found)))
     if not (headers[0].modality or headers[0].sop_class):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.imaging.dicom_decoding import EncodedFrame, decode_frames
-from utils.imaging.dicom_headers import ImageHeader, read_data_set
+from utils.imaging.dicom_headers import ImageHeader, read_data_set, short_line
 from utils.imaging.file_checks import named_errors
 from utils.imaging.itk_images import hu_numbers
 from utils.imaging.quiet import silent
@@ -234,4 +234,4 @@ def _decoded_segment(content: bytes, length: int) -> bytearray:
     return decoded
 
 
-_named_errors = partial(named_errors, expected="a whole DICOM image", errors=(Exception,))
+_named_errors = partial(named_errors, expected="a whole DICOM image", errors=(Exception,), said=short_line)
