@@ -108,15 +108,18 @@ class ImageHeader:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of DICOM, or is a data set without it; False for what cannot be read."""
+    """Whether a file has the mark of DICOM, or is a data set without it.
+
+    One that may not be opened counts as DICOM, so that it is named when it is read.
+    """
     try:
         if not path.is_file():  # a pipe would be waited for without end
             return False
         with path.open("rb") as stream:
             begin = stream.read(_PREAMBLE_BYTES + len(_MARK))
         return _has_mark(begin) or (_begins_as_data_set(begin) and bool(read_headers(path)))
-    except (OSError, ValueError):
-        return False
+    except (OSError, ValueError) as error:
+        return isinstance(error, PermissionError)
 
 
 def read_headers(path: Path) -> tuple[ImageHeader, ...]:
