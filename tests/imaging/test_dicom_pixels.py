@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from tests.imaging.dicom_series import compress, write_series
 from utils.imaging import dicom_decoding, dicom_headers
 from utils.imaging.dicom import find_series, read_series
+from utils.imaging.dicom_headers import read_headers
+from utils.imaging.dicom_pixels import read_planes
 from utils.imaging.volume import Volume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +71,13 @@ def test_every_order_of_bytes_gives_the_same_voxels(tmp_path, syntax):
         found["PixelData"].VR = "OW"
         found.save_as(file, enforce_file_format=True)
     np.testing.assert_array_equal(read_series(files).data, ct().data)
+
+
+@pytest.mark.parametrize("name", ["jpeg_ls_lossless", "jp2klossless", "RLE", "bigendian", "implicit"])
+def test_samples_of_pydicom_have_the_voxels_of_the_plain_one(name):
+    plain = pydicom.dcmread(get_testdata_file("MR_small.dcm")).pixel_array
+    (found,) = read_planes(read_headers(Path(get_testdata_file(f"MR_small_{name}.dcm"))))
+    np.testing.assert_array_equal(found, plain)
 
 
 #: Bits that are declared, and how the twelve bits of a number are put among sixteen.
@@ -162,6 +172,7 @@ DAMAGED = [
     ("JPEG", lambda part: part[:-60] + b"\xff\xd9", "premature end"),
     ("JPEG", lambda part: b"\0\0" + part[2:], "found an unknown one"),
     ("JPEG", lambda part: part.replace(b"\0\x09\0\x11", b"\0\x0a\0\x11", 1), "found 17 x 10 with 1"),
+    ("JPEG", lambda part: part.replace(b"\x10\0\x09\0\x11", b"\x11\0\x09\0\x11", 1), "1 numbers of 17 bits"),
     ("JPEG2000", lambda part: part[:-20], "found one that is cut off"),
     ("JPEG2000", lambda part: part[:-60] + b"\xff\xd9", "cannot be decoded"),
     ("JPEG2000", lambda part: part.replace(b"\0\0\0\x11", b"\0\0\xff\xff", 1), "found 65535 x 9 with 1"),

@@ -19,7 +19,7 @@ from typing import IO
 
 import numpy as np
 
-_JPEG, _JPEG_LS, _JPEG_2000 = b"\xff\xd8", b"\xff\xf7", b"\xff\x4f\xff\x51"
+_JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _END = b"\xff\xd9"
 #: Markers of JPEG that begin a frame: of all kinds but tables and arithmetic coding's conditioning; JPEG-LS.
 _STARTS = (*(0xC0 + kind for kind in range(16) if kind not in (4, 8, 12)), 0xF7)
@@ -94,30 +94,30 @@ def decode_frames(frames: Sequence[EncodedFrame]) -> Iterator[np.ndarray]:
 
 
 def check_stream(frame: EncodedFrame) -> None:
-    """Refuse a stream that has no end, or is of an image of another size; arguments as `decode_frames`."""
+    """Refuse a stream that has no end, or is of another image than the header's; see `decode_frames`."""
     found = "one that is cut off"
     if frame.content.rstrip(b"\0\xff").endswith(_END):
-        size = _size_of(frame.content)
-        if size == (frame.rows, frame.columns, 1):
+        *size, bits = _size_of(frame.content) or (0, 0, 0, 0)
+        if size == [frame.rows, frame.columns, 1] and bits <= frame.allocated:
             return
-        found = f"{size[1]} x {size[0]} with {size[2]} numbers a voxel" if size else "an unknown one"
-    expected = f"a compressed image of {frame.columns} x {frame.rows} voxels"
+        found = f"{size[1]} x {size[0]} with {size[2]} numbers of {bits} bits" if bits else "an unknown one"
+    expected = f"a compressed image of {frame.columns} x {frame.rows} voxels of {frame.allocated} bits"
     raise ValueError(f"{frame.path}: expected {expected}, found {found}.")
 
 
-def _size_of(content: bytes) -> tuple[int, int, int] | None:
-    """Give rows, columns and numbers a voxel that a stream says; None if it does not."""
+def _size_of(content: bytes) -> tuple[int, int, int, int] | None:
+    """Give rows, columns, numbers a voxel and bits a number that a stream says; None if it does not."""
     begin = content.find(_JPEG_2000, 0, _BOXES_BYTES)
     if begin >= 0:
-        field = content[begin + 4 : begin + 42]
+        field = content[begin + 4 : begin + 43].ljust(39, b"\0")
         right, lower, left, upper = (int.from_bytes(field[n : n + 4], "big") for n in (4, 8, 12, 16))
-        return lower - upper, right - left, int.from_bytes(field[36:38], "big")
+        return lower - upper, right - left, int.from_bytes(field[36:38], "big"), (field[38] & 0x7F) + 1
     place = 2
     while content.startswith(_JPEG) and content[place : place + 1] == b"\xff":
-        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        marker, length = (int.from_bytes(content[place + n : place + 2 * n], "big") for n in (1, 2))
         if marker in _STARTS:
-            field = content[place + 5 : place + 10]
-            return int.from_bytes(field[:2], "big"), int.from_bytes(field[2:4], "big"), field[4]
+            field = content[place + 4 : place + 10].ljust(6, b"\0")
+            return int.from_bytes(field[1:3], "big"), int.from_bytes(field[3:5], "big"), field[5], field[0]
         place += 1 if marker == 0xFF else 2 + length  # a marker may be filled up with bytes of 255
     return None
 
