@@ -102,6 +102,13 @@ def _groups(slice_: Dataset) -> Dataset:
     return found
 
 
+def write_bare(file: Path, *, is_implicit: bool = True) -> None:
+    """Take preamble and file meta information from a file."""
+    found = pydicom.dcmread(file)
+    del found.file_meta
+    pydicom.dcmwrite(file, found, implicit_vr=is_implicit, little_endian=True)
+
+
 def compress(file: Path, kind: str) -> None:
     """Compress the image of a file without loss: "RLE" by pydicom, "JPEG" or "JPEG2000" by GDCM."""
     found = pydicom.dcmread(file)

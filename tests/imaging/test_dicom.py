@@ -10,7 +10,15 @@ import numpy as np
 import pydicom
 import pytest
 
-from tests.imaging.dicom_series import GROUPS, OBLIQUE, compress, texts, write_enhanced, write_series
+from tests.imaging.dicom_series import (
+    GROUPS,
+    OBLIQUE,
+    compress,
+    texts,
+    write_bare,
+    write_enhanced,
+    write_series,
+)
 from utils.imaging.dicom import find_series, read_series, series_bytes, series_grid
 from utils.imaging.dicom_headers import is_dicom
 from utils.imaging.nifti import read_ct, write_volume
@@ -248,9 +256,7 @@ def test_an_image_that_is_not_rescaled_among_others_is_refused(tmp_path):
 def test_data_sets_without_preamble_are_read(tmp_path, is_implicit):
     files = write_series(tmp_path, ct_of())
     for file in files:
-        found = pydicom.dcmread(file)
-        del found.file_meta
-        pydicom.dcmwrite(file, found, implicit_vr=is_implicit, little_endian=True)
+        write_bare(file, is_implicit=is_implicit)
     assert all(map(is_dicom, files))
     (series,) = find_series(files).scans
     np.testing.assert_array_equal(read_series(series.files).data, ct_of().data)

@@ -191,6 +191,16 @@ def test_a_damaged_compressed_image_is_named(tmp_path, kind, damage, said):
     assert str(error.value).startswith(f"{files[3]}: expected ") and "\n" not in str(error.value)
 
 
+def test_a_transfer_syntax_that_nobody_knows_is_named(tmp_path):
+    files = write_series(tmp_path, ct())
+    compress(files[3], "JPEG")
+    files[3].write_bytes(
+        files[3].read_bytes().replace(b"1.2.840.10008.1.2.4.70", b"1.2.840.10008.1.2.4.7~", 1)
+    )
+    with pytest.raises(ValueError, match=rf"{files[3]}: .* \(the transfer syntax '1.2.840.10008.1.2.4.7~'\)"):
+        read_series(files)
+
+
 @pytest.mark.parametrize("code", ["import os; os.kill(os.getpid(), 11)", "import time; time.sleep(99)"])
 def test_a_decoder_that_dies_or_hangs_is_said_of_its_file(tmp_path, monkeypatch, code):
     monkeypatch.setattr(dicom_decoding, "_CHILD", code)

@@ -127,12 +127,16 @@ def _stored_or_encoded(headers: Sequence[ImageHeader]) -> Iterator[np.ndarray | 
 
 def _frames_of(path: Path) -> Sequence[np.ndarray | EncodedFrame]:
     """Read all frames of a file: the stored numbers, or what is to be decoded."""
+    from pydicom.uid import AllTransferSyntaxes
+
     found = read_data_set(path, _TAGS, with_pixels=True)
     frames = int(found.get("NumberOfFrames") or 1)
     syntax = str(getattr(found, "file_meta", {}).get("TransferSyntaxUID") or "")
     form = _format_of(found)
     if "PixelData" not in found or not found.PixelData:
         raise ValueError("no PixelData")
+    if syntax and syntax not in AllTransferSyntaxes:
+        raise ValueError(f"the transfer syntax {syntax!r}")
     if syntax in _NOT_COMPRESSED:
         return _split(found.PixelData, frames, form)
     parts = _encapsulated(found, frames)
