@@ -207,7 +207,7 @@ def _check_inflated(stream: BinaryIO) -> None:
         raise ValueError(f"a deflated data set of more than {_MOST_INFLATED // 2**20} MB")
 
 
-@functools.lru_cache(maxsize=2**14)  # a series is looked at when it is found, placed, measured and read
+@functools.lru_cache(maxsize=2**12)  # a series is looked at when it is found, placed, measured and read
 def _read_headers(path: Path, stamp: tuple[int, ...]) -> tuple[ImageHeader, ...]:
     # Whatever pydicom raises is this file's trouble. Its remarks on values that break the standard are kept.
     with named_errors(path, "a DICOM file", (Exception,), short_line), silent():
