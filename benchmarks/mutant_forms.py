@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from tests.imaging.damage import entries, nifti, whole_arrays
-from tests.imaging.dicom_series import write_series
+from tests.imaging.dicom_series import compress, write_bare, write_enhanced, write_series
 from tests.imaging.itk_files import PLANES, VOXELS, meta, nrrd
 from utils.evaluation.evaluation import read_numbering
 from utils.imaging.centroids import read_centroids
@@ -88,6 +88,28 @@ def make_series(folder: Path) -> None:
     data = np.random.default_rng(5).integers(-20, 20, (16, 16, 12)).astype(np.int16) * 40
     write_series(folder, Volume(data, np.diag([-1.0, -1, 1, 1])), SeriesInstanceUID="1.2.3")
     _save_again(folder, lambda image: None)
+
+
+def make_jpeg_series(folder: Path) -> None:
+    """Write a series of twelve images, one of them in JPEG 2000 and the others in JPEG, without loss."""
+    make_series(folder)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        compress(file, "JPEG" if number else "JPEG2000")
+
+
+def make_frames(folder: Path) -> None:
+    """Write a file of twelve frames."""
+    data = np.random.default_rng(5).integers(-20, 20, (16, 16, 12)).astype(np.int16) * 40
+    write_enhanced(folder / "ct", Volume(data, np.diag([-1.0, -1, 1, 1])), SeriesInstanceUID="1.2.3")
+    (folder / "frames").rmdir()
+    _save_again(folder, lambda image: None)
+
+
+def make_bare_series(folder: Path) -> None:
+    """Write a series of twelve data sets without preamble."""
+    make_series(folder)
+    for file in sorted(folder.iterdir()):
+        write_bare(file)
 
 
 def make_compressed_series(folder: Path) -> None:
@@ -285,6 +307,9 @@ KINDS = (
     Kind("MetaImage, planes", make_planes, read_one_scan),
     Kind("DICOM", make_series, read_every_series, 2.5),
     Kind("DICOM, RLE", make_compressed_series, read_every_series, 1.5),
+    Kind("DICOM, JPEG", make_jpeg_series, read_every_series, 0.5),
+    Kind("DICOM, frames", make_frames, read_every_series),
+    Kind("DICOM, no preamble", make_bare_series, read_every_series),
     Kind("settings.json", lambda folder: save_settings(HeatmapPreparationSettings(), folder), load_settings),
     Kind(
         "centroids",
