@@ -86,6 +86,10 @@ class DataSettings(CheckedSettings):
     """With "osf" and "zip": files downloaded at the same time."""
     verify: bool = False
     """Hash again what earlier downloads left in data_dir, and get again only what is wrong or missing."""
+    replace_changed: bool = False
+    """Take what the source has also for files that you have changed; without, they stay and are named."""
+    max_unpacked_gigabytes: float | None = bounded(None, POSITIVE)
+    """Most that one archive may unpack to, by default 20 times its own size and 1 GB."""
     report: bool = False
     """Read every case of data_dir, and write what is there and what is odd about it to data_dir/report; get
     nothing."""
