@@ -570,8 +570,10 @@ def test_archives_on_osf_are_unpacked(server, tmp_path):
     assert tree(tmp_path / "data") == {p: c for p, c in EXPECTED.items() if "verse20training" in p}
 
 
-def get_zips(server, data_dir, **changes):
-    settings = DataSettings(source="zip", data_dir=data_dir, zip_url=f"{server.url}/storage/zips", **changes)
+def get_zips(server, data_dir, *, folder="zips", **changes):
+    settings = DataSettings(
+        source="zip", data_dir=data_dir, zip_url=f"{server.url}/storage/{folder}", **changes
+    )
     return get_data(settings, sources={"zip": partial(from_zips, patience=QUICK)})
 
 
@@ -750,7 +752,7 @@ def test_a_file_that_the_user_changed_is_not_fetched_again_unasked(server, tmp_p
     (tmp_path / "data" / CT_PATH).write_bytes(b"corrected by hand")
     server.log.clear()
     assert get(server, tmp_path / "data", subset="19") == 1
-    assert f"{CT_PATH}: expected the file that an earlier run put there" in capsys.readouterr().err
+    assert f"{CT_PATH}: expected what an earlier run put there" in capsys.readouterr().err
     assert (tmp_path / "data" / CT_PATH).read_bytes() == b"corrected by hand" and fetched(server) == []
     assert get(server, tmp_path / "data", subset="19", replace_changed=True) == 0
     assert (tmp_path / "data" / CT_PATH).read_bytes() == EXPECTED[CT_PATH]
@@ -762,18 +764,11 @@ def test_a_file_of_an_archive_that_the_user_changed_stays(zips, tmp_path, capsys
     (tmp_path / "data" / path).write_bytes(b"corrected by hand")
     zips.log.clear()
     assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 1
-    assert f"{path}: expected the file that an earlier run put there" in capsys.readouterr().err
+    assert f"{path}: expected what an earlier run put there" in capsys.readouterr().err
     assert zips.requests("storage") == []
     assert tree(tmp_path / "data") == {**TEST_20, path: b"corrected by hand"}
     zips.nodes["mirror"] = {f"/{NAME_20}": archive({**TEST_20, path: TEST_20[path][::-1]})}
-    settings = DataSettings(
-        source="zip",
-        data_dir=tmp_path / "data",
-        zip_url=f"{zips.url}/storage/mirror",
-        subset="20",
-        split="test",
-    )
-    assert get_data(settings, sources={"zip": partial(from_zips, patience=QUICK)}) == 1
+    assert get_zips(zips, tmp_path / "data", folder="mirror", subset="20", split="test") == 1
     assert tree(tmp_path / "data") == {**TEST_20, path: b"corrected by hand"}
     get_zips(zips, tmp_path / "data", subset="20", split="test", replace_changed=True)
     assert tree(tmp_path / "data") == TEST_20
