@@ -106,10 +106,11 @@ class DataSettings(CheckedSettings):
     One folder holds phantoms named like those of VerSe of one kind only; with --variants they are named
     sub-<ranges><...> (sub-<...> with "usual")."""
     ct: Path | None = None
-    """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which
-    serves for images drawn from it."""
+    """With "pairs": the CT in Hounsfield units: a NIfTI, NRRD or MetaImage file, or the folder of a DICOM
+    series; none (and a --key) for a mask alone, which serves for images drawn from it."""
     mask: Path | None = None
-    """With "pairs": its mask, a NIfTI file with VerSe labels on the grid of the CT."""
+    """With "pairs": its mask with VerSe labels, in any of these formats, on the grid of the CT (axes in any
+    order)."""
     key: str | None = None
     """With "pairs": name of the case, such as sub-mine01; by default that of the CT."""
     workers: int = bounded(0, FROM_0)

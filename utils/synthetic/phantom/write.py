@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from utils.download.folder_lock import beside_others_in
 from utils.execution import outcomes
 from utils.files import written_whole
 from utils.imaging.grids import oriented_grid
@@ -163,7 +164,8 @@ def write_phantoms(settings: DataSettings) -> list[str]:
         "workers": workers,
     }
     try:
-        write_phantom_data_set(settings.data_dir, settings.phantoms, **how)
+        with beside_others_in(settings.data_dir):
+            write_phantom_data_set(settings.data_dir, settings.phantoms, **how)
     except UnwrittenPhantoms as error:
         return str(error).splitlines()
     return []
