@@ -292,6 +292,24 @@ def test_prediction_of_the_cases_own_split_goes_first(tmp_path):
     assert pair_with_predictions([case], tmp_path / "predictions") == [(case, own)]
 
 
+def test_letters_of_another_case_pair_and_bring_their_own_table(tmp_path):
+    put_reference(tmp_path / "data", "sub-x_dir-ax", mask((20, 8)))
+    put_prediction(tmp_path / "predictions", "SUB-X_dir-AX", mask((3, 8)), numbering="count")
+    assert evaluate(settings(tmp_path)) == 0
+    found = read_summary(tmp_path)
+    assert (found["found"], found["missed"]) == (1, 0)  # of vertebrae that are counted, by overlap
+
+
+def test_predictions_that_differ_in_the_letters_alone_are_one_line(tmp_path, capsys):
+    put_reference(tmp_path / "data", "sub-x", mask((20, 8)))
+    for key, z in (("sub-X", 8), ("sub-x", 9)):
+        put_prediction(tmp_path / "predictions", key, mask((20, z)))
+    assert evaluate(settings(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "expected one mask file for" in said and said.count("\n") == 1
+    assert not (tmp_path / "output").exists()
+
+
 def test_numbering_defaults_to_anatomical(tmp_path):
     path = tmp_path / "sub-a_vertebrae.csv"
     assert read_numbering(path) == "anatomical"

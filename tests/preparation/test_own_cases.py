@@ -80,6 +80,16 @@ def test_a_patient_may_not_join_a_second_split(tmp_path):
     assert [case.split for case in index_cases(tmp_path / "data")] == ["training"]
 
 
+def test_keys_that_differ_in_the_letters_alone_are_one(tmp_path):
+    pair = put_pair(tmp_path)
+    add_own_case(settings(tmp_path, pair, key="sub-mine"))
+    before = contents(tmp_path / "data")
+    for split in ("training", "test"):
+        with pytest.raises(ValueError, match="expected a new case, found sub-Mine already"):
+            add_own_case(settings(tmp_path, pair, key="sub-Mine", split=split))
+    assert contents(tmp_path / "data") == before
+
+
 @pytest.mark.parametrize("bad", ["shape", "truncated", "background", "unknown label", "absent"])
 def test_a_bad_pair_is_one_line_with_status_1_and_writes_nothing(tmp_path, bad, capsys):
     label = {"background": 0, "unknown label": 27}.get(bad, 20)

@@ -97,11 +97,14 @@ def _checked_key(key: str) -> str:
 
 
 def _check_free(settings: DataSettings, key: str, split: str) -> None:
-    """Refuse a key that another data set has, and a patient who is in another split already."""
+    """Refuse a key that another data set has, and a patient who is in another split already.
+
+    Keys that differ in the case of letters are the same.
+    """
     folder, subject = OWN_SPLIT_FOLDER.format(split=split), subject_of(key)
     for file in case_files(settings.data_dir):
-        same_key = file.key == key and file.dataset != folder
-        if same_key or (file.subject == subject and file.split != split):
+        same_key = file.key.casefold() == key.casefold() and (file.dataset, file.key) != (folder, key)
+        if same_key or (file.subject.casefold() == subject.casefold() and file.split != split):
             source = settings.ct or settings.mask
             raise ValueError(f"{source}: expected a new case, found {subject} already at {file.path}.")
 
