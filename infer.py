@@ -33,7 +33,7 @@ what is predicted already, without any network. Takes some seconds to minutes a 
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import InferenceSettings
 
 
@@ -45,4 +45,4 @@ def main(settings: InferenceSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(InferenceSettings)))
+    sys.exit(run_script(main, InferenceSettings))

@@ -192,15 +192,6 @@ def test_a_full_disk_names_the_file_and_ends_the_run(tmp_path, monkeypatch, caps
     assert tree(tmp_path / "data") == {}
 
 
-def test_what_a_killed_copy_left_is_removed_and_names_that_look_alike_stay(tmp_path):
-    left = ".sub-x_ct.nii.gz.0badcafe.part"
-    put_tree(
-        tmp_path / "data", {left: b"half", f"dataset-01training/{left}.nii.gz": b"half", "my.part": b"mine"}
-    )
-    assert get_data(settings(tmp_path, put_tree(tmp_path / "source", CASE))) == 0
-    assert tree(tmp_path / "data") == {**CASE, "my.part": b"mine"}
-
-
 def test_incomplete_series_are_named_but_no_failure(tmp_path, capsys):
     source = put_tree(tmp_path / "source", {MASK: CASE[MASK]})
     assert get_data(settings(tmp_path, source)) == 0

@@ -1,6 +1,9 @@
 """A user's own pair as a VerSe case."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import SimpleITK
 
 from tests.imaging.dicom_series import write_series
 from utils.download.data_set import get_data
-from utils.download.folder_lock import beside_others_in
+from utils.files import written_whole
 from utils.imaging.grids import oriented
 from utils.imaging.nifti import read_pair, write_volume
 from utils.imaging.volume import Volume
@@ -219,14 +222,14 @@ def test_a_pair_that_does_not_fit_is_one_line_in_any_format(tmp_path, wrong, cap
     assert not (tmp_path / "data").exists()
 
 
-def test_what_a_killed_run_left_is_removed_unless_another_is_at_work(tmp_path):
+def test_what_a_killed_run_left_is_removed_and_what_is_being_written_stays(tmp_path):
+    """A temporary name tells its process: this one lives, that of a child that has ended does not."""
     asked = settings(tmp_path, put_pair(tmp_path))
-    add_own_case(asked)
-    left = tmp_path / "data" / ".sub-x_ct.nii.gz.0badcafe.part.nii.gz"
-    left.write_bytes(b"half")
-    with beside_others_in(tmp_path / "data"):
-        left.write_bytes(b"half")
-        add_own_case(asked)
-        assert left.exists()
-    add_own_case(asked)
-    assert not left.exists()
+    with written_whole(tmp_path / "data" / "sub-x_ct.nii.gz") as mine:
+        child = subprocess.run(
+            [sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE
+        )
+        dead = mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{int(child.stdout)}."))
+        dead.write_bytes(b"half")
+        assert get_data(asked, sources={"pairs": add_own_case}) == 0
+        assert mine.exists() and not dead.exists()

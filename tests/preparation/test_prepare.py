@@ -339,6 +339,20 @@ def test_a_bad_case_of_the_heatmap_is_named_and_the_others_go_on(tmp_path, capsy
     assert prepare_heatmap(heatmap(tmp_path, skip_bad=True)) == 0
 
 
+@pytest.mark.parametrize(
+    ("prepare", "settings"), [(prepare_segmentation, segmentation), (prepare_heatmap, heatmap)]
+)
+def test_a_case_that_takes_too_much_memory_is_named_with_the_option_that_allows_it(
+    tmp_path, capsys, prepare, settings
+):
+    paths = write_case(tmp_path / "data", "sub-a01")
+    assert prepare(settings(tmp_path, max_gigabytes=1e-5)) == 1
+    first = paths["mask" if prepare is prepare_segmentation else "ct"]
+    said = f"bad case sub-a01: {first}: expected a scan of at most 1e-05 GB (--max-gigabytes), found"
+    assert said in capsys.readouterr().err
+    assert prepare(settings(tmp_path)) == 0
+
+
 def test_only_bad_cases_are_an_error_even_if_they_may_be_skipped(tmp_path, capsys):
     spoil(write_case(tmp_path / "data", "sub-a01"), "empty CT")
     assert prepare_segmentation(segmentation(tmp_path, skip_bad=True)) == 1

@@ -22,7 +22,7 @@ from typing import IO
 from tqdm import tqdm
 
 from utils.download.archives import ARCHIVE_ERRORS, case_members, check_unpacked, place_of
-from utils.download.folder_lock import alone_in, remove_left_overs
+from utils.download.folder_lock import alone_in
 from utils.download.manifest import Manifest, kept_line, size_on_disk
 from utils.files import printable, sha256_of, written_whole
 from utils.settings import DataSettings
@@ -129,7 +129,6 @@ def _put_all(settings: DataSettings, files: Sequence[CaseFile], archives: Sequen
         check_room(data_dir, agreed)
         data_dir.mkdir(parents=True, exist_ok=True)
         with alone_in(data_dir):
-            remove_left_overs(data_dir)
             manifest = Manifest(data_dir)
             put = partial(put_offer, manifest=manifest, replace=settings.replace_changed)
             with tqdm(agreed, desc="copy", unit="file") as bar:
@@ -217,7 +216,7 @@ def put_offer(offer: Offer, *, manifest: Manifest, replace: bool = False) -> str
 
     Raises
     ------
-    ValueError
+    OSError
         If the disk is full.
     """
     place, path = manifest.data_dir / offer.place, offer.place.as_posix()
@@ -238,8 +237,7 @@ def put_offer(offer: Offer, *, manifest: Manifest, replace: bool = False) -> str
     except ARCHIVE_ERRORS as error:
         return offer.broken(error)
     except OSError as error:
-        line = f"{place}: expected to copy {offer.name} in {offer.source} to it, found {error.strerror}."
         if error.errno in FULL_DISK:
-            raise ValueError(line) from None
-        return line
+            raise  # Its text names the file.
+        return f"{place}: expected to copy {offer.name} in {offer.source} to it, found {error.strerror}."
     return ""

@@ -16,6 +16,8 @@ from utils.imaging.volume import Grid, Volume
 WORKING_AXES = ("P", "R", "I")
 #: Largest distance, in voxels, between corners of two grids that count as the same grid.
 SAME_GRID_VOXELS = 0.1
+#: What to do about a scan whose header does not say how its axes lie.
+ASSUME_HINT = "give infer.py --assume-orientation with the directions of its three axes, such as RAS"
 
 
 def oriented(volume: Volume, axes: Sequence[str] = WORKING_AXES) -> Volume:
@@ -45,6 +47,27 @@ def oriented_grid(grid: Grid, axes: Sequence[str] = WORKING_AXES) -> Grid:
     for axis, (target, _) in enumerate(turn):
         shape[int(target)] = grid.shape[axis]
     return Grid(tuple(shape), grid.affine @ orientations.inv_ornt_aff(turn, grid.shape))
+
+
+def affine_of_axes(axes: str, spacing_mm: np.ndarray) -> np.ndarray:
+    """Give the affine of a volume of which nothing is known but where its axes lead.
+
+    Parameters
+    ----------
+    axes : str
+        One of L/R, one of P/A and one of I/S, in any order, such as "RAS" or "pir".
+    spacing_mm : np.ndarray, (3,)
+        Distance of neighbouring voxels along each axis, in mm.
+
+    Returns
+    -------
+    np.ndarray of float64, (4, 4)
+        Voxel index to world, RAS+, with the first voxel in the origin.
+    """
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for axis, (of_world, sign) in enumerate(orientations.axcodes2ornt(axes.upper())):
+        affine[int(of_world), axis] = sign * spacing_mm[axis]
+    return affine
 
 
 def working_grid(grid: Grid, spacing_mm: float) -> Grid:

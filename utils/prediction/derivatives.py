@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import write_text_whole, written_whole
+from utils.files import read_json, write_text_whole, written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
 from utils.imaging.crops import box_between
 from utils.imaging.grids import cropped_grid, transform_points
 from utils.imaging.nifti import read_mask, write_volume
+from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.resampling import resample_linear
 from utils.imaging.volume import Grid, Volume
 from utils.localisation.identify import Identification
@@ -118,6 +119,8 @@ class CasePrediction:
         How the levels were decided, with the second sequence; None where vertebrae are only counted.
     column : str
         Text of the file that says what they were decided from; "" for none.
+    forms : HeaderForms, optional
+        Those of the mask's header (`utils.imaging.formats.mask_forms`).
     """
 
     key: str
@@ -130,6 +133,7 @@ class CasePrediction:
     trace: tuple[WalkStep, ...] = ()
     identification: Identification | None = None
     column: str = ""
+    forms: HeaderForms | None = None
 
 
 def number_vertebrae(count: int, first_label: str | None = None) -> Numbering:
@@ -345,13 +349,15 @@ def write_case(
     figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)
     with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
         figure.savefig(temporary, format="png")
-    write_volume(path(MASK_SUFFIX), prediction.labels)
+    write_volume(path(MASK_SUFFIX), prediction.labels, forms=prediction.forms)
     for name in formats:
         if name in EXPORTS:
             EXPORTS[name].write(path(EXPORTS[name].suffix), prediction.labels, prediction.numbering.name)
 
 
-def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequence[str]) -> list[str]:
+def complete_case(
+    output: Path, key: str, numbering: Numbering, *, formats: Sequence[str], assumed: str | None = None
+) -> list[str]:
     """Write the files of a finished case that are wanted and not there, from its mask.
 
     Parameters
@@ -364,6 +370,8 @@ def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequ
         What the labels mean; only its kind counts.
     formats : sequence of str
         As in `write_case`.
+    assumed : str, optional
+        Where the voxel axes lead if the mask does not say it, as for its scan.
 
     Returns
     -------
@@ -377,7 +385,7 @@ def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequ
     """
     paths = {name: case_path(output, key, EXPORTS[name].suffix) for name in formats if name in EXPORTS}
     missing = [name for name, path in paths.items() if not path.is_file()]
-    labels = read_mask(case_path(output, key, MASK_SUFFIX)) if missing else None
+    labels = read_mask(case_path(output, key, MASK_SUFFIX), assumed=assumed) if missing else None
     for name in missing:
         EXPORTS[name].write(paths[name], labels, numbering.name)
     return missing
@@ -389,7 +397,7 @@ def read_case_settings(output: Path, key: str) -> dict[str, Any] | None:
     if not case_path(output, key, MASK_SUFFIX).is_file() or not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from utils import execution
 from utils.files import printable
-from utils.imaging.formats import hu_doubt, read_scan, scan_bytes, scan_grid, too_flat
+from utils.imaging.formats import hu_doubt, mask_forms, read_scan, scan_bytes, scan_grid, too_flat
 from utils.imaging.grids import transform_points
 from utils.imaging.intensities import normalise_hu
+from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
 from utils.localisation.chain import Votes, find_column
@@ -163,10 +164,15 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
     return found, votes
 
 
-def read_with_identity(scan: Scan, most_bytes: float = np.inf) -> ReadScan:
+def read_with_identity(scan: Scan, settings: InferenceSettings) -> ReadScan:
     """Read a scan; its files may change meanwhile, so their identity is taken before."""
     identity = scan_identity(scan)
-    return read_scan(scan.path, scan.series, most_bytes=most_bytes), identity
+    return _read_image(scan, settings, settings.assume_orientation), identity
+
+
+def _read_image(scan: Scan, settings: InferenceSettings, assumed: str | None) -> Volume:
+    most_bytes = settings.max_gigabytes * 2**30
+    return read_scan(scan.path, scan.series, most_bytes=most_bytes, assumed=assumed)
 
 
 def predict_case(
@@ -202,8 +208,10 @@ def predict_case(
         If the scan cannot be used, or no sequence has the known levels; the text names its file.
     """
     started = time.perf_counter()
-    ct, identity = read_with_identity(scan, _most_bytes(settings)) if read is None else read
+    ct, identity = read_with_identity(scan, settings) if read is None else read
     hu_text = hu_doubt(ct)  # at once, before there is more in memory than the scan
+    forms = mask_forms(scan.path, scan.series)
+    axes_text = _assumption(forms, settings)
     if networks is None:
         found, votes = WalkResult((), Volume(np.zeros(ct.shape, np.uint8), ct.affine)), None
     else:
@@ -220,7 +228,8 @@ def predict_case(
         column = "" if votes is None else column_json(votes, places, identification.codes)
     native = derivatives.native_vertebrae(vertebrae, found.labels.affine, ct.grid, codes=numbering.codes)
     table = derivatives.vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
-    doubts = {quality.HU_DOUBT: hu_text, quality.LOW_PROBABILITY if identification else quality.OTHER: doubt}
+    doubts = {quality.HU_DOUBT: hu_text, quality.ORIENTATION: axes_text}
+    doubts[quality.LOW_PROBABILITY if identification else quality.OTHER] = doubt
     remarks = [Remark(kind, None, text) for kind, text in doubts.items() if text]
     names = [numbering.name(code) for code in numbering.codes]
     remarks += walk_remarks(dataclasses.replace(found, vertebrae=vertebrae), names)
@@ -239,10 +248,19 @@ def predict_case(
         trace=found.trace if settings.trace else (),
         identification=identification,
         column=column,
+        forms=forms,
     )
     nothing = ": ".join(filter(None, ("no vertebra found", too_flat(ct.grid))))
-    doubts = (hu_text, doubt if vertebrae else nothing)
+    doubts = (hu_text, axes_text, doubt if vertebrae else nothing)
     return prediction, "; ".join(filter(None, doubts))
+
+
+def _assumption(forms: HeaderForms | None, settings: InferenceSettings) -> str:
+    """Say that the user, and not the scan, told where the axes lead; "" where the scan does."""
+    if forms is None or forms.states_orientation:
+        return ""
+    axes = settings.assume_orientation.upper()
+    return f"its header does not say how its axes lie, so {axes} is assumed (--assume-orientation)"
 
 
 def _identify(found: WalkResult, votes: Votes | None, settings: InferenceSettings) -> Identification | None:
@@ -274,8 +292,9 @@ class _Job:
     @functools.cached_property
     def is_flat(self) -> bool:
         """Whether no network need look at the scan; a header that cannot be read says nothing of it."""
+        assumed = self.settings.assume_orientation
         try:
-            return bool(too_flat(scan_grid(self.scan.path, self.scan.series)))
+            return bool(too_flat(scan_grid(self.scan.path, self.scan.series, assumed=assumed)))
         except ValueError:
             return False
 
@@ -336,11 +355,7 @@ def _read(job: _Job) -> ReadScan | None:
     """Read a scan; None if it is done or only its labels are to change, and it is not needed yet."""
     if job.settings.relabel or is_done(job.scan, job.networks(), job.settings):
         return None
-    return read_with_identity(job.scan, _most_bytes(job.settings))
-
-
-def _most_bytes(settings: InferenceSettings) -> float:
-    return settings.max_gigabytes * 2**30
+    return read_with_identity(job.scan, job.settings)
 
 
 def _fit_together(current: _Job, following: _Job) -> bool:
@@ -388,7 +403,8 @@ def _do_case(
         finds_centres = networks is None or networks.finds_centres
         is_counted = not (finds_centres or settings.first_label or settings.fix)
         kind = Numbering((), COUNT if is_counted else ANATOMICAL)
-        written = derivatives.complete_case(settings.output, scan.key, kind, formats=settings.formats)
+        wanted = {"formats": settings.formats, "assumed": settings.assume_orientation}
+        written = derivatives.complete_case(settings.output, scan.key, kind, **wanted)
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
@@ -403,7 +419,7 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     """Change the labels of a finished case; all else of its record stays, so it counts as done with them."""
     record = relabelled_record(scan, settings)
     prediction = relabel_case(
-        read_scan(scan.path, scan.series, most_bytes=_most_bytes(settings)),
+        _read_image(scan, settings, record.get("assume_orientation")),
         settings.output,
         scan.key,
         fixed=parse_fixed(settings.fix, settings.first_label),
@@ -411,7 +427,8 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     )
     path = derivatives.case_path(settings.output, scan.key, quality.QUALITY_SUFFIX)
     known = relabelled_quality(prediction, quality.read_quality(path))
-    prediction = dataclasses.replace(prediction, quality=known)
+    forms = mask_forms(scan.path, scan.series)
+    prediction = dataclasses.replace(prediction, quality=known, forms=forms)
     # The walk was that of this mask.
     kept = (derivatives.TRACE_SUFFIX,)
     derivatives.write_case(prediction, settings.output, formats=settings.formats, keep=kept)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.download.folder_lock import beside_others_in
 from utils.imaging.centroids import centroids_of_mask, write_centroids
 from utils.imaging.formats import SCAN_SUFFIXES
 from utils.imaging.labelled_scans import read_label_image, read_labelled_scan
@@ -59,13 +58,12 @@ def add_own_case(settings: DataSettings) -> list[str]:
     _check_same_content(settings.mask, mask, mask_path, read=read_mask)
     centroids_path = mask_path.with_name(f"{key}_seg-vb_ctd.json")
     # The CT goes last: until it is there the case is incomplete, and a rerun writes what is missing.
-    with beside_others_in(settings.data_dir):
-        if not mask_path.exists():
-            write_volume(mask_path, mask)
-        if not centroids_path.exists():
-            write_centroids(centroids_path, centroids_of_mask(mask), mask.grid, source="mask")
-        if ct is not None and not ct_path.exists():
-            write_volume(ct_path, ct)
+    if not mask_path.exists():
+        write_volume(mask_path, mask)
+    if not centroids_path.exists():
+        write_centroids(centroids_path, centroids_of_mask(mask), mask.grid, source="mask")
+    if ct is not None and not ct_path.exists():
+        write_volume(ct_path, ct)
     return []
 
 

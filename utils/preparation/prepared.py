@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import sha256_of, write_text_whole
+from utils.files import read_json, sha256_of, write_text_whole
 
 PREPARED_SPLITS = ("training", "validation")
 SIDECAR = "_prepared.json"
@@ -120,8 +120,8 @@ def is_current(path: Path, made_with: Mapping[str, Any], sources: Mapping[str, P
 def read_sidecar(path: Path) -> dict[str, Any] | None:
     """Read a sidecar; None where there is none that can be read."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = read_json(path)
+    except ValueError:
         return None
     parts = ("made_with", "sources", "outputs")
     right = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in parts)

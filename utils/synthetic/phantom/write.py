@@ -15,7 +15,6 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from utils.download.folder_lock import beside_others_in
 from utils.execution import outcomes
 from utils.files import written_whole
 from utils.imaging.grids import oriented_grid
@@ -164,8 +163,7 @@ def write_phantoms(settings: DataSettings) -> list[str]:
         "workers": workers,
     }
     try:
-        with beside_others_in(settings.data_dir):
-            write_phantom_data_set(settings.data_dir, settings.phantoms, **how)
+        write_phantom_data_set(settings.data_dir, settings.phantoms, **how)
     except UnwrittenPhantoms as error:
         return str(error).splitlines()
     return []
