@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 import stat
 import zipfile
@@ -190,6 +191,20 @@ def test_a_full_disk_names_the_file_and_ends_the_run(tmp_path, monkeypatch, caps
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "expected" in line]
     assert line.startswith(str(tmp_path / "data")) and "No space left on device" in line
     assert tree(tmp_path / "data") == {}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text on this system")
+@pytest.mark.parametrize("pack", PACKS)
+def test_folders_whose_names_are_no_text_are_sources_and_data_sets(tmp_path, pack, capsys):
+    top = tmp_path / os.fsdecode(b"Jos\xe9")
+    source = pack_up(top / "source", CASE, pack)
+    for _ in range(2):
+        assert get_data(settings(top, source)) == 0
+    assert tree(top / "data") == CASE
+    assert listed(top / "data") == {name: sha256(content) for name, content in CASE.items()}
+    (top / "data" / MASK).write_bytes(b"mine")
+    assert get_data(settings(top, source)) == 1
+    assert "Jos\\udce9/data" in capsys.readouterr().err
 
 
 def test_incomplete_series_are_named_but_no_failure(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The evaluation from files to files: what it counts, what it writes, and what it says of bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,16 @@ def test_predictions_that_differ_in_the_letters_alone_are_one_line(tmp_path, cap
     said = capsys.readouterr().err
     assert "expected one mask file for" in said and said.count("\n") == 1
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text on this system")
+def test_folders_whose_names_are_no_text_are_compared(tmp_path, capsys):
+    top = tmp_path / os.fsdecode(b"Jos\xe9")
+    put_reference(top / "data", "sub-a\x1b[31m", mask((20, 8)))
+    put_prediction(top / "predictions", "sub-a\x1b[31m", mask((20, 8)))
+    assert evaluate(settings(top, compare=top / "predictions")) == 0
+    assert "Jos\\udce9" in (top / "output" / "comparison.md").read_text(encoding="utf-8")
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_numbering_defaults_to_anatomical(tmp_path):

@@ -76,7 +76,7 @@ def score_cases(settings: EvaluationSettings) -> list[CaseResult]:
     for pair, outcome in tqdm(ended, total=len(pairs), desc="evaluate", unit="case"):
         results[pair] = _killed_result(pair[0], outcome) if isinstance(outcome, str) else outcome
         while waiting and waiting[0] in results:  # In the order of the cases, whichever ends first.
-            tqdm.write(case_line(results[waiting.popleft()]))
+            tqdm.write(printable(case_line(results[waiting.popleft()])))
     return [results[pair] for pair in pairs]
 
 
@@ -92,7 +92,8 @@ def reference_cases(settings: EvaluationSettings) -> list[Case]:
     cases = index_cases(settings.data_dir, split=split)
     for case in cases:
         if case.mask is None:
-            print(f"Warning: {case.key} has no reference mask and is left out.", file=sys.stderr)
+            line = f"Warning: {case.key} has no reference mask and is left out."
+            print(printable(line), file=sys.stderr)
     with_mask = [case for case in cases if case.mask is not None]
     if not with_mask:
         raise ValueError(
@@ -222,7 +223,7 @@ def check_same_grid(reference: Volume, predicted: Volume, *, name: Path) -> None
 def _folders_to_score(settings: EvaluationSettings) -> Iterator[EvaluationSettings]:
     yield settings
     if settings.compare is not None:
-        tqdm.write(f"The same with the predictions in {settings.compare}:")
+        tqdm.write(printable(f"The same with the predictions in {settings.compare}:"))
         yield replace(settings, predictions=settings.compare)
 
 
