@@ -21,6 +21,7 @@ from utils.files import (
     read_json,
     remove_left_overs,
     sha256_of,
+    write_text_whole,
     written_whole,
 )
 
@@ -273,3 +274,8 @@ def test_what_is_no_json_is_named(tmp_path, content, found):
 def test_a_line_to_print_holds_nothing_that_a_terminal_obeys(line, expected):
     assert printable(line) == expected
     expected.encode("utf-8")
+
+
+def test_a_byte_of_a_name_that_is_no_text_is_escaped_in_a_text_file(tmp_path):
+    write_text_whole(tmp_path / "a.txt", "Jos\udce9 and José")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "Jos\\udce9 and José"

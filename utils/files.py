@@ -89,7 +89,8 @@ class WriteError(OSError):
 def write_text_whole(path: Path, text: str, *, durably: bool = False) -> None:
     """Write a text file in UTF-8, whole or not at all, see `written_whole`."""
     with written_whole(path, durably=durably) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A byte of a file's name that is no text (Python's surrogates) is written as `printable` shows it.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path, expected: str = "JSON") -> Any:

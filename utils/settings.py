@@ -91,6 +91,10 @@ class DataSettings(CheckedSettings):
     """With "osf" and "zip": files downloaded at the same time."""
     verify: bool = False
     """Hash again what earlier downloads left in data_dir, and get again only what is wrong or missing."""
+    replace_changed: bool = False
+    """Take what the source has also for files that you have changed; without, they stay and are named."""
+    max_unpacked_gigabytes: float | None = bounded(None, POSITIVE)
+    """Most that one archive may unpack to, by default 20 times its own size and 1 GB."""
     report: bool = False
     """Read every case of data_dir, and write what is there and what is odd about it to data_dir/report; get
     nothing."""
@@ -107,10 +111,11 @@ class DataSettings(CheckedSettings):
     One folder holds phantoms named like those of VerSe of one kind only; with --variants they are named
     sub-<ranges><...> (sub-<...> with "usual")."""
     ct: Path | None = None
-    """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which
-    serves for images drawn from it."""
+    """With "pairs": the CT in Hounsfield units: a NIfTI, NRRD or MetaImage file, or the folder of a DICOM
+    series; none (and a --key) for a mask alone, which serves for images drawn from it."""
     mask: Path | None = None
-    """With "pairs": its mask, a NIfTI file with VerSe labels on the grid of the CT."""
+    """With "pairs": its mask with VerSe labels, in any of these formats, on the grid of the CT (axes in any
+    order)."""
     key: str | None = None
     """With "pairs": name of the case, such as sub-mine01; by default that of the CT."""
     workers: int = bounded(0, FROM_0)

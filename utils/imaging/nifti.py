@@ -96,7 +96,7 @@ def read_mask(path: Path, *, most_bytes: float = np.inf, assumed: str | None = N
         stored = _stored_numbers(image)
     unchanged = stored.dtype == np.uint8 and _is_unscaled(image)
     mask = Volume(stored if unchanged else _codes(path, stored, image), np.array(image.affine, np.float64))
-    _check_labels(path, np.array(list(mask.label_boxes), np.float64))
+    check_labels(path, np.array(list(mask.label_boxes), np.float64))
     return mask
 
 
@@ -111,7 +111,7 @@ def _codes(path: Path, stored: np.ndarray, image: nibabel.Nifti1Pair) -> np.ndar
         with silent():  # what does not fit is found by comparing
             cast = np.rint(plane).astype(np.uint8)
         if not np.allclose(plane, cast, rtol=0, atol=_LABEL_TOLERANCE):
-            _check_labels(path, np.unique(plane))
+            check_labels(path, np.unique(plane))
         codes[..., index] = cast
     if stored.dtype.kind == "f" and not any_number:
         raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
@@ -412,7 +412,8 @@ def _open_for_reading(file: FileHolder) -> contextlib.AbstractContextManager[Any
     return file.get_prepare_fileobj("rb")
 
 
-def _check_labels(path: Path, present: np.ndarray) -> None:
+def check_labels(path: Path, present: np.ndarray) -> None:
+    """Raise a `ValueError` that names the file if a number is no VerSe code, but for what rounding mends."""
     codes = np.rint(present)
     known = np.isin(codes, (0, *CODES)) & np.isclose(present, codes, rtol=0, atol=_LABEL_TOLERANCE)
     unknown = [f"{value:g}" for value in present[~known]]
