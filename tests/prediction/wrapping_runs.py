@@ -112,7 +112,7 @@ def rows(
     Yields
     ------
     Row
-        One a wrapping, in their order.
+        Of the plain copy, then one a wrapping, in their order.
 
     Raises
     ------
@@ -120,8 +120,9 @@ def rows(
         If the plain copy gets no answer.
     """
     (plain,) = answers(ct, [PLAIN], folder / "plain", options)
-    if plain.fault or plain.refusal:
-        raise RuntimeError(f"the plain copy: {plain.fault or plain.refusal}")
+    if not plain.masks:
+        raise RuntimeError(f"the plain copy gets no answer: {plain.refusal or plain.fault}")
+    yield row_of(PLAIN, plain, plain)
     for number, (_, group) in enumerate(groupby(wrappings, lambda wrapping: wrapping.kind)):
         one_kind, place = list(group), folder / str(number)
         found = answers(ct, one_kind, place, options)

@@ -37,7 +37,7 @@ SAME_DICE, RESAMPLED_DICE = 0.97, 0.93
 LEFT_RIGHT, FRONT_BACK, HEAD_FEET = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wrapping:
     """One form of a scan.
 
