@@ -31,7 +31,7 @@ from tests.prediction.wrapping_files import (
 from utils.imaging.volume import Volume
 from utils.settings import HU_RANGE
 
-#: Least Dice of a vertebra between two wrappings: of the same voxels, and of resampled ones.
+#: Least Dice of two wrappings: of the same voxels, and of resampled ones.
 SAME_DICE, RESAMPLED_DICE = 0.97, 0.93
 #: Axes of the world.
 LEFT_RIGHT, FRONT_BACK, HEAD_FEET = (1, 0, 0), (0, 1, 0), (0, 0, 1)
@@ -48,7 +48,7 @@ class Wrapping:
     write : callable
         Takes the plain scan and an empty folder, writes there, and gives what `infer.py` is given.
     least_dice : float
-        Least Dice of a vertebra with the plain copy's.
+        Least Dice with the plain copy, the mean over its vertebrae.
     refusal : str
         Pattern of the one line that refuses it; "" for what must be read.
     may_be_read : bool
@@ -111,8 +111,8 @@ _padding = _of("padding")
 _format = _of("number format")
 
 
-def _turn(degrees: float, about: tuple[float, ...]) -> Callable[[Volume, Path], Path]:
-    return _nifti(lambda ct: turned_stack(ct, degrees, about))
+def _turn(degrees: float, about: tuple[float, ...], outside: str = "edge") -> Callable[[Volume, Path], Path]:
+    return _nifti(lambda ct: turned_stack(ct, degrees, about, outside=outside))
 
 
 def _finer(ct: Volume) -> Volume:
@@ -120,9 +120,9 @@ def _finer(ct: Volume) -> Volume:
 
 
 def _thick(ct: Volume) -> Volume:
-    """Give axial slices of 2.5 mm, or as thick as the scan's."""
+    """Give axial slices of 2 mm, or as thick as the scan's."""
     axial = stored_as(ct, "RAS")
-    return of_spacing(axial, [*axial.spacing_mm[:2], max(2.5, axial.spacing_mm[2])])
+    return of_spacing(axial, [*axial.spacing_mm[:2], max(2.0, axial.spacing_mm[2])])
 
 
 def _stored_numbers(dtype, *, slope: float = 1, intercept: float = 0, **how):
@@ -149,14 +149,16 @@ VOXELS = (
     *(_stored(axes, _order(axes)) for axes in ("RAS", "LPS", "PIR", "LAS", "SRP", "ILA")),
     _turned("10 degrees about left-right", _turn(10, LEFT_RIGHT)),
     _turned("20 degrees about left-right", _turn(20, LEFT_RIGHT)),
+    _turned("20 degrees, air in the corners", _turn(20, LEFT_RIGHT, "air")),
     _turned("20 degrees about front-back", _turn(20, FRONT_BACK)),
     _turned("30 degrees about head-feet", _turn(30, HEAD_FEET)),
-    _turned("30 degrees about left-right", _turn(-30, LEFT_RIGHT)),
+    _turned("30 degrees back about left-right", _turn(-30, LEFT_RIGHT)),
     _turned("40 degrees about left-right", _turn(40, LEFT_RIGHT)),
     _turned("40 degrees about a slanting axis", _turn(40, (2, 1, -1))),
+    _turned("40 degrees, air in the corners", _turn(40, LEFT_RIGHT, "air")),
     _spaced("three quarters of the scan's", _nifti(_finer)),
     _spaced("1.5 mm", _nifti(lambda ct: of_spacing(ct, (1.5, 1.5, 1.5)))),
-    _spaced("axial slices of 2.5 mm", _nifti(_thick)),
+    _spaced("axial slices of 2 mm", _nifti(_thick)),
     *(_padding(f"{hu}", _margin(hu)) for hu in (-1024, -2000, -3024)),
     _padding("63536, unsigned, unnamed", _nifti(_unsigned_padding, scaling=(1, -1024))),
     _padding("63536 in DICOM, unnamed", lambda ct, d: dicom.unsigned_padding(d, ct, named=False)),
