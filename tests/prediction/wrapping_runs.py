@@ -24,6 +24,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "infer.py"
 #: Deadline of a run: of its start, and of each scan.
 START_S, SCAN_S = 120, 300
+#: Wrappings whose files lie on disk at once, and which share a start of TensorFlow.
+AT_ONCE = 12
+PREDICTIONS = "predictions"
 #: Largest distance between a scan and its mask for any reader, in mm.
 ON_SCAN_MM = 0.01
 #: How far the Dice of one vertebra may lie under what is asked of their mean.
@@ -104,7 +107,7 @@ def rows(
     ct : Volume
         From `plain_scan`.
     wrappings : sequence of Wrapping
-        Those of a kind that follow one another are one call of `infer.py`, but for changed environments.
+        `AT_ONCE` of them share a call of `infer.py`, but for those with changed environments.
     folder : Path
         For files; those of a wrapping are removed after it.
     options : sequence of str or Path
@@ -120,15 +123,18 @@ def rows(
     RuntimeError
         If the plain copy gets no answer.
     """
-    (plain,) = answers(ct, [PLAIN], folder / "plain", options)
-    if not plain.masks:
-        raise RuntimeError(f"the plain copy gets no answer: {plain.refusal or plain.fault}")
-    yield row_of(PLAIN, plain, plain)
-    for number, (_, group) in enumerate(itertools.groupby(wrappings, lambda wrapping: wrapping.kind)):
-        one_kind, place = list(group), folder / str(number)
-        found = answers(ct, one_kind, place, options)
-        yield from (row_of(*pair, plain) for pair in zip(one_kind, found))
-        shutil.rmtree(place)
+    plain = None
+    everything = [PLAIN, *wrappings]
+    for begin in range(0, len(everything), AT_ONCE):
+        part, place = everything[begin : begin + AT_ONCE], folder / str(begin)
+        found = answers(ct, part, place, options)
+        plain = plain or found[0]
+        if not plain.masks:
+            raise RuntimeError(f"the plain copy gets no answer: {plain.refusal or plain.fault}")
+        yield from (row_of(wrapping, answer, plain) for wrapping, answer in zip(part, found))
+        for file in place.iterdir():
+            if begin or file.name != PREDICTIONS:  # those of the first part hold the plain copy's
+                shutil.rmtree(file)
 
 
 def answers(
@@ -146,14 +152,14 @@ def answers(
         place.mkdir(parents=True)
         inputs[wrapping] = wrapping.write(ct, place)
     together = [wrapping for wrapping in wrappings if not wrapping.environment]
-    output = folder / "predictions"
+    output = folder / PREDICTIONS
     shared = run_inference([inputs[each] for each in together], output, options) if together else None
     found = []
     for wrapping in wrappings:
         place = folder / wrapping.folder_name
         answer = answer_of(place, output, shared) if shared else None
         if answer is None or not (answer.masks or answer.refusal):
-            own = folder / f"predictions of {wrapping.folder_name}"
+            own = folder / f"{PREDICTIONS} of {wrapping.folder_name}"
             changes = wrapping.environment.items()
             alone = {name: value and value.format(folder=place) for name, value in changes}
             answer = answer_of(place, own, run_inference([inputs[wrapping]], own, options, alone))
@@ -257,7 +263,7 @@ def row_of(wrapping: Wrapping, answer: Answer, plain: Answer) -> Row:
         faults.append(f"Dice under {wrapping.least_dice:g}")
     if any(answer.doubts) and not any(plain.doubts):
         faults.append("HU doubted")
-    scored = (float(np.mean(dice)), min(dice))
+    scored = (float(np.mean(dice)), float(min(dice)))
     return Row(wrapping.title, equal, scored, "; ".join(filter(None, faults)))
 
 
