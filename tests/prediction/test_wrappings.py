@@ -38,8 +38,8 @@ from utils.verse.labels import code_of_name
 REAL_CT = DATA / VERSE_FILES[0]
 LONG = pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="LONG_TESTS is not set")
 BY_TITLE = {wrapping.title: wrapping for wrapping in WRAPPINGS}
-#: Largest difference from the plain copy in HU: of a voxel that is the same, and of the middle one of the voxels
-#: of a scan that is resampled, or moved by less than half a voxel. Moved by a whole one it would be 5.
+#: Largest difference from the plain copy in HU: of a voxel that is the same, and the median of those of a
+#: scan that is resampled, or moved by less than half a voxel. Moved by a whole one it would be 5.
 SAME_HU, TYPICAL_HU = 0.5, 4.5
 
 
