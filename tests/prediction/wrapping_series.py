@@ -23,13 +23,13 @@ UNSIGNED_PADDING = 63536
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 
 
-def series(folder: Path, ct: Volume, axes: str = AXIAL, **changes) -> Path:
+def series(ct: Volume, folder: Path, axes: str = AXIAL, **changes) -> Path:
     """Write a series, in any of the orders above; `changes` as in `write_series`."""
     write_series(folder, stored_as(ct, axes), **{"PatientID": folder.name, **changes})
     return folder
 
 
-def shuffled(folder: Path, ct: Volume) -> Path:
+def shuffled(ct: Volume, folder: Path) -> Path:
     """Name the slices by numbers that say nothing of their order, without an ending."""
     slices = stored_as(ct, AXIAL)
     order = np.random.default_rng(5).permutation(slices.shape[2])
@@ -37,28 +37,28 @@ def shuffled(folder: Path, ct: Volume) -> Path:
     return folder
 
 
-def signed(folder: Path, ct: Volume) -> Path:
+def signed(ct: Volume, folder: Path) -> Path:
     """Store signed numbers without an intercept, among planes of -2000 that PixelPaddingValue names."""
     slices = stored_as(padded(ct, -2000), AXIAL)
     planes = slices.data.astype("<i2")
+    changes = {"PixelRepresentation": 1, "RescaleIntercept": 0, "PixelPaddingValue": -2000}
     return series(
-        *(folder, slices),
-        PixelRepresentation=1,
-        RescaleIntercept=0,
-        PixelPaddingValue=-2000,
+        slices,
+        folder,
         PixelData=lambda index: np.ascontiguousarray(planes[..., index].T).tobytes(),
+        **changes,
     )
 
 
-def unsigned_padding(folder: Path, ct: Volume, *, named: bool) -> Path:
+def unsigned_padding(ct: Volume, folder: Path, *, named: bool) -> Path:
     """Surround the scan by -2000 written unsigned, which PixelPaddingValue names or does not."""
     changes = {"PixelPaddingValue": UNSIGNED_PADDING} if named else {}
-    return series(folder, padded(ct, UNSIGNED_PADDING - 1024), **changes)  # write_series adds 1024
+    return series(padded(ct, UNSIGNED_PADDING - 1024), folder, **changes)  # write_series adds 1024
 
 
-def without_preamble(folder: Path, ct: Volume) -> Path:
+def without_preamble(ct: Volume, folder: Path) -> Path:
     """Leave the data sets alone: no preamble, no mark, no file meta information, implicit little endian."""
-    for path in slices_of(series(folder, ct)):
+    for path in slices_of(series(ct, folder)):
         found = pydicom.dcmread(path)
         found.preamble = None
         del found.file_meta
@@ -66,32 +66,32 @@ def without_preamble(folder: Path, ct: Volume) -> Path:
     return folder
 
 
-def exported_twice(folder: Path, ct: Volume) -> Path:
+def exported_twice(ct: Volume, folder: Path) -> Path:
     """Copy three slices under other names."""
-    for path in slices_of(series(folder, ct))[4:7]:
+    for path in slices_of(series(ct, folder))[4:7]:
         shutil.copy(path, path.with_name(f"{path.name} (1)"))
     return folder
 
 
-def run_length(folder: Path, ct: Volume) -> Path:
+def run_length(ct: Volume, folder: Path) -> Path:
     """Compress every slice by its runs of equal bytes."""
-    for path in slices_of(series(folder, ct)):
+    for path in slices_of(series(ct, folder)):
         found = pydicom.dcmread(path)
         found.compress(RLELossless, generate_instance_uid=False)
         found.save_as(path)
     return folder
 
 
-def in_two_folders(folder: Path, ct: Volume) -> Path:
+def in_two_folders(ct: Volume, folder: Path) -> Path:
     """Lay every second slice into a folder of its own, as some media do."""
     slices = stored_as(ct, AXIAL)
     write_series(folder, slices, names=[f"{index % 2}/{index:04}.dcm" for index in range(slices.shape[2])])
     return folder
 
 
-def multi_frame(folder: Path, ct: Volume) -> Path:
+def multi_frame(ct: Volume, folder: Path) -> Path:
     """Write one file of enhanced CT with all slices as its frames."""
-    first = slices_of(series(folder, ct))[0]
+    first = slices_of(series(ct, folder))[0]
     found, slices = pydicom.dcmread(first), stored_as(ct, AXIAL)
     shutil.rmtree(folder)
     folder.mkdir()
@@ -139,17 +139,18 @@ def items(**values) -> Items:
 # Refused -------------------------------------------------------------------------------------------
 
 
-def tilted(folder: Path, ct: Volume) -> Path:
+def tilted(ct: Volume, folder: Path) -> Path:
     """Shift each slice in front of the one below, as a tilted gantry does."""
     slices = stored_as(ct, AXIAL)
     lps = np.diag([-1.0, -1, 1, 1]) @ slices.affine
     slope = np.tan(np.radians(15)) * slices.spacing_mm[2] * lps[:3, 1] / slices.spacing_mm[1]
-    return series(*(folder, ct), ImagePositionPatient=lambda i: texts(lps[:3, 3] + i * (lps[:3, 2] + slope)))
+    step = lps[:3, 2] + slope
+    return series(ct, folder, ImagePositionPatient=lambda index: texts(lps[:3, 3] + index * step))
 
 
-def with_a_gap(folder: Path, ct: Volume) -> Path:
+def with_a_gap(ct: Volume, folder: Path) -> Path:
     """Lose a slice."""
-    slices_of(series(folder, ct))[5].unlink()
+    slices_of(series(ct, folder))[5].unlink()
     return folder
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -33,6 +34,8 @@ from utils.settings import HU_RANGE
 
 #: Least Dice of two wrappings: of the same voxels, and of resampled ones.
 SAME_DICE, RESAMPLED_DICE = 0.97, 0.93
+#: Takes the plain scan and an empty folder, writes there, and gives what `infer.py` is given.
+Write = Callable[[Volume, Path], Path]
 #: Axes of the world.
 LEFT_RIGHT, FRONT_BACK, HEAD_FEET = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 
@@ -46,7 +49,7 @@ class Wrapping:
     kind, name : str
         What is changed, and to what.
     write : callable
-        Takes the plain scan and an empty folder, writes there, and gives what `infer.py` is given.
+        How it is written.
     least_dice : float
         Least Dice with the plain copy, the mean over its vertebrae.
     refusal : str
@@ -61,7 +64,7 @@ class Wrapping:
 
     kind: str
     name: str
-    write: Callable[[Volume, Path], Path]
+    write: Write
     least_dice: float = SAME_DICE
     refusal: str = ""
     may_be_read: bool = False
@@ -93,7 +96,7 @@ def write_plain(ct: Volume, folder: Path) -> Path:
 PLAIN = Wrapping("plain", "copy", write_plain)
 
 
-def _nifti(change: Callable[[Volume], Volume] = lambda ct: ct, name: str = "{}.nii.gz", **how):
+def _nifti(change: Callable[[Volume], Volume] = lambda ct: ct, name: str = "{}.nii.gz", **how) -> Write:
     """Give the writer of a NIfTI file of the scan after a change."""
     return lambda ct, folder: write_nifti(folder / name.format(folder.name), change(ct), **how)
 
@@ -111,7 +114,7 @@ _padding = _of("padding")
 _format = _of("number format")
 
 
-def _turn(degrees: float, about: tuple[float, ...], outside: str = "edge") -> Callable[[Volume, Path], Path]:
+def _turn(degrees: float, about: tuple[float, ...], outside: str = "edge") -> Write:
     return _nifti(lambda ct: turned_stack(ct, degrees, about, outside=outside))
 
 
@@ -125,10 +128,9 @@ def _thick(ct: Volume) -> Volume:
     return of_spacing(axial, [*axial.spacing_mm[:2], max(2.0, axial.spacing_mm[2])])
 
 
-def _stored_numbers(dtype, *, slope: float = 1, intercept: float = 0, **how):
-    change = {"slope": slope, "intercept": intercept}
+def _stored_numbers(dtype: type[np.number], slope: float = 1, intercept: float = 0) -> Write:
     scaling = None if (slope, intercept) == (1, 0) else (slope, intercept)
-    return _nifti(lambda ct: numbers(ct, dtype, **change), scaling=scaling, **how)
+    return _nifti(lambda ct: numbers(ct, dtype, slope=slope, intercept=intercept), scaling=scaling)
 
 
 def _unsigned_padding(ct: Volume) -> Volume:
@@ -137,11 +139,11 @@ def _unsigned_padding(ct: Volume) -> Volume:
     return Volume((wide.data + 1024).astype(np.uint16), wide.affine)
 
 
-def _order(axes: str) -> Callable[[Volume, Path], Path]:
+def _order(axes: str) -> Write:
     return _nifti(lambda ct: stored_as(ct, axes))
 
 
-def _margin(hu: int) -> Callable[[Volume, Path], Path]:
+def _margin(hu: int) -> Write:
     return _nifti(lambda ct: padded(ct, hu))
 
 
@@ -161,9 +163,9 @@ VOXELS = (
     _spaced("axial slices of 2 mm", _nifti(_thick)),
     *(_padding(f"{hu}", _margin(hu)) for hu in (-1024, -2000, -3024)),
     _padding("63536, unsigned, unnamed", _nifti(_unsigned_padding, scaling=(1, -1024))),
-    _padding("63536 in DICOM, unnamed", lambda ct, d: dicom.unsigned_padding(d, ct, named=False)),
-    _padding("63536 in DICOM, named", lambda ct, d: dicom.unsigned_padding(d, ct, named=True)),
-    _padding("-2000 in DICOM, signed, named", lambda ct, d: dicom.signed(d, ct)),
+    _padding("63536 in DICOM, unnamed", partial(dicom.unsigned_padding, named=False)),
+    _padding("63536 in DICOM, named", partial(dicom.unsigned_padding, named=True)),
+    _padding("-2000 in DICOM, signed, named", dicom.signed),
     _format("int16, big-endian", _nifti(big_endian=True)),
     _format("int32", _stored_numbers(np.int32)),
     _format("uint16 with an intercept", _stored_numbers(np.uint16, intercept=-1024)),
@@ -180,7 +182,7 @@ _series = _of("DICOM")
 _other = _of("other format")
 
 
-def _forms(*, codes: tuple[int, int] = (1, 1), **change) -> Callable[[Volume, Path], Path]:
+def _forms(*, codes: tuple[int, int] = (1, 1), **change) -> Write:
     """Write with a sform that is changed a little; the qform stays."""
 
     def write(ct: Volume, folder: Path) -> Path:
@@ -190,11 +192,11 @@ def _forms(*, codes: tuple[int, int] = (1, 1), **change) -> Callable[[Volume, Pa
     return write
 
 
-def _nrrd(name: str = "{}.nrrd", **how: str) -> Callable[[Volume, Path], Path]:
+def _nrrd(name: str = "{}.nrrd", **how: str) -> Write:
     return lambda ct, folder: write_nrrd(folder / name.format(folder.name), ct, **how)
 
 
-def _metaimage(name: str, *, compressed: bool = True) -> Callable[[Volume, Path], Path]:
+def _metaimage(name: str, *, compressed: bool = True) -> Write:
     return lambda ct, folder: write_metaimage(folder / name.format(folder.name), ct, compressed=compressed)
 
 
@@ -213,28 +215,23 @@ FORMS = (
     _header("a fourth axis of length 1", _nifti(_four_axes(1))),
     _header("two phases", _nifti(_four_axes(2)), refusal="expected a volume with 3 axes"),
     _header("neither form", _nifti(codes=(0, 0)), refusal="orientation|qform|sform"),
-    _series("plain", lambda ct, folder: dicom.series(folder, ct)),
-    _series("shuffled names", lambda ct, folder: dicom.shuffled(folder, ct)),
-    _series("sagittal", lambda ct, folder: dicom.series(folder, ct, dicom.SAGITTAL)),
-    _series("prone", lambda ct, d: dicom.series(d, ct, dicom.PRONE, PatientPosition="HFP")),
-    _series("feet first", lambda ct, d: dicom.series(d, ct, dicom.FEET_FIRST, PatientPosition="FFS")),
+    _series("plain", dicom.series),
+    _series("shuffled names", dicom.shuffled),
+    _series("sagittal", partial(dicom.series, axes=dicom.SAGITTAL)),
+    _series("prone", partial(dicom.series, axes=dicom.PRONE, PatientPosition="HFP")),
+    _series("feet first", partial(dicom.series, axes=dicom.FEET_FIRST, PatientPosition="FFS")),
     _series(
         "20 degrees oblique",
-        lambda ct, d: dicom.series(d, turned_stack(ct, 20, LEFT_RIGHT)),
+        lambda ct, folder: dicom.series(turned_stack(ct, 20, LEFT_RIGHT), folder),
         least_dice=RESAMPLED_DICE,
     ),
-    _series("in two folders", lambda ct, folder: dicom.in_two_folders(folder, ct)),
-    _series("three slices twice", lambda ct, folder: dicom.exported_twice(folder, ct)),
-    _series("compressed", lambda ct, folder: dicom.run_length(folder, ct)),
-    _series("enhanced, multi-frame", lambda ct, folder: dicom.multi_frame(folder, ct)),
-    _series(
-        "no preamble",
-        lambda ct, folder: dicom.without_preamble(folder, ct),
-        refusal="preamble|DICM|meta",
-        may_be_read=True,
-    ),
-    _series("a slice missing", lambda ct, folder: dicom.with_a_gap(folder, ct), refusal="a missing slice"),
-    _series("a tilted gantry", lambda ct, folder: dicom.tilted(folder, ct), refusal="a tilted gantry"),
+    _series("in two folders", dicom.in_two_folders),
+    _series("three slices twice", dicom.exported_twice),
+    _series("compressed", dicom.run_length),
+    _series("enhanced, multi-frame", dicom.multi_frame),
+    _series("no preamble", dicom.without_preamble, refusal="preamble|DICM|meta", may_be_read=True),
+    _series("a slice missing", dicom.with_a_gap, refusal="a missing slice"),
+    _series("a tilted gantry", dicom.tilted, refusal="a tilted gantry"),
     _other("NRRD, LPS, gzip", _nrrd()),
     _other("NRRD, RAS, raw", _nrrd(space="right-anterior-superior", encoding="raw")),
     _other("NRRD, LAS, gzip", _nrrd(space="left-anterior-superior")),
@@ -250,7 +247,7 @@ FORMS = (
 # Names, folders, surroundings ------------------------------------------------------------------------
 
 _name = _of("name")
-_folder = _of("folder")
+_folder = _of("folder", scans=2)
 _environment = _of("environment")
 #: Of no encoding but that of an old archive.
 LATIN_1 = os.fsdecode("Prüfung".encode("latin-1"))
@@ -258,12 +255,12 @@ _NOTEBOOK = "module://matplotlib_inline.backend_inline"
 _ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def _in_folders(*names: str) -> Callable[[Volume, Path], Path]:
-    """Write under one name into several folders, each time with the voxels in another order."""
+def _two_scans(*names: str) -> Write:
+    """Write under two names, each time with the voxels in another order, so that no file is a copy."""
 
     def write(ct: Volume, folder: Path) -> Path:
         for name, axes in zip(names, ("LPS", "PIR")):
-            write_nifti(folder / name / "ct.nii.gz", stored_as(ct, axes))
+            write_nifti(folder / f"{name}.nii.gz", stored_as(ct, axes))
         return folder
 
     return write
@@ -283,9 +280,9 @@ SURROUNDINGS = (
     _name("a suffix in capitals", lambda ct, d: written_elsewhere(d / f"{d.name}.NII.GZ", ct)),
     _name("_CT in capitals", _nifti(name="{}_CT.nii.gz")),
     _name("NRRD below a Latin-1 folder", lambda ct, d: write_nrrd(d / LATIN_1 / f"{d.name}.nrrd", ct)),
-    _name("DICOM below a Latin-1 folder", lambda ct, d: dicom.series(d / LATIN_1, ct, PatientID=d.name)),
-    _folder("one name in two", _in_folders("s0001", "s0002"), scans=2),
-    _folder("names that differ by a dot", _in_folders("1.23", "12.3"), scans=2),
+    _name("DICOM below a Latin-1 folder", lambda ct, d: dicom.series(ct, d / LATIN_1, PatientID=d.name)),
+    _folder("one name in two", _two_scans("s0001/ct", "s0002/ct")),
+    _folder("names that differ by a dot", _two_scans("1.23", "12.3")),
     _environment("MPLBACKEND of a notebook", write_plain, environment={"MPLBACKEND": _NOTEBOOK}),
     _environment("KERAS_BACKEND=jax", write_plain, environment={"KERAS_BACKEND": "jax"}),
     _environment("keras.json of torch", _with_settings_of_keras, environment={"HOME": "{folder}/home"}),
@@ -297,6 +294,6 @@ SURROUNDINGS = (
 WRAPPINGS: tuple[Wrapping, ...] = (*VOXELS, *FORMS, *SURROUNDINGS)
 #: Those that the usual tests run: quick ones, of six kinds.
 QUICK = (
-    *("orientation PIR", "obliqueness 20 degrees about left-right", "number format uint16 with an intercept"),
+    *("orientation SRP", "obliqueness 20 degrees about left-right", "number format uint16 with an intercept"),
     *("NIfTI only qform", "DICOM shuffled names", "other format NRRD, RAS, raw"),
 )
