@@ -210,7 +210,7 @@ FORMS = (
     _header("a pair of .hdr and .img", _nifti(name="{}.hdr", kind=nibabel.Nifti1Pair)),
     _header("only qform", _nifti(codes=(1, 0))),
     _header("only sform", _nifti(codes=(0, 2))),
-    _header("sform .4 mm and .2 degrees off", _forms(codes=(1, 4), shift_mm=0.4, degrees=0.2)),
+    _header("sform .1 mm and .05 degrees off", _forms(codes=(1, 4), shift_mm=0.1, degrees=0.05)),
     _header("sform with a slant of .3 degrees", _forms(slant=0.005)),
     _header("a fourth axis of length 1", _nifti(_four_axes(1))),
     _header("two phases", _nifti(_four_axes(2)), refusal="expected a volume with 3 axes"),
