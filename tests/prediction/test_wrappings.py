@@ -200,6 +200,9 @@ def test_a_run_is_read_by_the_folder_of_a_wrapping(tmp_path):
         == f"a traceback; status 0, expected 1; {line}"
     )
     assert answer_of(place, output, Run((), None)).fault == "status None, expected 1; "
+    died = Run((line, "Aborted"), -6)
+    assert answer_of(place, output, died) == answer(refusal=line)
+    assert answer_of(tmp_path / "two", output, died).fault == "status -6, expected 1; Aborted"
 
 
 def test_a_mask_must_have_the_forms_of_its_scan(tmp_path):
