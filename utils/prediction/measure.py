@@ -1,0 +1,548 @@
+"""Measures of vertebrae that are segmented: the body apart from the arch, its heights, end plates, angles, density.
+
+Each vertebra is looked at in a frame of its own: P, R, I through the centre of its body, I along the mean of
+the normals of its end plates. An end plate is a quadratic surface fitted to where the mask ends above or
+below the body; its line in the mid-sagittal plane runs through the anterior and the posterior rim, as a
+reader would draw it. docs/measurements.md has the definitions and their sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from utils.imaging.centroids import body_centre
+from utils.imaging.grids import transform_points
+from utils.imaging.volume import Grid, Volume, touches_border
+from utils.verse.labels import code_of_name, name_of_code, rank_of_code
+
+#: Distance of the samples in a vertebra's own frame, and how far they reach from its centre, mm (P, R, I).
+_STEP_MM, _REACH_MM = 0.7, (34.0, 42.0, 34.0)
+#: Half the width of the band around the mid-sagittal plane in which heights are taken, as a share of the
+#: body's width; and half the band in which the canal's front wall is looked for, mm.
+_BAND_SHARE, _WALL_BAND_MM = 0.2, 4.0
+#: Share of the body's depth and width in which an end plate is fitted: rims are round, and bear spurs.
+_PLATE_SHARE = 0.85
+#: The body's width is taken in front of its middle, at this share of half its depth, where it is this share of
+#: the largest one; a body is at least as wide as this.
+_WIDTH_AT, _WIDTH_THERE, _LEAST_WIDTH_MM = 0.4, 0.96, 8.0
+#: Radius of the ball that parts the body from what is thin at its side: transverse processes, spurs, mm.
+_BALL_MM = 3.0
+#: Semi-axes of the ellipsoid of cancellous bone, as a share of those of the body.
+CORE_SHARE = 0.55
+#: The frame turns with the end plates found in it, so they are looked for as often as this.
+_TURNS = 3
+#: The levels that have no body of two end plates.
+_WITHOUT_PLATES = (code_of_name("C1"), code_of_name("C2"))
+#: Columns of a vertebra's row that need the whole body in view.
+HEIGHTS = ("anterior_height_mm", "middle_height_mm", "posterior_height_mm")
+RATIOS = ("anterior_to_posterior", "middle_to_posterior")
+#: A ratio under this one is named as a hint (Genant et al. 1993: grade 1 begins at a loss of a fifth).
+HINT_RATIO = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class Plate:
+    """One end plate.
+
+    Attributes
+    ----------
+    centre_mm : np.ndarray, (3,)
+        Its middle, world mm (RAS+).
+    backward, rightward : np.ndarray, (3,)
+        Directions in the plate from its anterior to its posterior rim, and to the patient's right, world.
+    """
+
+    centre_mm: np.ndarray
+    backward: np.ndarray
+    rightward: np.ndarray
+
+    @property
+    def sagittal_deg(self) -> float:
+        """By how much the plate descends backwards, degrees, seen from the side."""
+        return float(np.degrees(np.arctan2(-self.backward[2], -self.backward[1])))
+
+    @property
+    def coronal_deg(self) -> float:
+        """By how much the plate descends to the right, degrees, seen from the front."""
+        return float(np.degrees(np.arctan2(-self.rightward[2], self.rightward[0])))
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """The body of one vertebra.
+
+    Attributes
+    ----------
+    centre_mm : np.ndarray, (3,)
+        Its centre, world mm (RAS+).
+    axes : np.ndarray, (3, 3)
+        Columns: its posterior, right, inferior direction, world.
+    extent_mm : np.ndarray, (3, 2)
+        Where it begins and ends along these axes from the centre, at its middle.
+    heights_mm : tuple of float, 3
+        Anterior, middle and posterior height in the mid-sagittal plane.
+    upper, lower : Plate
+        Its end plates.
+    mask : np.ndarray of bool
+        Its voxels in the vertebra's box.
+    """
+
+    centre_mm: np.ndarray
+    axes: np.ndarray
+    extent_mm: np.ndarray
+    heights_mm: tuple[float, float, float]
+    upper: Plate
+    lower: Plate
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """What was measured in one scan.
+
+    Attributes
+    ----------
+    rows : list of dict
+        A row a vertebra; None for what could not be measured, `why` says why.
+    angles : dict
+        Angles of the spine in degrees, None where their levels are not in view.
+    bodies : Volume of uint8
+        VerSe codes of the vertebral bodies on the scan's grid.
+    found : dict of int to Body
+        The bodies, by VerSe code, from the top down.
+    """
+
+    rows: list[dict[str, Any]]
+    angles: dict[str, Any]
+    bodies: Volume
+    found: dict[int, Body]
+
+
+def measure(ct: Volume, labels: Volume, *, anatomical: bool = True) -> Measures:
+    """Measure all vertebrae of a scan.
+
+    Parameters
+    ----------
+    ct : Volume
+        The scan, in Hounsfield units.
+    labels : Volume of uint8
+        VerSe codes on the same grid.
+    anatomical : bool
+        False for labels that only count vertebrae: no level is then named in an angle.
+
+    Returns
+    -------
+    Measures
+        Heights in mm, density in HU, volumes in cubic mm, angles in degrees.
+    """
+    codes = sorted(labels.label_boxes, key=rank_of_code)
+    centres = {code: _first_centre(labels, code) for code in codes}
+    bodies = np.zeros(labels.shape, np.uint8)
+    rows, found = [], {}
+    for code in codes:
+        box = labels.label_boxes[code]
+        mask = labels.data[box] == code
+        row: dict[str, Any] = {"label": code, "name": name_of_code(code) if anatomical else str(code)}
+        why = ""
+        if anatomical and code in _WITHOUT_PLATES:
+            why = "has no body of two end plates"
+        elif touches_border(box, labels.shape):
+            why = "reaches the border of the scan"
+        body = None if why else find_body(mask, _box_grid(labels, box), _down(centres, code))
+        if body is None:
+            rows.append({**row, **_no_measures(why or "its end plates were not found")})
+            continue
+        found[code] = body
+        bodies[box][body.mask] = code
+        rows.append({**row, **_row(body, mask, Volume(ct.data[box], _box_grid(labels, box).affine))})
+    angles = spine_angles(found, anatomical=anatomical)
+    return Measures(rows, angles, Volume(bodies, labels.affine), found)
+
+
+def find_body(mask: np.ndarray, grid: Grid, down: np.ndarray) -> Body | None:
+    """Part the body of a vertebra from its arch, and find its end plates.
+
+    Parameters
+    ----------
+    mask : np.ndarray of bool, (i, j, k)
+        One vertebra in its box.
+    grid : Grid
+        The box's grid.
+    down : np.ndarray, (3,)
+        About where the spine goes on, world.
+
+    Returns
+    -------
+    Body or None
+        None where no body with two end plates is found.
+    """
+    centre = transform_points(body_centre(mask, grid.affine)[None], grid.affine, np.eye(4))[0]
+    middle = transform_points(np.argwhere(mask).mean(axis=0)[None], grid.affine, np.eye(4))[0]
+    axes = _frame(down, middle - centre)
+    surfaces = None
+    for _ in range(_TURNS):
+        samples = _Samples.of(mask, grid, centre, axes)
+        surfaces = _surfaces(samples)
+        if surfaces is None:
+            return None
+        centre = centre + axes @ surfaces.middle_mm
+        axes = _frame(axes @ surfaces.down, axes[:, 0])
+    samples = _Samples.of(mask, grid, centre, axes)
+    surfaces = _surfaces(samples)
+    return None if surfaces is None else _body(mask, grid, centre, axes, surfaces)
+
+
+def spine_angles(bodies: Mapping[int, Body], *, anatomical: bool = True) -> dict[str, Any]:
+    """Give the angles of a spine.
+
+    Parameters
+    ----------
+    bodies : mapping of int to Body
+        By VerSe code, from the top down.
+    anatomical : bool
+        Whether the codes are levels.
+
+    Returns
+    -------
+    dict
+        `cobb_deg`, the largest angle between the upper end plate of one vertebra and the lower one of another
+        below it, seen from the front (Cobb 1948), with `cobb_from` and `cobb_to`; `kyphosis_t4_t12_deg` and
+        `lordosis_l1_l5_deg`, seen from the side, positive for the usual curve. None where it can't be told.
+    """
+    angles: dict[str, Any] = dict.fromkeys(
+        ("cobb_deg", "cobb_from", "cobb_to", "kyphosis_t4_t12_deg", "lordosis_l1_l5_deg")
+    )
+    codes = [*bodies]
+    pairs = [
+        (abs(bodies[a].upper.coronal_deg - bodies[b].lower.coronal_deg), a, b)
+        for place, a in enumerate(codes)
+        for b in codes[place + 1 :]
+    ]
+    if pairs:
+        angle, first, last = max(pairs)
+        names = [name_of_code(code) if anatomical else str(code) for code in (first, last)]
+        angles.update(cobb_deg=round(angle, 1), cobb_from=names[0], cobb_to=names[1])
+    for column, first, last, sign in (
+        ("kyphosis_t4_t12_deg", "T4", "T12", -1),
+        ("lordosis_l1_l5_deg", "L1", "L5", 1),
+    ):
+        ends = [bodies.get(code_of_name(name)) for name in (first, last)]
+        if anatomical and None not in ends:
+            turn = ends[1].lower.sagittal_deg - ends[0].upper.sagittal_deg
+            angles[column] = round(sign * turn, 1)
+    return angles
+
+
+# One vertebra --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """A vertebra's mask in its own frame: `inside` (P, R, I), and the place of the samples along each axis."""
+
+    inside: np.ndarray
+    p: np.ndarray
+    r: np.ndarray
+    i: np.ndarray
+
+    @staticmethod
+    def of(mask: np.ndarray, grid: Grid, centre: np.ndarray, axes: np.ndarray) -> _Samples:
+        counts = [int(np.ceil(reach / _STEP_MM)) for reach in _REACH_MM]
+        along = [np.arange(-n, n + 1) * _STEP_MM for n in counts]
+        to_index = np.linalg.inv(grid.affine)
+        matrix = to_index[:3, :3] @ axes * _STEP_MM
+        offset = to_index[:3, :3] @ centre + to_index[:3, 3] - matrix @ counts
+        shape = tuple(len(places) for places in along)
+        inside = ndimage.affine_transform(mask.astype(np.float32), matrix, offset, shape, order=1)
+        return _Samples(inside, *along)
+
+
+@dataclass(frozen=True, eq=False)
+class _Surfaces:
+    """What was found in a vertebra's own frame, mm from its origin.
+
+    Attributes
+    ----------
+    upper, lower : np.ndarray, (5,)
+        I of an end plate as a + b P + c R + d P² + e R².
+    front, back : float
+        Rims in the mid-sagittal plane.
+    sides : tuple of float, 2
+        Left and right end of the body at its middle.
+    wall : np.ndarray, (3,)
+        P of the front wall of the canal as a polynomial of I, the highest power first.
+    """
+
+    upper: np.ndarray
+    lower: np.ndarray
+    front: float
+    back: float
+    sides: tuple[float, float]
+    wall: np.ndarray
+
+    def plates(self, p: float, r: float = 0.0) -> np.ndarray:
+        """I of the upper and the lower end plate at a place."""
+        return np.array([_quadratic(np.array(p), np.array(r)) @ plate for plate in (self.upper, self.lower)])
+
+    @property
+    def slopes(self) -> np.ndarray:
+        """Slope of the upper and the lower plate along P, from rim to rim, and along R, (2, 2)."""
+        along = (self.plates(self.back) - self.plates(self.front)) / (self.back - self.front)
+        middle = sum(self.sides) / 2
+        across = [plate[2] + 2 * plate[4] * middle for plate in (self.upper, self.lower)]
+        return np.stack([along, across], axis=1)
+
+    @property
+    def middle_mm(self) -> np.ndarray:
+        """The middle of the body."""
+        p, r = (self.front + self.back) / 2, sum(self.sides) / 2
+        return np.array([p, r, self.plates(p, r).mean()])
+
+    @property
+    def down(self) -> np.ndarray:
+        """The mean of the plates' normals."""
+        along, across = self.slopes.mean(axis=0)
+        return np.array([-along, -across, 1.0]) / np.linalg.norm([along, across, 1.0])
+
+
+def _surfaces(samples: _Samples) -> _Surfaces | None:
+    """Find the walls and the end plates of the body whose centre is the origin."""
+    solid = samples.inside >= 0.5
+    middle = tuple(n // 2 for n in solid.shape)
+    if not solid[middle]:
+        return None
+    wall = _canal_wall(samples, solid)
+    if wall is None:
+        return None
+    core = np.abs(samples.i) <= 2.0
+    section = solid[:, :, core].mean(axis=2) >= 0.5
+    section &= (samples.p <= np.polyval(wall, 0.0))[:, None]
+    back = np.polyval(wall, 0.0)
+    front = -_end_of(section[middle[0] :: -1, middle[1]])
+    middle_p, half_p = (back + front) / 2, (back - front) / 2
+    # The body's width is that of its front half, to which no process is joined.
+    rows = np.nonzero(np.abs(samples.p - middle_p + _WIDTH_AT * half_p) <= 0.2 * half_p)[0]
+    left, right = (
+        float(np.median([sign * _end_of(section[row, middle[1] :: sign]) for row in rows])) / _WIDTH_THERE
+        for sign in (-1, 1)
+    )
+    if right - left < _LEAST_WIDTH_MM:
+        return None
+    ellipse = ((samples.r[None] - (left + right) / 2) / ((right - left) / 2)) ** 2
+    ellipse = ellipse + ((samples.p[:, None] - middle_p) / half_p) ** 2
+    used = section & (ellipse <= _PLATE_SHARE**2)
+    plates = [_fitted(samples, ends, used) for ends in _ends_of_columns(samples, solid)]
+    if any(plate is None for plate in plates):
+        return None
+    rims = _rims(samples, solid, plates, wall)
+    if rims is None:
+        return None
+    return _Surfaces(plates[0], plates[1], rims[0], rims[1], (left, right), wall)
+
+
+def _canal_wall(samples: _Samples, solid: np.ndarray) -> np.ndarray | None:
+    """Fit where the body ends behind, in a band around the mid-sagittal plane, as a polynomial of I."""
+    band = np.abs(samples.r) <= _WALL_BAND_MM
+    start = len(samples.p) // 2
+    behind = solid[start:][:, band]
+    # The canal is a gap behind the body: what is solid up to the last sample has none.
+    has_gap = ~behind.all(axis=0) & behind[0]
+    first = np.where(has_gap, behind.argmin(axis=0), -1)
+    places, values = [], []
+    for index, height in enumerate(samples.i):
+        known = first[:, index][has_gap[:, index]]
+        if len(known) * 2 >= band.sum():
+            places.append(height)
+            values.append((np.median(known) - 0.5) * _STEP_MM)
+    if len(places) < 6:
+        return None
+    places, values = np.array(places), np.array(values)
+    # Heights at which the section leads into the lamina or over the end plate are no wall.
+    for _ in range(4):
+        wall = np.polyfit(places, values, 2 if len(places) >= 10 else 1)
+        off = np.abs(np.polyval(wall, places) - values)
+        kept = off <= max(1.0, 2.5 * np.median(off))
+        if kept.all() or kept.sum() < 6:
+            break
+        places, values = places[kept], values[kept]
+    return np.concatenate([np.zeros(3 - len(wall)), wall])
+
+
+def _end_of(line: np.ndarray) -> float:
+    """Give how far a line of samples, from the first one on, is solid, mm."""
+    return (float(line.argmin() if not line.all() else len(line)) - 0.5) * _STEP_MM
+
+
+def _ends_of_columns(samples: _Samples, solid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give where the mask ends above and below the middle in every column along I, mm; NaN where nowhere."""
+    middle = len(samples.i) // 2
+    found = []
+    for sign in (-1, 1):
+        half, values = solid[:, :, middle::sign], samples.inside[:, :, middle::sign]
+        outside = np.where(half[:, :, 0] & ~half.all(axis=2), half.argmin(axis=2), 1)
+        last, first = (
+            np.take_along_axis(values, (outside - back)[:, :, None], axis=2)[:, :, 0] for back in (1, 0)
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.clip((last - 0.5) / (last - first), 0, 1)
+        ends = sign * (outside - 1 + share) * _STEP_MM
+        found.append(np.where(half[:, :, 0] & ~half.all(axis=2), ends, np.nan))
+    return found[0], found[1]
+
+
+def _quadratic(p: np.ndarray, r: np.ndarray) -> np.ndarray:
+    return np.stack([np.ones_like(p, float), p, r, p * p, r * r], axis=-1)
+
+
+def _fitted(samples: _Samples, ends: np.ndarray, used: np.ndarray) -> np.ndarray | None:
+    """Fit an end plate's surface, leaving out what lies far off: spurs, ends of the arch."""
+    rows, columns = np.nonzero(used & np.isfinite(ends))
+    p, r, i = samples.p[rows], samples.r[columns], ends[rows, columns]
+    for _ in range(3):
+        if len(i) < 30:
+            return None
+        plate = np.linalg.lstsq(_quadratic(p, r), i, rcond=None)[0]
+        off = np.abs(_quadratic(p, r) @ plate - i)
+        kept = off <= max(1.0, 3 * np.median(off))
+        p, r, i = p[kept], r[kept], i[kept]
+    return plate
+
+
+def _rims(
+    samples: _Samples, solid: np.ndarray, plates: Sequence[np.ndarray], wall: np.ndarray
+) -> tuple[float, float] | None:
+    """Give the anterior and the posterior rim in the mid-sagittal plane: the means of those of both plates."""
+    band = np.abs(samples.r) <= _WALL_BAND_MM
+    fronts, backs = [], []
+    for plate in plates:
+        depth = _quadratic(samples.p, np.zeros_like(samples.p)) @ plate
+        # A fifth of the height inside the plate, where the rim is at its widest and not yet round.
+        rows = np.rint((0.8 * depth - samples.i[0]) / _STEP_MM).astype(int)
+        rows = np.clip(rows, 0, len(samples.i) - 1)
+        along = solid[np.arange(len(rows)), :, rows][:, band].mean(axis=1) >= 0.5
+        start = len(samples.p) // 2
+        if not along[start]:
+            return None
+        fronts.append(-_end_of(along[start::-1]))
+        at_wall = np.polyval(wall, 0.8 * plate[0])
+        backs.append(min(_end_of(along[start:]), at_wall + 1.0))
+    return float(np.mean(fronts)), float(np.mean(backs))
+
+
+def _body(mask: np.ndarray, grid: Grid, centre: np.ndarray, axes: np.ndarray, surfaces: _Surfaces) -> Body:
+    index = np.argwhere(mask)
+    own = (index @ grid.affine[:3, :3].T + grid.affine[:3, 3] - centre) @ axes
+    in_front = np.zeros_like(mask)
+    heights = np.clip(own[:, 2], *np.sort(surfaces.plates(0.0)))
+    in_front[mask] = own[:, 0] <= np.polyval(surfaces.wall, heights) + 0.5
+    middle = (surfaces.front + surfaces.back) / 2
+    tall = surfaces.plates(surfaces.front), surfaces.plates(middle), surfaces.plates(surfaces.back)
+    plates = []
+    for side, (along, across) in zip((0, 1), surfaces.slopes):
+        place = np.array([middle, 0.0, surfaces.plates(middle)[side]])
+        backward, rightward = axes @ [1.0, 0.0, along], axes @ [0.0, 1.0, across]
+        plates.append(
+            Plate(
+                centre + axes @ place,
+                backward / np.linalg.norm(backward),
+                rightward / np.linalg.norm(rightward),
+            )
+        )
+    extent = np.array([(surfaces.front, surfaces.back), surfaces.sides, surfaces.plates(middle)])
+    return Body(
+        centre + axes @ surfaces.middle_mm,
+        axes,
+        extent - surfaces.middle_mm[:, None],
+        tuple(float(lower - upper) for upper, lower in tall),
+        plates[0],
+        plates[1],
+        _without_thin(in_front, grid.spacing_mm, np.argmin(np.abs(own).sum(axis=1)), index),
+    )
+
+
+def _without_thin(part: np.ndarray, spacing_mm: np.ndarray, at: int, index: np.ndarray) -> np.ndarray:
+    """Keep what a ball can reach inside a part, from the voxel nearest to the middle on."""
+    inside_mm = ndimage.distance_transform_edt(np.pad(part, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    ball = inside_mm > _BALL_MM
+    pieces, _ = ndimage.label(ball)
+    core = pieces == pieces[tuple(index[at])] if pieces[tuple(index[at])] else ball
+    if not core.any():
+        return part
+    return part & (ndimage.distance_transform_edt(~core, sampling=spacing_mm) <= _BALL_MM + spacing_mm.max() / 2)
+
+
+def _row(body: Body, mask: np.ndarray, ct: Volume) -> dict[str, Any]:
+    voxel_mm3 = abs(np.linalg.det(ct.affine[:3, :3]))
+    anterior, middle, posterior = body.heights_mm
+    ratios = anterior / posterior, middle / posterior
+    low = [name for name, ratio in zip(RATIOS, ratios) if ratio < HINT_RATIO]
+    hint = f"{' and '.join(low)} under {HINT_RATIO}: a hint at a loss of height, no diagnosis" if low else ""
+    return {
+        **{name: round(height, 1) for name, height in zip(HEIGHTS, body.heights_mm)},
+        **{name: round(ratio, 3) for name, ratio in zip(RATIOS, ratios)},
+        "core_hu": core_hu(ct, body),
+        "volume_mm3": round(float(mask.sum() * voxel_mm3), 1),
+        "body_volume_mm3": round(float(body.mask.sum() * voxel_mm3), 1),
+        **{f"body_{axis}": round(float(value), 2) for axis, value in zip("xyz", body.centre_mm)},
+        "hint": hint,
+        "why": "",
+    }
+
+
+def core_hu(ct: Volume, body: Body) -> float | None:
+    """Give the mean HU of the cancellous bone in an ellipsoid in the body; None where no voxel lies in it.
+
+    Parameters
+    ----------
+    ct : Volume
+        The vertebra's box of the scan, in Hounsfield units.
+    body : Body
+        Its body.
+    """
+    index = np.argwhere(body.mask)
+    own = (index @ ct.affine[:3, :3].T + ct.affine[:3, 3] - body.centre_mm) @ body.axes
+    half = CORE_SHARE * np.abs(body.extent_mm).min(axis=1)
+    inside = ((own / half) ** 2).sum(axis=1) <= 1
+    return round(float(ct.data[tuple(index[inside].T)].mean()), 1) if inside.any() else None
+
+
+def _no_measures(why: str) -> dict[str, Any]:
+    columns = (*HEIGHTS, *RATIOS, "core_hu", "volume_mm3", "body_volume_mm3", "body_x", "body_y", "body_z")
+    return {**dict.fromkeys(columns), "hint": "", "why": why}
+
+
+# Frames --------------------------------------------------------------------------------------------
+
+
+def _frame(down: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """Give orthonormal axes P, R, I as columns: I along `down`, P as near to `backward` as that allows."""
+    i = down / np.linalg.norm(down)
+    p = backward - (backward @ i) * i
+    p = p / np.linalg.norm(p)
+    # In RAS+ the cross product of posterior (-y) and inferior (-z) is right (+x).
+    return np.stack([p, np.cross(p, i), i], axis=1)
+
+
+def _first_centre(labels: Volume, code: int) -> np.ndarray:
+    box = labels.label_boxes[code]
+    centre = body_centre(labels.data[box] == code, labels.affine)
+    return transform_points((centre + [side.start for side in box])[None], labels.affine, np.eye(4))[0]
+
+
+def _down(centres: Mapping[int, np.ndarray], code: int) -> np.ndarray:
+    """Give where the spine goes on at a vertebra: from its upper to its lower neighbour, or downwards."""
+    codes = [*centres]
+    place = codes.index(code)
+    first, last = codes[max(place - 1, 0)], codes[min(place + 1, len(codes) - 1)]
+    return np.array([0.0, 0.0, -1.0]) if first == last else centres[last] - centres[first]
+
+
+def _box_grid(labels: Volume, box: tuple[slice, ...]) -> Grid:
+    affine = labels.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
+    return Grid(tuple(side.stop - side.start for side in box), affine)
