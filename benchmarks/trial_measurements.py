@@ -23,13 +23,13 @@ sys.path.insert(0, str(PROJECT))
 import numpy as np  # noqa: E402
 
 from utils.imaging.volume import Volume  # noqa: E402
-from utils.prediction.measure import HEIGHTS, Measures, measure  # noqa: E402
+from utils.prediction.measure import CORE_SHARE, HEIGHTS, Measures, measure  # noqa: E402
 from utils.synthetic.phantom import acquisition  # noqa: E402
 from utils.synthetic.phantom.acquisition import RAS_FROM_PRI  # noqa: E402
 from utils.synthetic.phantom.anatomy import Vertebra  # noqa: E402
 from utils.synthetic.phantom.make import STEP_MM, draw_scan  # noqa: E402
 from utils.synthetic.phantom.shapes import body_distance  # noqa: E402
-from utils.synthetic.phantom.tissue import render_tissue  # noqa: E402
+from utils.synthetic.phantom.tissue import Tissue, render_tissue  # noqa: E402
 from utils.synthetic.phantom.vertebra import _body  # noqa: E402
 
 STYLES = ("2019", "2020", "2020-ax", "2020-sag")
@@ -75,9 +75,30 @@ def true_plates(vertebra: Vertebra) -> list[tuple[float, float]]:
     return angles
 
 
+def true_centre(vertebra: Vertebra) -> np.ndarray:
+    """Give the middle of a phantom's body, whose back is hollow, in the body frame, mm."""
+    return vertebra.world((_BACK - 1) / 2 * vertebra.size.depth / 2, 0, 0)
+
+
+def true_core_hu(tissue: Tissue, vertebra: Vertebra) -> float:
+    """Give the mean HU of the drawn bone in the ellipsoid that the body's formula has, before it is scanned."""
+    size = vertebra.size
+    half = CORE_SHARE / 2 * np.array([size.depth * (1 + _BACK) / 2, size.width, size.heights[1]])
+    window = tissue.grid.window(true_centre(vertebra) - half.max(), true_centre(vertebra) + half.max())
+    axes = tissue.grid.axes(window)
+    own = [
+        sum(direction[k] * (axes[k] - true_centre(vertebra)[k]) for k in range(3))
+        for direction in vertebra.rotation.T
+    ]
+    inside = sum((along / most) ** 2 for along, most in zip(own, half, strict=True)) <= 1
+    return float(tissue.hu[window][inside].mean())
+
+
 def main() -> int:
     """Measure phantoms, and print how far off the measures are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--phantoms", type=int, default=20, help="phantoms to draw")
     parser.add_argument("--seed", type=int, default=4, help="seed of the phantoms")
     arguments = parser.parse_args()
@@ -110,7 +131,6 @@ def differences_of(seed: int, number: int, style: str, unmeasured: list[str]) ->
     ct, _, bone = acquisition.acquire(tissue, scan, whole)
     labels = np.where(np.isin(bone, whole), bone, 0).astype(np.uint8)
     found = measure(Volume(ct, scan.affine), Volume(labels, scan.affine))
-    codes = [vertebra.code for vertebra in anatomy.vertebrae]
     differences: list[tuple[str, float]] = []
     for row in found.rows:
         code = row["label"]
@@ -119,13 +139,12 @@ def differences_of(seed: int, number: int, style: str, unmeasured: list[str]) ->
                 unmeasured.append(f"{number}:{row['name']} ({row['why']})")
             continue
         vertebra = anatomy.vertebra(code)
-        density = values.bone.body + values.bone.spread[codes.index(code)]
         differences += [
             (name, row[name] - true) for name, true in zip(HEIGHTS, true_heights(vertebra), strict=True)
         ]
-        differences.append(("core_hu", row["core_hu"] - density))
+        differences.append(("core_hu", row["core_hu"] - true_core_hu(tissue, vertebra)))
         centre = np.array([row[f"body_{axis}"] for axis in "xyz"])
-        differences.append(("centre", float(np.linalg.norm(centre - RAS_FROM_PRI @ vertebra.origin))))
+        differences.append(("centre", float(np.linalg.norm(centre - RAS_FROM_PRI @ true_centre(vertebra)))))
         differences += plate_differences(found, code, vertebra)
         differences.append(("body, Dice", body_dice(found, code, vertebra)))
     return differences

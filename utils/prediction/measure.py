@@ -22,11 +22,15 @@ from utils.verse.labels import code_of_name, name_of_code, rank_of_code
 
 #: Distance of the samples in a vertebra's own frame, and how far they reach from its centre, mm (P, R, I).
 _STEP_MM, _REACH_MM = 0.7, (34.0, 42.0, 34.0)
-#: Half the width of the band around the mid-sagittal plane in which heights are taken, as a share of the
-#: body's width; and half the band in which the canal's front wall is looked for, mm.
-_BAND_SHARE, _WALL_BAND_MM = 0.2, 4.0
+#: Half the width of the band around the mid-sagittal plane in which walls and rims are looked for, mm.
+_WALL_BAND_MM = 4.0
 #: Share of the body's depth and width in which an end plate is fitted: rims are round, and bear spurs.
 _PLATE_SHARE = 0.85
+#: The fewest columns that an end plate is fitted to.
+_LEAST_COLUMNS = 30
+#: Rims are looked for at this share of the way to the plate; the posterior one stands back from the canal's wall
+#: by so much at most, mm.
+_RIM_AT, _OVERHANG_MM = 0.88, 3.5
 #: The body's width is taken in front of its middle, at this share of half its depth, where it is this share of
 #: the largest one; a body is at least as wide as this.
 _WIDTH_AT, _WIDTH_THERE, _LEAST_WIDTH_MM = 0.4, 0.96, 8.0
@@ -82,8 +86,8 @@ class Body:
         Its centre, world mm (RAS+).
     axes : np.ndarray, (3, 3)
         Columns: its posterior, right, inferior direction, world.
-    extent_mm : np.ndarray, (3, 2)
-        Where it begins and ends along these axes from the centre, at its middle.
+    half_mm : np.ndarray, (3,)
+        Half its depth, width and height at its middle.
     heights_mm : tuple of float, 3
         Anterior, middle and posterior height in the mid-sagittal plane.
     upper, lower : Plate
@@ -94,7 +98,7 @@ class Body:
 
     centre_mm: np.ndarray
     axes: np.ndarray
-    extent_mm: np.ndarray
+    half_mm: np.ndarray
     heights_mm: tuple[float, float, float]
     upper: Plate
     lower: Plate
@@ -263,45 +267,71 @@ class _Samples:
 
 
 @dataclass(frozen=True, eq=False)
+class _Section:
+    """The body's section at its middle: where it begins and ends along P and R, mm."""
+
+    front: float
+    back: float
+    left: float
+    right: float
+
+    @property
+    def middle(self) -> np.ndarray:
+        """Middle of the section (P, R)."""
+        return np.array([self.front + self.back, self.left + self.right]) / 2
+
+    @property
+    def half(self) -> np.ndarray:
+        """Half its depth and half its width."""
+        return np.array([self.back - self.front, self.right - self.left]) / 2
+
+    def terms(self, p: np.ndarray | float, r: np.ndarray | float) -> np.ndarray:
+        """Terms of an end plate's surface at places: 1, u, v, u² + v² with u, v from -1 to 1 in the section."""
+        u, v = (
+            (np.asarray(p) - self.middle[0]) / self.half[0],
+            (np.asarray(r) - self.middle[1]) / self.half[1],
+        )
+        return np.stack([np.ones_like(u + v), u + 0 * v, v + 0 * u, u * u + v * v], axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
 class _Surfaces:
     """What was found in a vertebra's own frame, mm from its origin.
 
     Attributes
     ----------
-    upper, lower : np.ndarray, (5,)
-        I of an end plate as a + b P + c R + d P² + e R².
-    front, back : float
-        Rims in the mid-sagittal plane.
-    sides : tuple of float, 2
-        Left and right end of the body at its middle.
+    section : _Section
+        The body's section at its middle.
+    plates : np.ndarray, (2, 4)
+        I of the upper and the lower end plate, by the section's terms.
+    rims : tuple of float, 2
+        P of the anterior and the posterior rim in the mid-sagittal plane.
     wall : np.ndarray, (3,)
         P of the front wall of the canal as a polynomial of I, the highest power first.
     """
 
-    upper: np.ndarray
-    lower: np.ndarray
-    front: float
-    back: float
-    sides: tuple[float, float]
+    section: _Section
+    plates: np.ndarray
+    rims: tuple[float, float]
     wall: np.ndarray
 
-    def plates(self, p: float, r: float = 0.0) -> np.ndarray:
-        """I of the upper and the lower end plate at a place."""
-        return np.array([_quadratic(np.array(p), np.array(r)) @ plate for plate in (self.upper, self.lower)])
+    def at(self, p: float) -> np.ndarray:
+        """I of the upper and the lower end plate in the mid-sagittal plane, (2,)."""
+        return self.plates @ self.section.terms(p, self.section.middle[1])
 
     @property
     def slopes(self) -> np.ndarray:
         """Slope of the upper and the lower plate along P, from rim to rim, and along R, (2, 2)."""
-        along = (self.plates(self.back) - self.plates(self.front)) / (self.back - self.front)
-        middle = sum(self.sides) / 2
-        across = [plate[2] + 2 * plate[4] * middle for plate in (self.upper, self.lower)]
-        return np.stack([along, across], axis=1)
+        front, back = self.rims
+        return np.stack(
+            [(self.at(back) - self.at(front)) / (back - front), self.plates[:, 2] / self.section.half[1]], 1
+        )
 
     @property
     def middle_mm(self) -> np.ndarray:
         """The middle of the body."""
-        p, r = (self.front + self.back) / 2, sum(self.sides) / 2
-        return np.array([p, r, self.plates(p, r).mean()])
+        p, r = self.section.middle
+        return np.array([p, r, self.at(p).mean()])
 
     @property
     def down(self) -> np.ndarray:
@@ -313,36 +343,37 @@ class _Surfaces:
 def _surfaces(samples: _Samples) -> _Surfaces | None:
     """Find the walls and the end plates of the body whose centre is the origin."""
     solid = samples.inside >= 0.5
-    middle = tuple(n // 2 for n in solid.shape)
-    if not solid[middle]:
-        return None
-    wall = _canal_wall(samples, solid)
+    wall = _canal_wall(samples, solid) if solid[tuple(n // 2 for n in solid.shape)] else None
     if wall is None:
         return None
-    core = np.abs(samples.i) <= 2.0
-    section = solid[:, :, core].mean(axis=2) >= 0.5
-    section &= (samples.p <= np.polyval(wall, 0.0))[:, None]
-    back = np.polyval(wall, 0.0)
-    front = -_end_of(section[middle[0] :: -1, middle[1]])
-    middle_p, half_p = (back + front) / 2, (back - front) / 2
-    # The body's width is that of its front half, to which no process is joined.
-    rows = np.nonzero(np.abs(samples.p - middle_p + _WIDTH_AT * half_p) <= 0.2 * half_p)[0]
-    left, right = (
-        float(np.median([sign * _end_of(section[row, middle[1] :: sign]) for row in rows])) / _WIDTH_THERE
-        for sign in (-1, 1)
-    )
-    if right - left < _LEAST_WIDTH_MM:
+    at_middle = solid[:, :, np.abs(samples.i) <= 2.0].mean(axis=2) >= 0.5
+    section = _section(samples, at_middle, float(np.polyval(wall, 0.0)))
+    if section is None:
         return None
-    ellipse = ((samples.r[None] - (left + right) / 2) / ((right - left) / 2)) ** 2
-    ellipse = ellipse + ((samples.p[:, None] - middle_p) / half_p) ** 2
-    used = section & (ellipse <= _PLATE_SHARE**2)
-    plates = [_fitted(samples, ends, used) for ends in _ends_of_columns(samples, solid)]
+    reach = section.terms(samples.p[:, None], samples.r[None])[..., 3]
+    used = at_middle & (reach <= _PLATE_SHARE**2)
+    plates = [_fitted(samples, ends, used, section) for ends in _ends_of_columns(samples, solid)]
     if any(plate is None for plate in plates):
         return None
-    rims = _rims(samples, solid, plates, wall)
-    if rims is None:
+    rims = _rims(samples, solid, np.array(plates), section)
+    return None if rims is None else _Surfaces(section, np.array(plates), rims, wall)
+
+
+def _section(samples: _Samples, solid: np.ndarray, back: float) -> _Section | None:
+    """Find where the body begins and ends, from its section (P, R); None where it is no body's."""
+    start, centre = (n // 2 for n in solid.shape)
+    front = -_end_of(solid[start::-1, centre])
+    middle, half = (back + front) / 2, (back - front) / 2
+    # The body's width is that of its front half, to which no process is joined.
+    rows = np.nonzero(np.abs(samples.p - middle + _WIDTH_AT * half) <= 0.2 * half)[0]
+    sides = [
+        sign * float(np.median([_end_of(solid[row, centre::sign]) for row in rows])) / _WIDTH_THERE
+        for sign in (-1, 1)
+        if len(rows)
+    ]
+    if not sides or sides[1] - sides[0] < _LEAST_WIDTH_MM:
         return None
-    return _Surfaces(plates[0], plates[1], rims[0], rims[1], (left, right), wall)
+    return _Section(front, back, *sides)
 
 
 def _canal_wall(samples: _Samples, solid: np.ndarray) -> np.ndarray | None:
@@ -395,56 +426,50 @@ def _ends_of_columns(samples: _Samples, solid: np.ndarray) -> tuple[np.ndarray, 
     return found[0], found[1]
 
 
-def _quadratic(p: np.ndarray, r: np.ndarray) -> np.ndarray:
-    return np.stack([np.ones_like(p, float), p, r, p * p, r * r], axis=-1)
-
-
-def _fitted(samples: _Samples, ends: np.ndarray, used: np.ndarray) -> np.ndarray | None:
+def _fitted(samples: _Samples, ends: np.ndarray, used: np.ndarray, section: _Section) -> np.ndarray | None:
     """Fit an end plate's surface, leaving out what lies far off: spurs, ends of the arch."""
     rows, columns = np.nonzero(used & np.isfinite(ends))
-    p, r, i = samples.p[rows], samples.r[columns], ends[rows, columns]
+    terms, i = section.terms(samples.p[rows], samples.r[columns]), ends[rows, columns]
     for _ in range(3):
-        if len(i) < 30:
+        if len(i) < _LEAST_COLUMNS:
             return None
-        plate = np.linalg.lstsq(_quadratic(p, r), i, rcond=None)[0]
-        off = np.abs(_quadratic(p, r) @ plate - i)
+        plate = np.linalg.lstsq(terms, i, rcond=None)[0]
+        off = np.abs(terms @ plate - i)
         kept = off <= max(1.0, 3 * np.median(off))
-        p, r, i = p[kept], r[kept], i[kept]
+        terms, i = terms[kept], i[kept]
     return plate
 
 
 def _rims(
-    samples: _Samples, solid: np.ndarray, plates: Sequence[np.ndarray], wall: np.ndarray
+    samples: _Samples, solid: np.ndarray, plates: np.ndarray, section: _Section
 ) -> tuple[float, float] | None:
-    """Give the anterior and the posterior rim in the mid-sagittal plane: the means of those of both plates."""
-    band = np.abs(samples.r) <= _WALL_BAND_MM
+    """Give P of the anterior and the posterior rim in the mid-sagittal plane."""
+    band = np.abs(samples.r - section.middle[1]) <= _WALL_BAND_MM
+    start = len(samples.p) // 2
     fronts, backs = [], []
-    for plate in plates:
-        depth = _quadratic(samples.p, np.zeros_like(samples.p)) @ plate
-        # A fifth of the height inside the plate, where the rim is at its widest and not yet round.
-        rows = np.rint((0.8 * depth - samples.i[0]) / _STEP_MM).astype(int)
-        rows = np.clip(rows, 0, len(samples.i) - 1)
+    for depth in (section.terms(samples.p, section.middle[1]) @ plates.T).T:
+        # A bit inside the plate, where the body is at its widest and its rim not yet round.
+        rows = np.rint((_RIM_AT * depth - samples.i[0]) / _STEP_MM).astype(int).clip(0, len(samples.i) - 1)
         along = solid[np.arange(len(rows)), :, rows][:, band].mean(axis=1) >= 0.5
-        start = len(samples.p) // 2
         if not along[start]:
             return None
         fronts.append(-_end_of(along[start::-1]))
-        at_wall = np.polyval(wall, 0.8 * plate[0])
-        backs.append(min(_end_of(along[start:]), at_wall + 1.0))
-    return float(np.mean(fronts)), float(np.mean(backs))
+        backs.append(min(_end_of(along[start:]), section.back + _OVERHANG_MM))
+    # Of the two plates the rim that stands out less, since spurs lengthen the other; a body is waisted.
+    return min(max(fronts), section.front), max(min(backs), section.back)
 
 
 def _body(mask: np.ndarray, grid: Grid, centre: np.ndarray, axes: np.ndarray, surfaces: _Surfaces) -> Body:
     index = np.argwhere(mask)
     own = (index @ grid.affine[:3, :3].T + grid.affine[:3, 3] - centre) @ axes
     in_front = np.zeros_like(mask)
-    heights = np.clip(own[:, 2], *np.sort(surfaces.plates(0.0)))
+    heights = np.clip(own[:, 2], *np.sort(surfaces.at(0.0)))
     in_front[mask] = own[:, 0] <= np.polyval(surfaces.wall, heights) + 0.5
-    middle = (surfaces.front + surfaces.back) / 2
-    tall = surfaces.plates(surfaces.front), surfaces.plates(middle), surfaces.plates(surfaces.back)
+    front, back = surfaces.rims
+    places = [surfaces.at(p) for p in (front, surfaces.section.middle[0], back)]
     plates = []
-    for side, (along, across) in zip((0, 1), surfaces.slopes):
-        place = np.array([middle, 0.0, surfaces.plates(middle)[side]])
+    for side, (along, across) in enumerate(surfaces.slopes):
+        place = np.array([*surfaces.section.middle, places[1][side]])
         backward, rightward = axes @ [1.0, 0.0, along], axes @ [0.0, 1.0, across]
         plates.append(
             Plate(
@@ -453,12 +478,12 @@ def _body(mask: np.ndarray, grid: Grid, centre: np.ndarray, axes: np.ndarray, su
                 rightward / np.linalg.norm(rightward),
             )
         )
-    extent = np.array([(surfaces.front, surfaces.back), surfaces.sides, surfaces.plates(middle)])
+    half = [*surfaces.section.half, float(np.diff(places[1])[0]) / 2]
     return Body(
         centre + axes @ surfaces.middle_mm,
         axes,
-        extent - surfaces.middle_mm[:, None],
-        tuple(float(lower - upper) for upper, lower in tall),
+        np.array(half),
+        tuple(float(np.diff(place)[0]) for place in places),
         plates[0],
         plates[1],
         _without_thin(in_front, grid.spacing_mm, np.argmin(np.abs(own).sum(axis=1)), index),
@@ -473,7 +498,9 @@ def _without_thin(part: np.ndarray, spacing_mm: np.ndarray, at: int, index: np.n
     core = pieces == pieces[tuple(index[at])] if pieces[tuple(index[at])] else ball
     if not core.any():
         return part
-    return part & (ndimage.distance_transform_edt(~core, sampling=spacing_mm) <= _BALL_MM + spacing_mm.max() / 2)
+    return part & (
+        ndimage.distance_transform_edt(~core, sampling=spacing_mm) <= _BALL_MM + spacing_mm.max() / 2
+    )
 
 
 def _row(body: Body, mask: np.ndarray, ct: Volume) -> dict[str, Any]:
@@ -506,8 +533,7 @@ def core_hu(ct: Volume, body: Body) -> float | None:
     """
     index = np.argwhere(body.mask)
     own = (index @ ct.affine[:3, :3].T + ct.affine[:3, 3] - body.centre_mm) @ body.axes
-    half = CORE_SHARE * np.abs(body.extent_mm).min(axis=1)
-    inside = ((own / half) ** 2).sum(axis=1) <= 1
+    inside = ((own / (CORE_SHARE * body.half_mm)) ** 2).sum(axis=1) <= 1
     return round(float(ct.data[tuple(index[inside].T)].mean()), 1) if inside.any() else None
 
 
