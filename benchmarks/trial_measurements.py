@@ -5,9 +5,9 @@ Writes  nothing.
 Command python benchmarks/trial_measurements.py [--phantoms 20] [--seed 4]
 Time    about four minutes on two cores
 
-Prints a line a measure: mean difference, 95th percentile and largest of the absolute ones, the bound, and the share
-of vertebrae within it. Truth: heights at the rims that the body's formula has in the mid-sagittal plane, the planes
-through these rims, the drawn density of cancellous bone, the drawn centre.
+Prints a line a measure: mean difference, 95th percentile and largest of the absolute ones, the bound, and the
+share of vertebrae within it. Truth: heights at the rims that the body's formula has in the middle plane,
+the planes through these rims, the drawn bone in the true ellipsoid before it is scanned, the drawn centre.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
@@ -23,7 +24,8 @@ sys.path.insert(0, str(PROJECT))
 import numpy as np  # noqa: E402
 
 from utils.imaging.volume import Volume  # noqa: E402
-from utils.prediction.measure import CORE_SHARE, HEIGHTS, Measures, measure  # noqa: E402
+from utils.prediction.measure import CORE_SHARE, HEIGHTS, Measures, measure, spine_angles  # noqa: E402
+from utils.prediction.vertebral_body import Plate  # noqa: E402
 from utils.synthetic.phantom import acquisition  # noqa: E402
 from utils.synthetic.phantom.acquisition import RAS_FROM_PRI  # noqa: E402
 from utils.synthetic.phantom.anatomy import Vertebra  # noqa: E402
@@ -33,6 +35,7 @@ from utils.synthetic.phantom.tissue import Tissue, render_tissue  # noqa: E402
 from utils.synthetic.phantom.vertebra import _body  # noqa: E402
 
 STYLES = ("2019", "2020", "2020-ax", "2020-sag")
+ANGLES = ("kyphosis_t4_t12_deg", "lordosis_l1_l5_deg", "cobb_deg")
 #: What is asked of each measure.
 BOUNDS = {
     **dict.fromkeys(HEIGHTS, 1.0),
@@ -40,11 +43,14 @@ BOUNDS = {
     "lower plate, seen from the side": 2.0,
     "upper plate, seen from the front": 2.0,
     "lower plate, seen from the front": 2.0,
+    "kyphosis_t4_t12_deg": 2.0,
+    "lordosis_l1_l5_deg": 2.0,
+    "cobb_deg": 2.0,
     "core_hu": 10.0,
     "centre": 1.5,
     "body, Dice": 0.9,
 }
-#: Where the formula of a phantom's body ends behind, in half depths, since its back is hollow: p + .16 p² = 1.
+#: Where a phantom's body ends behind, in half depths, since its back is hollow: p + .16 p² = 1.
 _BACK = (np.sqrt(1 + 4 * 0.16) - 1) / (2 * 0.16)
 
 
@@ -58,21 +64,15 @@ def true_heights(vertebra: Vertebra) -> tuple[float, float, float]:
     return height(-1.0), height((_BACK - 1) / 2), height(_BACK)
 
 
-def true_plates(vertebra: Vertebra) -> list[tuple[float, float]]:
-    """Give how far the upper and the lower end plate descend backwards and to the right, degrees."""
+def true_plates(vertebra: Vertebra) -> list[Plate]:
+    """Give the upper and the lower end plate of a phantom's vertebra."""
     front, _, back = true_heights(vertebra)
     slope = (back - front) / 2 / (vertebra.size.depth / 2 * (1 + _BACK))
-    angles = []
-    for sign in (-1, 1):
-        backward = RAS_FROM_PRI @ vertebra.rotation @ [1.0, 0.0, sign * slope]
-        right = RAS_FROM_PRI @ vertebra.rotation[:, 1]
-        angles.append(
-            (
-                float(np.degrees(np.arctan2(-backward[2], -backward[1]))),
-                float(np.degrees(np.arctan2(-right[2], right[0]))),
-            )
-        )
-    return angles
+    to_world = RAS_FROM_PRI @ vertebra.rotation
+    return [
+        Plate(np.zeros(3), to_world @ [1.0, 0.0, sign * slope], to_world @ [0.0, 1.0, 0.0])
+        for sign in (-1, 1)
+    ]
 
 
 def true_centre(vertebra: Vertebra) -> np.ndarray:
@@ -81,7 +81,7 @@ def true_centre(vertebra: Vertebra) -> np.ndarray:
 
 
 def true_core_hu(tissue: Tissue, vertebra: Vertebra) -> float:
-    """Give the mean HU of the drawn bone in the ellipsoid that the body's formula has, before it is scanned."""
+    """Give the mean HU of the drawn bone in the true body's ellipsoid, before it is scanned."""
     size = vertebra.size
     half = CORE_SHARE / 2 * np.array([size.depth * (1 + _BACK) / 2, size.width, size.heights[1]])
     window = tissue.grid.window(true_centre(vertebra) - half.max(), true_centre(vertebra) + half.max())
@@ -92,6 +92,13 @@ def true_core_hu(tissue: Tissue, vertebra: Vertebra) -> float:
     ]
     inside = sum((along / most) ** 2 for along, most in zip(own, half, strict=True)) <= 1
     return float(tissue.hu[window][inside].mean())
+
+
+class _TruePlates(NamedTuple):
+    """Stands for a body in `spine_angles`."""
+
+    upper: Plate
+    lower: Plate
 
 
 def main() -> int:
@@ -110,7 +117,7 @@ def main() -> int:
             differences.setdefault(name, []).append(value)
     print(f"{'measure':34}{'n':>5}{'mean':>8}{'95 %':>8}{'largest':>9}{'bound':>7}{'within':>8}")
     for name, bound in BOUNDS.items():
-        values = np.array(differences[name])
+        values = np.array(differences.get(name, [np.nan]))
         size = 1 - values if name == "body, Dice" else np.abs(values)
         allowed = 1 - bound if name == "body, Dice" else bound
         print(
@@ -147,19 +154,21 @@ def differences_of(seed: int, number: int, style: str, unmeasured: list[str]) ->
         differences.append(("centre", float(np.linalg.norm(centre - RAS_FROM_PRI @ true_centre(vertebra)))))
         differences += plate_differences(found, code, vertebra)
         differences.append(("body, Dice", body_dice(found, code, vertebra)))
-    return differences
+    true = spine_angles({code: _TruePlates(*true_plates(anatomy.vertebra(code))) for code in found.found})
+    return differences + [
+        (name, found.angles[name] - true[name]) for name in ANGLES if found.angles[name] is not None
+    ]
 
 
 def plate_differences(found: Measures, code: int, vertebra: Vertebra) -> list[tuple[str, float]]:
     """Give how far the end plates are turned from the true ones, degrees."""
     body = found.found[code]
-    truth = true_plates(vertebra)
     return [
-        (f"{name} plate, seen from the {view}", measured - true)
-        for name, plate, angles in zip(("upper", "lower"), (body.upper, body.lower), truth, strict=True)
-        for view, measured, true in zip(
-            ("side", "front"), (plate.sagittal_deg, plate.coronal_deg), angles, strict=True
+        (f"{name} plate, seen from the {view}", getattr(plate, angle) - getattr(true, angle))
+        for name, plate, true in zip(
+            ("upper", "lower"), (body.upper, body.lower), true_plates(vertebra), strict=True
         )
+        for view, angle in (("side", "sagittal_deg"), ("front", "coronal_deg"))
     ]
 
 
