@@ -23,6 +23,8 @@ _STEP_MM, _REACH_MM = 0.7, (34.0, 42.0, 34.0)
 _WALL_BAND_MM = 4.0
 #: Share of the body's depth and width in which an end plate is fitted: rims are round, and bear spurs.
 _PLATE_SHARE = 0.85
+#: The middle of a vertebra lies at least so far behind the centre of its body (of VerSe's about 11), mm.
+_LEAST_BEHIND_MM = 1.0
 #: The fewest columns that an end plate is fitted to.
 _LEAST_COLUMNS = 30
 #: Rims are looked for at this share of the way to the plate; the posterior one stands back from the canal's
@@ -112,6 +114,8 @@ def find_body(mask: np.ndarray, grid: Grid, down: np.ndarray) -> Body | None:
     """
     centre = transform_points(body_centre(mask, grid.affine)[None], grid.affine, np.eye(4))[0]
     middle = transform_points(np.argwhere(mask).mean(axis=0)[None], grid.affine, np.eye(4))[0]
+    if np.linalg.norm(np.cross(down, middle - centre)) < _LEAST_BEHIND_MM * np.linalg.norm(down):
+        return None  # without an arch behind it
     axes = _frame(down, middle - centre)
     surfaces = None
     for _ in range(_TURNS):
