@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils import files
-from utils.files import flush_to_disk, hash_file, is_left_over, printable, sha256_of, written_whole
+from utils.files import flush_to_disk, hash_file, is_left_over, printable, read_json, sha256_of, written_whole
 
 
 def names_in(folder):
@@ -147,6 +147,27 @@ def test_hashes_are_those_of_the_whole_file_and_every_byte_is_reported(tmp_path)
     hash_file(tmp_path / "file", hashes)
     assert hashes["md5"].hexdigest() == hashlib.md5(content).hexdigest()
     assert hashes["sha256"].hexdigest() == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"{", "Expecting property name"),
+        (b"\xff", "'utf-8' codec can't decode"),
+        (b"[" * 9000, "lists or objects nested too deep"),
+        (b"[" + b"9" * 5000 + b"]", "Exceeds the limit"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_what_is_no_json_is_named(tmp_path, content, found):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"found {found}") as error:
+        read_json(path, "a table")
+    assert str(error.value).startswith(f"{path}: expected a table, ") and "\n" not in str(error.value)
+    path.write_bytes('{"é": 1}'.encode())
+    assert read_json(path) == {"é": 1}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Files: written whole or not at all, hashed, and named on a terminal."""
+"""Files: written whole or not at all, hashed, read as JSON, and named on a terminal."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -50,6 +51,25 @@ def write_text_whole(path: Path, text: str, *, durably: bool = False) -> None:
     """Write a text file in UTF-8, whole or not at all, see `written_whole`."""
     with written_whole(path, durably=durably) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, expected: str = "JSON") -> Any:
+    """Read a JSON file, whatever may stand in it.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read or is no JSON; the text names the file, and what was expected.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        found = error.strerror
+    except RecursionError:
+        found = "lists or objects nested too deep"
+    except ValueError as error:
+        found = str(error)
+    raise ValueError(f"{path}: expected {expected}, found {found}.")
 
 
 def _new_file(path: Path, suffix: str) -> Path:

@@ -25,7 +25,7 @@ from utils.augmentation_settings import (
     HeatmapAugmentationSettings,
 )
 from utils.bounds import BELOW_1, FROM_0, FROM_1, NOT_NEGATIVE, POSITIVE, SHARE, CheckedSettings, bounded
-from utils.files import write_text_whole
+from utils.files import read_json, write_text_whole
 
 Preset = Literal["paper", "full", "small", "starter"]
 HeatmapTarget = Literal["centres", "spine"]
@@ -130,6 +130,8 @@ class PreparationSettings(CheckedSettings):
     """Address of a Dask scheduler, such as tcp://host:8786, whose workers prepare the cases instead."""
     shard: str | None = bounded(None, _SHARD)
     """Of n runs over the same data, as in an array job, this is the i-th, as "i/n" from 1/n to n/n."""
+    max_gigabytes: float = bounded(4.0, POSITIVE)
+    """Memory that a CT or mask may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is bad."""
     seed: int = bounded(0, _SEED)
     """Not used by this stage; accepted so that every script takes it."""
     skip_bad: bool = False
@@ -566,6 +568,8 @@ class EvaluationSettings(CheckedSettings):
     about 1 % of the interval's width."""
     workers: int = bounded(0, FROM_0)
     """Processes that score cases; 0 means one a core."""
+    max_gigabytes: float = bounded(4.0, POSITIVE)
+    """Memory that a mask may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is a bad case."""
     seed: int = bounded(0, _SEED)
     """Seed of the resamples."""
     skip_bad: bool = False
@@ -610,12 +614,9 @@ def load_settings(directory: Path) -> dict[str, Any]:
         If the file is not there or is no JSON object; the text names it.
     """
     path = directory / SETTINGS_FILE
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected the settings of an earlier stage, found no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+    if not path.exists():
+        raise ValueError(f"{path}: expected the settings of an earlier stage, found no such file.")
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}.")
     return _with_names_of_today(found)

@@ -304,6 +304,19 @@ def test_numbering_defaults_to_anatomical(tmp_path):
     path.write_text("label,numbering\n1,count\n2,anatomical\n")
     with pytest.raises(ValueError, match=r"sub-a_vertebrae\.csv"):
         read_numbering(path)
+    for content in ("label,numbering\n1,\n2,count\n", "a,b\n1,2,3,4\n5,6,7,8,9\n"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"sub-a_vertebrae\.csv: expected") as error:
+            read_numbering(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_mask_that_takes_too_much_memory_is_named_with_the_option_that_allows_it(tmp_path, capsys):
+    reference = put_reference(tmp_path / "data", "sub-a", mask((20, 8)))
+    put_prediction(tmp_path / "predictions", "sub-a", mask((20, 8)))
+    assert evaluate(settings(tmp_path, max_gigabytes=1e-5)) == 1
+    assert f"{reference}: expected a scan of at most 1e-05 GB (--max-gigabytes)" in capsys.readouterr().err
+    assert evaluate(settings(tmp_path)) == 0
 
 
 def test_rounding_of_an_affine_is_the_same_grid():

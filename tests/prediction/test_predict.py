@@ -20,6 +20,8 @@ import pytest
 from scipy import ndimage
 
 from tests.imaging.dicom_series import write_series
+from tests.imaging.itk_files import meta
+from tests.imaging.itk_files import nrrd as nrrd_bytes
 from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, heat_of, oracle, told
 from utils.files import sha256_of
 from utils.imaging.centroids import BEHIND_MM
@@ -427,6 +429,28 @@ def test_a_scan_larger_than_it_may_be_is_refused_with_the_option_that_allows_it(
     error = capsys.readouterr().err
     assert f"bad scan: {scan}: expected a scan of at most 0.0001 GB (--max-gigabytes), found one of" in error
     assert not mask_path(out, "sub-a").exists() and infer(settings_for(scan, output=out)) == 0
+
+
+def test_hostile_headers_are_bad_scans_and_the_one_beside_them_is_predicted(tmp_path, fake, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    scan = write_column(folder / "z.nii.gz")
+    hostile = {
+        "a.mha": meta(NDims="-1"),
+        "b.mhd": meta(b"", ElementDataFile="%d%n%s 0 6 1"),
+        "c.nhdr": nrrd_bytes(b"", data_file="pipe"),
+        "d.nhdr": nrrd_bytes(b"", data_file="/dev/zero"),
+        "e.nrrd": b"NRRD0004\n" + b"type: %" * 2**17,
+    }
+    for name, content in hostile.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe")
+    assert infer(settings_for(folder, output=out)) == 1
+    error = capsys.readouterr().err
+    for name in ("a.mha", "b.mhd", "d.nhdr", "e.nrrd"):
+        assert f"bad scan: {folder / name}: expected" in error
+    assert f"{folder / 'pipe'}: expected the voxels of c.nhdr, found no regular file." in error
+    assert error.count("bad scan") == len(hostile) and "Traceback" not in error
+    assert mask_path(out, "sub-z").is_file() and scan.is_file()
 
 
 @pytest.mark.parametrize("error", ["tensorflow", "python"])

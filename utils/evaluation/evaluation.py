@@ -19,6 +19,7 @@ from utils.evaluation.paired import write_comparison
 from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_evaluation
 from utils.execution import outcomes
 from utils.files import printable
+from utils.imaging.file_checks import first_line
 from utils.imaging.grids import corners_of
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
@@ -67,7 +68,8 @@ def score_cases(settings: EvaluationSettings) -> list[CaseResult]:
         If there are no references or no predictions at all.
     """
     pairs = pair_with_predictions(reference_cases(settings), settings.predictions)
-    score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
+    options = {"found_dice": settings.found_dice, "most_bytes": settings.max_gigabytes * 2**30}
+    score = partial(score_case, predictions=settings.predictions, **options)
     results: dict[tuple[Case, Path | None], CaseResult] = {}
     waiting = deque(pairs)
     ended = outcomes(score, pairs, workers=settings.workers)
@@ -116,7 +118,13 @@ def pair_with_predictions(cases: Sequence[Case], predictions: Path) -> list[tupl
     return [(case, masks.get((case.key, case.split), masks.get((case.key, "")))) for case in cases]
 
 
-def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice: float = 0.5) -> CaseResult:
+def score_case(
+    pair: tuple[Case, Path | None],
+    *,
+    predictions: Path,
+    found_dice: float = 0.5,
+    most_bytes: float = np.inf,
+) -> CaseResult:
     """Read and score one case.
 
     Parameters
@@ -127,6 +135,8 @@ def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice:
         Folder that was searched for the predicted mask, named if there is none.
     found_dice : float
         Dice from which a vertebra counts as found.
+    most_bytes : float
+        Memory that a mask may take (`check_memory`).
 
     Returns
     -------
@@ -135,7 +145,7 @@ def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice:
     """
     case, predicted_path = pair
     try:
-        reference = read_mask(case.mask)
+        reference = read_mask(case.mask, most_bytes=most_bytes)
     except ValueError as error:
         return CaseResult(case.key, case.split, "bad reference", message=str(error))
     if predicted_path is None:
@@ -143,7 +153,7 @@ def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice:
         return _all_missed(case, reference, "no prediction", message)
     try:
         numbering = read_numbering(predicted_path.with_name(f"{case.key}_vertebrae.csv"))
-        predicted = read_mask(predicted_path)
+        predicted = read_mask(predicted_path, most_bytes=most_bytes)
         check_same_grid(reference, predicted, name=predicted_path)
     except ValueError as error:
         return _all_missed(case, reference, "bad prediction", str(error))
@@ -175,8 +185,8 @@ def read_numbering(path: Path) -> NumberingKind:
     try:
         table = pd.read_csv(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: expected a table of vertebrae, found {error}") from None
-    kinds = sorted(set(table["numbering"])) if "numbering" in table else []
+        raise ValueError(f"{path}: expected a table of vertebrae, found {first_line(error)}") from None
+    kinds = sorted(set(table["numbering"].map(str))) if "numbering" in table else []
     if kinds not in ([], ["anatomical"], ["count"]):
         raise ValueError(f'{path}: expected numbering "anatomical" or "count", found {kinds}.')
     return kinds[0] if kinds else "anatomical"

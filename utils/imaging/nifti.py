@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.openers import Opener
@@ -21,31 +20,32 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.volumeutils import apply_read_scaling
 
 from utils.files import written_whole
-from utils.imaging.file_checks import READ_ERRORS, check_is_file, listed, named_errors, odd_places
+from utils.imaging.file_checks import check_is_file, check_memory, listed, named_errors, odd_places
 from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
 from utils.imaging.intensities import finite_hu
 from utils.imaging.quiet import silent
 from utils.imaging.volume import Grid, Volume
+from utils.imaging.voxel_streams import DEFLATE_RATIO, STREAM_ERRORS, fill
 from utils.verse.labels import CODES
 
-#: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
-DEFLATE_RATIO = 1032
-#: Bytes that are read at once.
-_BLOCK_BYTES = 2**22
+#: Last byte at which voxels may begin: what stands before them is kept, in 16 bytes at a time.
+_LATEST_BEGIN = 2**22
 #: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
 _LABEL_TOLERANCE = 0.1
 #: What nibabel, gzip and NumPy raise on a broken file.
-_READ_ERRORS = (*READ_ERRORS, zlib.error, isal_zlib.error, ImageFileError, HeaderDataError, HeaderTypeError)
+_READ_ERRORS = (*STREAM_ERRORS, ImageFileError, HeaderDataError, HeaderTypeError)
 _named_errors = partial(named_errors, expected="a whole NIfTI file", errors=_READ_ERRORS)
 
 
-def read_ct(path: Path) -> Volume:
+def read_ct(path: Path, *, most_bytes: float = np.inf) -> Volume:
     """Read a CT in Hounsfield units on its native grid.
 
     Parameters
     ----------
     path : Path
         NIfTI file, three axes; more of length 1 are dropped.
+    most_bytes : float
+        Memory that it may take (`check_memory`).
 
     Returns
     -------
@@ -56,23 +56,25 @@ def read_ct(path: Path) -> Volume:
     Raises
     ------
     ValueError
-        If the file is not there, cannot be read whole, has not three axes, has no usable spacing, or
-        holds no finite value. The text names the file, what was expected and what was found.
+        If the file is not there, cannot be read whole, has not three axes, has no usable spacing, takes too
+        much memory, or holds no finite value. The text names the file, what was expected and what was found.
     """
-    image = _open_nifti(path)
+    image = _open_nifti(path, most_bytes)
     data = _read_data(path, image)
     if data.dtype.kind == "f":
         data = finite_hu(path, data)
     return Volume(data, np.array(image.affine, np.float64))
 
 
-def read_mask(path: Path) -> Volume:
+def read_mask(path: Path, *, most_bytes: float = np.inf) -> Volume:
     """Read a VerSe mask on its native grid.
 
     Parameters
     ----------
     path : Path
         NIfTI file of any number type, three axes.
+    most_bytes : float
+        As for `read_ct`.
 
     Returns
     -------
@@ -85,7 +87,7 @@ def read_mask(path: Path) -> Volume:
     ValueError
         As `read_ct`, and if the file holds a number that is no VerSe code, such as a fraction.
     """
-    image = _open_nifti(path)
+    image = _open_nifti(path, most_bytes)
     with _named_errors(path), silent():
         stored = _stored_numbers(image)
     unchanged = stored.dtype == np.uint8 and _is_unscaled(image)
@@ -112,7 +114,7 @@ def _codes(path: Path, stored: np.ndarray, image: nibabel.Nifti1Pair) -> np.ndar
     return codes
 
 
-def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
+def read_pair(ct_path: Path, mask_path: Path, *, most_bytes: float = np.inf) -> tuple[Volume, Volume]:
     """Read a CT and its mask, which must lie on the same grid.
 
     Raises
@@ -120,8 +122,8 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
     ValueError
         As `read_ct` and `read_mask`, and if shapes differ or a corner lies a tenth of a voxel apart.
     """
-    mask = read_mask(mask_path)  # first: reading it may take more memory than the CT
-    ct = read_ct(ct_path)
+    mask = read_mask(mask_path, most_bytes=most_bytes)  # first: it may take more memory than the CT
+    ct = read_ct(ct_path, most_bytes=most_bytes)
     if ct.shape != mask.shape:
         raise ValueError(f"{mask_path}: expected the shape of {ct_path}, {ct.shape}, found {mask.shape}.")
     apart = voxels_apart(ct.grid, mask.affine)
@@ -220,11 +222,12 @@ def open_memory_map(path: Path) -> Volume:
     return stored_volume(path).mapped()
 
 
-def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
-    """Load header and affine, and refuse what no later step could use."""
+def _open_nifti(path: Path, most_bytes: float = np.inf) -> nibabel.Nifti1Pair:
+    """Load header and affine, and refuse what no later step could use, or what takes too much memory."""
     path = Path(path)
     check_is_file(path, "a NIfTI file")
     with _named_errors(path), silent():
+        _check_begin(path)
         image = nibabel.load(path, mmap=False)
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
@@ -238,7 +241,21 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     _check_size(path, image)
     with silent():
         _check_spacing(path, image, stored)
+    check_memory(path, image.shape, np.linalg.norm(image.affine[:3, :3], axis=0), most_bytes)
     return image
+
+
+def _check_begin(path: Path) -> None:
+    """Refuse a header that is followed by too much: nibabel reads all remarks between header and voxels."""
+    opened = igzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rb") as stream:
+        raw = stream.read(nibabel.Nifti2Header.sizeof_hdr)
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        begin = 0.0
+        if kind.may_contain_header(raw):
+            begin = float(kind(raw[: kind.sizeof_hdr], check=False)["vox_offset"])
+        if begin > _LATEST_BEGIN:
+            raise ValueError(f"voxels begin after {begin:g} bytes, more than {_LATEST_BEGIN}")
 
 
 def _with_three_axes(image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
@@ -341,24 +358,13 @@ def _scaled_planes(stored: np.ndarray, image: nibabel.Nifti1Pair) -> Iterator[np
 
 
 def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
-    """Read the voxels and the rest of the file: gzip compares its checksum only at the end.
-
-    nibabel stops after the last voxel, and fills all memory that a damaged header asks for with zeros before
-    it reads. Here memory is touched only as bytes arrive.
-    """
+    """Read the voxels and the rest of the file, where nibabel stops after the last voxel; see `fill`."""
     numbers = np.empty(image.shape, image.dataobj.dtype, order="F")
     buffer = memoryview(numbers.reshape(-1, order="F").view(np.uint8))
-    plane_bytes = numbers.nbytes // max(image.shape)
     with _open_for_reading(image.file_map["image"]) as stream:
         stream.seek(int(image.dataobj.offset))
-        begin = spare = 0
-        while begin < len(buffer) and (count := stream.readinto(buffer[begin : begin + _BLOCK_BYTES])):
-            begin += count
         # A file may be padded, but whole planes of voxels say that the shape is wrong.
-        while spare < plane_bytes and (block := stream.read(_BLOCK_BYTES)):
-            spare += len(block)
-    if begin < len(buffer) or spare >= plane_bytes:
-        raise ValueError(f"shape {image.shape} needs {len(buffer)} bytes, not {begin + spare}")
+        fill(buffer, stream, image.shape, spare_bytes=numbers.nbytes // max(image.shape))
     return numbers
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import write_text_whole, written_whole
+from utils.files import read_json, write_text_whole, written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
 from utils.imaging.crops import box_between
 from utils.imaging.grids import cropped_grid, transform_points
@@ -389,7 +389,7 @@ def read_case_settings(output: Path, key: str) -> dict[str, Any] | None:
     if not case_path(output, key, MASK_SUFFIX).is_file() or not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

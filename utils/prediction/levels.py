@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.files import read_json
 from utils.imaging.grids import SAME_GRID_VOXELS, oriented_grid, transform_points, voxels_apart
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
@@ -131,8 +132,8 @@ def read_column(path: Path) -> tuple[Votes, list[int]] | None:
     """
     if not path.is_file():
         return None
+    found = read_json(path, "what is known of a column")
     try:
-        found = json.loads(path.read_text())
         rows = found["vertebrae"]
         votes = Votes(
             np.array([row["level_log_probabilities"] for row in rows], float),
@@ -142,8 +143,8 @@ def read_column(path: Path) -> tuple[Votes, list[int]] | None:
             float(found["temperature"]),
         )
         return votes, [int(row["label"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected what is known of a column, found {error!r}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected what is known of a column, found {error!r:.200}.") from None
 
 
 # Labels changed later ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import write_text_whole
+from utils.files import read_json, write_text_whole
 from utils.verse.labels import LEVEL_NAMES
 
 #: End of the name of a case's file.
@@ -271,10 +271,11 @@ def read_quality(path: Path) -> CaseQuality | None:
     """
     if not path.is_file():
         return None
+    plain = read_json(path, "what is known about a case")
     try:
-        return _quality_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected what is known about a case, found {error!r}.") from None
+        return _quality_of(plain)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected what is known about a case, found {error!r:.200}.") from None
 
 
 def _quality_of(plain: Mapping[str, Any]) -> CaseQuality:

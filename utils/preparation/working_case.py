@@ -20,7 +20,11 @@ from utils.imaging.nifti import read_ct, read_mask, read_pair, write_volume
 from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
 from utils.imaging.volume import Grid, Volume, touches_border
 from utils.preparation.spine_case import spine_of_points, write_spine_case
-from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSettings
+from utils.settings import (
+    HeatmapPreparationSettings,
+    PreparationSettings,
+    SegmentationPreparationSettings,
+)
 from utils.verse.cases import Case
 from utils.verse.labels import rank_of_code
 
@@ -55,7 +59,7 @@ def write_heatmap_case(case: Case, settings: HeatmapPreparationSettings, folder:
     str
         A note for the log.
     """
-    ct, centroids, source = _read_points(case)
+    ct, centroids, source = _read_points(case, settings)
     small = resized_grid(working_grid(ct.grid, settings.spacing_mm), settings.heatmap_shape)
     resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
     write_volume(folder / f"{case.key}{CT}", _as_int16(resized))
@@ -68,7 +72,7 @@ def write_centres_case(case: Case, settings: HeatmapPreparationSettings, folder:
 
     Parameters and result are those of `write_heatmap_case`.
     """
-    ct, centroids, source = _read_points(case)
+    ct, centroids, source = _read_points(case, settings)
     working = working_ct(ct, settings.spacing_mm)
     spine = spine_of_points(centroids.codes, centroids.voxels(working.affine))
     write_spine_case(folder, case.key, working, spine)
@@ -80,7 +84,7 @@ def write_segmentation_case(case: Case, settings: SegmentationPreparationSetting
 
     Parameters and result are those of `write_heatmap_case`.
     """
-    ct, mask = _read_case(case, needs_mask=True)
+    ct, mask = _read_case(case, settings, needs_mask=True)
     if not mask.data.any():
         raise ValueError(f"{case.mask}: expected at least one vertebra, found none.")
     grid = spine_grid(mask, settings.spacing_mm, margin_mm=settings.margin_mm)
@@ -166,16 +170,19 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def _read_case(case: Case, *, needs_mask: bool) -> tuple[Volume | None, Volume | None]:
+def _read_case(
+    case: Case, settings: PreparationSettings, *, needs_mask: bool
+) -> tuple[Volume | None, Volume | None]:
     """Read CT and mask; None for what is not there or not needed."""
+    most = {"most_bytes": settings.max_gigabytes * 2**30}
     if case.ct is None:
-        return None, read_mask(case.mask)
-    return read_pair(case.ct, case.mask) if needs_mask else (read_ct(case.ct), None)
+        return None, read_mask(case.mask, **most)
+    return read_pair(case.ct, case.mask, **most) if needs_mask else (read_ct(case.ct, **most), None)
 
 
-def _read_points(case: Case) -> tuple[Volume, Centroids, str | None]:
+def _read_points(case: Case, settings: PreparationSettings) -> tuple[Volume, Centroids, str | None]:
     """Read CT and points of a case, and give the points' source if it is not their own file."""
-    ct, mask = _read_case(case, needs_mask=case.centroids is None)
+    ct, mask = _read_case(case, settings, needs_mask=case.centroids is None)
     centroids = centroids_of_mask(mask) if case.centroids is None else read_centroids(case.centroids, ct.grid)
     if len(centroids.codes) == 0:
         raise ValueError(f"{case.centroids or case.mask}: expected at least one vertebra, found none.")
