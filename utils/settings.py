@@ -589,6 +589,20 @@ class EvaluationSettings(CheckedSettings):
     """End with exit status 0 although cases were bad (they are listed and left out)."""
 
 
+@dataclass(frozen=True)
+class ExportSettings(CheckedSettings):
+    """Export trained networks for other programs and languages."""
+
+    models: Path = Path("models/starter")
+    """Folder with the networks `segmentation`, `heatmap` and `labelling`, such as work/models."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("onnx")
+    """Folder that receives the networks."""
+    format: Literal["onnx"] = "onnx"
+    """Form of the exported networks."""
+    seed: int = bounded(0, _SEED)
+    """Not used by this stage; accepted so that every script takes it."""
+
+
 def settings_as_json(settings: Any) -> dict[str, Any]:
     """Give a settings object as a dictionary that JSON can hold, with its class name as "stage"."""
     text = json.dumps({"stage": type(settings).__name__, **dataclasses.asdict(settings)}, default=os.fspath)
