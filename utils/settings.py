@@ -483,6 +483,8 @@ class ScanOptions(CheckedSettings):
     """Also write the mask for 3D Slicer (seg.nrrd) or its labels for ITK-SNAP (itksnap); NIfTI always."""
     report: bool = False
     """Also write output/report.html: every scan of the folder with its picture, numbers and warnings."""
+    measure: bool = False
+    """Also measure the vertebrae: heights, angles, density (docs/measurements.md)."""
     max_gigabytes: float = bounded(4.0, POSITIVE)
     """Memory that a scan may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is refused. At work
     a scan takes about three times as much."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from utils.imaging.dicom import find_series, is_dicom
+from utils.imaging.dicom import find_series
+from utils.imaging.dicom_headers import is_dicom
 from utils.imaging.formats import SCAN_SUFFIXES, read_scan
 from utils.imaging.grids import SAME_GRID_VOXELS, oriented, voxels_apart
 from utils.imaging.nifti import check_labels, read_mask

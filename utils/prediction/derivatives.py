@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from utils.imaging.resampling import resample_linear
 from utils.imaging.volume import Grid, Volume, touches_border
 from utils.localisation.identify import Identification
 from utils.prediction.exports import EXPORTS
+from utils.prediction.measured import MEASURED_SUFFIXES, write_measures
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
 from utils.prediction.snapshot import snapshot_figure
 from utils.verse.cases import subject_of
@@ -52,7 +53,7 @@ MASK_SUFFIX = "_seg-vert_msk.nii.gz"
 #: Written only if asked for (`InferenceSettings.trace`).
 TRACE_SUFFIX = "_trace.jsonl"
 #: Files that not every prediction has: those of an older one must not stay beside a new mask.
-_EXPORTED = tuple(export.suffix for export in EXPORTS.values())
+_EXPORTED = (*(export.suffix for export in EXPORTS.values()), *MEASURED_SUFFIXES)
 OPTIONAL_SUFFIXES = (QUALITY_SUFFIX, COLUMN_SUFFIX, TRACE_SUFFIX, *_EXPORTED)
 _RESULT_SUFFIXES = (TABLE_SUFFIX, CENTROIDS_SUFFIX, SNAPSHOT_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES)
 #: Where the settings of a case hold the SHA-256 of its other files, by the ends of their names.
@@ -301,7 +302,12 @@ def case_path(output: Path, key: str, suffix: str) -> Path:
 
 
 def write_case(
-    prediction: CasePrediction, output: Path, *, formats: Sequence[str] = (), keep: Sequence[str] = ()
+    prediction: CasePrediction,
+    output: Path,
+    *,
+    formats: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    measures: bool = False,
 ) -> None:
     """Write the files of one case, each whole or not at all: last of all what it was made with.
 
@@ -315,6 +321,8 @@ def write_case(
         Keys of `exports.EXPORTS`; any other is one that is always written.
     keep : sequence of str
         Of `OPTIONAL_SUFFIXES` those whose files stay: an earlier writing of the same prediction left them.
+    measures : bool
+        Whether to measure the vertebrae too (`utils.prediction.measured`).
     """
 
     def path(suffix: str) -> Path:
@@ -347,6 +355,10 @@ def write_case(
     for name in formats:
         if name in EXPORTS:
             EXPORTS[name].write(path(EXPORTS[name].suffix), prediction.labels, prediction.numbering.name)
+    if measures:
+        is_anatomical = prediction.numbering.kind == ANATOMICAL
+        known = {"anatomical": is_anatomical, "table": prediction.table, "forms": prediction.forms}
+        write_measures(path, prediction.ct, prediction.labels, **known)
     _write_settings(output, prediction.key, prediction.settings)
 
 
@@ -385,7 +397,13 @@ def changed_files(output: Path, key: str, settings: Mapping[str, Any]) -> list[s
 
 
 def complete_case(
-    output: Path, key: str, numbering: Numbering, *, formats: Sequence[str], assumed: str | None = None
+    output: Path,
+    key: str,
+    numbering: Numbering,
+    *,
+    formats: Sequence[str],
+    assumed: str | None = None,
+    measured: Callable[[], tuple[Volume, HeaderForms | None]] | None = None,
 ) -> list[str]:
     """Write the files of a finished case that are wanted and not there, from its mask.
 
@@ -401,22 +419,36 @@ def complete_case(
         As in `write_case`.
     assumed : str, optional
         Where the voxel axes lead if the mask does not say it, as for its scan.
+    measured : callable, optional
+        Reads the scan and how its header states the grid, if its vertebrae are to be measured.
 
     Returns
     -------
     list of str
-        The formats that were missing.
+        The formats that were missing, "measures" among them.
 
     Raises
     ------
     ValueError
-        If one is missing and the mask cannot be read.
+        If one is missing, and the mask, the table or the scan cannot be read.
     """
+
+    def path(suffix: str) -> Path:
+        return case_path(output, key, suffix)
+
     paths = {name: case_path(output, key, EXPORTS[name].suffix) for name in formats if name in EXPORTS}
     missing = [name for name, path in paths.items() if not path.is_file()]
-    labels = read_mask(case_path(output, key, MASK_SUFFIX), assumed=assumed) if missing else None
+    to_measure = measured is not None and not all(path(each).is_file() for each in MEASURED_SUFFIXES)
+    labels = read_mask(path(MASK_SUFFIX), assumed=assumed) if missing or to_measure else None
     for name in missing:
         EXPORTS[name].write(paths[name], labels, numbering.name)
+    if to_measure:
+        with path(TABLE_SUFFIX).open(newline="") as stream:
+            table = list(csv.DictReader(stream))
+        is_anatomical = numbering.kind == ANATOMICAL
+        ct, forms = measured()
+        write_measures(path, ct, labels, anatomical=is_anatomical, table=table, forms=forms)
+        missing.append("measures")
     settings = read_case_settings(output, key) if missing else None
     if settings is not None:
         _write_settings(output, key, settings)

@@ -418,6 +418,11 @@ def _do_case(
         is_counted = not (finds_centres or settings.first_label or settings.fix)
         kind = Numbering((), COUNT if is_counted else ANATOMICAL)
         wanted = {"formats": settings.formats, "assumed": settings.assume_orientation}
+        if settings.measure:
+            wanted["measured"] = lambda: (
+                _read_image(scan, settings, settings.assume_orientation),
+                mask_forms(scan.path, scan.series),
+            )
         written = derivatives.complete_case(settings.output, scan.key, kind, **wanted)
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
@@ -427,7 +432,8 @@ def _do_case(
     if changed:
         again = f"done again, as {', '.join(changed)} did not hold what was written"
         warning = "; ".join(filter(None, (again, warning)))
-    derivatives.write_case(prediction, settings.output, formats=settings.formats)
+    wanted = {"formats": settings.formats, "measures": settings.measure}
+    derivatives.write_case(prediction, settings.output, **wanted)
     seconds = time.perf_counter() - started
     message = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
     return _Outcome(message, f"warning: {scan.name}: {warning}." if warning else "")
@@ -449,7 +455,8 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     prediction = dataclasses.replace(prediction, quality=known, forms=forms)
     # The walk was that of this mask.
     kept = (derivatives.TRACE_SUFFIX,)
-    derivatives.write_case(prediction, settings.output, formats=settings.formats, keep=kept)
+    wanted = {"formats": settings.formats, "measures": settings.measure}
+    derivatives.write_case(prediction, settings.output, **wanted, keep=kept)
     names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
     doubt = doubt_about(prediction.identification)
     return _Outcome(f"{scan.key}: relabelled {names}", f"warning: {scan.name}: {doubt}." if doubt else "")

@@ -24,7 +24,7 @@ from utils.settings import InferenceSettings, settings_as_json
 _INDIFFERENT = (
     *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling", "relabel"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
-    "max_gigabytes",
+    *("max_gigabytes", "measure"),
 )
 #: Counted up when predictions change their meaning, so that older ones are made again.
 _INFERENCE = 4
