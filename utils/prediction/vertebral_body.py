@@ -241,7 +241,7 @@ def _surfaces(samples: _Samples) -> _Surfaces | None:
     if any(plate is None for plate in plates):
         return None
     rims = _rims(samples, solid, np.array(plates), section)
-    return None if rims is None else _Surfaces(section, np.array(plates), rims, wall)
+    return _Surfaces(section, np.array(plates), rims, wall)
 
 
 def _section(samples: _Samples, solid: np.ndarray, back: float) -> _Section | None:
@@ -325,9 +325,7 @@ def _fitted(samples: _Samples, ends: np.ndarray, used: np.ndarray, section: _Sec
     return plate
 
 
-def _rims(
-    samples: _Samples, solid: np.ndarray, plates: np.ndarray, section: _Section
-) -> tuple[float, float] | None:
+def _rims(samples: _Samples, solid: np.ndarray, plates: np.ndarray, section: _Section) -> tuple[float, float]:
     """Give P of the anterior and the posterior rim in the mid-sagittal plane."""
     band = np.abs(samples.r - section.middle[1]) <= _WALL_BAND_MM
     start = len(samples.p) // 2
@@ -336,12 +334,12 @@ def _rims(
         # A bit inside the plate, where the body is at its widest and its rim not yet round.
         rows = np.rint((_RIM_AT * depth - samples.i[0]) / _STEP_MM).astype(int).clip(0, len(samples.i) - 1)
         along = solid[np.arange(len(rows)), :, rows][:, band].mean(axis=1) >= 0.5
-        if not along[start]:
-            return None
-        fronts.append(-_end_of(along[start::-1]))
-        backs.append(min(_end_of(along[start:]), section.back + _OVERHANG_MM))
+        if along[start]:  # else the mask is ragged there
+            fronts.append(-_end_of(along[start::-1]))
+            backs.append(min(_end_of(along[start:]), section.back + _OVERHANG_MM))
     # Of the two plates the rim that stands out less, since spurs lengthen the other; a body is waisted.
-    return min(max(fronts), section.front), max(min(backs), section.back)
+    front, back = max(fronts, default=section.front), min(backs, default=section.back)
+    return min(front, section.front), max(back, section.back)
 
 
 def _body(mask: np.ndarray, grid: Grid, centre: np.ndarray, axes: np.ndarray, surfaces: _Surfaces) -> Body:
