@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from utils.imaging.centroids import body_centre
 from utils.imaging.grids import transform_points
@@ -75,18 +76,21 @@ def measure(ct: Volume, labels: Volume, *, anatomical: bool = True) -> Measures:
         box = labels.label_boxes[code]
         mask = labels.data[box] == code
         row: dict[str, Any] = {"label": code, "name": name_of_code(code) if anatomical else str(code)}
-        why = ""
         if anatomical and code in _WITHOUT_PLATES:
-            why = "has no body of two end plates"
-        elif touches_border(box, labels.shape):
-            why = "reaches the border of the scan"
-        body = None if why else find_body(mask, _box_grid(labels, box), _down(centres, code))
+            body, why = None, "has no body of two end plates"
+        else:
+            body = find_body(mask, _box_grid(labels, box), _down(centres, code))
+            why = "its end plates were not found" if body is None else ""
+        if body is not None and touches_border(_box_in(box, body.mask), labels.shape):
+            body, why = None, "its body reaches the border of the scan"
         if body is None:
-            rows.append({**row, **_no_measures(why or "its end plates were not found")})
+            rows.append({**row, **_no_measures(why)})
             continue
         found[code] = body
         bodies[box][body.mask] = code
         rows.append({**row, **_row(body, mask, Volume(ct.data[box], _box_grid(labels, box).affine))})
+        if touches_border(box, labels.shape):  # a process is cut, the body is whole
+            rows[-1]["volume_mm3"] = None
     angles = spine_angles(found, anatomical=anatomical)
     return Measures(rows, angles, Volume(bodies, labels.affine), found)
 
@@ -186,6 +190,12 @@ def _down(centres: Mapping[int, np.ndarray], code: int) -> np.ndarray:
     place = codes.index(code)
     first, last = codes[max(place - 1, 0)], codes[min(place + 1, len(codes) - 1)]
     return np.array([0.0, 0.0, -1.0]) if first == last else centres[last] - centres[first]
+
+
+def _box_in(box: tuple[slice, ...], mask: np.ndarray) -> tuple[slice, ...]:
+    """Give the box of a mask that lies in a box."""
+    (inner,) = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(box, inner))
 
 
 def _box_grid(labels: Volume, box: tuple[slice, ...]) -> Grid:
