@@ -80,9 +80,9 @@ def measure(ct: Volume, labels: Volume, *, anatomical: bool = True) -> Measures:
             body, why = None, "has no body of two end plates"
         else:
             body = find_body(mask, _box_grid(labels, box), _down(centres, code))
-            why = "its end plates were not found" if body is None else ""
-        if body is not None and touches_border(_box_in(box, body.mask), labels.shape):
-            body, why = None, "its body reaches the border of the scan"
+            is_cut = touches_border(box if body is None else _box_in(box, body.mask), labels.shape)
+            why = "its body reaches the border of the scan" if is_cut else "its end plates were not found"
+            body = None if is_cut else body
         if body is None:
             rows.append({**row, **_no_measures(why)})
             continue
