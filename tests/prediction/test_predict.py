@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel
 import nrrd
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import ndimage
 
@@ -384,11 +385,12 @@ def test_a_finished_case_with_a_damaged_file_is_done_again_and_says_so(tmp_path,
 
 def test_files_of_an_older_prediction_do_not_stay_beside_a_new_one(tmp_path, fake):
     scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
-    every = {"trace": True, "formats": ("seg.nrrd", "itksnap")}
+    every = {"trace": True, "formats": ("seg.nrrd", "itksnap"), "measure": True}
     assert infer(settings_for(scan, output=out, **every)) == 0
     usual = {"_seg-vb_ctd.json", "_seg-vert_msk.nii.gz", "_seg-vert_snp.png"}
     usual |= {"_settings.json", "_vertebrae.csv", "_quality.json", "_column.json"}
     optional = {"_trace.jsonl", "_seg-vert_msk.seg.nrrd", "_labels.txt"}
+    optional |= {"_seg-body_msk.nii.gz", "_measurements.csv", "_angles.json"}
 
     def ends() -> set[str]:
         return {path.name.removeprefix("sub-a") for path in mask_path(out, "sub-a").parent.iterdir()}
@@ -709,6 +711,30 @@ def test_a_format_wanted_later_is_made_from_the_mask(tmp_path, fake, capsys):
     data, header = nrrd.read(str(files[0]))
     np.testing.assert_array_equal(data, later[0][0])
     assert str(header) == str(later[0][1]) and header["Segment0_Name"] == "T10"
+
+
+def test_measures_wanted_later_are_made_from_the_mask(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out, first_label="T10")) == 0
+    calls, wanted = fake.patches, {"first_label": "T10", "measure": True}
+    capsys.readouterr()
+    assert infer(settings_for(scan, output=out, **wanted)) == 0
+    assert "sub-a: already predicted, now also as measures\n" in capsys.readouterr().out
+    ends = ("_measurements.csv", "_angles.json", "_seg-body_msk.nii.gz")
+    files = [mask_path(out, "sub-a").with_name(f"sub-a{end}") for end in ends]
+    later = [file.read_bytes() for file in files[:2]]
+    table = pd.read_csv(files[0])
+    assert table["name"].tolist() == ["T10", "T11", "T12", "L1", "L2", "L3"]
+    assert fake.patches == calls
+    assert infer(settings_for(scan, output=out, **wanted)) == 0
+    assert "already predicted\n" in capsys.readouterr().out
+    mask_path(out, "sub-a").unlink()
+    assert infer(settings_for(scan, output=out, **wanted)) == 0
+    assert fake.patches == 2 * calls and [file.read_bytes() for file in files[:2]] == later
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="L1", measure=True)) == 0
+    assert pd.read_csv(files[0])["name"].tolist() == ["L1", "L2", "L3", "L4", "L5", "L6"]
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="L1")) == 0
+    assert not any(file.exists() for file in files)
 
 
 # Networks
