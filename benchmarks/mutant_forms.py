@@ -142,9 +142,12 @@ def read_every_series(folder: Path) -> None:
 
 def make_model(folder: Path) -> None:
     """Write a small network as Keras does."""
+    import keras
+
     from ML_3D_Unet.utils.layers_func import create_unet3d
     from utils.settings import SegmentationTrainingSettings
 
+    keras.utils.set_random_seed(0)
     create_unet3d((16, 16, 16, 2), n_filters=[2, 4], ksize=3, depth=2).save(folder / "best.keras")
     save_settings(SegmentationTrainingSettings(), folder)
 
