@@ -124,7 +124,7 @@ def test_a_slanted_stack_gets_a_grid_with_right_angles():
 def test_the_reach_of_a_part_worked_out_by_hand():
     grid, part = Grid((20, 20, 20), np.eye(4)), Grid((4, 2, 2), turned_about(2, 90))
     part.affine[:3, 3] = (10, 10, 30)
-    # A step along the part's first axis leads along its second: 9.5 to 13.5; 8.5 to 10.5 along the first.
+    # Its first axis leads along the grid's second, 9.5 to 13.5; its second back along the first, 8.5 to 10.5.
     begin, end = reach_in(grid, part)
     assert begin.tolist() == [8, 9, 20] and end.tolist() == [12, 15, 20]
     begin, end = reach_in(grid, part, margin=8)

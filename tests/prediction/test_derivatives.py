@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from tests.walk.column import AFFINE, BLOCK_VOXELS, CENTRES, HU_A_RANK, column, column_ct
 from utils.imaging.centroids import read_centroids
-from utils.imaging.grids import oriented, transform_points, working_grid
+from utils.imaging.grids import cropped_grid, oriented, transform_points, working_grid
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Grid, Volume
 from utils.prediction import derivatives
@@ -115,13 +115,18 @@ def test_probabilities_are_linear_and_the_larger_one_wins():
     np.testing.assert_array_equal(native.labels.data[0, 0], [3, 3, 3, 3, 3, 3, 7, 7, 7, 7, 7, 0, 0])
 
 
-def test_a_finer_grid_agrees_with_scipy():
+@pytest.mark.parametrize("degrees", [0, 30])
+def test_a_finer_grid_agrees_with_scipy(degrees):
     rng = np.random.default_rng(3)
     smooth = ndimage.gaussian_filter(rng.normal(size=(14, 15, 16)), 2)
     probability = np.clip((smooth - smooth.min()) / np.ptp(smooth), 0, 1)
     probability[[0, -1]], probability[:, [0, -1]], probability[:, :, [0, -1]] = 0, 0, 0
     vertebra = found(probability, (9, 10, 11))
     affine = np.array([[-0.7, 0, 0, 55], [0, 0.9, 0, -60], [0, 0, 2.5, 215], [0, 0, 0, 1]])
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    middle = affine @ [20, 25, 15, 1]  # a stack that is turned about it
+    affine = np.array([[1, 0, 0, 0], [0, cosine, -sine, 0], [0, sine, cosine, 0], [0, 0, 0, 1]]) @ affine
+    affine[:, 3] += middle - affine @ [20, 25, 15, 1]
     grid = Grid((40, 50, 30), affine)
     native = native_vertebrae([vertebra], AFFINE, grid, codes=(5,))
     index = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
@@ -139,6 +144,16 @@ def test_a_vertebra_outside_the_native_grid_leaves_no_voxel():
     assert not native.labels.data.any()
     ct = Volume(np.zeros(grid.shape, np.int16), AFFINE)
     assert vertebra_table("sub-a", ct, native, found_blocks(), numbering=number_vertebrae(6)) == []
+
+
+def test_a_vertebra_that_ends_with_the_scan_is_partial_whatever_the_working_grid_says():
+    whole = column()
+    top = int(np.flatnonzero((whole.data == 2).any(axis=(0, 1)))[0])
+    grid = cropped_grid(whole.grid, [0, 0, top + 2], whole.shape)  # cuts the second block
+    ct = Volume(np.zeros(grid.shape, np.int16), grid.affine)
+    native = native_vertebrae(found_blocks(), AFFINE, grid, codes=range(1, 7))
+    rows = vertebra_table("sub-a", ct, native, found_blocks(), numbering=number_vertebrae(6))
+    assert {row["label"]: row["partial"] for row in rows} == {2: 1, 3: 0, 4: 0, 5: 0, 6: 0}
 
 
 def test_vertebrae_beyond_the_last_label_are_left_out():

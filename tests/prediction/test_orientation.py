@@ -11,7 +11,9 @@ from tests.prediction.test_predict import (  # noqa: F401 - fixtures
     settings_for,
     write_column,
 )
-from utils.imaging.nifti import read_mask
+from tests.walk.column import column_ct
+from utils.imaging.nifti import read_mask, write_volume
+from utils.imaging.volume import Volume
 from utils.prediction.predict import infer
 from utils.prediction.quality import read_quality
 
@@ -48,6 +50,18 @@ def test_an_unstated_orientation_is_refused_or_assumed_and_said(tmp_path, fake, 
     assert "orientation assumed" in {remark.kind for remark in known.warnings}
     header = nibabel.load(mask_path(out, "sub-a")).header
     assert (header["qform_code"], header["sform_code"]) == (0, 0)
+
+
+def test_a_padded_scan_is_predicted_as_the_scan_itself(tmp_path, fake):  # noqa: F811
+    ct, out = column_ct(), tmp_path / "out"
+    padded = Volume(np.pad(ct.data, 3, constant_values=-1024), ct.affine.copy())
+    padded.affine[:3, 3] -= ct.affine[:3, :3] @ [3, 3, 3]
+    for key, volume in (("sub-a", ct), ("sub-b", padded)):
+        write_volume(tmp_path / f"{key}_ct.nii.gz", volume)
+        assert infer(settings_for(tmp_path / f"{key}_ct.nii.gz", output=out)) == 0
+    plain, within = (read_mask(mask_path(out, key)).data for key in ("sub-a", "sub-b"))
+    np.testing.assert_array_equal(within, np.pad(plain, 3))
+    assert plain.max() > 0
 
 
 def test_a_mask_keeps_both_forms_of_its_scan_also_when_relabelled(tmp_path, fake):  # noqa: F811

@@ -58,15 +58,22 @@ def test_the_part_that_is_kept_ends_with_the_scan_and_holds_every_label():
     assert (begin <= [[28, 1, 95]]).all() and max(grid.shape) <= 8
 
 
+@pytest.mark.parametrize("degrees", [0, 30])
 @pytest.mark.parametrize("spacing_mm", [1.0, 2.0])
-def test_what_is_kept_are_voxels_of_the_whole(spacing_mm):
+def test_what_is_kept_are_voxels_of_the_whole(spacing_mm, degrees):
     mask = column([(30, 40, 20), (34, 44, 50)], shape=(80, 90, 100), spacing_mm=0.8)
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[1, 0, 0, 0], [0, cosine, -sine, 0], [0, sine, cosine, 0], [0, 0, 0, 1]])
+    mask = Volume(mask.data, turn @ mask.affine)
     ct = Volume(np.random.default_rng(0).integers(-900, 900, mask.shape).astype(np.int16), mask.affine)
     grid = spine_grid(mask, spacing_mm, margin_mm=9.0)
     whole, part = working_ct(ct, spacing_mm), working_ct(ct, spacing_mm, grid=grid)
     begin = np.rint(transform_points([[0, 0, 0]], grid.affine, whole.affine)[0]).astype(int)
     box = tuple(slice(b, b + n) for b, n in zip(begin, part.shape))
     assert part.data.size < whole.data.size / 4
+    np.testing.assert_allclose(
+        whole.affine[:3, :3], spacing_mm * np.array([[0, 1, 0], [-1, 0, 0], [0, 0, -1]])
+    )
     np.testing.assert_allclose(part.data, whole.data[box], atol=2e-3)
     labels = resample_labels(mask, working_grid(mask.grid, spacing_mm))
     np.testing.assert_array_equal(resample_labels(mask, grid).data, labels.data[box])

@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.imaging.dicom import read_series, series_bytes, series_grid
 from utils.imaging.file_checks import check_memory
+from utils.imaging.grids import is_turned, working_grid
 from utils.imaging.hu_check import wrong_numbers
 from utils.imaging.itk_images import (
     ITK_SUFFIXES,
@@ -64,6 +65,9 @@ def read_scan(
     """
     grid = scan_grid(path, series, assumed=assumed)
     check_memory(path, grid.shape, grid.spacing_mm, most_bytes)
+    if is_turned(grid):
+        upright = working_grid(grid, 1.0)  # larger than the scan
+        check_memory(path, upright.shape, upright.spacing_mm, most_bytes)
     if series:
         return read_series(series)
     return (read_itk_image if _is_itk_image(path) else read_ct)(path, assumed=assumed)

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from utils.imaging.centroids import Centroids
 from utils.imaging.grids import transform_points, working_grid
+from utils.imaging.intensities import LOWEST_HU
 from utils.imaging.volume import Grid, Volume
 
 #: Bone window in HU: trabecular bone grey, cortex white, soft tissue dark.
@@ -142,6 +143,8 @@ def _sample(ct: Volume, labels: Volume, frame: Grid, voxels: np.ndarray, points:
     # Nearest labels are right here: a picture samples the mask, it does not become one.
     values = ndimage.map_coordinates(ct.data, at, order=1, output=np.float32, mode="nearest")
     codes = ndimage.map_coordinates(labels.data, at, order=0, mode="constant")
+    # Beside a turned scan there is nothing to be shown.
+    values[((at < -1) | (at > np.array(ct.shape)[:, None])).any(axis=0)] = LOWEST_HU
     shape = voxels.shape[:2]
     return CurvedSlice(values.reshape(shape), codes.reshape(shape), points, float(frame.spacing_mm[0]))
 

@@ -34,7 +34,7 @@ from utils.synthetic.phantom.record import PHANTOM_RECORD
 from utils.verse.cases import OWN_SPLIT_FOLDER, Case, index_cases
 
 #: Counted up when prepared files change their meaning, so that older ones are made again.
-_PREPARATION = 3
+_PREPARATION = 4
 #: Ends of the names of a case's prepared files, the sidecar apart, whatever the stage.
 _SUFFIXES = (CT, MASK, FINE_MASK, CENTROIDS, SPINE, "_" + VERTEBRAE_FILE)
 #: What serves every training: a folder that has it keeps it.
