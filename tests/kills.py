@@ -52,7 +52,7 @@ SIGNALS = {
 
 
 def commands(folder: Path) -> dict[str, tuple[str | Path, ...]]:
-    """Give the command line of every script, in their order, with all that it reads and writes in a folder."""
+    """Give the command line of every script, in their order; all that they read and write is in a folder."""
     data, work, small = (
         ("--data-dir", folder / "data"),
         ("--work-dir", folder / "work"),
@@ -178,7 +178,7 @@ def run(command: Sequence[str | Path], number: signal.Signals | None = None, aft
 
 
 def _wait_until_heeded(process: subprocess.Popen) -> None:
-    """Wait for the script's first line: Python itself, and what it imports for it, end as Python lets them."""
+    """Wait for the script's first line: before it a program ends as Python lets it."""
     status, mask = Path(f"/proc/{process.pid}/status"), 1 << (signal.SIGTERM - 1)
     end = time.monotonic() + LONGEST_S
     while process.poll() is None and time.monotonic() < end:
