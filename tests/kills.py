@@ -166,13 +166,13 @@ def run(command: Sequence[str | Path], number: signal.Signals | None = None, aft
             **how,
             **streams,
         )
-        _wait_until_heeded(process)
         try:
-            process.wait(LONGEST_S if number is None else after_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL if number is None else number)
-        hangs = _hangs(process)
-        problems = [*hangs, *left_behind(process.pid)]
+            _wait_until_heeded(process)
+            _wait_and_send(process, number, after_s)
+            problems = [*_hangs(process), *left_behind(process.pid)]
+        except KeyboardInterrupt:  # the script does not hear of it
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         said.seek(0)
         return Run(process.returncode, said.read(), problems)
 
@@ -186,6 +186,13 @@ def _wait_until_heeded(process: subprocess.Popen) -> None:
         if caught and int(caught[0].split()[1], 16) & mask:
             return
         time.sleep(0.005)
+
+
+def _wait_and_send(process: subprocess.Popen, number: signal.Signals | None, after_s: float) -> None:
+    try:
+        process.wait(LONGEST_S if number is None else after_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL if number is None else number)
 
 
 def _hangs(process: subprocess.Popen) -> list[str]:
