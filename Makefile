@@ -9,6 +9,8 @@
 #   make test         the tests        make lint       style
 #   make test-all     the tests with those that take long: every form of a scan, the runs that are killed; about an hour
 #   make test-oldest  what is shipped, under the lowest versions of the requirements: about six minutes
+#   make test-kills   every script, killed and interrupted thirty times at random moments: about an hour; options such as
+#                     ARGUMENTS="--scripts infer.py --kills 3 --interrupts 1"
 #   make docs-check   the examples of the documentation: about three minutes
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
@@ -27,7 +29,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small starter paper test test-all test-oldest lint docs-check benchmark clean distclean
+.PHONY: demo train-small starter paper test test-all test-oldest test-kills lint docs-check benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -63,6 +65,10 @@ test-oldest:
 	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt > .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m tests.oldest
+
+# No part of the tests that every change runs.
+test-kills: .venv/installed-dev
+	$(RUN) -m tests.kills $(ARGUMENTS)
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .
