@@ -7,6 +7,7 @@
 #   make paper        the published experiment from VerSe in data/ to its table (docs/reproduce-the-paper.md), with
 #                     options such as ARGUMENTS="--schedules ramp constant"
 #   make test         the tests        make lint       style
+#   make test-all     the tests with those that take long: every form of a scan, the runs that are killed; about an hour
 #   make test-oldest  what is shipped, under the lowest versions of the requirements: about six minutes
 #   make docs-check   the examples of the documentation: about three minutes
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
@@ -26,7 +27,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small starter paper test test-oldest lint docs-check benchmark clean distclean
+.PHONY: demo train-small starter paper test test-all test-oldest lint docs-check benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -51,6 +52,9 @@ paper: .venv/installed
 
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: .venv/installed-dev
+	LONG_TESTS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # On Python 3.10 where there is one; override with `make PYTHON_OLDEST=... test-oldest`.
 PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))

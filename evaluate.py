@@ -12,7 +12,7 @@ Exit status 1 if a case had no readable prediction (it counts as missed), with -
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import EvaluationSettings
 
 
@@ -24,4 +24,4 @@ def main(settings: EvaluationSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(EvaluationSettings)))
+    sys.exit(run_script(main, EvaluationSettings))

@@ -16,7 +16,7 @@ or read (with --skip-bad 0), 2 for a wrong command line, 130 after Ctrl-C.
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import DataSettings
 
 
@@ -35,4 +35,4 @@ def main(settings: DataSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(DataSettings)))
+    sys.exit(run_script(main, DataSettings))

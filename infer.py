@@ -20,6 +20,10 @@ Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
         and with --formats seg.nrrd itksnap
             <key>_seg-vert_msk.seg.nrrd the mask for 3D Slicer, with names and colours
             <key>_labels.txt            names and colours of the labels for ITK-SNAP
+        and with --measure (docs/measurements.md)
+            <key>_seg-body_msk.nii.gz   the vertebral bodies alone
+            <key>_measurements.csv      heights, density and volumes, a row a vertebra
+            <key>_angles.json           Cobb angle, kyphosis, lordosis
         and with --report
             predictions/report.html     a page that shows every scan of the folder, to open in a browser
 
@@ -33,7 +37,7 @@ what is predicted already, without any network. Takes some seconds to minutes a 
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import InferenceSettings
 
 
@@ -45,4 +49,4 @@ def main(settings: InferenceSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(InferenceSettings)))
+    sys.exit(run_script(main, InferenceSettings))

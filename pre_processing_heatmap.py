@@ -9,7 +9,7 @@ Time    about 2 s a case and core, less for one that is drawn; a rerun prepares 
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import HeatmapPreparationSettings
 
 
@@ -21,4 +21,4 @@ def main(settings: HeatmapPreparationSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(HeatmapPreparationSettings)))
+    sys.exit(run_script(main, HeatmapPreparationSettings))

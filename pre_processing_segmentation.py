@@ -9,7 +9,7 @@ Time    about 3 s a case and core; a rerun prepares only what is missing.
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import SegmentationPreparationSettings
 
 
@@ -21,4 +21,4 @@ def main(settings: SegmentationPreparationSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(SegmentationPreparationSettings)))
+    sys.exit(run_script(main, SegmentationPreparationSettings))

@@ -15,7 +15,7 @@ About fifteen minutes on two CPU cores with the preset small. A killed run goes 
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import DistillationSettings
 
 
@@ -29,4 +29,4 @@ def main(settings: DistillationSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(DistillationSettings)))
+    sys.exit(run_script(main, DistillationSettings))

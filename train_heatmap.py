@@ -13,7 +13,7 @@ About three minutes on two CPU cores with the preset small. A killed run goes on
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import HeatmapTrainingSettings
 
 
@@ -25,4 +25,4 @@ def main(settings: HeatmapTrainingSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(HeatmapTrainingSettings)))
+    sys.exit(run_script(main, HeatmapTrainingSettings))

@@ -13,7 +13,7 @@ About two minutes on two CPU cores with the preset small. A killed run goes on w
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import LabellingTrainingSettings
 
 
@@ -25,4 +25,4 @@ def main(settings: LabellingTrainingSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(LabellingTrainingSettings)))
+    sys.exit(run_script(main, LabellingTrainingSettings))

@@ -11,7 +11,7 @@ About ten minutes on two CPU cores with the preset small. A killed run goes on w
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import SegmentationTrainingSettings
 
 
@@ -23,4 +23,4 @@ def main(settings: SegmentationTrainingSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(SegmentationTrainingSettings)))
+    sys.exit(run_script(main, SegmentationTrainingSettings))

@@ -48,7 +48,7 @@ QUICK: dict[str, str] = {
     "pre_processing_segmentation.py": _GRID,
     "train_heatmap.py": f"{_GRID} --sigma-voxels 5 --shift-voxels 10 --epochs 60 --validate-every 20 "
     "--learning-rate 3e-3 --norm-momentum .9",
-    "train_segmentation.py": f"{_GRID} --patch-voxels 48 --filters 8 16 32 --epochs 6 --validate-every 3 "
+    "train_segmentation.py": f"{_GRID} --patch-voxels 48 --filters 8 16 32 --epochs 10 --validate-every 5 "
     "--examples-per-epoch 100 --learning-rate 3e-3 --norm-momentum .9",
     # Weighted evenly, as published, what is learned from probabilities finds nothing in so few steps.
     "train_distillation.py": "--filters 4 8 16 --distillation-voxels loss",

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.skips import wrong_skips
+
 #: Files whose tests take longest begin first: with several processes none is left with them in the end.
 SLOW_FILES = (
     *("test_scripts.py", "test_replicas.py", "test_interface.py", "test_students.py", "test_resume.py"),
@@ -17,6 +19,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the tests of slow files to the front."""
     places = {name: place for place, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let the run fail if a test was skipped though what it needs is here."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):  # a worker reports to the process above
+        return
+    skipped = [report.longrepr for report in reporter.stats.get("skipped", ())]
+    wrong = wrong_skips((f"{place}:{line}", reason) for place, line, reason in skipped)
+    for line in wrong:
+        reporter.write_line(line, red=True)
+    if wrong:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,67 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import tyro
 
 from utils.bounds import checks_put_off, wrong_values
+from utils.files import printable
+from utils.interruption import Output, heed_signals, nothing_else_ends
 from utils.presets import PRESETS, Settings, preset_settings
 
 #: The file that says which version this is.
 _CITATION = Path(__file__).resolve().parents[1] / "CITATION.cff"
 _VERSION = "--version"
+
+
+def run_script(main: Callable[[Settings], int], stage: type[Settings]) -> int:
+    """Run what a script does with the settings of its command line, and give its exit status.
+
+    What ends it before its work is done is one line: Ctrl-C and SIGTERM (status 130 and 143), an output that
+    nothing reads any more (141), and what the system refuses, such as a folder that may not be read (1).
+
+    Parameters
+    ----------
+    main : callable
+        What the script does; gives the exit status.
+    stage : type
+        As in `settings_from_command_line`.
+
+    Returns
+    -------
+    int
+    """
+    return ended_in_a_line(lambda: main(settings_from_command_line(stage)))
+
+
+def ended_in_a_line(run: Callable[[], int]) -> int:
+    """Run all that a program does, and give its exit status; see `run_script`."""
+    heed_signals()
+    _guard_output()
+    with nothing_else_ends():
+        try:
+            status = run()
+        except (OSError, MemoryError) as error:
+            found = error if isinstance(error, OSError) else "expected enough memory, found it used up."
+            print(printable(f"error: {found}"), file=sys.stderr)
+            status = 1
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    return status
+
+
+def _guard_output() -> None:
+    """Let a stream that cannot be written to end the program in a line, whoever writes, and whatever then."""
+    for name, file in {"stdout": "standard output", "stderr": "standard error"}.items():
+        old = getattr(sys, name)
+        if isinstance(old, io.TextIOWrapper):
+            old.flush()
+            buffered = io.BufferedWriter(Output(old.fileno(), file))
+            options = {"encoding": old.encoding, "errors": old.errors, "line_buffering": old.line_buffering}
+            setattr(sys, name, io.TextIOWrapper(buffered, **options))
 
 
 def settings_from_command_line(stage: type[Settings], arguments: list[str] | None = None) -> Settings:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from utils.interruption import end_with_parent, starting_processes
 from utils.settings import shard_numbers, worker_count
 
 Item = TypeVar("Item")
@@ -184,7 +185,8 @@ def _in_processes(
 
 def _submit(pool: Executor, work: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
     try:
-        return pool.submit(work, item)
+        with starting_processes():  # submitting an item may start one
+            return pool.submit(work, item)
     except BrokenProcessPool as error:  # a process was killed while the caller was busy with an outcome
         lost: Future[Outcome] = Future()
         lost.set_exception(error)
@@ -220,7 +222,9 @@ def _alone(work: Callable[[Item], Outcome], item: Item) -> Outcome | str:
 
 def _pool(count: int) -> ProcessPoolExecutor:
     # Spawned, not forked: a child starts clean whatever threads the parent runs.
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    with starting_processes():
+        return ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent)
 
 
 # Cluster -------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from utils.augmentation_settings import (
     HeatmapAugmentationSettings,
 )
 from utils.bounds import BELOW_1, FROM_0, FROM_1, NOT_NEGATIVE, POSITIVE, SHARE, CheckedSettings, bounded
-from utils.files import write_text_whole
+from utils.files import read_json, write_text_whole
 
 Preset = Literal["paper", "full", "small", "starter"]
 HeatmapTarget = Literal["centres", "spine"]
@@ -53,6 +53,11 @@ _METHODS = bounds.Rule("one method or more", bool)
 _NAME = bounds.Rule(
     "a name for a folder, without / or a dot before it",
     lambda name: re.fullmatch(r"[^./\\\s][^/\\]*", name) is not None,
+)
+#: Axes of a patient, as nibabel names them.
+_ORIENTATION = bounds.Rule(
+    "one of L or R, one of A or P and one of I or S, in the order of the voxel axes, such as RAS",
+    lambda text: sorted(text.upper().translate(str.maketrans("RPS", "LAI"))) == ["A", "I", "L"],
 )
 _SHARD = bounds.Rule("i/n with i from 1 to n, such as 2/8", lambda text: _shard_match(text) is not None)
 
@@ -86,6 +91,10 @@ class DataSettings(CheckedSettings):
     """With "osf" and "zip": files downloaded at the same time."""
     verify: bool = False
     """Hash again what earlier downloads left in data_dir, and get again only what is wrong or missing."""
+    replace_changed: bool = False
+    """Take what the source has also for files that you have changed; without, they stay and are named."""
+    max_unpacked_gigabytes: float | None = bounded(None, POSITIVE)
+    """Most that one archive may unpack to, by default 20 times its own size and 1 GB."""
     report: bool = False
     """Read every case of data_dir, and write what is there and what is odd about it to data_dir/report; get
     nothing."""
@@ -102,10 +111,11 @@ class DataSettings(CheckedSettings):
     One folder holds phantoms named like those of VerSe of one kind only; with --variants they are named
     sub-<ranges><...> (sub-<...> with "usual")."""
     ct: Path | None = None
-    """With "pairs": the CT, a NIfTI file in Hounsfield units; none (and a --key) for a mask alone, which
-    serves for images drawn from it."""
+    """With "pairs": the CT in Hounsfield units: a NIfTI, NRRD or MetaImage file, or the folder of a DICOM
+    series; none (and a --key) for a mask alone, which serves for images drawn from it."""
     mask: Path | None = None
-    """With "pairs": its mask, a NIfTI file with VerSe labels on the grid of the CT."""
+    """With "pairs": its mask with VerSe labels, in any of these formats, on the grid of the CT (axes in any
+    order)."""
     key: str | None = None
     """With "pairs": name of the case, such as sub-mine01; by default that of the CT."""
     workers: int = bounded(0, FROM_0)
@@ -130,6 +140,8 @@ class PreparationSettings(CheckedSettings):
     """Address of a Dask scheduler, such as tcp://host:8786, whose workers prepare the cases instead."""
     shard: str | None = bounded(None, _SHARD)
     """Of n runs over the same data, as in an array job, this is the i-th, as "i/n" from 1/n to n/n."""
+    max_gigabytes: float = bounded(4.0, POSITIVE)
+    """Memory that a CT or mask may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is bad."""
     seed: int = bounded(0, _SEED)
     """Not used by this stage; accepted so that every script takes it."""
     skip_bad: bool = False
@@ -471,9 +483,14 @@ class ScanOptions(CheckedSettings):
     """Also write the mask for 3D Slicer (seg.nrrd) or its labels for ITK-SNAP (itksnap); NIfTI always."""
     report: bool = False
     """Also write output/report.html: every scan of the folder with its picture, numbers and warnings."""
+    measure: bool = False
+    """Also measure the vertebrae: heights, angles, density (docs/measurements.md)."""
     max_gigabytes: float = bounded(4.0, POSITIVE)
     """Memory that a scan may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is refused. At work
     a scan takes about three times as much."""
+    assume_orientation: str | None = bounded(None, _ORIENTATION)
+    """Where the voxel axes lead in scans whose header does not say it, such as RAS (towards the right, the
+    front and the head); without it such scans are refused, as left and right would be a guess."""
     trace: bool = False
     """Also write the steps of the walk (`<key>_trace.jsonl`, a JSON object a line)."""
 
@@ -566,10 +583,26 @@ class EvaluationSettings(CheckedSettings):
     about 1 % of the interval's width."""
     workers: int = bounded(0, FROM_0)
     """Processes that score cases; 0 means one a core."""
+    max_gigabytes: float = bounded(4.0, POSITIVE)
+    """Memory that a mask may take at 4 bytes a voxel, of its own or of 1 mm; a larger one is a bad case."""
     seed: int = bounded(0, _SEED)
     """Seed of the resamples."""
     skip_bad: bool = False
     """End with exit status 0 although cases were bad (they are listed and left out)."""
+
+
+@dataclass(frozen=True)
+class ExportSettings(CheckedSettings):
+    """Export trained networks for other programs and languages."""
+
+    models: Path = Path("models/starter")
+    """Folder with the networks `segmentation`, `heatmap` and `labelling`, such as work/models."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("onnx")
+    """Folder that receives the networks."""
+    format: Literal["onnx"] = "onnx"
+    """Form of the exported networks."""
+    seed: int = bounded(0, _SEED)
+    """Not used by this stage; accepted so that every script takes it."""
 
 
 def settings_as_json(settings: Any) -> dict[str, Any]:
@@ -610,12 +643,9 @@ def load_settings(directory: Path) -> dict[str, Any]:
         If the file is not there or is no JSON object; the text names it.
     """
     path = directory / SETTINGS_FILE
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected the settings of an earlier stage, found no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON, found {error}.") from None
+    if not path.exists():
+        raise ValueError(f"{path}: expected the settings of an earlier stage, found no such file.")
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}.")
     return _with_names_of_today(found)

@@ -1,12 +1,19 @@
 """Putting a data set on disk: what is copied where, what is refused, and what is printed."""
 
+import errno
+import hashlib
+import json
+import os
+import shutil
 import stat
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from utils.download.data_set import extract_archive, get_data, is_safe
+from utils.download import archives, copies
+from utils.download.archives import is_safe
+from utils.download.data_set import get_data
 from utils.settings import DataSettings
 from utils.synthetic.phantom import write as phantom_files
 from utils.verse.cases import index_cases
@@ -33,7 +40,19 @@ def put_archive(path, files):
 
 
 def tree(top):
-    return {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+    """Everything but the manifest, hidden files too."""
+    paths = [path for path in top.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(top)): path.read_bytes() for path in paths}
+
+
+def listed(data_dir):
+    """What the manifest says of each file: its SHA-256."""
+    entries = json.loads((data_dir / "manifest.json").read_text())["files"]
+    return {entry["path"]: entry["sha256"] for entry in entries}
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def settings(tmp_path, source, **changes):
@@ -62,20 +81,130 @@ def test_an_archive_is_extracted_into_the_layout_of_verse(tmp_path, pack):
 
 def test_the_archives_name_gives_the_data_set_where_no_folder_does(tmp_path):
     members = {name.removeprefix("dataset-01training/"): content for name, content in CASE.items()}
-    assert extract_archive(put_archive(tmp_path / "dataset-03test.zip", members), tmp_path / "data") == []
+    archive = put_archive(tmp_path / "dataset-03test.zip", members)
+    assert get_data(settings(tmp_path, archive)) == 0
     assert [case.split for case in index_cases(tmp_path / "data")] == ["test"]
 
 
-def test_files_of_the_same_size_are_kept_and_others_replaced(tmp_path):
-    source = put_tree(tmp_path / "source", CASE)
-    same_size = b"*" * len(CASE[CT])
-    put_tree(tmp_path / "data", {CT: same_size, MASK: b"half"})
+PACKS = ("tree", "archive", "folder with archive")
+
+
+def pack_up(folder, files, pack):
+    """Give the path of a source with these files."""
+    if pack == "tree":
+        return put_tree(folder, files)
+    archive = put_archive(folder / "dataset-01training.zip", files)
+    return archive if pack == "archive" else folder
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_what_was_copied_is_listed_with_its_hash_and_a_rerun_changes_nothing(tmp_path, pack):
+    source = pack_up(tmp_path / "source", CASE, pack)
     assert get_data(settings(tmp_path, source)) == 0
-    assert tree(tmp_path / "data") == {**CASE, CT: same_size}
-    put_archive(tmp_path / "dataset-01training.zip", CASE)
-    (tmp_path / "data" / MASK).write_bytes(b"half")
-    assert extract_archive(tmp_path / "dataset-01training.zip", tmp_path / "data") == []
-    assert tree(tmp_path / "data") == {**CASE, CT: same_size}
+    assert listed(tmp_path / "data") == {name: sha256(content) for name, content in CASE.items()}
+    before = (tmp_path / "data" / "manifest.json").read_bytes()
+    assert get_data(settings(tmp_path, source)) == 0
+    assert (tmp_path / "data" / "manifest.json").read_bytes() == before and tree(tmp_path / "data") == CASE
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_a_corrected_source_is_taken_where_the_user_changed_nothing(tmp_path, pack, capsys):
+    """Of equal size, so that nothing but the content tells."""
+    assert get_data(settings(tmp_path, pack_up(tmp_path / "first", CASE, pack))) == 0
+    corrected = {**CASE, MASK: CASE[MASK][::-1]}
+    assert get_data(settings(tmp_path, pack_up(tmp_path / "second", corrected, pack))) == 0
+    assert tree(tmp_path / "data") == corrected
+    assert listed(tmp_path / "data")[MASK] == sha256(corrected[MASK])
+    assert f"{tmp_path / 'data' / MASK}: replaced by another one in {tmp_path / 'second'}" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("mine", [b"corrected by hand", CASE[MASK][::-1]], ids=["other size", "same size"])
+@pytest.mark.parametrize("was_copied", [True, False], ids=["copied and changed", "own"])
+def test_a_file_of_the_user_is_never_replaced_unasked(tmp_path, pack, mine, was_copied, capsys):
+    source = pack_up(tmp_path / "source", CASE, pack)
+    if was_copied:
+        assert get_data(settings(tmp_path, source)) == 0
+    put_tree(tmp_path / "data", {MASK: mine})
+    capsys.readouterr()
+    assert get_data(settings(tmp_path, source)) == 1
+    assert tree(tmp_path / "data") == {**CASE, MASK: mine}
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "expected" in line]
+    assert line.startswith(f"{tmp_path / 'data' / MASK}: expected") and "--replace-changed" in line
+    assert get_data(settings(tmp_path, source, replace_changed=True)) == 0
+    assert tree(tmp_path / "data") == CASE
+
+
+def test_archives_that_contradict_each_other_are_named_and_refused(tmp_path, capsys):
+    """Of three archives two differ in a mask, by its content alone, and one in the letters of a name."""
+    for number, change in enumerate([{}, {MASK: CASE[MASK][::-1]}, {CT.replace("sub-x", "sub-X"): b"other"}]):
+        put_archive(tmp_path / "source" / f"{number}.zip", {**CASE, **change})
+    assert get_data(settings(tmp_path, tmp_path / "source")) == 1
+    assert tree(tmp_path / "data") == {CENTROIDS: CASE[CENTROIDS]}
+    lines = [line for line in capsys.readouterr().err.splitlines() if "that differ" in line]
+    assert len(lines) == 2 and any(MASK in line and "0.zip" in line and "1.zip" in line for line in lines)
+
+
+@pytest.mark.parametrize("pack", ["archive", "folder with archive"])
+def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_one_line(tmp_path, pack, monkeypatch, capsys):
+    source = pack_up(tmp_path / "source", {**CASE, CT: bytes(3_000_000)}, pack)
+    monkeypatch.setattr(archives, "SPARE_BYTES", 1000)
+    before = set(tmp_path.rglob("*"))
+    assert get_data(settings(tmp_path, source)) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "unpacked" in line]
+    assert "found 0.003 GB" in line and "--max-unpacked-gigabytes" in line
+    assert set(tmp_path.rglob("*")) == before
+    assert get_data(settings(tmp_path, source, max_unpacked_gigabytes=0.004)) == 0
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_room_is_looked_for_before_the_first_byte(tmp_path, pack, monkeypatch, capsys):
+    source = pack_up(tmp_path / "source", CASE, pack)
+    usage, needed = shutil.disk_usage(tmp_path), sum(map(len, CASE.values()))
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    before = set(tmp_path.rglob("*"))
+    assert get_data(settings(tmp_path, source)) == 1
+    assert f"expected room for {needed:,} bytes, found {needed - 1:,} free." in capsys.readouterr().err
+    assert set(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    assert get_data(settings(tmp_path, source)) == 0
+
+
+def test_a_member_that_is_larger_than_it_says_leaves_nothing(tmp_path, capsys):
+    archive = put_archive(tmp_path / "dataset-01training.zip", CASE)
+    whole, size = archive.read_bytes(), len(CASE[MASK]).to_bytes(4, "little")
+    assert whole.count(size) == 2  # before the member, and in the list at the end
+    archive.write_bytes(whole.replace(size, (7).to_bytes(4, "little")))
+    assert get_data(settings(tmp_path, archive)) == 1
+    assert f"{archive}: expected a whole {MASK}, found a broken one" in capsys.readouterr().err
+    assert tree(tmp_path / "data") == {name: CASE[name] for name in (CT, CENTROIDS)}
+
+
+def test_a_full_disk_names_the_file_and_ends_the_run(tmp_path, monkeypatch, capsys):
+    def full(offer, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(copies.Offer, "copy_to", full)
+    assert get_data(settings(tmp_path, put_tree(tmp_path / "source", CASE))) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "expected" in line]
+    assert line.startswith(str(tmp_path / "data")) and "No space left on device" in line
+    assert tree(tmp_path / "data") == {}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text on this system")
+@pytest.mark.parametrize("pack", PACKS)
+def test_folders_whose_names_are_no_text_are_sources_and_data_sets(tmp_path, pack, capsys):
+    top = tmp_path / os.fsdecode(b"Jos\xe9")
+    source = pack_up(top / "source", CASE, pack)
+    for _ in range(2):
+        assert get_data(settings(top, source)) == 0
+    assert tree(top / "data") == CASE
+    assert listed(top / "data") == {name: sha256(content) for name, content in CASE.items()}
+    (top / "data" / MASK).write_bytes(b"mine")
+    assert get_data(settings(top, source)) == 1
+    assert "Jos\\udce9/data" in capsys.readouterr().err
 
 
 def test_incomplete_series_are_named_but_no_failure(tmp_path, capsys):
@@ -142,20 +271,23 @@ def test_a_broken_member_is_named_and_the_others_are_extracted(tmp_path, capsys)
     assert get_data(settings(tmp_path, archive, skip_bad=True)) == 0
 
 
-def test_two_members_for_one_place_must_be_the_same(tmp_path):
+def test_two_members_for_one_place_must_be_the_same(tmp_path, capsys):
     archive = put_archive(
         tmp_path / "a.zip", {CT: b"one", f"copy/{CT}": b"two", MASK: b"m", f"copy/{MASK}": b"m"}
     )
-    (line,) = extract_archive(archive, tmp_path / "data")
-    assert f"copy/{CT}" in line
-    assert tree(tmp_path / "data") == {CT: b"one", MASK: b"m"}
+    assert get_data(settings(tmp_path, archive)) == 1
+    printed = capsys.readouterr().err
+    assert (
+        f"{CT}: expected one file, found several that differ: {CT} in {archive} and copy/{CT} in" in printed
+    )
+    assert tree(tmp_path / "data") == {MASK: b"m"}
 
 
-def test_an_archive_without_cases_is_one_line(tmp_path):
+def test_an_archive_without_cases_is_one_line(tmp_path, capsys):
     archive = put_archive(tmp_path / "photos.zip", {"a.jpg": b""})
-    assert extract_archive(archive, tmp_path / "data") == [
-        f"{archive}: expected VerSe files (sub-*_ct.nii.gz, ...), found none."
-    ]
+    assert get_data(settings(tmp_path, archive)) == 1
+    line, _ = capsys.readouterr().err.splitlines()
+    assert line == f"{archive}: expected VerSe files (sub-*_ct.nii.gz, ...), found none."
 
 
 @pytest.mark.parametrize("kind", ["absent", "absent zip", "text file", "empty folder"])

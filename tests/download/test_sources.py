@@ -570,8 +570,10 @@ def test_archives_on_osf_are_unpacked(server, tmp_path):
     assert tree(tmp_path / "data") == {p: c for p, c in EXPECTED.items() if "verse20training" in p}
 
 
-def get_zips(server, data_dir, **changes):
-    settings = DataSettings(source="zip", data_dir=data_dir, zip_url=f"{server.url}/storage/zips", **changes)
+def get_zips(server, data_dir, *, folder="zips", **changes):
+    settings = DataSettings(
+        source="zip", data_dir=data_dir, zip_url=f"{server.url}/storage/{folder}", **changes
+    )
     return get_data(settings, sources={"zip": partial(from_zips, patience=QUICK)})
 
 
@@ -725,7 +727,7 @@ def test_two_members_that_differ_for_one_place_are_bad_every_time(zips, tmp_path
         assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 1
         name = first.split("/")[-1]
         assert f"{NAME_20}: expected one {name}, found another at copy/{first}." in capsys.readouterr().err
-        assert tree(tmp_path / "data") == TEST_20
+        assert tree(tmp_path / "data") == {path: TEST_20[path] for path in TEST_20 if path != first}
 
 
 def test_verify_looks_at_what_is_asked_for(server, tmp_path, capsys):
@@ -743,3 +745,57 @@ def test_room_for_archives_counts_what_they_unpack_to(zips, tmp_path, capsys, mo
     assert f"expected room for {2 * size:,} bytes (files 0, archives {size:,}, about {size:,} unpacked)" in (
         capsys.readouterr().err
     )
+
+
+def test_a_file_that_the_user_changed_is_not_fetched_again_unasked(server, tmp_path, capsys):
+    get(server, tmp_path / "data", subset="19")
+    (tmp_path / "data" / CT_PATH).write_bytes(b"corrected by hand")
+    server.log.clear()
+    assert get(server, tmp_path / "data", subset="19") == 1
+    assert f"{CT_PATH}: expected what an earlier run put there" in capsys.readouterr().err
+    assert (tmp_path / "data" / CT_PATH).read_bytes() == b"corrected by hand" and fetched(server) == []
+    assert get(server, tmp_path / "data", subset="19", replace_changed=True) == 0
+    assert (tmp_path / "data" / CT_PATH).read_bytes() == EXPECTED[CT_PATH]
+
+
+def test_a_file_of_an_archive_that_the_user_changed_stays(zips, tmp_path, capsys):
+    get_zips(zips, tmp_path / "data", subset="20", split="test")
+    path = sorted(TEST_20)[-1]
+    (tmp_path / "data" / path).write_bytes(b"corrected by hand")
+    zips.log.clear()
+    assert get_zips(zips, tmp_path / "data", subset="20", split="test") == 1
+    assert f"{path}: expected what an earlier run put there" in capsys.readouterr().err
+    assert zips.requests("storage") == []
+    assert tree(tmp_path / "data") == {**TEST_20, path: b"corrected by hand"}
+    zips.nodes["mirror"] = {f"/{NAME_20}": archive({**TEST_20, path: TEST_20[path][::-1]})}
+    assert get_zips(zips, tmp_path / "data", folder="mirror", subset="20", split="test") == 1
+    assert tree(tmp_path / "data") == {**TEST_20, path: b"corrected by hand"}
+    get_zips(zips, tmp_path / "data", subset="20", split="test", replace_changed=True)
+    assert tree(tmp_path / "data") == TEST_20
+
+
+def test_an_archive_from_a_server_that_unpacks_to_too_much_is_refused(zips, tmp_path, capsys):
+    zips.nodes["zips"][f"/{NAME_20}"] = archive(
+        {path: bytes(400_000) for path in TEST_20}, method=zipfile.ZIP_DEFLATED
+    )
+    options = {"subset": "20", "split": "test"}
+    assert get_zips(zips, tmp_path / "data", **options, max_unpacked_gigabytes=0.001) == 1
+    assert f"{NAME_20}: expected at most 0.001 GB unpacked, found 0.0012 GB in" in capsys.readouterr().err
+    assert tree(tmp_path / "data") == {}
+    assert get_zips(zips, tmp_path / "data", **options) == 0
+
+
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link"])
+def test_a_link_at_the_name_of_a_part_is_not_followed(server, tmp_path, kind):
+    """Its name can be foreseen, and its note too: what the link leads to must stay as it is."""
+    mine = tmp_path / "mine"
+    mine.write_bytes(noise(1)[: LARGE // 2])
+    server.faults[CT].extend(["drop", "404"])
+    assert get(server, tmp_path / "data", subset="19") == 1
+    part = tmp_path / "data" / CT_PATH.replace(CT, f".{CT}.part")
+    part.unlink()
+    (part.symlink_to if kind == "symbolic link" else part.hardlink_to)(mine)
+    assert get(server, tmp_path / "data", subset="19") == 0
+    assert mine.read_bytes() == noise(1)[: LARGE // 2]
+    assert (tmp_path / "data" / CT_PATH).read_bytes() == EXPECTED[CT_PATH]
+    assert not (tmp_path / "data" / CT_PATH).is_symlink()

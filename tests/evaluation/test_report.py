@@ -1,6 +1,7 @@
 """The evaluation from files to files: what it counts, what it writes, and what it says of bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -292,6 +293,34 @@ def test_prediction_of_the_cases_own_split_goes_first(tmp_path):
     assert pair_with_predictions([case], tmp_path / "predictions") == [(case, own)]
 
 
+def test_letters_of_another_case_pair_and_bring_their_own_table(tmp_path):
+    put_reference(tmp_path / "data", "sub-x_dir-ax", mask((20, 8)))
+    put_prediction(tmp_path / "predictions", "SUB-X_dir-AX", mask((3, 8)), numbering="count")
+    assert evaluate(settings(tmp_path)) == 0
+    found = read_summary(tmp_path)
+    assert (found["found"], found["missed"]) == (1, 0)  # of vertebrae that are counted, by overlap
+
+
+def test_predictions_that_differ_in_the_letters_alone_are_one_line(tmp_path, capsys):
+    put_reference(tmp_path / "data", "sub-x", mask((20, 8)))
+    for key, z in (("sub-X", 8), ("sub-x", 9)):
+        put_prediction(tmp_path / "predictions", key, mask((20, z)))
+    assert evaluate(settings(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "expected one mask file for" in said and said.count("\n") == 1
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text on this system")
+def test_folders_whose_names_are_no_text_are_compared(tmp_path, capsys):
+    top = tmp_path / os.fsdecode(b"Jos\xe9")
+    put_reference(top / "data", "sub-a\x1b[31m", mask((20, 8)))
+    put_prediction(top / "predictions", "sub-a\x1b[31m", mask((20, 8)))
+    assert evaluate(settings(top, compare=top / "predictions")) == 0
+    assert "Jos\\udce9" in (top / "output" / "comparison.md").read_text(encoding="utf-8")
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_numbering_defaults_to_anatomical(tmp_path):
     path = tmp_path / "sub-a_vertebrae.csv"
     assert read_numbering(path) == "anatomical"
@@ -304,6 +333,19 @@ def test_numbering_defaults_to_anatomical(tmp_path):
     path.write_text("label,numbering\n1,count\n2,anatomical\n")
     with pytest.raises(ValueError, match=r"sub-a_vertebrae\.csv"):
         read_numbering(path)
+    for content in ("label,numbering\n1,\n2,count\n", "a,b\n1,2,3,4\n5,6,7,8,9\n"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"sub-a_vertebrae\.csv: expected") as error:
+            read_numbering(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_mask_that_takes_too_much_memory_is_named_with_the_option_that_allows_it(tmp_path, capsys):
+    reference = put_reference(tmp_path / "data", "sub-a", mask((20, 8)))
+    put_prediction(tmp_path / "predictions", "sub-a", mask((20, 8)))
+    assert evaluate(settings(tmp_path, max_gigabytes=1e-5)) == 1
+    assert f"{reference}: expected a scan of at most 1e-05 GB (--max-gigabytes)" in capsys.readouterr().err
+    assert evaluate(settings(tmp_path)) == 0
 
 
 def test_rounding_of_an_affine_is_the_same_grid():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.paper import Plan, main
 
-_SHORT = "--epochs 2 --batch-size 1 --no-tensorboard --validate-every 2"
+_SHORT = "--epochs 2 --batch-size 1 --no-tensorboard --validate-every 2 --xla off"
 
 
 def tiny_plan(folder: Path) -> Plan:
@@ -21,7 +21,7 @@ def tiny_plan(folder: Path) -> Plan:
         "pre_processing_segmentation.py": grid,
         "train_heatmap.py": f"{_SHORT} {grid} --filters 2 2 --examples-per-epoch 2",
         "train_segmentation.py": f"{_SHORT} {grid} --patch-voxels 16 --filters 2 2 --examples-per-epoch 2",
-        "train_distillation.py": "--filters 2 2 --no-tensorboard",
+        "train_distillation.py": "--filters 2 2 --no-tensorboard --xla off",
     }
     return dataclasses.replace(plan, more=more)
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
-from tests.imaging.dicom_series import OBLIQUE, texts, write_series
-from utils.imaging.dicom import find_series, is_dicom, read_series
+from tests.imaging.dicom_series import (
+    GROUPS,
+    OBLIQUE,
+    compress,
+    texts,
+    write_bare,
+    write_enhanced,
+    write_series,
+)
+from utils.imaging.dicom import find_series, read_series, series_bytes, series_grid
+from utils.imaging.dicom_headers import is_dicom
 from utils.imaging.nifti import read_ct, write_volume
 from utils.imaging.volume import Volume
 
@@ -182,6 +193,120 @@ def test_broken_files_are_named(tmp_path):
     found = find_series(files)
     assert [line.partition(": expected a DICOM file")[0] for line in found.bad] == list(map(str, files[3:5]))
     assert found.scans[0].files == (*files[:3], *files[5:])
+
+
+@pytest.mark.parametrize("shared", [(), ("PixelMeasuresSequence", "PlaneOrientationSequence")])
+def test_frames_of_one_file_are_read_as_the_slices_that_they_are(tmp_path, shared):
+    ct = ct_of()
+    slopes = {"RescaleSlope": lambda index: 1 + index / 4}
+    files = write_series(tmp_path / "slices", ct, **slopes)
+    file = write_enhanced(tmp_path / "enhanced" / "1", ct, shared=shared, **slopes)
+    (series,) = find_series([file]).scans
+    assert series.files == (file,) and len(series.headers) == SHAPE[2]
+    found, expected = read_series(series.files), read_series(files)
+    np.testing.assert_array_equal(found.data, expected.data)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    assert series_grid([file]).shape == SHAPE and series_bytes([file]) == 4 * ct.data.size
+
+
+def test_a_localiser_among_frames_is_left_out(tmp_path):
+    kinds = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    changes = {"ImageType": lambda index: kinds if index == 0 else [*kinds[:2], "AXIAL"]}
+    file = write_enhanced(tmp_path / "1", ct_of(), **changes)
+    found = find_series([file])
+    assert found.skipped == (f"{tmp_path}: series 3: 1 of 12 images left out: a localiser.",)
+    np.testing.assert_array_equal(read_series([file]).data, ct_of().data[..., 1:])
+
+
+def test_a_frame_that_is_missing_is_named(tmp_path):
+    gap = moved(np.array([0, 0, 1]), lambda index: index + (index > 4))
+    file = write_enhanced(tmp_path / "1", ct_of(), ImagePositionPatient=gap)
+    with pytest.raises(ValueError, match=r"found 5.00 mm between 1 \(frame 9\) and 1 \(frame 3\)"):
+        read_series([file])
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_frames_that_do_not_say_where_they_lie_are_refused(tmp_path, group):
+    file = write_enhanced(tmp_path / "1", ct_of())
+    found = pydicom.dcmread(file)
+    delattr(found.PerFrameFunctionalGroupsSequence[3], group)
+    found.save_as(file)
+    with pytest.raises(ValueError, match=r"expected (position|RescaleSlope).*\(frame 4\)"):
+        read_series([file])
+
+
+def test_two_images_with_one_identifier_are_refused(tmp_path):
+    files = write_series(tmp_path, ct_of(), SOPInstanceUID=lambda index: f"1.2.{min(index, 10)}")
+    (series,) = find_series(files).scans
+    said = "expected images of unlike identifiers, found IM0010 and IM0011 with one and unlike content"
+    with pytest.raises(ValueError, match=said):
+        read_series(series.files)
+
+
+def test_an_image_that_is_not_rescaled_among_others_is_refused(tmp_path):
+    files = write_series(tmp_path, ct_of())
+    found = pydicom.dcmread(files[5])
+    del found.RescaleSlope, found.RescaleIntercept
+    found.save_as(files[5])
+    with pytest.raises(ValueError, match="expected RescaleSlope and RescaleIntercept in all images"):
+        read_series(files)
+
+
+@pytest.mark.parametrize("is_implicit", [True, False])
+def test_data_sets_without_preamble_are_read(tmp_path, is_implicit):
+    files = write_series(tmp_path, ct_of())
+    for file in files:
+        write_bare(file, is_implicit=is_implicit)
+    assert all(map(is_dicom, files))
+    (series,) = find_series(files).scans
+    np.testing.assert_array_equal(read_series(series.files).data, ct_of().data)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08\0\x05\0", b"\x08\0\x05\0CS\xff\xff", b"\x08\0\0\0\x04\0\0\0" * 9]
+)
+def test_what_only_begins_as_a_data_set_is_no_dicom(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    assert not is_dicom(tmp_path / "a")
+
+
+def test_whatever_goes_wrong_in_a_header_is_said_of_its_file_alone(tmp_path):
+    """Bits that are turned around, and sequences within sequences without end."""
+    files = write_series(tmp_path, ct_of())
+    whole = files[0].read_bytes()
+    begin = whole.index(b"\xe0\x7f\x10\0")
+    said = []
+    for bit in range(8 * 132, 8 * begin, 23):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        broken = tmp_path / f"broken{bit}"
+        broken.write_bytes(changed)
+        found = find_series([broken, *files])
+        assert any(set(series.files) >= set(files) for series in found.scans)
+        said += found.bad
+    item = b"\x40\0\x30\xa7SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
+    broken.write_bytes(whole[:begin] + item * 5000)
+    said += find_series([broken]).bad
+    assert len(said) > 5 and "recursion" in said[-1]
+    assert all(line.startswith(f"{tmp_path}/broken") and ": expected " in line for line in said)
+    assert all(line.isprintable() and len(line) < len(str(broken)) + 400 for line in said)
+
+
+def test_a_pipe_is_no_dicom_file(tmp_path):
+    os.mkfifo(tmp_path / "a.dcm")
+    (tmp_path / "b.dcm").symlink_to("/dev/zero")
+    found = find_series(sorted(tmp_path.iterdir()))
+    assert found.bad == tuple(
+        f"{tmp_path / name}: expected a DICOM file, found no regular file." for name in ("a.dcm", "b.dcm")
+    )
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    files = write_series(folder, ct_of(), names=[os.fsdecode(b"\xfc%d" % index) for index in range(12)])
+    compress(files[3], "JPEG")
+    (series,) = find_series(files).scans
+    np.testing.assert_array_equal(read_series(series.files).data, ct_of().data)
 
 
 def test_the_mark_of_dicom(tmp_path):

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from tests.imaging.examples import numbered, oblique_affine
-from utils.imaging.grids import oriented, oriented_grid, resized_grid, transform_points, working_grid
+from utils.imaging.grids import (
+    oriented,
+    oriented_grid,
+    parallel_grid,
+    reach_in,
+    resized_grid,
+    transform_points,
+    turn_degrees,
+    working_grid,
+)
 from utils.imaging.volume import Grid
 
 ORIENTATIONS = [
@@ -68,6 +77,58 @@ def test_working_grid_covers_the_scan_and_is_isotropic(spacing_mm):
     inside = transform_points(faces, native.affine, grid.affine)
     assert inside.min() >= -0.5 - 1e-3 and (inside <= np.array(grid.shape) - 0.5 + 1e-3).all()
     assert (np.array(grid.shape) - 0.5 - inside.max(axis=0)).max() < 0.5 + 1e-9
+
+
+def turned_about(axis: int, degrees: float) -> np.ndarray:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    first, second = [other for other in range(3) if other != axis]
+    turn = np.eye(4)
+    turn[[first, second], [first, second]] = cosine
+    turn[first, second], turn[second, first] = -sine, sine
+    return turn
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("degrees", [0, 4.9, -4.9])
+def test_working_grids_follow_a_scan_turned_by_a_few_degrees(axis, degrees):
+    native = Grid((10, 12, 14), turned_about(axis, degrees) @ np.diag([1.0, 1, 2, 1]))
+    assert turn_degrees(native.affine) == pytest.approx(abs(degrees), abs=1e-6)
+    grid = working_grid(native, 1.0)
+    np.testing.assert_array_equal(grid.affine, parallel_grid(native, 1.0).affine)
+    assert grid.shape == (12, 10, 28)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("degrees", [5.1, -20, 30, 40, 44])
+def test_working_grids_follow_the_patient_where_a_scan_is_turned_more(axis, degrees):
+    native = Grid((10, 12, 14), turned_about(axis, degrees) @ np.diag([1.0, 1, 2, 1]))
+    assert turn_degrees(native.affine) == pytest.approx(abs(degrees), abs=1e-6)
+    grid = working_grid(native, 1.0)
+    np.testing.assert_allclose(grid.affine[:3, :3], [[0, 1, 0], [-1, 0, 0], [0, 0, -1]])
+    # Of two sides of the turned box, as long as it is.
+    first, second = [other for other in range(3) if other != axis]
+    extent, expected = np.array([10, 12, 28.0]), np.array([10, 12, 28.0])
+    c, s = abs(np.cos(np.radians(degrees))), abs(np.sin(np.radians(degrees)))
+    expected[[first, second]] = c * extent[first] + s * extent[second], s * extent[first] + c * extent[second]
+    assert grid.shape == tuple(int(n) for n in np.ceil(expected[[1, 0, 2]] - 1e-3))
+
+
+def test_a_slanted_stack_gets_a_grid_with_right_angles():
+    slanted = np.eye(4)
+    slanted[1, 2] = 0.4  # slices shifted by .4 mm each: a gantry tilted by 22 degrees
+    grid = working_grid(Grid((10, 10, 10), slanted), 1.0)
+    np.testing.assert_allclose(grid.affine[:3, :3], [[0, 1, 0], [-1, 0, 0], [0, 0, -1]])
+    assert grid.shape == (14, 10, 10)
+
+
+def test_the_reach_of_a_part_worked_out_by_hand():
+    grid, part = Grid((20, 20, 20), np.eye(4)), Grid((4, 2, 2), turned_about(2, 90))
+    part.affine[:3, 3] = (10, 10, 30)
+    # A step along the part's first axis leads along its second: 9.5 to 13.5; 8.5 to 10.5 along the first.
+    begin, end = reach_in(grid, part)
+    assert begin.tolist() == [8, 9, 20] and end.tolist() == [12, 15, 20]
+    begin, end = reach_in(grid, part, margin=8)
+    assert begin.tolist() == [0, 1, 20] and end.tolist() == [20, 20, 20]
 
 
 def test_a_spacing_rounded_to_float32_adds_no_voxel():

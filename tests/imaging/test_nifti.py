@@ -349,3 +349,24 @@ def test_too_many_open_files_break_no_file(tmp_path):
     assert ran.stdout == (
         f"{path}: expected files and memory enough to open it, found none left (Too many open files).\n"
     )
+
+
+def test_remarks_before_the_voxels_fill_no_memory(tmp_path):
+    """A file of 10 kB whose voxels begin after 10 MB of remarks, of 16 bytes each."""
+    raw = bytearray(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)).to_bytes())
+    raw[108:112] = np.float32(352 + 10 * 2**20).tobytes()
+    remarks = np.array([16, 6, 0, 0], "<i4").tobytes() * (10 * 2**16)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(bytes(raw[:348]) + b"\1\0\0\0" + remarks + bytes(raw[352:])))
+    with pytest.raises(ValueError, match=r"voxels begin after .* bytes, more than 4194304\)"):
+        read_ct(path)
+
+
+@pytest.mark.parametrize("read", [read_ct, read_mask])
+def test_a_volume_that_takes_too_much_memory_is_refused_by_its_header(tmp_path, read):
+    path = tmp_path / "a.nii.gz"
+    header = nibabel.Nifti1Image(np.zeros((50, 50, 50), np.uint8), np.eye(4)).to_bytes()
+    path.write_bytes(gzip.compress(header))
+    assert read(path, most_bytes=4 * 50**3).shape == (50, 50, 50)
+    with pytest.raises(ValueError, match=r"at most .* GB \(--max-gigabytes\), found one of .*50, 50, 50"):
+        read(path, most_bytes=4 * 50**3 - 1)

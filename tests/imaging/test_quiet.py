@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel.imageglobals import logger
 
-from utils.imaging import dicom
+from utils.imaging import dicom_headers
 from utils.imaging.quiet import silent
 
 SECONDS = 30
@@ -67,11 +67,12 @@ def test_a_dicom_header_read_meanwhile_leaves_warnings_as_they_were(tmp_path, mo
         raise OSError("broken")
 
     monkeypatch.setattr(pydicom, "dcmread", dcmread)
+    (tmp_path / "a.dcm").write_bytes(b"x")
     refused = []
 
     def read():
         try:
-            dicom.read_header(tmp_path / "a.dcm")
+            dicom_headers.read_headers(tmp_path / "a.dcm")
         except ValueError as error:
             refused.append(str(error))
 

@@ -11,7 +11,7 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from tests.imaging.examples import needs_data, oblique_affine, real
-from utils.imaging.grids import oriented, oriented_grid, resized_grid, working_grid
+from utils.imaging.grids import oriented, oriented_grid, resized_grid, transform_points, working_grid
 from utils.imaging.nifti import read_mask
 from utils.imaging.resampling import heatmap_ct, resample_ct, resample_labels, resample_linear, working_ct
 from utils.imaging.volume import Grid, Volume
@@ -130,10 +130,120 @@ def test_linear_resampling_gives_the_value_for_outside_beyond_the_faces():
     np.testing.assert_allclose(default, [0, 5, 5, 5, 5, 5, 0])
 
 
-def test_resampling_refuses_slanted_grids():
-    volume = noise((10, 10, 10))
-    with pytest.raises(ValueError, match="parallel"):
-        resample_ct(volume, Grid((10, 10, 10), np.eye(4)))
+#: Grids at an angle to that of `noise`: at the origin with the patient's axes, and turned by 40 degrees.
+TURNED = {
+    "the patient's axes": Grid((30, 28, 26), np.diag([1.3, 0.9, 1.1, 1.0])),
+    "40 degrees": Grid(
+        (30, 28, 26),
+        oblique_affine()
+        @ np.array([[0.766, -0.643, 0, 5], [0.643, 0.766, 0, -6], [0, 0, 1, 3], [0, 0, 0, 1]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("to", TURNED)
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_grids_at_an_angle_are_reached_as_nibabel_reaches_them(to, dtype):
+    volume, grid = noise(), TURNED[to]
+    volume = Volume(volume.data.astype(dtype), volume.affine)
+    cubic = resample_ct(volume, grid)
+    assert cubic.data.dtype == np.float32
+    np.testing.assert_array_equal(cubic.affine, grid.affine)
+    np.testing.assert_allclose(cubic.data, resampled_by_nibabel(volume, grid, 3), rtol=0, atol=0.05)
+    clipped = Volume(np.clip(volume.data, -500, 400), volume.affine)
+    np.testing.assert_allclose(
+        resample_ct(volume, grid, bounds=(-500, 400)).data,
+        resampled_by_nibabel(clipped, grid, 3),
+        rtol=0,
+        atol=0.05,
+    )
+
+
+def beyond_faces(volume: Volume, grid: Grid) -> np.ndarray:
+    voxels = np.array(list(np.ndindex(grid.shape)))
+    at = transform_points(voxels, grid.affine, volume.affine)
+    return ((at < -0.5) | (at > np.array(volume.shape) - 0.5)).any(axis=1).reshape(grid.shape)
+
+
+@pytest.mark.parametrize("outside", [0, -3])
+def test_linear_resampling_at_an_angle_gives_the_value_for_outside_beyond_the_faces(outside):
+    volume, grid = noise((20, 20, 20)), TURNED["the patient's axes"]
+    beyond = beyond_faces(volume, grid)
+    assert 0.1 < beyond.mean() < 0.9
+    expected = np.where(beyond, outside, resampled_by_nibabel(volume, grid, 1))
+    np.testing.assert_allclose(resample_linear(volume, grid, outside=outside).data, expected, atol=0.01)
+
+
+def test_a_turned_scan_is_smoothed_along_its_own_axes():
+    volume = noise((30, 30, 30))
+    grid = Grid((12, 12, 12), np.diag([2.0, 2, 2, 1]))
+    sigma = [(2 / spacing - 1) / 2 for spacing in (0.7, 0.8, 1.25)]
+    smooth = Volume(ndimage.gaussian_filter(volume.data, sigma, mode="nearest"), volume.affine)
+    expected = resampled_by_nibabel(smooth, grid, 3)
+    np.testing.assert_allclose(resample_ct(volume, grid, antialias=True).data, expected, atol=0.05)
+
+
+def test_beyond_a_turned_scan_lies_air_or_its_border():
+    volume = noise((30, 30, 30))
+    grid = working_grid(volume.grid, 1.0)
+    beyond = beyond_faces(volume, grid)
+    edge, air = (working_ct(volume, 1.0, outside=outside).data for outside in ("edge", "air"))
+    np.testing.assert_array_equal(air == -1024, beyond | (edge == -1024))
+    np.testing.assert_array_equal(air[~beyond], edge[~beyond])
+    np.testing.assert_array_equal(working_ct(volume, 1.0).data, edge)
+
+
+@pytest.mark.parametrize("extends", [False, True])
+def test_labels_at_an_angle_are_the_largest_of_all_indicators(extends):
+    labels = np.random.default_rng(1).choice([0, 1, 20, 28], (14, 13, 12)).astype(np.uint8)
+    mask, grid = Volume(ndimage.median_filter(labels, 3), oblique_affine()), TURNED["40 degrees"]
+    shares = np.array(
+        [
+            resampled_by_nibabel(Volume((mask.data == c).astype(np.float32), mask.affine), grid, 1)
+            for c in (1, 20, 28)
+        ]
+    )
+    expected = np.where(shares.max(axis=0) >= 0.5, np.array([1, 20, 28])[shares.argmax(axis=0)], 0)
+    if not extends:
+        expected[beyond_faces(mask, grid)] = 0
+    clear = np.abs(shares.max(axis=0) - 0.5) > 1e-4
+    found = resample_labels(mask, grid, extends=extends)
+    assert found.data.dtype == np.uint8 and len(np.unique(found.data)) == 4
+    inside = clear if not extends else clear & ~far_beyond(mask, grid)
+    np.testing.assert_array_equal(found.data[inside], expected[inside])
+
+
+def far_beyond(volume: Volume, grid: Grid) -> np.ndarray:
+    """Voxels further than one of the volume's beyond its faces, where a label need not go on."""
+    wide = Volume(np.zeros(np.add(volume.shape, 2)), volume.affine.copy())
+    wide.affine[:3, 3] -= volume.affine[:3, :3].sum(axis=1)
+    return beyond_faces(wide, grid)
+
+
+@pytest.mark.parametrize("degrees", [20, 30, 40])
+@pytest.mark.parametrize("axis", range(3))
+def test_what_a_turned_stack_shows_lies_in_the_working_grid_as_ever(axis, degrees):
+    """A slope in the world is linear, so any grid must show the same of it, and labels must come back."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    first, second = [other for other in range(3) if other != axis]
+    affine = np.diag([0.8, 0.9, 1.5, 1])
+    turn = np.eye(4)
+    turn[[first, second], [first, second]] = c
+    turn[first, second], turn[second, first] = -s, s
+    affine = turn @ affine
+    voxels = np.array(list(np.ndindex(40, 40, 30)))
+    world = (voxels @ affine[:3, :3].T).reshape(40, 40, 30, 3)
+    ct = Volume((world @ [2.0, -3.0, 5.0]).astype(np.float32), affine)
+    working = working_ct(ct, 1.0)
+    np.testing.assert_allclose(working.affine[:3, :3], [[0, 1, 0], [-1, 0, 0], [0, 0, -1]])
+    at = np.array(list(np.ndindex(working.shape))) @ working.affine[:3, :3].T + working.affine[:3, 3]
+    inside = ~ndimage.binary_dilation(beyond_faces(ct, working.grid), iterations=4).ravel()
+    assert inside.sum() > 2000
+    np.testing.assert_allclose(working.data.ravel()[inside], (at @ [2.0, -3.0, 5.0])[inside], atol=0.5)
+    ball = np.linalg.norm(world - world[20, 20, 15], axis=-1) < 9
+    back = resample_labels(resample_labels(Volume(ball.astype(np.uint8) * 20, affine), working.grid), ct.grid)
+    (dice,) = dice_of_labels(back.data, ball.astype(np.uint8) * 20)
+    assert dice > 0.97
 
 
 def test_labels_meet_half_way_worked_out_by_hand():

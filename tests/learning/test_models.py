@@ -275,6 +275,15 @@ def test_damaged_model_is_named(earlier, content):
         models.load_model(earlier)
 
 
+def test_damage_where_keras_does_not_look_is_named(earlier):
+    path = earlier / "best.keras"
+    whole = path.read_bytes()
+    place = whole.index(b"keras_version")
+    path.write_bytes(whole[:place] + b"K" + whole[place + 1 :])
+    with pytest.raises(ValueError, match=r"found a checksum of metadata\.json that is wrong"):
+        models.load_model(earlier)
+
+
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
 def test_weights_that_are_cut_off_are_named(directory, share):
     path = directory / "best.weights.h5"

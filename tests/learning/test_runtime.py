@@ -121,6 +121,14 @@ def test_the_trial_itself_works():
     assert preflight.failures_of([sys.executable, "-m", "utils.learning.preflight"]) == {}
 
 
+def test_every_gpu_is_tried(monkeypatch, capsys):
+    cpu = tf.config.list_logical_devices("CPU")[0]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [cpu, cpu] if kind == "GPU" else [])
+    places = []
+    preflight.main({preflight.CONVOLUTION: lambda: places.append(tf.random.normal(()).device)})
+    assert len(places) == 2 and capsys.readouterr().out.split() == [preflight.CONVOLUTION]
+
+
 @pytest.mark.parametrize(
     ("device", "xla", "compiles"),
     [

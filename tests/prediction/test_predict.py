@@ -20,6 +20,8 @@ import pytest
 from scipy import ndimage
 
 from tests.imaging.dicom_series import write_series
+from tests.imaging.itk_files import meta
+from tests.imaging.itk_files import nrrd as nrrd_bytes
 from tests.walk.column import AFFINE, HU_A_RANK, column, column_ct, heat_of, oracle, told
 from utils.files import sha256_of
 from utils.imaging.centroids import BEHIND_MM
@@ -357,6 +359,29 @@ def test_a_prediction_that_holds_no_hash_of_its_scan_is_made_again(tmp_path, fak
     assert fake.patches == 3 * calls
 
 
+def test_a_finished_case_with_a_damaged_file_is_done_again_and_says_so(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    calls, mask = fake.patches, mask_path(out, "sub-a")
+    settings, picture = (mask.with_name(f"sub-a{end}") for end in ("_settings.json", "_seg-vert_snp.png"))
+    before = {path: path.read_bytes() for path in (mask, picture)}
+    for path in (mask, picture):
+        path.write_bytes(before[path][: len(before[path]) // 2])
+    capsys.readouterr()
+    assert infer(settings_for(scan, output=out)) == 0
+    said = f"warning: {scan}: done again, as {picture.name}, {mask.name} did not hold what was written."
+    assert said in capsys.readouterr().err.splitlines()
+    assert fake.patches == 2 * calls and read_mask(mask).data.any()
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 2 * calls and "sub-a: already predicted" in capsys.readouterr().out
+    known = json.loads(settings.read_text())
+    del known["files"]  # as earlier versions wrote it
+    settings.write_text(json.dumps(known))
+    picture.unlink()
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 2 * calls
+
+
 def test_files_of_an_older_prediction_do_not_stay_beside_a_new_one(tmp_path, fake):
     scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
     every = {"trace": True, "formats": ("seg.nrrd", "itksnap")}
@@ -429,6 +454,28 @@ def test_a_scan_larger_than_it_may_be_is_refused_with_the_option_that_allows_it(
     error = capsys.readouterr().err
     assert f"bad scan: {scan}: expected a scan of at most 0.0001 GB (--max-gigabytes), found one of" in error
     assert not mask_path(out, "sub-a").exists() and infer(settings_for(scan, output=out)) == 0
+
+
+def test_hostile_headers_are_bad_scans_and_the_one_beside_them_is_predicted(tmp_path, fake, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    scan = write_column(folder / "z.nii.gz")
+    hostile = {
+        "a.mha": meta(NDims="-1"),
+        "b.mhd": meta(b"", ElementDataFile="%d%n%s 0 6 1"),
+        "c.nhdr": nrrd_bytes(b"", data_file="pipe"),
+        "d.nhdr": nrrd_bytes(b"", data_file="/dev/zero"),
+        "e.nrrd": b"NRRD0004\n" + b"type: %" * 2**17,
+    }
+    for name, content in hostile.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe")
+    assert infer(settings_for(folder, output=out)) == 1
+    error = capsys.readouterr().err
+    for name in ("a.mha", "b.mhd", "d.nhdr", "e.nrrd"):
+        assert f"bad scan: {folder / name}: expected" in error
+    assert f"{folder / 'pipe'}: expected the voxels of c.nhdr, found no regular file." in error
+    assert error.count("bad scan") == len(hostile) and "Traceback" not in error
+    assert mask_path(out, "sub-z").is_file() and scan.is_file()
 
 
 @pytest.mark.parametrize("error", ["tensorflow", "python"])
@@ -914,9 +961,10 @@ def test_the_first_line_says_that_the_starter_weights_are_used(models, tmp_path,
 
 
 def files_of(output: Path) -> dict[str, bytes]:
-    """What the files hold; how long a case took is left out."""
+    """What the files hold; how long a case took, and the hash of the file that says so, are left out."""
     held = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    return {name: re.sub(rb'"seconds": [0-9.]+', b"", content) for name, content in held.items()}
+    timed = rb'"seconds": [0-9.]+|"_quality.json": "[0-9a-f]+"'
+    return {name: re.sub(timed, b"", content) for name, content in held.items()}
 
 
 def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_path, scheduler, capsys):

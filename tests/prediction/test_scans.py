@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.imaging.dicom_series import write_series
+from tests.imaging.dicom_series import write_enhanced, write_series
+from tests.imaging.test_damaged_inputs import as_anybody
 from utils.imaging.volume import Volume
 from utils.prediction.keys import tell_apart
 from utils.prediction.scans import find_scans
@@ -168,6 +171,54 @@ def test_files_without_the_mark_of_dicom_give_one_short_line(tmp_path, ending, w
         (tmp_path / f"{number}{ending}").write_bytes(b"no preamble")
     (line,) = find_scans([tmp_path]).bad
     assert word in line and "DICM" in line and len(line) < 1000
+
+
+def test_a_file_with_a_frame_a_slice_is_a_scan_by_itself_and_in_its_folder(tmp_path):
+    file = write_enhanced(tmp_path / "image", ct())
+    scans = [find_scans([path]).scans for path in (file, tmp_path)]
+    assert scans[0] == scans[1] and scans[0][0].series == (file,)
+    assert scans[0][0].key == "sub-P01_series-3"
+
+
+def test_a_pipe_is_named_and_the_others_go_on(tmp_path):
+    write_series(tmp_path, ct(), names=[f"{i}.dcm" for i in range(10)])
+    for name in ("pipe.dcm", "pipe"):
+        os.mkfifo(tmp_path / name)
+    found = find_scans([tmp_path])
+    assert len(found.scans) == 1
+    assert found.bad == [f"{tmp_path / 'pipe.dcm'}: expected a DICOM file, found no regular file."]
+
+
+def test_what_may_not_be_read_is_named_and_the_others_go_on():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        top = Path(name)
+        write_series(top, ct())
+        touch(top, "closed/a.nii", "empty/b.txt", "lost+found/c.nii")
+        (top / "d").write_bytes(b"content")
+        top.chmod(0o755)
+        for name in ("closed", "lost+found", "d"):
+            (top / name).chmod(0)
+        with as_anybody():
+            found = find_scans([top, top / "closed" / "a.nii"])
+            alone = find_scans([top / "empty", top / "d"])
+        for name in ("closed", "lost+found"):
+            (top / name).chmod(0o755)
+    assert len(found.scans) == 1 and not alone.scans
+    assert found.bad == [
+        f"{top / 'closed'}: expected a folder that may be read, found Permission denied.",
+        f"{top / 'd'}: expected a DICOM file, found Permission denied.",
+        f"{top / 'closed' / 'a.nii'}: expected a scan or a folder, found Permission denied.",
+    ]
+    assert alone.bad[1] == f"{top / 'd'}: expected a DICOM file, found Permission denied."
+
+
+def test_patients_of_two_folders_whose_letters_are_the_same_are_told_apart(tmp_path):
+    for folder, patient in (("a", "1-23"), ("b", "12-3")):
+        write_series(tmp_path / folder, ct(), PatientID=patient)
+    scans = find_scans([tmp_path / "a", tmp_path / "b"]).scans
+    assert [scan.key for scan in scans] == ["sub-123_series-3"] * 2
+    named, _ = tell_apart(scans, tmp_path / "out")
+    assert [scan.key for scan in named] == ["sub-a-123_series-3", "sub-b-123_series-3"]
 
 
 def test_patients_whose_letters_are_the_same_are_two_scans(tmp_path):

@@ -339,6 +339,20 @@ def test_a_bad_case_of_the_heatmap_is_named_and_the_others_go_on(tmp_path, capsy
     assert prepare_heatmap(heatmap(tmp_path, skip_bad=True)) == 0
 
 
+@pytest.mark.parametrize(
+    ("prepare", "settings"), [(prepare_segmentation, segmentation), (prepare_heatmap, heatmap)]
+)
+def test_a_case_that_takes_too_much_memory_is_named_with_the_option_that_allows_it(
+    tmp_path, capsys, prepare, settings
+):
+    paths = write_case(tmp_path / "data", "sub-a01")
+    assert prepare(settings(tmp_path, max_gigabytes=1e-5)) == 1
+    first = paths["mask" if prepare is prepare_segmentation else "ct"]
+    said = f"bad case sub-a01: {first}: expected a scan of at most 1e-05 GB (--max-gigabytes), found"
+    assert said in capsys.readouterr().err
+    assert prepare(settings(tmp_path)) == 0
+
+
 def test_only_bad_cases_are_an_error_even_if_they_may_be_skipped(tmp_path, capsys):
     spoil(write_case(tmp_path / "data", "sub-a01"), "empty CT")
     assert prepare_segmentation(segmentation(tmp_path, skip_bad=True)) == 1
@@ -431,7 +445,19 @@ def test_a_source_that_was_copied_or_has_nothing_to_do_with_it_is_not_prepared_a
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 0
 
 
-@pytest.mark.parametrize("damage", ["cut output", "no output", "no sidecar", "broken sidecar", "odd sidecar"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "cut output",
+        "no output",
+        "no sidecar",
+        "broken sidecar",
+        "odd sidecar",
+        "odd source",
+        "odd name",
+        "nested",
+    ],
+)
 def test_a_case_that_is_not_whole_is_prepared_again(tmp_path, capsys, damage):
     write_case(tmp_path / "data", "sub-a01")
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
@@ -444,6 +470,12 @@ def test_a_case_that_is_not_whole_is_prepared_again(tmp_path, capsys, damage):
         sidecar.write_text(sidecar.read_text()[:40])
     elif damage == "odd sidecar":
         sidecar.write_text('{"outputs": {}}')
+    elif damage == "odd source":
+        sidecar.write_text(re.sub(r'"ct": \{[^}]*\}', '"ct": 5', sidecar.read_text()))
+    elif damage == "odd name":
+        sidecar.write_text(sidecar.read_text().replace('"sub-a01_ct.nii"', '""'))
+    elif damage == "nested":
+        sidecar.write_text("[" * 9000)
     else:
         (ct if damage == "no output" else sidecar).unlink()
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1

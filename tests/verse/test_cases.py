@@ -1,11 +1,13 @@
 """The index of VerSe trees: pairing by whole key, splits by folder, and what is refused."""
 
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.imaging.examples import DATA, NO_DATA, real_tree
+from tests.imaging.test_damaged_inputs import as_anybody
 from utils.download.data_set import get_data
 from utils.settings import DataSettings
 from utils.verse.cases import (
@@ -261,6 +263,19 @@ def test_folders_that_are_links_are_followed_once(tmp_path):
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere")
     (case,) = index_cases(data)
     assert case.complete and case.split == "training"
+
+
+def test_a_folder_that_may_not_be_read_is_named():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        data = Path(name)
+        put_case(data / TRAINING, "sub-x")
+        closed = data / TRAINING / "closed"
+        closed.mkdir()
+        data.chmod(0o755)
+        closed.chmod(0)
+        said = f"{closed}: expected a folder that may be read, found Permission denied"
+        with as_anybody(), pytest.raises(ValueError, match=said):
+            index_cases(data)
 
 
 def test_nothing_found_names_the_folder_and_the_split(tmp_path):

@@ -2,56 +2,53 @@
 
 from __future__ import annotations
 
-import shutil
 import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
-
-from tqdm import tqdm
 
 from utils.download.selection import with_year
-from utils.files import written_whole
 from utils.verse.cases import CaseFile, parse_case_file
 
 #: What a zip archive or a member that is broken raises.
 ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+#: An archive may unpack to so many times its own size, and 1 GB: uncompressed CTs shrink to a third.
+UNPACKED_RATIO = 20
+SPARE_BYTES = 10**9
 #: A VerSe file in an archive, and what its name says.
 Member = tuple[zipfile.ZipInfo, CaseFile]
 
 
-def extract_archive(archive: Path, data_dir: Path) -> list[str]:
-    """Extract the VerSe files of a zip archive, member by member.
+def check_unpacked(
+    name: str, packed_bytes: int, member_bytes: Sequence[int], *, gigabytes: float | None = None
+) -> None:
+    """Refuse an archive that unpacks to far more than it holds: images of VerSe are compressed already.
 
-    An archive with a member that would leave the folder (an absolute path, "..", a link) is refused
-    whole. Where no folder inside names the data set, the archive's own name does.
+    What a member announces is all that is ever read of it.
 
     Parameters
     ----------
-    archive : Path
-        Zip archive.
-    data_dir : Path
-        Folder that receives the files.
+    name : str
+        What messages call the archive.
+    packed_bytes : int
+        Its size.
+    member_bytes : sequence of int
+        What the members announce as their sizes.
+    gigabytes : float, optional
+        Most that it may unpack to, by default `UNPACKED_RATIO` times its size and 1 GB.
 
-    Returns
-    -------
-    list of str
-        A line for everything that could not be read.
+    Raises
+    ------
+    ValueError
+        If it is more.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = case_members(opened, (archive.stem,), name=str(archive))
-            put = partial(_put_member, opened, data_dir)
-            bar = tqdm(members, desc=archive.name, unit="file")
-            return extract_members(bar, put, name=str(archive))[0]
-    except ValueError as error:
-        return [str(error)]
-    except ARCHIVE_ERRORS as error:
-        return [f"{archive}: expected a whole zip archive, found one that cannot be read ({error})."]
+    most = UNPACKED_RATIO * packed_bytes + SPARE_BYTES if gigabytes is None else gigabytes * 1e9
+    if sum(member_bytes) > most:
+        raise ValueError(
+            f"{name}: expected at most {most / 1e9:.3g} GB unpacked, found {sum(member_bytes) / 1e9:.3g} GB "
+            f"in {packed_bytes:,} bytes. --max-unpacked-gigabytes allows more."
+        )
 
 
 def case_members(
@@ -91,22 +88,27 @@ def case_members(
 
 
 def extract_members(
-    members: Sequence[Member], put: Callable[[zipfile.ZipInfo, CaseFile], None], *, name: str
+    members: Sequence[Member], put: Callable[[zipfile.ZipInfo, CaseFile], str], *, name: str
 ) -> tuple[list[str], bool]:
-    """Put members to their places.
+    """Put members to their places, but for those that differ from another one for the same place.
 
-    Gives a line for every one that is broken or differs from one already put, and whether any is broken.
+    Gives a line for every one that is broken or differs or that `put` says something about, and whether any
+    is broken.
     """
     bad: list[str] = []
     is_broken = False
     checksums: dict[Path, int] = {}
+    differing: set[Path] = set()
     for member, file in members:
         place = place_of(file, Path())
         if checksums.setdefault(place, member.CRC) != member.CRC:
             bad.append(f"{name}: expected one {place.name}, found another at {member.filename}.")
+            differing.add(place)
+    for member, file in members:
+        if place_of(file, Path()) in differing:
             continue
         try:
-            put(member, file)
+            bad += filter(None, [put(member, file)])
         except ARCHIVE_ERRORS as error:
             bad.append(f"{name}: expected a whole {member.filename}, found a broken one ({error}).")
             is_broken = True
@@ -124,20 +126,6 @@ def place_of(file: CaseFile, data_dir: Path) -> Path:
     """Give where a file belongs in the layout of VerSe; without a data set's name, right below `data_dir`."""
     folder = "rawdata" if file.role == "ct" else "derivatives"
     return data_dir / file.dataset / folder / file.subject / file.path.name
-
-
-def put_stream(
-    open_source: Callable[[], AbstractContextManager[IO[bytes]]], place: Path, *, size: int
-) -> None:
-    """Copy a stream to its place; a file of the same size there is one that an earlier run finished."""
-    if place.is_file() and place.stat().st_size == size:
-        return
-    with open_source() as source, written_whole(place) as temporary, temporary.open("wb") as target:
-        shutil.copyfileobj(source, target, 2**20)
-
-
-def _put_member(opened: zipfile.ZipFile, data_dir: Path, member: zipfile.ZipInfo, file: CaseFile) -> None:
-    put_stream(partial(opened.open, member), place_of(file, data_dir), size=member.file_size)
 
 
 def _member_file(member: zipfile.ZipInfo, folders: Sequence[str], year: str) -> CaseFile | None:

@@ -1,28 +1,24 @@
 """Put a VerSe data set into a folder: downloaded, or copied from a tree or zip archives on disk.
 
 Every file ends at `DATA_DIR/dataset-<...>/rawdata|derivatives/sub-<...>/<name>`, however deep the source
-nests it, under a temporary name until it is whole. A rerun keeps the files that are there already. What
-needs more than files, such as phantoms, is a source that the caller gives.
+nests it, under a temporary name until it is whole. A rerun keeps the files that are there already, and
+whatever the user has changed. What needs more than files, such as phantoms, is a source that the caller
+gives.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
-from utils.download.archives import extract_archive, is_safe, place_of, put_stream
+from utils.download.copies import from_disk
 from utils.download.selection import NONCOMMERCIAL_PREFIX
 from utils.download.sources import from_osf, from_zips
-from utils.files import printable
+from utils.files import printable, remove_left_overs
 from utils.settings import DataSettings
 from utils.verse import cases
-
-__all__ = ["SOURCES", "extract_archive", "from_disk", "get_data", "is_safe", "wrong_settings"]
 
 #: A source puts files into `data_dir` and gives a line for everything that was bad.
 Source = Callable[[DataSettings], list[str]]
@@ -53,6 +49,7 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
         print(wrong, file=sys.stderr)
         return 2
     try:
+        remove_left_overs(settings.data_dir)
         bad = known.get(settings.source, from_disk)(settings)
         for line in bad:
             print(printable(line), file=sys.stderr)
@@ -79,7 +76,7 @@ def wrong_settings(settings: DataSettings, known: Iterable[str]) -> str:
     if source == "pairs" and not has_pair:
         return "--source pairs: expected both --ct and --mask, or --mask and --key for a mask alone."
     for option, takers, is_asked in _options_of_sources(settings):
-        if is_asked and source not in takers:
+        if is_asked and (source if source in names else "PATH") not in takers:
             return f"{option}: expected with --source {' or '.join(takers)} only, received --source {source}."
     barred = [name for name in settings.subjects if name.casefold().startswith(NONCOMMERCIAL_PREFIX)]
     if barred and settings.exclude_noncommercial:
@@ -101,6 +98,8 @@ def _options_of_sources(settings: DataSettings) -> list[tuple[str, tuple[str, ..
         ("--subjects", downloads, bool(settings.subjects)),
         ("--exclude-noncommercial", downloads, settings.exclude_noncommercial),
         ("--verify", downloads, settings.verify),
+        ("--replace-changed", (*downloads, "PATH"), settings.replace_changed),
+        ("--max-unpacked-gigabytes", (*downloads, "PATH"), settings.max_unpacked_gigabytes is not None),
     ]
 
 
@@ -115,39 +114,6 @@ def _wrong_address(settings: DataSettings) -> str:
     if parts.scheme in ("http", "https") and parts.netloc:
         return ""
     return f"{option}: expected an address such as https://host/path, received {address!r}."
-
-
-def from_disk(settings: DataSettings) -> list[str]:
-    """Copy a VerSe tree, with every zip archive in it, or extract one archive.
-
-    Returns
-    -------
-    list of str
-        A line for every archive, or member of one, that could not be read.
-
-    Raises
-    ------
-    ValueError
-        If there is no such path, nothing of VerSe in it, or two files that differ for one place.
-    """
-    source = Path(settings.source)
-    if source.is_file() and source.suffix.lower() == ".zip":
-        return extract_archive(source, settings.data_dir)
-    if not source.is_dir():
-        found = "a file of another kind" if source.exists() else "nothing there"
-        raise ValueError(f"{source}: expected a folder or a zip archive, found {found}.")
-    archives = [path for path in cases.visible_files(source) if path.suffix.lower() == ".zip"]
-    files = list(cases.case_files(source))
-    if files or any(cases.is_of_older_release(path) for path in cases.visible_files(source)):
-        cases.index_cases(source)  # Refuses files that contradict each other before any is copied.
-    if not archives and not files:
-        raise ValueError(
-            f"{source}: expected VerSe files (sub-*_ct.nii.gz, ...) or zip archives, found none."
-        )
-    for file in tqdm(files, desc="copy", unit="file", disable=not files):
-        size = file.path.stat().st_size
-        put_stream(partial(file.path.open, "rb"), place_of(file, settings.data_dir), size=size)
-    return [line for archive in archives for line in extract_archive(archive, settings.data_dir)]
 
 
 def series_per_split(series: list[cases.Case]) -> list[str]:

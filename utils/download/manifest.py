@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from utils.files import write_text_whole
+from utils.files import sha256_of, write_text_whole
 
 MANIFEST = "manifest.json"
 #: Bytes read or written at once: small beside a file, so that progress moves and Ctrl-C is heard.
@@ -67,6 +67,13 @@ class Manifest:
             return False
         return size_on_disk(self.data_dir / path) == entry["size"]
 
+    def is_changed(self, path: str) -> bool:
+        """Whether a listed file lies on disk with other content than the listed one: the user's own work."""
+        entry, place = self.files.get(path), self.data_dir / path
+        if entry is None or not place.is_file():
+            return False
+        return size_on_disk(place) != entry["size"] or sha256_of(place) != entry["sha256"]
+
     def enter(self, path: str, *, size: int, sha256: str, source: str) -> None:
         """List a file."""
         entry = {"path": path, "size": size, "sha256": sha256, "source": source, "date": _now()}
@@ -92,6 +99,14 @@ class Manifest:
 def size_on_disk(path: Path) -> int:
     """Give a file's size in bytes, -1 if there is none."""
     return path.stat().st_size if path.is_file() else -1
+
+
+def kept_line(place: Path, source: str) -> str:
+    """Say that a file stays although a source has another one."""
+    return (
+        f"{place}: expected what an earlier run put there, found a file that changed since or is your own; "
+        f"it stays, though {source} has another one; --replace-changed takes that."
+    )
 
 
 def _now() -> str:

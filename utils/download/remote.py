@@ -8,7 +8,6 @@ a part of the very same file; whatever does not add up in the end is thrown away
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 import threading
@@ -24,7 +23,8 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from utils.download.manifest import CHUNK, size_on_disk
-from utils.files import hash_file, write_text_whole
+from utils.download.parts import begin, discard, opened_plain, resumable_bytes
+from utils.files import hash_file
 
 Result = TypeVar("Result")
 
@@ -253,7 +253,7 @@ class Client:
     def _fetch_once(self, remote: RemoteFile, part: Path, report_bytes: Callable[[int], None]) -> str:
         have = resumable_bytes(remote, part)
         if not have:
-            _begin(remote, part)
+            begin(remote, part)
         hashes = remote.new_hashes()
         hash_file(part, hashes)
         try:
@@ -277,7 +277,7 @@ class Client:
             if not _continues(response, remote, have):
                 report_bytes(-have)
                 have, hashes = 0, remote.new_hashes()
-            with part.open("r+b") as file:
+            with opened_plain(part) as file:
                 file.truncate(have)
                 file.seek(have)
                 for chunk in response.iter_content(CHUNK):
@@ -343,38 +343,6 @@ class Client:
             self._print_line(f"{why}; goes on in {seconds:.0f} s.")
         if self.stop.wait(seconds):
             raise Stopped
-
-
-def note_of(part: Path) -> Path:
-    """Give the file beside a part that says what it is a part of."""
-    return part.with_name(f"{part.name}.json")
-
-
-def discard(part: Path) -> None:
-    """Remove a part and its note; the part first, so that no note ever stands beside other bytes."""
-    part.unlink(missing_ok=True)
-    note_of(part).unlink(missing_ok=True)
-
-
-def resumable_bytes(remote: RemoteFile, part: Path) -> int:
-    """Count the bytes of a part that can be used: 0 unless it is known to be one of the same file."""
-    try:
-        note = json.loads(note_of(part).read_text())
-    except (OSError, ValueError):
-        return 0
-    have = size_on_disk(part)
-    fits = have > 0 and (remote.size is None or have <= remote.size)
-    return have if fits and remote.identity and note == _note(remote) else 0
-
-
-def _note(remote: RemoteFile) -> dict[str, Any]:
-    return {"url": remote.url, "size": remote.size, "identity": remote.identity}
-
-
-def _begin(remote: RemoteFile, part: Path) -> None:
-    discard(part)
-    write_text_whole(note_of(part), json.dumps(_note(remote)))
-    part.touch()
 
 
 def _range_headers(remote: RemoteFile, have: int) -> dict[str, str]:

@@ -11,11 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.download.archives import place_of
-from utils.download.manifest import Manifest, size_on_disk
+from utils.download.folder_lock import alone_in
+from utils.download.manifest import Manifest, kept_line, size_on_disk
 from utils.download.osf import BAR_DELAY_S, NODES, TOKEN_VARIABLE, Pages, list_files
-from utils.download.remote import PATIENCE, Client, Patience, RemoteFile, note_of
+from utils.download.parts import note_of
+from utils.download.remote import PATIENCE, Client, Patience, RemoteFile
 from utils.download.selection import Selection, case_file_at, lines_about_homeless, with_year
-from utils.download.transfer import PAGES_FOLDER, Job, Run, alone_in, check_disk_room, print_line, tidy, work
+from utils.download.transfer import PAGES_FOLDER, Job, Run, check_disk_room, print_line, tidy, work
 from utils.download.unpacking import archive_jobs
 from utils.files import flush_to_disk, hash_file, sha256_of
 from utils.settings import DataSettings
@@ -179,6 +181,9 @@ def _file_jobs(run: Run, place: Path, remotes: Sequence[RemoteFile]) -> list[Job
     run.release([run.manifest.path_of(place)])
     if _is_there(run, remote, place):
         note_of(_part_of(place)).unlink(missing_ok=True)  # Left where a run was killed after the renaming.
+        return []
+    if run.keeps(run.manifest.path_of(place)):
+        run.bad.append(kept_line(place, remote.name))
         return []
     return [Job(remote, _part_of(place), partial(_settle_file, run, remote, place))]
 

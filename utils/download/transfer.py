@@ -9,7 +9,6 @@ and removed then, so that at most one archive a connection lies there.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -17,17 +16,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils.download.archives import place_of
+from utils.download.copies import FULL_DISK
 from utils.download.manifest import Manifest
 from utils.download.osf import BAR_DELAY_S, Pages
-from utils.download.remote import Client, Mismatch, RemoteFile, Stopped, Unreachable, resumable_bytes
+from utils.download.parts import resumable_bytes
+from utils.download.remote import Client, Mismatch, RemoteFile, Stopped, Unreachable
 from utils.download.selection import Selection
 from utils.files import is_left_over, printable
 from utils.settings import DataSettings
@@ -36,8 +36,6 @@ from utils.verse.cases import CaseFile
 #: Folder of archives that are not unpacked yet, and of pages of a listing; both below the data set's.
 ARCHIVES_FOLDER = ".archives"
 PAGES_FOLDER = ".listing"
-#: A disk or quota that is full ends the run: no other file would fare better.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: So many files in a row that no server gave end the run: it is the network or the server, not the file.
 _GIVE_UP = 8
 #: Parts of files that nobody asked for again are removed after a week, in seconds.
@@ -112,6 +110,11 @@ class Run:
     def data_dir(self) -> Path:
         """Folder of the data set."""
         return self.manifest.data_dir
+
+    def keeps(self, path: str) -> bool:
+        """Whether a file, given by its path in the manifest, is to stay: the user has changed it."""
+        asked = self.settings.replace_changed or self.settings.verify
+        return not asked and self.manifest.is_changed(path)
 
     def wants(self, file: CaseFile) -> bool:
         """Whether a file is asked for."""
@@ -236,7 +239,7 @@ class _Crew:
                 note_failure(self._run, error)
                 self._count_unreachable(error)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL_DISK:
                 raise
             self._run.bad.append(f"{job.remote.name}: expected to write it, found {error}.")
 
@@ -294,25 +297,3 @@ def _resumable(job: Job) -> int:
 def print_line(line: str) -> None:
     """Print a line to standard error, above any bar."""
     tqdm.write(printable(line), file=sys.stderr)
-
-
-@contextmanager
-def alone_in(data_dir: Path) -> Iterator[None]:
-    """Keep a second download out of a folder: both would write the same parts. The lock ends with us."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has none; there the user has to see to it.
-        yield
-        return
-    folder = os.open(data_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise ValueError(f"{data_dir}: expected no other download into it, found one running.") from None
-    except OSError:
-        pass  # A network disk without locks.
-    try:
-        yield
-    finally:
-        os.close(folder)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from utils.download.archives import ARCHIVE_ERRORS, Member, case_members, extract_members, place_of
-from utils.download.manifest import CHUNK, size_on_disk
-from utils.download.remote import RemoteFile, Stopped, Unreachable, discard
+from utils.download.archives import (
+    ARCHIVE_ERRORS,
+    Member,
+    case_members,
+    check_unpacked,
+    extract_members,
+    place_of,
+)
+from utils.download.manifest import CHUNK, kept_line, size_on_disk
+from utils.download.parts import discard
+from utils.download.remote import RemoteFile, Stopped, Unreachable
 from utils.download.selection import case_file_at, lines_about_homeless, part_of, split_of, with_year
 from utils.download.transfer import ARCHIVES_FOLDER, BrokenArchive, Job, Run, note_failure
 from utils.files import sha256_of, written_whole
@@ -51,7 +60,10 @@ def _is_needed(run: Run, url: str, folders: Sequence[str]) -> bool:
     members = run.manifest.archives[url]["members"]
     wanted = [path for path in members if (file := case_file_at(path)) and run.wants(file)]
     run.release(wanted)
-    return not all(run.manifest.holds(path, size=members[path]) for path in wanted)
+    missing = [path for path in wanted if not run.manifest.holds(path, size=members[path])]
+    kept = [path for path in missing if run.keeps(path)]
+    run.bad += [kept_line(run.data_dir / path, url) for path in kept]
+    return len(kept) < len(missing)
 
 
 def _unpacked_bytes(run: Run, remote: RemoteFile) -> int:
@@ -70,6 +82,7 @@ def _settle_archive(
     try:
         with zipfile.ZipFile(part) as opened:
             members = case_members(opened, folders, name=remote.name, year=year)
+            _check_sizes(run, remote.name, size_on_disk(part), members)
             bad, is_broken = _unpack_wanted(run, opened, remote, members)
     except ARCHIVE_ERRORS as error:
         bad, is_broken = [f"{remote.name}: expected a whole zip archive, found {error}."], True
@@ -82,6 +95,20 @@ def _settle_archive(
     if is_broken:
         raise BrokenArchive("\n".join(bad))
     run.bad += bad
+
+
+def _check_sizes(run: Run, name: str, packed_bytes: int, members: Sequence[Member]) -> None:
+    """Refuse an archive that unpacks to more than it may, or than the disk takes beside it."""
+    sizes = [member.file_size for member, file in members if run.wants(file)]
+    check_unpacked(name, packed_bytes, sizes, gigabytes=run.settings.max_unpacked_gigabytes)
+    missing = sum(
+        member.file_size
+        for member, file in members
+        if run.wants(file) and size_on_disk(place_of(file, run.data_dir)) != member.file_size
+    )
+    free = shutil.disk_usage(run.data_dir).free
+    if missing > free:
+        raise ValueError(f"{name}: expected room for {missing:,} bytes unpacked, found {free:,} free.")
 
 
 def _unpack_wanted(
@@ -97,18 +124,24 @@ def _unpack_wanted(
 
 def _put(
     run: Run, opened: zipfile.ZipFile, remote: RemoteFile, member: zipfile.ZipInfo, file: CaseFile
-) -> None:
-    """Unpack a member unless it is there; zip archives keep a checksum of every member."""
+) -> str:
+    """Unpack a member unless it is there; zip archives keep a checksum of every member.
+
+    Gives a line if what is there is the user's own, else "".
+    """
     place = place_of(file, run.data_dir)
     path = run.manifest.path_of(place)
     known = run.manifest.holds(path, size=member.file_size)
     if known and run.manifest.files[path]["source"] == remote.url:
-        return
+        return ""
     if size_on_disk(place) == member.file_size and _crc32_of(place) == member.CRC:
         sha256 = sha256_of(place)
+    elif run.keeps(path):
+        return kept_line(place, remote.name)
     else:
         sha256 = _unpack(run, opened, member, place)
     run.manifest.enter(path, size=member.file_size, sha256=sha256, source=remote.url)
+    return ""
 
 
 def _unpack(run: Run, opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path) -> str:

@@ -19,11 +19,12 @@ from utils.evaluation.paired import write_comparison
 from utils.evaluation.report import CaseResult, Status, case_line, overall_table, write_evaluation
 from utils.execution import outcomes
 from utils.files import printable
+from utils.imaging.file_checks import first_line
 from utils.imaging.grids import corners_of
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
 from utils.settings import EvaluationSettings, save_settings
-from utils.verse.cases import Case, index_cases
+from utils.verse.cases import Case, index_cases, parse_case_file
 
 #: Largest distance between the corners of two grids that count as one: formats round an affine.
 GRID_TOLERANCE_MM = 0.05
@@ -67,14 +68,15 @@ def score_cases(settings: EvaluationSettings) -> list[CaseResult]:
         If there are no references or no predictions at all.
     """
     pairs = pair_with_predictions(reference_cases(settings), settings.predictions)
-    score = partial(score_case, predictions=settings.predictions, found_dice=settings.found_dice)
+    options = {"found_dice": settings.found_dice, "most_bytes": settings.max_gigabytes * 2**30}
+    score = partial(score_case, predictions=settings.predictions, **options)
     results: dict[tuple[Case, Path | None], CaseResult] = {}
     waiting = deque(pairs)
     ended = outcomes(score, pairs, workers=settings.workers)
     for pair, outcome in tqdm(ended, total=len(pairs), desc="evaluate", unit="case"):
         results[pair] = _killed_result(pair[0], outcome) if isinstance(outcome, str) else outcome
         while waiting and waiting[0] in results:  # In the order of the cases, whichever ends first.
-            tqdm.write(case_line(results[waiting.popleft()]))
+            tqdm.write(printable(case_line(results[waiting.popleft()])))
     return [results[pair] for pair in pairs]
 
 
@@ -90,7 +92,8 @@ def reference_cases(settings: EvaluationSettings) -> list[Case]:
     cases = index_cases(settings.data_dir, split=split)
     for case in cases:
         if case.mask is None:
-            print(f"Warning: {case.key} has no reference mask and is left out.", file=sys.stderr)
+            line = f"Warning: {case.key} has no reference mask and is left out."
+            print(printable(line), file=sys.stderr)
     with_mask = [case for case in cases if case.mask is not None]
     if not with_mask:
         raise ValueError(
@@ -101,22 +104,31 @@ def reference_cases(settings: EvaluationSettings) -> list[Case]:
 
 
 def pair_with_predictions(cases: Sequence[Case], predictions: Path) -> list[tuple[Case, Path | None]]:
-    """Find the predicted mask of every case by its key, None where there is none.
+    """Find the predicted mask of every case by its key in letters of any case, None where there is none.
 
     Where predictions lie in folders of splits too, that of the case's own split is taken.
 
     Raises
     ------
     ValueError
-        If the folder of predictions is not there or holds none.
+        If the folder of predictions is not there or holds none, or two that differ in the letters alone.
     """
-    masks = {
-        (found.key, found.split): found.mask for found in index_cases(predictions) if found.mask is not None
-    }
-    return [(case, masks.get((case.key, case.split), masks.get((case.key, "")))) for case in cases]
+    masks = {(found.key.casefold(), found.split): found.mask for found in index_cases(predictions)}
+
+    def mask_of(case: Case) -> Path | None:
+        key = case.key.casefold()
+        return masks.get((key, case.split)) or masks.get((key, ""))
+
+    return [(case, mask_of(case)) for case in cases]
 
 
-def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice: float = 0.5) -> CaseResult:
+def score_case(
+    pair: tuple[Case, Path | None],
+    *,
+    predictions: Path,
+    found_dice: float = 0.5,
+    most_bytes: float = np.inf,
+) -> CaseResult:
     """Read and score one case.
 
     Parameters
@@ -127,6 +139,8 @@ def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice:
         Folder that was searched for the predicted mask, named if there is none.
     found_dice : float
         Dice from which a vertebra counts as found.
+    most_bytes : float
+        Memory that a mask may take (`check_memory`).
 
     Returns
     -------
@@ -135,15 +149,16 @@ def score_case(pair: tuple[Case, Path | None], *, predictions: Path, found_dice:
     """
     case, predicted_path = pair
     try:
-        reference = read_mask(case.mask)
+        reference = read_mask(case.mask, most_bytes=most_bytes)
     except ValueError as error:
         return CaseResult(case.key, case.split, "bad reference", message=str(error))
     if predicted_path is None:
         message = f"{case.key}: expected a prediction in {predictions}, found none."
         return _all_missed(case, reference, "no prediction", message)
     try:
-        numbering = read_numbering(predicted_path.with_name(f"{case.key}_vertebrae.csv"))
-        predicted = read_mask(predicted_path)
+        key = parse_case_file(predicted_path, ()).key  # it may be spelled otherwise
+        numbering = read_numbering(predicted_path.with_name(f"{key}_vertebrae.csv"))
+        predicted = read_mask(predicted_path, most_bytes=most_bytes)
         check_same_grid(reference, predicted, name=predicted_path)
     except ValueError as error:
         return _all_missed(case, reference, "bad prediction", str(error))
@@ -175,10 +190,11 @@ def read_numbering(path: Path) -> NumberingKind:
     try:
         table = pd.read_csv(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: expected a table of vertebrae, found {error}") from None
-    kinds = sorted(set(table["numbering"])) if "numbering" in table else []
+        raise ValueError(f"{path}: expected a table of vertebrae, found {first_line(error)}") from None
+    kinds = sorted(set(table["numbering"].map(str))) if "numbering" in table else []
     if kinds not in ([], ["anatomical"], ["count"]):
-        raise ValueError(f'{path}: expected numbering "anatomical" or "count", found {kinds}.')
+        found = [kind[:40] for kind in kinds[:3]]
+        raise ValueError(f'{path}: expected numbering "anatomical" or "count", found {found}.')
     return kinds[0] if kinds else "anatomical"
 
 
@@ -208,7 +224,7 @@ def check_same_grid(reference: Volume, predicted: Volume, *, name: Path) -> None
 def _folders_to_score(settings: EvaluationSettings) -> Iterator[EvaluationSettings]:
     yield settings
     if settings.compare is not None:
-        tqdm.write(f"The same with the predictions in {settings.compare}:")
+        tqdm.write(printable(f"The same with the predictions in {settings.compare}:"))
         yield replace(settings, predictions=settings.compare)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
-from utils.files import written_whole
+from utils.files import read_json, written_whole
 from utils.imaging.file_checks import check_is_file
 from utils.imaging.grids import oriented_grid, transform_points
 from utils.imaging.volume import Grid, Volume
@@ -212,21 +212,12 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         check_is_file(path, "a JSON file")
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"{path}: expected at most {_MAX_BYTES} bytes, found {path.stat().st_size}.")
-        found = _parsed(path)
+        found = read_json(path)
     except OSError as error:
         raise ValueError(f"{path}: expected a JSON file, found {error}.") from None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{path}: expected a JSON list of objects, found {type(found).__name__}.")
     return [{str(key).lower(): value for key, value in entry.items()} for entry in found]
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path}: expected JSON, found lists or objects nested too deep.") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found {error}.") from None
 
 
 def _declared_axes(entries: list[dict[str, Any]], grid: Grid) -> tuple[str, ...]:

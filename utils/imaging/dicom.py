@@ -1,27 +1,25 @@
 """DICOM: which series of a folder are CT scans, and a series as a volume.
 
-Headers are read with pydicom, voxels with SimpleITK, which also reads compressed ones; both are imported
-where they are needed. The grid comes from the positions of the slices alone: neither the order of the files
-nor the declared slice thickness matters. A series that is no even, right-angled stack is refused, since any
-guess would bend the spine.
+`dicom_headers` reads what images say, `dicom_pixels` their voxels. The grid comes from the positions of the
+slices alone: neither the order of files or frames nor the declared slice thickness matters. A series that is
+no even, right-angled stack is refused, since any guess would bend the spine.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from utils.files import sha256_of
-from utils.imaging.file_checks import READ_ERRORS, named_errors
-from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world, hu_numbers
-from utils.imaging.quiet import silent
+from utils.imaging.dicom_headers import ImageHeader, read_headers
+from utils.imaging.dicom_pixels import read_planes
+from utils.imaging.itk_images import MAX_SLANT_DEGREES, check_grid, flipped_world
 from utils.imaging.volume import Grid, Volume
 
 #: Series of fewer images are localisers, test shots or bolus tracking.
@@ -32,64 +30,8 @@ _MAX_OFF_PLACE = 0.1
 #: Positions and spacings that differ by less are the same: headers hold them as rounded text.
 _SAME_MM = 1e-3
 _SAME_DIRECTION = 1e-3
-_PREAMBLE_BYTES = 128
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_TAGS = (
-    *("SOPClassUID", "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
-    *("PatientID", "FrameOfReferenceUID"),
-    *("Rows", "Columns", "NumberOfFrames", "PixelSpacing"),
-    *("ImagePositionPatient", "ImageOrientationPatient"),
-)
-#: What pydicom raises on a broken file, beside its own InvalidDicomError.
-_READ_ERRORS = (*READ_ERRORS, AttributeError, NotImplementedError, struct.error)
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """What the header of one DICOM image says; a text is "" and a tuple empty where it says nothing.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    sop_class, modality, photometric : str
-        Kind of object, such as "CT", and of colours.
-    image_type : tuple of str
-        Such as ("ORIGINAL", "PRIMARY", "AXIAL").
-    uid, number, description, patient : str
-        Of the series: identifier, number and description; PatientID.
-    instance, frame : str
-        Identifiers of the image, and of the frame of reference that its positions are in.
-    shape : tuple of int, (3,)
-        Columns, rows, frames.
-    samples : int
-        Numbers a voxel.
-    spacing_mm : tuple of float
-        Of columns along a row, and of rows along a column: PixelSpacing turned round.
-    position_mm : tuple of float
-        Centre of the first voxel, LPS+.
-    orientation : tuple of float
-        Directions along a row and along a column, LPS+.
-    """
-
-    path: Path
-    sop_class: str
-    modality: str
-    photometric: str
-    image_type: tuple[str, ...]
-    uid: str
-    number: str
-    description: str
-    patient: str
-    instance: str
-    frame: str
-    shape: tuple[int, int, int]
-    samples: int
-    spacing_mm: tuple[float, ...]
-    position_mm: tuple[float, ...]
-    orientation: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -109,8 +51,8 @@ class Series:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The images' files."""
-        return tuple(header.path for header in self.headers)
+        """The images' files, each once: one may hold many frames."""
+        return tuple(dict.fromkeys(header.path for header in self.headers))
 
     @property
     def folder(self) -> Path:
@@ -143,18 +85,6 @@ class FoundSeries:
     bad: tuple[str, ...]
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of DICOM after its preamble; False for what cannot be read."""
-    try:
-        if not path.is_file():  # a pipe would be waited for without end
-            return False
-        with path.open("rb") as stream:
-            stream.seek(_PREAMBLE_BYTES)
-            return stream.read(4) == b"DICM"
-    except OSError:
-        return False
-
-
 def find_series(files: Iterable[Path]) -> FoundSeries:
     """Group DICOM files by series, and tell CT scans from all else.
 
@@ -175,14 +105,15 @@ def find_series(files: Iterable[Path]) -> FoundSeries:
     bad = []
     for path in files:
         try:
-            header = read_header(path)
+            headers = read_headers(path)
         except ValueError as error:
             bad.append(str(error))
             continue
-        if header.sop_class != _DIRECTORY:
+        first = headers[0]
+        if first.sop_class != _DIRECTORY:
             # An anonymiser may give all series one identifier.
-            identity = (header.uid or str(path.parent), header.patient, header.frame)
-            groups.setdefault(identity, []).append(header)
+            identity = (first.uid or str(path.parent), first.patient, first.frame)
+            groups.setdefault(identity, []).extend(headers)
     scans, skipped = [], []
     for group in sorted(groups.values(), key=lambda headers: _order(headers[0])):
         once = _without_copies(group)
@@ -200,7 +131,7 @@ def read_series(files: Sequence[Path]) -> Volume:
     Parameters
     ----------
     files : sequence of Path
-        Its images, in any order.
+        Its files, in any order; of their images, those that are slices of a CT scan.
 
     Returns
     -------
@@ -214,89 +145,26 @@ def read_series(files: Sequence[Path]) -> Volume:
         If an image cannot be read, or if the images are no single, even, right-angled stack: several images
         at one position, slices missing, a tilted gantry. The text names the series and what was found.
     """
-    series = Series(tuple(read_header(path) for path in files))
-    _check_images_alike(series)
+    series = _slices_of(files)
     stack, affine = _stacked(series)
-    planes = [_plane(header) for header in stack]
-    volume = Volume(np.stack(planes).T, flipped_world(affine))
+    volume = Volume(np.stack(read_planes(stack)).T, flipped_world(affine))
     check_grid(series.name, volume.grid)
     return volume
 
 
 def series_grid(files: Sequence[Path]) -> Grid:
     """Give the grid of a series from its headers; errors as `read_series`."""
-    series = Series(tuple(read_header(path) for path in files))
-    _check_images_alike(series)
+    series = _slices_of(files)
     stack, affine = _stacked(series)
     return Grid((*series.headers[0].shape[:2], len(stack)), flipped_world(affine))
 
 
 def series_bytes(files: Sequence[Path]) -> int:
-    """Give the size that a series has in memory as float32, from a header; 0 if that cannot be read."""
+    """Give the size that a series has in memory as float32, from headers; 0 if these cannot be read."""
     try:
-        columns, rows, frames = read_header(files[0]).shape
+        return 4 * sum(math.prod(header.shape) for path in files for header in read_headers(path))
     except ValueError:
         return 0
-    return 4 * columns * rows * frames * len(files)
-
-
-def read_header(path: Path) -> ImageHeader:
-    """Read the header of a DICOM file.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read. The text names the file.
-    """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    errors = (*_READ_ERRORS, InvalidDicomError)
-    with named_errors(path, "a DICOM file", errors), silent():  # remarks on values that break the standard
-        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-        header = _header(path, found)
-    if not (header.modality or header.sop_class):
-        raise ValueError(f"{path}: expected a DICOM file, found one that does not say what it is.")
-    return header
-
-
-def _header(path: Path, found: Any) -> ImageHeader:
-    def text(keyword: str) -> str:
-        return str(found.get(keyword) or "").strip()
-
-    def count(keyword: str) -> int:
-        return int(found.get(keyword) or 1)
-
-    meta = getattr(found, "file_meta", {})
-    return ImageHeader(
-        path=path,
-        sop_class=text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or ""),
-        modality=text("Modality"),
-        photometric=text("PhotometricInterpretation"),
-        image_type=_texts(found.get("ImageType")),
-        uid=text("SeriesInstanceUID"),
-        number=text("SeriesNumber"),
-        description=text("SeriesDescription"),
-        patient=text("PatientID"),
-        instance=text("SOPInstanceUID"),
-        frame=text("FrameOfReferenceUID"),
-        shape=(count("Columns"), count("Rows"), count("NumberOfFrames")),
-        samples=count("SamplesPerPixel"),
-        spacing_mm=_numbers(found.get("PixelSpacing"), 2)[::-1],
-        position_mm=_numbers(found.get("ImagePositionPatient"), 3),
-        orientation=_numbers(found.get("ImageOrientationPatient"), 6),
-    )
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value or ()
-    return tuple(str(each).upper() for each in values)
-
-
-def _numbers(value: Any, count: int) -> tuple[float, ...]:
-    """Give the numbers of a field, or nothing if it has not as many finite ones as it should."""
-    values = () if value is None or isinstance(value, str | float) else tuple(float(each) for each in value)
-    return values if len(values) == count and np.isfinite(values).all() else ()
 
 
 def _order(header: ImageHeader) -> tuple[int, str, str]:
@@ -305,12 +173,14 @@ def _order(header: ImageHeader) -> tuple[int, str, str]:
 
 def _without_copies(headers: Sequence[ImageHeader]) -> tuple[ImageHeader, ...]:
     """Take each image once; only files that share an identifier are read."""
-    times = Counter(header.instance for header in headers if header.instance)
-    kept: dict[tuple[str, str], ImageHeader] = {}
+    times = Counter(instance for instance, _ in {(header.instance, header.path) for header in headers})
+    hashes: dict[Path, str] = {}
+    kept: dict[tuple[str, str, int], ImageHeader] = {}
     for header in headers:
-        has_twin = times[header.instance] > 1
-        content = sha256_of(header.path) if has_twin else str(header.path)
-        kept.setdefault((header.instance, content), header)
+        content = str(header.path)
+        if header.instance and times[header.instance] > 1:
+            content = hashes.get(header.path) or hashes.setdefault(header.path, sha256_of(header.path))
+        kept.setdefault((header.instance, content, header.place), header)
     return tuple(kept.values())
 
 
@@ -345,6 +215,17 @@ def _why_no_slice(header: ImageHeader) -> str:
 # Geometry ------------------------------------------------------------------------------------------
 
 
+def _slices_of(files: Sequence[Path]) -> Series:
+    """Give the slices in the files of a series, of which all are of one kind and size."""
+    headers = []
+    for path in files:
+        found = read_headers(path)  # of many frames, some may be localisers
+        headers += [header for header in found if not _why_no_slice(header)] or found
+    series = Series(tuple(headers))
+    _check_images_alike(series)
+    return series
+
+
 def _check_images_alike(series: Series) -> None:
     if len(series.headers) < MIN_SLICES:
         raise _refused(series, f"at least {MIN_SLICES} images", str(len(series.headers)))
@@ -355,8 +236,14 @@ def _check_images_alike(series: Series) -> None:
 def _unlike(headers: Sequence[ImageHeader]) -> Iterator[tuple[str, str]]:
     """Give why images make no stack: what was expected, and found."""
     first = headers[0]
+    known: dict[tuple[str, int], ImageHeader] = {}
     for header in headers:
-        name = header.path.name
+        name = header.name
+        twin = known.setdefault((header.instance, header.place), header)
+        if header.instance and twin is not header:
+            yield "images of unlike identifiers", f"{twin.name} and {name} with one and unlike content"
+        if bool(header.rescale) != bool(first.rescale):
+            yield "RescaleSlope and RescaleIntercept in all images or in none", f"one without beside {name}"
         if header.shape[2] != 1:
             yield "a file a slice", f"{header.shape[2]} frames in {name}; convert it to NIfTI"
         if not (header.position_mm and header.orientation and header.spacing_mm):
@@ -409,22 +296,10 @@ def _check_even(stack: Series, positions: np.ndarray, normal: np.ndarray) -> Non
     if off_mm.max() <= _MAX_OFF_PLACE * usual:
         return
     worst = int(np.abs(gaps - usual).argmax())
-    between = f"{stack.files[worst].name} and {stack.files[worst + 1].name}"
+    between = f"{stack.headers[worst].name} and {stack.headers[worst + 1].name}"
     found = f"{gaps[worst]:.2f} mm between {between} (a missing slice, or parts of unlike spacing)"
     raise _refused(stack, f"slices {usual:.2f} mm apart throughout", found)
 
 
 def _refused(series: Series, expected: str, found: str) -> ValueError:
     return ValueError(f"{series.name}: expected {expected}, found {found}.")
-
-
-def _plane(header: ImageHeader) -> np.ndarray:
-    """Read the voxels (rows, columns) of an image, rescaled as its header says."""
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        image = SimpleITK.ReadImage(str(header.path), imageIO="GDCMImageIO")
-        return hu_numbers(header.path, SimpleITK.GetArrayFromImage(image)[0])
-    except RuntimeError:
-        raise ValueError(f"{header.path}: expected a whole DICOM image, found a broken one.") from None

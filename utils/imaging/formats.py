@@ -13,8 +13,16 @@ import numpy as np
 from utils.imaging.dicom import read_series, series_bytes, series_grid
 from utils.imaging.file_checks import check_memory
 from utils.imaging.hu_check import wrong_numbers
-from utils.imaging.itk_images import ITK_SUFFIXES, data_files, itk_image_bytes, itk_image_grid, read_itk_image
-from utils.imaging.nifti import native_bytes, native_grid, read_ct
+from utils.imaging.itk_images import (
+    ITK_SUFFIXES,
+    data_files,
+    itk_image_bytes,
+    itk_image_grid,
+    read_itk_image,
+    states_orientation,
+)
+from utils.imaging.nifti import header_forms, native_bytes, native_grid, read_ct
+from utils.imaging.nifti_forms import UNSTATED, HeaderForms
 from utils.imaging.volume import Grid, Volume
 
 #: Ends of the names of files that are scans by themselves, in small letters.
@@ -27,7 +35,9 @@ _FORMS = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
 LEAST_EXTENT_MM = 10.0
 
 
-def read_scan(path: Path, series: Sequence[Path] = (), *, most_bytes: float = np.inf) -> Volume:
+def read_scan(
+    path: Path, series: Sequence[Path] = (), *, most_bytes: float = np.inf, assumed: str | None = None
+) -> Volume:
     """Read a CT in Hounsfield units, whatever its format.
 
     Parameters
@@ -38,6 +48,8 @@ def read_scan(path: Path, series: Sequence[Path] = (), *, most_bytes: float = np
         The files of a DICOM series, in any order.
     most_bytes : float
         Memory that it may take (`check_memory`).
+    assumed : str, optional
+        Where the voxel axes lead in the patient if no header says it, such as "RAS".
 
     Returns
     -------
@@ -50,18 +62,32 @@ def read_scan(path: Path, series: Sequence[Path] = (), *, most_bytes: float = np
         If it cannot be used (`read_ct`, `read_itk_image`, `read_series`) or takes too much memory. The text
         names the file.
     """
-    grid = scan_grid(path, series)
+    grid = scan_grid(path, series, assumed=assumed)
     check_memory(path, grid.shape, grid.spacing_mm, most_bytes)
     if series:
         return read_series(series)
-    return read_itk_image(path) if _is_itk_image(path) else read_ct(path)
+    return (read_itk_image if _is_itk_image(path) else read_ct)(path, assumed=assumed)
 
 
-def scan_grid(path: Path, series: Sequence[Path] = ()) -> Grid:
+def scan_grid(path: Path, series: Sequence[Path] = (), *, assumed: str | None = None) -> Grid:
     """Give where the voxels of a scan lie, from its headers alone; arguments and errors as `read_scan`."""
     if series:
         return series_grid(series)
-    return itk_image_grid(path) if _is_itk_image(path) else native_grid(path)
+    return (itk_image_grid if _is_itk_image(path) else native_grid)(path, assumed=assumed)
+
+
+def mask_forms(path: Path, series: Sequence[Path] = ()) -> HeaderForms | None:
+    """Give the forms that the header of a scan's mask should have.
+
+    Returns
+    -------
+    HeaderForms or None
+        Those of a NIfTI scan, so that its mask lies on it in every program. No code, so that none states a
+        guess, for a scan that does not say how its axes lie. None for any other scan: the affine says all.
+    """
+    if series or (_is_itk_image(path) and states_orientation(path)):
+        return None
+    return UNSTATED if _is_itk_image(path) else header_forms(path)
 
 
 def too_flat(grid: Grid) -> str:

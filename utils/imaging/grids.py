@@ -16,6 +16,10 @@ from utils.imaging.volume import Grid, Volume
 WORKING_AXES = ("P", "R", "I")
 #: Largest distance, in voxels, between corners of two grids that count as the same grid.
 SAME_GRID_VOXELS = 0.1
+#: Largest angle between an axis of a scan and one of the patient at which working grids follow the scan.
+MOST_TURN_DEGREES = 5.0
+#: What to do about a scan whose header does not say how its axes lie.
+ASSUME_HINT = "give infer.py --assume-orientation with the directions of its three axes, such as RAS"
 
 
 def oriented(volume: Volume, axes: Sequence[str] = WORKING_AXES) -> Volume:
@@ -47,6 +51,27 @@ def oriented_grid(grid: Grid, axes: Sequence[str] = WORKING_AXES) -> Grid:
     return Grid(tuple(shape), grid.affine @ orientations.inv_ornt_aff(turn, grid.shape))
 
 
+def affine_of_axes(axes: str, spacing_mm: np.ndarray) -> np.ndarray:
+    """Give the affine of a volume of which nothing is known but where its axes lead.
+
+    Parameters
+    ----------
+    axes : str
+        One of L/R, one of P/A and one of I/S, in any order, such as "RAS" or "pir".
+    spacing_mm : np.ndarray, (3,)
+        Distance of neighbouring voxels along each axis, in mm.
+
+    Returns
+    -------
+    np.ndarray of float64, (4, 4)
+        Voxel index to world, RAS+, with the first voxel in the origin.
+    """
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for axis, (of_world, sign) in enumerate(orientations.axcodes2ornt(axes.upper())):
+        affine[int(of_world), axis] = sign * spacing_mm[axis]
+    return affine
+
+
 def working_grid(grid: Grid, spacing_mm: float) -> Grid:
     """Give the isotropic (P, R, I) grid that covers a native grid.
 
@@ -60,7 +85,8 @@ def working_grid(grid: Grid, spacing_mm: float) -> Grid:
     Returns
     -------
     Grid
-        Same centre, axes parallel to the native ones; at most one voxel larger than the native extent.
+        Same centre, at most one voxel larger than the native extent. Its axes are parallel to the native
+        ones, or to the patient's where these are turned by more than `MOST_TURN_DEGREES`.
 
     Raises
     ------
@@ -69,11 +95,45 @@ def working_grid(grid: Grid, spacing_mm: float) -> Grid:
     """
     if not (np.isfinite(spacing_mm) and spacing_mm > 0):
         raise ValueError(f"Expected a spacing over 0 mm, received {spacing_mm}.")
+    if is_turned(grid):
+        return _upright_grid(grid, spacing_mm)
+    return parallel_grid(grid, spacing_mm)
+
+
+def parallel_grid(grid: Grid, spacing_mm: float) -> Grid:
+    """Give the isotropic (P, R, I) grid that covers a native grid with axes parallel to its own."""
     turned = oriented_grid(grid)
-    # Headers hold float32: 1.0000001 mm must not add a voxel.
-    voxels = np.ceil(np.array(turned.shape) * turned.spacing_mm / spacing_mm - 1e-3)
-    shape = tuple(int(n) for n in np.maximum(voxels, 1))
+    shape = _voxels_of(np.array(turned.shape) * turned.spacing_mm, spacing_mm)
     return _concentric(turned, shape, spacing_mm / turned.spacing_mm)
+
+
+def _upright_grid(grid: Grid, spacing_mm: float) -> Grid:
+    """Give the isotropic grid along the patient's axes (P, R, I) that covers a native grid."""
+    affine = affine_of_axes("".join(WORKING_AXES), np.full(3, spacing_mm))
+    faces = transform_points(faces_of(grid.shape), grid.affine, affine)
+    shape = _voxels_of((faces.max(axis=0) - faces.min(axis=0)) * spacing_mm, spacing_mm)
+    begin = (faces.max(axis=0) + faces.min(axis=0)) / 2 - (np.array(shape) - 1) / 2
+    affine[:3, 3] = affine[:3, :3] @ begin
+    return Grid(shape, affine)
+
+
+def _voxels_of(extent_mm: np.ndarray, spacing_mm: float) -> tuple[int, ...]:
+    # Headers hold float32: 1.0000001 mm must not add a voxel.
+    voxels = np.ceil(extent_mm / spacing_mm - 1e-3)
+    return tuple(int(n) for n in np.maximum(voxels, 1))
+
+
+def is_turned(grid: Grid) -> bool:
+    """Whether a scan is turned so far against the patient that its working grids do not follow it."""
+    return turn_degrees(grid.affine) > MOST_TURN_DEGREES
+
+
+def turn_degrees(affine: np.ndarray) -> float:
+    """Give the largest angle between an axis of a grid and the patient's axis that it stands for."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    of_patient = orientations.io_orientation(affine)[:, 0].astype(int)
+    cosines = np.abs(directions[of_patient, range(3)])
+    return float(np.degrees(np.arccos(np.clip(cosines.min(), 0, 1))))
 
 
 def cropped_grid(grid: Grid, begin: Sequence[int], end: Sequence[int]) -> Grid:
@@ -141,6 +201,34 @@ def voxels_apart(grid: Grid, affine: np.ndarray) -> float:
     """Give how far a grid's corners lie, at most along an axis, from where an affine has them, in voxels."""
     corners = corners_of(grid.shape)
     return float(np.abs(transform_points(corners, affine, grid.affine) - corners).max())
+
+
+def reach_in(grid: Grid, part: Grid, *, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Give the first voxel of a grid that a part of another one reaches, and the one after the last.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where voxels are wanted.
+    part : Grid
+        The part, at any angle.
+    margin : int
+        Voxels more on every side, as far as the grid goes.
+
+    Returns
+    -------
+    begin, end : np.ndarray of int, (3,)
+        Within the grid; the same along an axis where they do not meet.
+    """
+    corners = transform_points(faces_of(part.shape), part.affine, grid.affine)
+    begin = np.clip(np.floor(corners.min(axis=0)) - margin, 0, grid.shape).astype(int)
+    end = np.clip(np.ceil(corners.max(axis=0)) + 1 + margin, 0, grid.shape).astype(int)
+    return begin, end
+
+
+def faces_of(shape: Sequence[int]) -> np.ndarray:
+    """Give the voxel indices of the eight corners of a volume's outer faces, (8, 3)."""
+    return np.array(list(np.ndindex(2, 2, 2))) * np.array(shape) - 0.5
 
 
 def corners_of(shape: Sequence[int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.special import ndtr
 
 from utils.imaging.crops import box_between
-from utils.imaging.grids import cropped_grid, transform_points
+from utils.imaging.grids import cropped_grid, reach_in
 from utils.imaging.resampling import resample_linear
 from utils.imaging.volume import Grid, Volume
 
@@ -31,7 +31,7 @@ def grown_mask(mask: Volume, grid: Grid, by_mm: float) -> Volume:
     mask : Volume of uint8
         Labels, 0 outside.
     grid : Grid
-        A grid of parallel axes.
+        Any grid.
     by_mm : float
         How far, negative inwards.
 
@@ -48,10 +48,8 @@ def grown_mask(mask: Volume, grid: Grid, by_mm: float) -> Volume:
     labels = np.zeros(grid.shape, np.uint8)
     best = np.zeros(grid.shape, np.float32)
     for code, box in mask.label_boxes.items():
-        corners = np.array([[side.start - 0.5 for side in box], [side.stop - 0.5 for side in box]])
-        corners = np.sort(transform_points(corners, mask.affine, grid.affine), axis=0)
-        begin = np.maximum(np.floor(corners[0]).astype(int) - _MARGIN, 0)
-        end = np.minimum(np.ceil(corners[1]).astype(int) + _MARGIN, grid.shape)
+        part = cropped_grid(mask.grid, [side.start for side in box], [side.stop for side in box])
+        begin, end = reach_in(grid, part, margin=_MARGIN)
         wide = tuple(slice(max(side.start - _MARGIN, 0), side.stop + _MARGIN) for side in box)
         affine = mask.affine.copy()
         affine[:3, 3] += mask.affine[:3, :3] @ [side.start for side in wide]

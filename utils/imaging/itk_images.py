@@ -1,43 +1,35 @@
 """Images of the ITK world: NRRD and MetaImage files, and the change between its axes and ours.
 
 DICOM, NRRD and MetaImage count millimetres towards left, posterior, superior (LPS+), a `Volume` towards
-right, anterior, superior (RAS+); `flipped_world` is the one place that turns one into the other. SimpleITK
-is imported where a file is read, so a run on NIfTI files never loads it.
+right, anterior, superior (RAS+). The files are read here and not by ITK, which compares no checksum, reads
+what its header says without bounds, and ends or hangs the process on some damaged headers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.imaging.file_checks import check_is_file, listed, named_errors, odd_places
+from utils.files import printable
+from utils.imaging.file_checks import check_is_file, check_room, listed, named_errors, odd_places
 from utils.imaging.intensities import finite_hu, signed_hu
-from utils.imaging.nifti import DEFLATE_RATIO
+from utils.imaging.metaimage_header import metaimage_fields, metaimage_header
+from utils.imaging.nrrd_header import nrrd_fields, nrrd_header, states_space
+from utils.imaging.quiet import silent
+from utils.imaging.text_headers import HEADER_BYTES, TextHeader
 from utils.imaging.volume import Grid, Volume
-
-if TYPE_CHECKING:
-    import SimpleITK
+from utils.imaging.voxel_streams import MOST_BYTES, STREAM_ERRORS, fill, opened_voxels
 
 #: Ends of the names of the files that this module reads.
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 #: Largest angle between an axis and the right angle to the other two. Such a slant moves the ends of a
 #: vertebra of 30 mm by a quarter of a millimetre; a tilted gantry has 5 to 30 degrees.
 MAX_SLANT_DEGREES = 0.5
-
-#: Where a header names the file with the voxels, in NRRD's and in MetaImage's words.
-_DATA_FILE = re.compile(
-    rb"^(?:data ?file\s*:|ElementDataFile\s*=)\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE
-)
-#: A name with one number in it, and which numbers: the form that a header gives the names of slices.
-_NUMBERED = re.compile(r"([^%]*%0?\d?d[^%]*?)\s+(\d{1,5})\s+(\d{1,5})\s+([1-9]\d{0,4})")
-_HEADER_BYTES = 2**16
-_HEADERS = (".nhdr", ".mhd")
-_POINTER = re.compile(r"^\w+\(0x[0-9a-f]+\): ")
 
 
 def flipped_world(affine: np.ndarray) -> np.ndarray:
@@ -56,13 +48,16 @@ def flipped_world(affine: np.ndarray) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def read_itk_image(path: Path) -> Volume:
+def read_itk_image(path: Path, *, assumed: str | None = None) -> Volume:
     """Read a CT in Hounsfield units from an NRRD or MetaImage file.
 
     Parameters
     ----------
     path : Path
-        File ending in one of `ITK_SUFFIXES`, three axes, one number a voxel.
+        File ending in one of `ITK_SUFFIXES`, three axes, one number a voxel; more axes of
+        length 1 are dropped.
+    assumed : str, optional
+        Where the voxel axes lead in the patient if an NRRD header does not say it, such as "RAS".
 
     Returns
     -------
@@ -75,54 +70,47 @@ def read_itk_image(path: Path) -> Volume:
         If the file is not there, cannot be read whole, is no volume of numbers, does not say how its axes
         lie, or has a grid that no later step could use. The text names the file.
     """
-    import SimpleITK
-
-    reader = _open(path)
-    with _named_errors(path):
-        image = reader.Execute()
-    # SimpleITK's arrays have the order z, y, x.
-    data = hu_numbers(path, SimpleITK.GetArrayFromImage(image).T)
-    volume = Volume(data, _affine_of(image))
-    check_grid(path, volume.grid)
-    return volume
+    header, files = _open(path, assumed)
+    stored = np.empty(header.shape, header.dtype, order="F")
+    parts = np.array_split(memoryview(stored.reshape(-1, order="F").view(np.uint8)), len(files))
+    for file, part in zip(files, parts):
+        with _named_errors(file), silent():
+            _read_part(file, part.data, header)
+    return Volume(hu_numbers(path, stored), header.affine)
 
 
-def itk_image_grid(path: Path) -> Grid:
-    """Give the grid of an image from its header; errors as `read_itk_image`."""
-    reader = _open(path)
-    grid = Grid(tuple(reader.GetSize()), _affine_of(reader))
-    check_grid(path, grid)
-    return grid
+def itk_image_grid(path: Path, *, assumed: str | None = None) -> Grid:
+    """Give the grid of an image from its header; `assumed` and errors as `read_itk_image`."""
+    header, _ = _open(path, assumed)
+    return Grid(header.shape, header.affine)
 
 
 def itk_image_bytes(path: Path) -> int:
     """Give the size that an image has in memory as float32, from its header; 0 if that cannot be read."""
     try:
-        return 4 * math.prod(_open(path).GetSize())
+        return 4 * math.prod(_open(path, "RAS")[0].shape)  # any would do for the size
     except ValueError:
         return 0
 
 
+def states_orientation(path: Path) -> bool:
+    """Whether an image says how its axes lie in the patient; errors as `data_files`."""
+    with _named_header(path):
+        return not _is_nrrd(path) or states_space(nrrd_fields(_beginning(path))[0])
+
+
 def data_files(path: Path) -> list[Path]:
-    """Give the files with the voxels that a header (.nhdr, .mhd) names, in their order."""
-    with Path(path).open("rb") as stream:
-        header = stream.read(_HEADER_BYTES)
-    field = _DATA_FILE.search(header)
-    if field is None:
-        return []
-    names = _data_names(field[1].decode(errors="replace"), header[field.end() :].decode(errors="replace"))
-    return [file for name in names if (file := Path(path).parent / name).is_file()]
+    """Give the files with the voxels that a header names, in their order; none if they lie behind it.
 
-
-def _data_names(text: str, below: str) -> list[str]:
-    """Read the field: a name; `LIST`, with names in the lines below; or `slice%03d.raw first last step`."""
-    if text.split()[0] == "LIST":
-        return [line.strip() for line in below.splitlines() if line.strip()]
-    numbered = _NUMBERED.match(text)
-    if numbered is None:
-        return [text]
-    first, last, step = map(int, numbered.groups()[1:])
-    return [numbered[1] % number for number in range(first, last + 1, step)]
+    Raises
+    ------
+    ValueError
+        If the header cannot be read, or names what is no file below its own folder. The text names the file.
+    """
+    check_is_file(path, "an NRRD or MetaImage file")
+    with _named_header(path):
+        _, names, _ = (nrrd_fields if _is_nrrd(path) else metaimage_fields)(_beginning(path))
+    return _files_below(path, names)
 
 
 def hu_numbers(name: Path | str, stored: np.ndarray) -> np.ndarray:
@@ -184,60 +172,71 @@ def slant_degrees(affine: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
 
 
-def _open(path: Path) -> SimpleITK.ImageFileReader:
+def _open(path: Path, assumed: str | None) -> tuple[TextHeader, list[Path]]:
     """Read the header, and refuse what is no volume of real numbers before memory is asked for."""
-    import SimpleITK
-
     check_is_file(path, "an NRRD or MetaImage file")
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # remarks on odd headers
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    with _named_errors(path):
-        reader.ReadImageInformation()
-    shape, components = reader.GetSize(), reader.GetNumberOfComponents()
-    if len(shape) != 3 or components != 1 or min(shape) < 1:
-        found = f"shape {shape} with {components} numbers a voxel"
-        raise ValueError(f"{path}: expected a volume with 3 axes and one number a voxel, found {found}.")
-    if str(path).lower().endswith((".nrrd", ".nhdr")):
-        _check_space(path, reader)
-    _check_size(path, shape)
-    return reader
+    with _named_header(path), silent():
+        raw = _beginning(path)
+        header = nrrd_header(raw, assumed=assumed) if _is_nrrd(path) else metaimage_header(raw)
+    files = data_files(path) or [path]
+    _check_size(path, header, files)
+    with silent():
+        check_grid(path, Grid(header.shape, header.affine))
+    return header, files
 
 
-def _check_space(path: Path, reader: SimpleITK.ImageFileReader) -> None:
-    """Refuse an NRRD without a patient's frame: readers guess differently which way its axes lead."""
-    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else "none"
-    if "superior" not in space:  # all of the patient's frames that NRRD knows count towards it
-        expected = "a field 'space' that says how the axes lie in the patient, such as LPS"
-        raise ValueError(f"{path}: expected {expected}, found {space}.")
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(HEADER_BYTES)
 
 
-def _check_size(path: Path, shape: tuple[int, ...]) -> None:
-    """Compare what the header claims, at one byte a voxel, with what its files can hold at most."""
-    voxels = data_files(path)
-    if path.suffix.lower() in _HEADERS and not voxels:
-        return  # it lists many files, which SimpleITK looks for
-    held = sum(file.stat().st_size for file in (path, *voxels))
-    if math.prod(shape) > DEFLATE_RATIO * held:
-        raise ValueError(f"{path}: expected a whole file, found {held} bytes for the shape {shape}.")
+@contextlib.contextmanager
+def _named_header(path: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with its header."""
+    try:
+        yield
+    except OSError as error:
+        check_room(path, error)
+        raise ValueError(f"{path}: expected a file that can be read, found {error.strerror}.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _itk_error(error: BaseException) -> str:
-    """Find the one line that matters among SimpleITK's many."""
-    lines = [line.partition("ERROR:")[2].strip() for line in str(error).splitlines() if "ERROR:" in line]
-    return _POINTER.sub("", lines[0]) if lines else type(error).__name__
+def _files_below(path: Path, names: Sequence[str]) -> list[Path]:
+    """Find the files with the voxels: a header from elsewhere must not lead to any other file of the user."""
+    folder, files = path.parent.absolute(), [path.parent / name for name in names]
+    for name, file in zip(names, files):
+        leads_out = ".." in file.parts[len(path.parent.parts) :] or not file.absolute().is_relative_to(folder)
+        if leads_out or "\0" in name:
+            raise ValueError(
+                f"{path}: expected voxels in files below its own folder, found {printable(name[:200])}."
+            )
+        check_is_file(file, f"the voxels of {path.name}")
+    return files
 
 
-_named_errors = partial(
-    named_errors,
-    expected="a whole NRRD or MetaImage file",
-    errors=(RuntimeError, MemoryError),
-    said=_itk_error,
-)
+def _check_size(path: Path, header: TextHeader, files: Sequence[Path]) -> None:
+    """Compare what the header claims with what its files can hold at most."""
+    claimed = math.prod(header.shape) * header.dtype.itemsize
+    held = sum(file.stat().st_size for file in files)
+    if claimed > MOST_BYTES[header.encoding] * held or claimed % len(files):
+        raise ValueError(
+            f"{path}: expected a whole file, found {held} bytes in {len(files)} files for the shape "
+            f"{header.shape}."
+        )
 
 
-def _affine_of(image: SimpleITK.Image | SimpleITK.ImageFileReader) -> np.ndarray:
-    lps = np.eye(4)
-    lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    lps[:3, 3] = image.GetOrigin()
-    return flipped_world(lps)
+def _read_part(file: Path, buffer: memoryview, header: TextHeader) -> None:
+    """Read the voxels of one file to its end."""
+    at_end = header.begin < 0
+    begin = max(0, file.stat().st_size - len(buffer)) if at_end else header.begin
+    skipped = {"skipped_lines": header.skipped_lines, "skipped_bytes": header.skipped_bytes}
+    with opened_voxels(file, header.encoding, header.dtype, begin=begin, **skipped) as stream:
+        fill(buffer, stream, header.shape, spare_bytes=1)
+
+
+def _is_nrrd(path: Path) -> bool:
+    return path.name.lower().endswith((".nrrd", ".nhdr"))
+
+
+_named_errors = partial(named_errors, expected="a whole NRRD or MetaImage file", errors=STREAM_ERRORS)

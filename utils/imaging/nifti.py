@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.openers import Opener
@@ -21,31 +20,35 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.volumeutils import apply_read_scaling
 
 from utils.files import written_whole
-from utils.imaging.file_checks import READ_ERRORS, check_is_file, listed, named_errors, odd_places
-from utils.imaging.grids import SAME_GRID_VOXELS, voxels_apart
+from utils.imaging.file_checks import check_is_file, check_memory, listed, named_errors, odd_places
+from utils.imaging.grids import ASSUME_HINT, SAME_GRID_VOXELS, affine_of_axes, voxels_apart
 from utils.imaging.intensities import finite_hu
+from utils.imaging.nifti_forms import HeaderForms, forms_of
 from utils.imaging.quiet import silent
 from utils.imaging.volume import Grid, Volume
+from utils.imaging.voxel_streams import DEFLATE_RATIO, STREAM_ERRORS, fill
 from utils.verse.labels import CODES
 
-#: The most that deflate can shrink: a compressed file never holds more bytes than this times its own.
-DEFLATE_RATIO = 1032
-#: Bytes that are read at once.
-_BLOCK_BYTES = 2**22
+#: Last byte at which voxels may begin: what stands before them is kept, in 16 bytes at a time.
+_LATEST_BEGIN = 2**22
 #: A mask that nibabel scaled to 8 bits is off by up to half of 25 / 255; an interpolated one is off by more.
 _LABEL_TOLERANCE = 0.1
 #: What nibabel, gzip and NumPy raise on a broken file.
-_READ_ERRORS = (*READ_ERRORS, zlib.error, isal_zlib.error, ImageFileError, HeaderDataError, HeaderTypeError)
+_READ_ERRORS = (*STREAM_ERRORS, ImageFileError, HeaderDataError, HeaderTypeError)
 _named_errors = partial(named_errors, expected="a whole NIfTI file", errors=_READ_ERRORS)
 
 
-def read_ct(path: Path) -> Volume:
+def read_ct(path: Path, *, most_bytes: float = np.inf, assumed: str | None = None) -> Volume:
     """Read a CT in Hounsfield units on its native grid.
 
     Parameters
     ----------
     path : Path
         NIfTI file, three axes; more of length 1 are dropped.
+    most_bytes : float
+        Memory that it may take (`check_memory`).
+    assumed : str, optional
+        Where the voxel axes lead in the patient if the header does not say it, such as "RAS".
 
     Returns
     -------
@@ -56,23 +59,26 @@ def read_ct(path: Path) -> Volume:
     Raises
     ------
     ValueError
-        If the file is not there, cannot be read whole, has not three axes, has no usable spacing, or
-        holds no finite value. The text names the file, what was expected and what was found.
+        If the file is not there, cannot be read whole, has not three axes, does not say how they lie, has no
+        usable spacing, takes too much memory, or holds no finite value. The text names the file, what was
+        expected and what was found.
     """
-    image = _open_nifti(path)
+    image = _open_nifti(path, most_bytes, assumed)
     data = _read_data(path, image)
     if data.dtype.kind == "f":
         data = finite_hu(path, data)
     return Volume(data, np.array(image.affine, np.float64))
 
 
-def read_mask(path: Path) -> Volume:
+def read_mask(path: Path, *, most_bytes: float = np.inf, assumed: str | None = None) -> Volume:
     """Read a VerSe mask on its native grid.
 
     Parameters
     ----------
     path : Path
         NIfTI file of any number type, three axes.
+    most_bytes, assumed : float, and str, optional
+        As for `read_ct`.
 
     Returns
     -------
@@ -85,12 +91,12 @@ def read_mask(path: Path) -> Volume:
     ValueError
         As `read_ct`, and if the file holds a number that is no VerSe code, such as a fraction.
     """
-    image = _open_nifti(path)
+    image = _open_nifti(path, most_bytes, assumed)
     with _named_errors(path), silent():
         stored = _stored_numbers(image)
     unchanged = stored.dtype == np.uint8 and _is_unscaled(image)
     mask = Volume(stored if unchanged else _codes(path, stored, image), np.array(image.affine, np.float64))
-    _check_labels(path, np.array(list(mask.label_boxes), np.float64))
+    check_labels(path, np.array(list(mask.label_boxes), np.float64))
     return mask
 
 
@@ -105,14 +111,14 @@ def _codes(path: Path, stored: np.ndarray, image: nibabel.Nifti1Pair) -> np.ndar
         with silent():  # what does not fit is found by comparing
             cast = np.rint(plane).astype(np.uint8)
         if not np.allclose(plane, cast, rtol=0, atol=_LABEL_TOLERANCE):
-            _check_labels(path, np.unique(plane))
+            check_labels(path, np.unique(plane))
         codes[..., index] = cast
     if stored.dtype.kind == "f" and not any_number:
         raise ValueError(f"{path}: expected numbers, found not one finite voxel.")
     return codes
 
 
-def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
+def read_pair(ct_path: Path, mask_path: Path, *, most_bytes: float = np.inf) -> tuple[Volume, Volume]:
     """Read a CT and its mask, which must lie on the same grid.
 
     Raises
@@ -120,8 +126,8 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
     ValueError
         As `read_ct` and `read_mask`, and if shapes differ or a corner lies a tenth of a voxel apart.
     """
-    mask = read_mask(mask_path)  # first: reading it may take more memory than the CT
-    ct = read_ct(ct_path)
+    mask = read_mask(mask_path, most_bytes=most_bytes)  # first: it may take more memory than the CT
+    ct = read_ct(ct_path, most_bytes=most_bytes)
     if ct.shape != mask.shape:
         raise ValueError(f"{mask_path}: expected the shape of {ct_path}, {ct.shape}, found {mask.shape}.")
     apart = voxels_apart(ct.grid, mask.affine)
@@ -132,21 +138,29 @@ def read_pair(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
     return ct, mask
 
 
-def native_grid(path: Path) -> Grid:
-    """Give the grid of a scan from its header; errors as `read_ct`."""
-    image = _open_nifti(path)
+def native_grid(path: Path, *, assumed: str | None = None) -> Grid:
+    """Give the grid of a scan from its header; `assumed` and errors as `read_ct`."""
+    image = _open_nifti(path, assumed=assumed)
     return Grid(tuple(image.shape), np.array(image.affine, np.float64))
 
 
 def native_bytes(path: Path) -> int:
     """Give the size that a scan has in memory as float32, read from its header; 0 if that cannot be read."""
     try:
-        return 4 * math.prod(_open_nifti(path).shape)
+        return 4 * math.prod(_open_nifti(path, assumed="RAS").shape)  # any would do for the size
     except ValueError:
         return 0
 
 
-def write_volume(path: Path, volume: Volume) -> None:
+def header_forms(path: Path) -> HeaderForms:
+    """Give how the header of a file says where its voxels lie; errors as `read_ct`, but for no code."""
+    path = Path(path)
+    check_is_file(path, "a NIfTI file")
+    with _named_errors(path), silent():
+        return forms_of(_header_as_stored(nibabel.load(path, mmap=False)))
+
+
+def write_volume(path: Path, volume: Volume, *, forms: HeaderForms | None = None) -> None:
     """Write a volume as NIfTI, whole or not at all.
 
     Parameters
@@ -155,10 +169,17 @@ def write_volume(path: Path, volume: Volume) -> None:
         File ending in .nii or .nii.gz; its folder is made if it is not there.
     volume : Volume
         The number type of its data is kept.
+    forms : HeaderForms, optional
+        Of the file that it shares its grid with: it then lies where that does in every program. By default a
+        sform of the volume's affine.
     """
     path = Path(path)
     image = nibabel.Nifti1Image(np.asarray(volume.data), volume.affine, dtype=volume.data.dtype)
     image.header.set_xyzt_units("mm")
+    if forms is not None:
+        forms.put_into(image.header)
+        # Without an affine of its own: nibabel would turn it into a sform where the header has no code.
+        image = nibabel.Nifti1Image(image.dataobj, None, image.header)
     # nibabel takes the format from the name's end.
     with written_whole(path, suffix=".nii.gz" if path.name.endswith(".gz") else ".nii") as temporary:
         nibabel.save(image, temporary)
@@ -220,11 +241,12 @@ def open_memory_map(path: Path) -> Volume:
     return stored_volume(path).mapped()
 
 
-def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
-    """Load header and affine, and refuse what no later step could use."""
+def _open_nifti(path: Path, most_bytes: float = np.inf, assumed: str | None = None) -> nibabel.Nifti1Pair:
+    """Load header and affine, and refuse what no later step could use, or what takes too much memory."""
     path = Path(path)
     check_is_file(path, "a NIfTI file")
     with _named_errors(path), silent():
+        _check_begin(path)
         image = nibabel.load(path, mmap=False)
         stored = _header_as_stored(image) if isinstance(image, nibabel.Nifti1Pair) else None
     if stored is None:
@@ -236,9 +258,36 @@ def _open_nifti(path: Path) -> nibabel.Nifti1Pair:
     for expected, found in _faults(stored):
         raise ValueError(f"{path}: expected {expected}, found {found}.")
     _check_size(path, image)
+    if not forms_of(stored).states_orientation:
+        image = _with_axes(path, image, stored, assumed)
     with silent():
         _check_spacing(path, image, stored)
+    check_memory(path, image.shape, np.linalg.norm(image.affine[:3, :3], axis=0), most_bytes)
     return image
+
+
+def _check_begin(path: Path) -> None:
+    """Refuse a header that is followed by too much: nibabel reads all remarks between header and voxels."""
+    opened = igzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rb") as stream:
+        raw = stream.read(nibabel.Nifti2Header.sizeof_hdr)
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        begin = 0.0
+        if kind.may_contain_header(raw):
+            begin = float(kind(raw[: kind.sizeof_hdr], check=False)["vox_offset"])
+        if begin > _LATEST_BEGIN:
+            raise ValueError(f"voxels begin after {begin:g} bytes, more than {_LATEST_BEGIN}")
+
+
+def _with_axes(path: Path, image: nibabel.Nifti1Pair, stored: Any, assumed: str | None) -> nibabel.Nifti1Pair:
+    """Place an image by the axes that the user knows: nibabel would guess, and other programs otherwise."""
+    if assumed is None:
+        raise ValueError(
+            f"{path}: expected a qform_code or sform_code over 0, which say how the axes lie in the patient, "
+            f"found both 0; write the orientation into the header, or {ASSUME_HINT}."
+        )
+    affine = affine_of_axes(assumed, _positive_mm(path, stored["pixdim"][1:4]))
+    return type(image)(image.dataobj, affine, image.header, file_map=image.file_map)
 
 
 def _with_three_axes(image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
@@ -280,16 +329,21 @@ def _faults(stored: Any) -> Iterator[tuple[str, Any]]:
 
 def _check_spacing(path: Path, image: nibabel.Nifti1Pair, stored: Any) -> None:
     affine = image.affine
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    declared_mm = np.asarray(stored["pixdim"][1:4], np.float64)
-    for found in (declared_mm, spacing_mm):
-        if not np.all(np.isfinite(found)) or np.any(found <= 0):
-            raise ValueError(f"{path}: expected spacings over 0 mm, found {listed(found)} mm.")
+    _positive_mm(path, stored["pixdim"][1:4])
+    spacing_mm = _positive_mm(path, np.linalg.norm(affine[:3, :3], axis=0))
     # The determinant relative to the spacings is the volume of the unit cell: 1 for a right angle.
     if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
         raise ValueError(f"{path}: expected an affine that can be inverted, found {affine[:3].tolist()}.")
     for expected, found in odd_places(spacing_mm, spacing_mm * image.shape, affine[:3, 3]):
         raise ValueError(f"{path}: expected {expected}, found {listed(found)} mm.")
+
+
+def _positive_mm(path: Path, spacing_mm: np.ndarray) -> np.ndarray:
+    """Give spacings as they are, if they are some."""
+    spacing_mm = np.asarray(spacing_mm, np.float64)
+    if not np.all(np.isfinite(spacing_mm)) or np.any(spacing_mm <= 0):
+        raise ValueError(f"{path}: expected spacings over 0 mm, found {listed(spacing_mm)} mm.")
+    return spacing_mm
 
 
 def _check_size(path: Path, image: nibabel.Nifti1Pair) -> None:
@@ -341,24 +395,13 @@ def _scaled_planes(stored: np.ndarray, image: nibabel.Nifti1Pair) -> Iterator[np
 
 
 def _stored_numbers(image: nibabel.Nifti1Pair) -> np.ndarray:
-    """Read the voxels and the rest of the file: gzip compares its checksum only at the end.
-
-    nibabel stops after the last voxel, and fills all memory that a damaged header asks for with zeros before
-    it reads. Here memory is touched only as bytes arrive.
-    """
+    """Read the voxels and the rest of the file, where nibabel stops after the last voxel; see `fill`."""
     numbers = np.empty(image.shape, image.dataobj.dtype, order="F")
     buffer = memoryview(numbers.reshape(-1, order="F").view(np.uint8))
-    plane_bytes = numbers.nbytes // max(image.shape)
     with _open_for_reading(image.file_map["image"]) as stream:
         stream.seek(int(image.dataobj.offset))
-        begin = spare = 0
-        while begin < len(buffer) and (count := stream.readinto(buffer[begin : begin + _BLOCK_BYTES])):
-            begin += count
         # A file may be padded, but whole planes of voxels say that the shape is wrong.
-        while spare < plane_bytes and (block := stream.read(_BLOCK_BYTES)):
-            spare += len(block)
-    if begin < len(buffer) or spare >= plane_bytes:
-        raise ValueError(f"shape {image.shape} needs {len(buffer)} bytes, not {begin + spare}")
+        fill(buffer, stream, image.shape, spare_bytes=numbers.nbytes // max(image.shape))
     return numbers
 
 
@@ -369,7 +412,8 @@ def _open_for_reading(file: FileHolder) -> contextlib.AbstractContextManager[Any
     return file.get_prepare_fileobj("rb")
 
 
-def _check_labels(path: Path, present: np.ndarray) -> None:
+def check_labels(path: Path, present: np.ndarray) -> None:
+    """Raise a `ValueError` that names the file if a number is no VerSe code, but for what rounding mends."""
     codes = np.rint(present)
     known = np.isin(codes, (0, *CODES)) & np.isclose(present, codes, rtol=0, atol=_LABEL_TOLERANCE)
     unknown = [f"{value:g}" for value in present[~known]]

@@ -1,24 +1,31 @@
-"""Resampling between grids of parallel axes.
+"""Resampling between grids.
 
-Working and native grids have parallel axes, so resampling separates: one sparse matrix an axis. A
+Working and native grids mostly have parallel axes, so resampling separates: one sparse matrix an axis. A
 column of such a matrix is SciPy's own answer to a unit impulse, which makes the product of the three
-equal to SciPy's N-dimensional spline (`mode="nearest"`) at a fraction of its cost.
+equal to SciPy's N-dimensional spline (`mode="nearest"`) at a fraction of its cost. Where a scan is turned
+against the patient, and working grids are not (`utils.imaging.grids.working_grid`), it is that spline itself
+(`utils.imaging.turned`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage, sparse
 
-from utils.imaging.grids import SAME_GRID_VOXELS, resized_grid, working_grid
+from utils.imaging.crops import box_between
+from utils.imaging.grids import SAME_GRID_VOXELS, cropped_grid, reach_in, resized_grid, working_grid
+from utils.imaging.turned import set_beyond, turned_cubic, turned_linear
 from utils.imaging.volume import Grid, Volume
 from utils.settings import HU_RANGE
 
 #: Above this spacing the working grid is so much coarser than a CT that it must be smoothed first.
 FINE_SPACING_MM = 1.0
+#: Rounding must not decide about a voxel that lies exactly half way.
+_HALF = 0.5 - 1e-5
 #: Weights below this change no voxel by a hundredth of a Hounsfield unit.
 _NEGLIGIBLE_WEIGHT = 1e-6
 #: Impulses that are answered at once, and how far the spline's answer reaches: .268 to this power is nothing.
@@ -49,7 +56,7 @@ def resample_ct(
     antialias: bool = False,
     bounds: tuple[float, float] | None = None,
 ) -> Volume:
-    """Bring a CT to a grid of parallel axes with cubic B-splines.
+    """Bring a CT to a grid with cubic B-splines.
 
     Equal to `scipy.ndimage.affine_transform(order=3, mode="nearest")`: the border voxel is repeated
     twelve times before the spline is fitted, and further out the value stays.
@@ -59,7 +66,7 @@ def resample_ct(
     volume : Volume
         CT of any number type.
     grid : Grid
-        Grid whose axes are parallel to the volume's, in any order and direction.
+        Any grid; one whose axes are parallel to the volume's, in any order and direction, is reached faster.
     antialias : bool
         Smooth an axis first, by a Gaussian of max(0, (factor - 1) / 2) voxels, where `factor` is how
         many of the volume's voxels make one of the grid's (Serrador et al. 2024, heatmap input).
@@ -70,26 +77,30 @@ def resample_ct(
     -------
     Volume of float32
         Not clipped afterwards: splines overshoot at edges.
-
-    Raises
-    ------
-    ValueError
-        If the axes are not parallel.
     """
-    maps = _axis_maps(volume.grid, grid)
-    matrices = [_spline_matrix(axis_map, sigma=_sigma(axis_map) if antialias else 0.0) for axis_map in maps]
+    mapping = _mapping(volume.grid, grid)
+    maps = _axis_maps(mapping, volume.shape, grid.shape)
+    if maps is None:
+        # Along an axis of the volume a step on the grid is as long as its share of all three ways there.
+        factors = np.linalg.norm(mapping[:3, :3], axis=1)
+        sigmas = [_sigma(factor) if antialias else 0.0 for factor in factors]
+        data = turned_cubic(volume.data, mapping, grid.shape, sigmas=sigmas, bounds=bounds)
+        return Volume(data, grid.affine)
+    matrices = [
+        _spline_matrix(axis_map, sigma=_sigma(axis_map.scale) if antialias else 0.0) for axis_map in maps
+    ]
     return Volume(_separable(volume.data, maps, matrices, bounds=bounds), grid.affine)
 
 
 def resample_linear(volume: Volume, grid: Grid, *, outside: float = 0.0) -> Volume:
-    """Bring a volume, such as a probability, to a grid of parallel axes with linear interpolation.
+    """Bring a volume, such as a probability, to a grid with linear interpolation.
 
     Parameters
     ----------
     volume : Volume
         Volume of any number type.
     grid : Grid
-        Grid whose axes are parallel to the volume's.
+        Any grid, as for `resample_ct`.
     outside : float
         Value beyond the outer faces of the volume; between them and the outermost voxel centres the
         border voxel counts.
@@ -99,7 +110,12 @@ def resample_linear(volume: Volume, grid: Grid, *, outside: float = 0.0) -> Volu
     Volume of float32
         The interpolated values.
     """
-    maps = _axis_maps(volume.grid, grid)
+    mapping = _mapping(volume.grid, grid)
+    maps = _axis_maps(mapping, volume.shape, grid.shape)
+    if maps is None:
+        result = turned_linear(volume.data, mapping, grid.shape)
+        set_beyond(result, mapping, volume.shape, outside)
+        return Volume(result, grid.affine)
     data = volume.data if outside == 0 else volume.data - np.float32(outside)
     result = _separable(data, maps, [_linear_matrix(axis_map) for axis_map in maps])
     if outside != 0:
@@ -108,7 +124,7 @@ def resample_linear(volume: Volume, grid: Grid, *, outside: float = 0.0) -> Volu
 
 
 def resample_labels(mask: Volume, grid: Grid, *, extends: bool = False) -> Volume:
-    """Bring a label volume to a grid of parallel axes, vertebra by vertebra.
+    """Bring a label volume to a grid, vertebra by vertebra.
 
     Each label's indicator is interpolated linearly in its own bounding box; a voxel takes the label
     that reaches one half. Indicators sum to 1 at most, so no other label is larger; of two that both
@@ -119,7 +135,7 @@ def resample_labels(mask: Volume, grid: Grid, *, extends: bool = False) -> Volum
     mask : Volume of uint8
         Labels, 0 outside.
     grid : Grid
-        Grid whose axes are parallel to the volume's.
+        Any grid, as for `resample_ct`.
     extends : bool
         Whether the border of the mask goes on beyond its outer faces, for a grid that reaches over them by
         less than a voxel.
@@ -129,7 +145,10 @@ def resample_labels(mask: Volume, grid: Grid, *, extends: bool = False) -> Volum
     Volume of uint8
         Labels, 0 outside and, unless it extends, beyond the outer faces of `mask`.
     """
-    maps = _axis_maps(mask.grid, grid)
+    mapping = _mapping(mask.grid, grid)
+    maps = _axis_maps(mapping, mask.shape, grid.shape)
+    if maps is None:
+        return _turned_labels(mask, grid, mapping, extends=extends)
     matrices = [
         _spline_matrix(axis_map, sigma=0.0, order=1) if extends else _linear_matrix(axis_map)
         for axis_map in maps
@@ -142,32 +161,54 @@ def resample_labels(mask: Volume, grid: Grid, *, extends: bool = False) -> Volum
             continue
         reach = tuple(slice(reached[0], reached[-1] + 1) for reached in rows)
         indicator = _separable(mask.data[box] == label, maps, [p[side] for p, side in zip(parts, reach)])
-        # Rounding must not decide about a voxel that lies exactly half way.
-        inside = indicator >= 0.5 - 1e-5
+        inside = indicator >= _HALF
         result[reach][inside & (result[reach] == 0)] = label
     return Volume(result, grid.affine)
 
 
-def _axis_maps(from_grid: Grid, to_grid: Grid) -> list[_AxisMap]:
-    """Pair every axis of the new grid with its axis of the old one."""
-    mapping = np.linalg.inv(from_grid.affine) @ to_grid.affine
+def _turned_labels(mask: Volume, grid: Grid, mapping: np.ndarray, *, extends: bool) -> Volume:
+    """Bring a label volume to a grid at an angle to it; the rule of `resample_labels`."""
+    result = np.zeros(grid.shape, np.uint8)
+    for label, box in mask.label_boxes.items():
+        # With a voxel around it, so that its indicator falls to 0 within its part.
+        first = [max(side.start - 1, 0) for side in box]
+        last = [min(side.stop + 1, voxels) for side, voxels in zip(box, mask.shape)]
+        begin, end = reach_in(grid, cropped_grid(mask.grid, first, last))
+        reach = box_between(begin, end)
+        own = mapping.copy()
+        own[:3, 3] += mapping[:3, :3] @ begin - first
+        indicator = turned_linear(mask.data[box_between(first, last)] == label, own, end - begin)
+        here = result[reach]
+        here[(indicator >= _HALF) & (here == 0)] = label
+    if not extends:
+        set_beyond(result, mapping, mask.shape, 0)
+    return Volume(result, grid.affine)
+
+
+def _mapping(from_grid: Grid, to_grid: Grid) -> np.ndarray:
+    """Give what takes a voxel index of the new grid to one of the old."""
+    return np.linalg.inv(from_grid.affine) @ to_grid.affine
+
+
+def _axis_maps(
+    mapping: np.ndarray, shape: tuple[int, ...], new_shape: tuple[int, ...]
+) -> list[_AxisMap] | None:
+    """Pair every axis of the new grid with its axis of the old one; None if they are not parallel."""
     axes = np.abs(mapping[:3, :3]).argmax(axis=0)
     scales = mapping[axes, range(3)]
     slanted = mapping[:3, :3].copy()
     slanted[axes, range(3)] = 0
-    drift = (np.abs(slanted) * to_grid.shape).sum(axis=1).max()
+    drift = (np.abs(slanted) * new_shape).sum(axis=1).max()
     if sorted(axes) != [0, 1, 2] or drift > SAME_GRID_VOXELS:
-        raise ValueError(
-            f"Expected grids with parallel axes, received ones that drift {drift:.2g} voxels apart."
-        )
+        return None
     return [
-        _AxisMap(int(axis), from_grid.shape[axis], new_voxels, float(scale), float(mapping[axis, 3]))
-        for axis, new_voxels, scale in zip(axes, to_grid.shape, scales)
+        _AxisMap(int(axis), shape[axis], new_voxels, float(scale), float(mapping[axis, 3]))
+        for axis, new_voxels, scale in zip(axes, new_shape, scales)
     ]
 
 
-def _sigma(axis_map: _AxisMap) -> float:
-    return max(0.0, (abs(axis_map.scale) - 1) / 2)
+def _sigma(factor: float) -> float:
+    return max(0.0, (abs(float(factor)) - 1) / 2)
 
 
 def _spline_matrix(axis_map: _AxisMap, *, sigma: float, order: int = 3) -> sparse.csr_array:
@@ -241,7 +282,13 @@ def _separable(
     return result
 
 
-def working_ct(ct: Volume, spacing_mm: float, *, grid: Grid | None = None) -> Volume:
+def working_ct(
+    ct: Volume,
+    spacing_mm: float,
+    *,
+    grid: Grid | None = None,
+    outside: Literal["air", "edge"] = "edge",
+) -> Volume:
     """Bring a native CT to its working grid: clipped, resampled, clipped again.
 
     Clipped first, since padding of -2048 HU and metal would make the spline ring. Grids coarser than
@@ -255,6 +302,9 @@ def working_ct(ct: Volume, spacing_mm: float, *, grid: Grid | None = None) -> Vo
         Spacing of the working grid, in mm.
     grid : Grid, optional
         The part of the working grid that is wanted; by default all of it.
+    outside : str
+        What lies beyond the scan where it is turned against its working grid: air or the nearest voxel. A
+        grid with its axes reaches over it by less than a voxel, and the nearest voxel goes on there.
 
     Returns
     -------
@@ -264,6 +314,9 @@ def working_ct(ct: Volume, spacing_mm: float, *, grid: Grid | None = None) -> Vo
     grid = working_grid(ct.grid, spacing_mm) if grid is None else grid
     working = resample_ct(ct, grid, antialias=spacing_mm > FINE_SPACING_MM, bounds=HU_RANGE)
     np.clip(working.data, *HU_RANGE, out=working.data)  # made here, so no one else sees it change
+    mapping = _mapping(ct.grid, grid)
+    if outside == "air" and _axis_maps(mapping, ct.shape, grid.shape) is None:
+        set_beyond(working.data, mapping, ct.shape, HU_RANGE[0])
     return working
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from ML_3D_Unet.utils.folding import without_concats
 from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, upsample_block
 from ML_3D_Unet.utils.residual import create_residual_unet3d
 from utils.files import written_whole
-from utils.imaging.file_checks import first_line
+from utils.imaging.file_checks import READ_ERRORS, first_line
 from utils.imaging.intensities import HU_GAIN, LOWEST, LOWEST_HU
 from utils.learning.losses import LABELLING_OUTPUTS
 from utils.learning.model_files import MODEL_FILES, WEIGHTS_SUFFIX, model_file
@@ -227,6 +228,8 @@ _NETWORK_OF_STAGE: dict[str, Callable[[dict[str, Any]], keras.Model]] = {
     "LabellingTrainingSettings": _labelling_network_of,
     "SegmentationTrainingSettings": _segmentation_network_of,
 }
+#: What readers of a network raise on a damaged file.
+_MODEL_ERRORS = (*READ_ERRORS, AttributeError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error)
 #: What settings that are younger than some trained networks were before one could choose.
 _BEFORE_THEY_WERE_SETTINGS = {"norm": "batch", "network": "unet", "patch_kinds": "paper"}
 
@@ -313,7 +316,7 @@ def _read_weights(path: Path, settings: dict[str, Any]) -> keras.Model:
     try:
         _check_shapes(network, path)
         network.load_weights(path)
-    except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
+    except _MODEL_ERRORS as error:
         raise ValueError(
             f"{path}: expected the weights of the network of {SETTINGS_FILE}, found {first_line(error)}"
         ) from error
@@ -345,8 +348,12 @@ def _shapes_in(path: Path) -> Counter[tuple[int, ...]]:
 
 def _read_whole(path: Path, _: dict[str, Any]) -> keras.Model:
     try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+        if damaged is not None:  # Keras does not read all parts to their ends
+            raise ValueError(f"a checksum of {damaged} that is wrong")
         return keras.models.load_model(path, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _MODEL_ERRORS as error:
         raise ValueError(f"{path}: expected a Keras model, found {first_line(error)}") from error
 
 

@@ -23,7 +23,7 @@ _LETTERS = 200
 
 @functools.lru_cache(maxsize=1)
 def gpu_failures() -> dict[str, str]:
-    """Try a small 3-D convolution with its gradient and a function compiled by XLA on the GPU.
+    """Try a small 3-D convolution with its gradient and a function compiled by XLA on each visible GPU.
 
     Returns
     -------
@@ -65,13 +65,19 @@ def _run_xla() -> None:
 
 
 def main(trials: dict[str, Callable[[], None]]) -> None:
-    """Run the trials in their order, and print the word of each that has worked."""
+    """Run the trials in their order, and print the word of each that has worked.
+
+    A trial runs on every visible GPU, since they may differ; without one on the CPU, as the tests do.
+    """
     import tensorflow as tf
 
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
+    gpus = tf.config.list_logical_devices("GPU")
     for name, trial in trials.items():
-        trial()
+        for device in gpus or tf.config.list_logical_devices("CPU"):
+            with tf.device(device.name):
+                trial()
         print(name, flush=True)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import settings as stages
+from utils.files import printable
 from utils.learning import epochs, prepared_data, spine_cases
 from utils.learning.runtime import Runtime
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
@@ -219,7 +220,7 @@ def case_facts(
 def print_bad_cases(bad: list[str], chosen: Runtime) -> list[str]:
     """Print a line for every bad case, once for all workers, and give them back."""
     for line in bad if chosen.is_chief else ():
-        print(f"bad case: {line}", file=sys.stderr)
+        print(printable(f"bad case: {line}"), file=sys.stderr)
     return bad
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from utils.localisation.identify import Identification, names_of
 from utils.prediction.derivatives import CasePrediction
-from utils.prediction.quality import GAP, HU_DOUBT, OTHER, CaseQuality, Remark, case_remarks
+from utils.prediction.quality import GAP, HU_DOUBT, ORIENTATION, OTHER, CaseQuality, Remark, case_remarks
 from utils.walk import records
 from utils.walk.records import WalkResult
 
@@ -69,7 +69,7 @@ def relabelled_quality(prediction: CasePrediction, known: CaseQuality | None) ->
     CaseQuality
     """
     known = known or CaseQuality(prediction.key, prediction.numbering.kind)
-    kept = [remark for remark in known.warnings if remark.kind == HU_DOUBT]
+    kept = [remark for remark in known.warnings if remark.kind in (HU_DOUBT, ORIENTATION)]
     return CaseQuality(
         prediction.key,
         prediction.numbering.kind,

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.files import write_text_whole, written_whole
+from utils.files import read_json, sha256_of, write_text_whole, written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
 from utils.imaging.crops import box_between
-from utils.imaging.grids import cropped_grid, transform_points
+from utils.imaging.grids import cropped_grid, reach_in, transform_points
 from utils.imaging.nifti import read_mask, write_volume
+from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.resampling import resample_linear
-from utils.imaging.volume import Grid, Volume
+from utils.imaging.volume import Grid, Volume, touches_border
 from utils.localisation.identify import Identification
 from utils.prediction.exports import EXPORTS
+from utils.prediction.measured import MEASURED_SUFFIXES, write_measures
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, write_quality
 from utils.prediction.snapshot import snapshot_figure
 from utils.verse.cases import subject_of
@@ -39,8 +41,8 @@ TABLE_COLUMNS = (
 )
 COUNT = "count"
 ANATOMICAL = "anatomical"
-#: Ends of the names of a case's files, in the order of writing. The mask is last: a case is done when it is
-#: there, so a run that was killed does the case again. Files for other programs are made from the mask.
+#: Ends of the names of a case's files. The settings are written last, with hashes of the others: a case is
+#: done when all are there as they were written, so a run that was killed does the case again.
 SETTINGS_SUFFIX = "_settings.json"
 #: What the labels were decided from, where a network gave it.
 COLUMN_SUFFIX = "_column.json"
@@ -51,8 +53,11 @@ MASK_SUFFIX = "_seg-vert_msk.nii.gz"
 #: Written only if asked for (`InferenceSettings.trace`).
 TRACE_SUFFIX = "_trace.jsonl"
 #: Files that not every prediction has: those of an older one must not stay beside a new mask.
-_EXPORTED = tuple(export.suffix for export in EXPORTS.values())
+_EXPORTED = (*(export.suffix for export in EXPORTS.values()), *MEASURED_SUFFIXES)
 OPTIONAL_SUFFIXES = (QUALITY_SUFFIX, COLUMN_SUFFIX, TRACE_SUFFIX, *_EXPORTED)
+_RESULT_SUFFIXES = (TABLE_SUFFIX, CENTROIDS_SUFFIX, SNAPSHOT_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES)
+#: Where the settings of a case hold the SHA-256 of its other files, by the ends of their names.
+FILES = "files"
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,8 @@ class CasePrediction:
         How the levels were decided, with the second sequence; None where vertebrae are only counted.
     column : str
         Text of the file that says what they were decided from; "" for none.
+    forms : HeaderForms, optional
+        Those of the mask's header (`utils.imaging.formats.mask_forms`).
     """
 
     key: str
@@ -130,6 +137,7 @@ class CasePrediction:
     trace: tuple[WalkStep, ...] = ()
     identification: Identification | None = None
     column: str = ""
+    forms: HeaderForms | None = None
 
 
 def number_vertebrae(count: int, first_label: str | None = None) -> Numbering:
@@ -204,7 +212,7 @@ def native_vertebrae(
         patch_affine = affine.copy()
         patch_affine[:3, 3] += affine[:3, :3] @ vertebra.begin
         patch = Volume(vertebra.probability, patch_affine)
-        begin, end = _reach_in(grid, patch.grid)
+        begin, end = reach_in(grid, patch.grid)
         part, box = cropped_grid(grid, begin, end), box_between(begin, end)
         if 0 in part.shape:
             continue
@@ -263,7 +271,8 @@ def vertebra_table(
                 **{"steps": vertebra.steps, "converged": int(vertebra.converged)},
                 "mean_probability": round(float(native.probability[box][inside].mean(dtype=np.float64)), 4),
                 **probability_columns(numbering, place),
-                "partial": int(vertebra.partial),
+                # The walk knows where a working grid ends, which may be turned against the scan.
+                "partial": int(vertebra.partial or touches_border(box, native.labels.shape)),
             }
         )
     return rows
@@ -284,15 +293,6 @@ def _centre_columns(centre_mm: np.ndarray) -> dict[str, float]:
     return {f"centre_{axis}": round(float(value), 2) for axis, value in zip("xyz", centre_mm)}
 
 
-def _reach_in(grid: Grid, patch: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Give the first voxel of a grid that a patch of another one can reach, and the one after the last."""
-    faces = np.array(list(np.ndindex(2, 2, 2))) * patch.shape - 0.5
-    corners = transform_points(faces, patch.affine, grid.affine)
-    begin = np.clip(np.floor(corners.min(axis=0)), 0, grid.shape).astype(int)
-    end = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, grid.shape).astype(int)
-    return begin, end
-
-
 # Files ---------------------------------------------------------------------------------------------
 
 
@@ -302,9 +302,14 @@ def case_path(output: Path, key: str, suffix: str) -> Path:
 
 
 def write_case(
-    prediction: CasePrediction, output: Path, *, formats: Sequence[str] = (), keep: Sequence[str] = ()
+    prediction: CasePrediction,
+    output: Path,
+    *,
+    formats: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    measures: bool = False,
 ) -> None:
-    """Write the files of one case, each whole or not at all: the mask, then its copies for other programs.
+    """Write the files of one case, each whole or not at all: last of all what it was made with.
 
     Parameters
     ----------
@@ -316,18 +321,19 @@ def write_case(
         Keys of `exports.EXPORTS`; any other is one that is always written.
     keep : sequence of str
         Of `OPTIONAL_SUFFIXES` those whose files stay: an earlier writing of the same prediction left them.
+    measures : bool
+        Whether to measure the vertebrae too (`utils.prediction.measured`).
     """
 
     def path(suffix: str) -> Path:
         return case_path(output, prediction.key, suffix)
 
-    # An older mask would make the case look done while the files beside it are new, or old ones its own.
-    for suffix in (MASK_SUFFIX, *OPTIONAL_SUFFIXES):
+    # Older settings would make the case look done while it is not, or old files look like its own.
+    for suffix in (SETTINGS_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES):
         if suffix not in keep:
             path(suffix).unlink(missing_ok=True)
     points = vertebra_points(prediction.labels, prediction.numbering)
     names = [prediction.numbering.name(code) for code in points.codes]
-    write_text_whole(path(SETTINGS_SUFFIX), json.dumps(prediction.settings, indent=2) + "\n")
     with written_whole(path(TABLE_SUFFIX)) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, TABLE_COLUMNS)
         writer.writeheader()
@@ -345,13 +351,60 @@ def write_case(
     figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)
     with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
         figure.savefig(temporary, format="png")
-    write_volume(path(MASK_SUFFIX), prediction.labels)
+    write_volume(path(MASK_SUFFIX), prediction.labels, forms=prediction.forms)
     for name in formats:
         if name in EXPORTS:
             EXPORTS[name].write(path(EXPORTS[name].suffix), prediction.labels, prediction.numbering.name)
+    if measures:
+        is_anatomical = prediction.numbering.kind == ANATOMICAL
+        known = {"anatomical": is_anatomical, "table": prediction.table, "forms": prediction.forms}
+        write_measures(path, prediction.ct, prediction.labels, **known)
+    _write_settings(output, prediction.key, prediction.settings)
 
 
-def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequence[str]) -> list[str]:
+def _write_settings(output: Path, key: str, settings: Mapping[str, Any]) -> None:
+    """Write what a case was made with, and what its files hold now."""
+    paths = {suffix: case_path(output, key, suffix) for suffix in _RESULT_SUFFIXES}
+    hashes = {suffix: sha256_of(path) for suffix, path in paths.items() if path.is_file()}
+    text = json.dumps({**settings, FILES: hashes}, indent=2) + "\n"
+    write_text_whole(case_path(output, key, SETTINGS_SUFFIX), text)
+
+
+def changed_files(output: Path, key: str, settings: Mapping[str, Any]) -> list[str]:
+    """Name the files of a finished case that do not hold what was written, or are gone.
+
+    Parameters
+    ----------
+    output : Path
+        Folder of the predictions.
+    key : str
+        The case.
+    settings : mapping
+        From `read_case_settings`. Those of earlier versions say nothing of the files: none has changed.
+
+    Returns
+    -------
+    list of str
+        Their names. A file for other programs that is gone is none of them: it is made from the mask.
+    """
+    hashes = settings.get(FILES, {})
+    paths = {suffix: case_path(output, key, suffix) for suffix in _RESULT_SUFFIXES if suffix in hashes}
+    return [
+        path.name
+        for suffix, path in paths.items()
+        if (sha256_of(path) != hashes[suffix] if path.is_file() else suffix not in _EXPORTED)
+    ]
+
+
+def complete_case(
+    output: Path,
+    key: str,
+    numbering: Numbering,
+    *,
+    formats: Sequence[str],
+    assumed: str | None = None,
+    measured: Callable[[], tuple[Volume, HeaderForms | None]] | None = None,
+) -> list[str]:
     """Write the files of a finished case that are wanted and not there, from its mask.
 
     Parameters
@@ -364,22 +417,41 @@ def complete_case(output: Path, key: str, numbering: Numbering, *, formats: Sequ
         What the labels mean; only its kind counts.
     formats : sequence of str
         As in `write_case`.
+    assumed : str, optional
+        Where the voxel axes lead if the mask does not say it, as for its scan.
+    measured : callable, optional
+        Reads the scan and how its header states the grid, if its vertebrae are to be measured.
 
     Returns
     -------
     list of str
-        The formats that were missing.
+        The formats that were missing, "measures" among them.
 
     Raises
     ------
     ValueError
-        If one is missing and the mask cannot be read.
+        If one is missing, and the mask, the table or the scan cannot be read.
     """
+
+    def path(suffix: str) -> Path:
+        return case_path(output, key, suffix)
+
     paths = {name: case_path(output, key, EXPORTS[name].suffix) for name in formats if name in EXPORTS}
     missing = [name for name, path in paths.items() if not path.is_file()]
-    labels = read_mask(case_path(output, key, MASK_SUFFIX)) if missing else None
+    to_measure = measured is not None and not all(path(each).is_file() for each in MEASURED_SUFFIXES)
+    labels = read_mask(path(MASK_SUFFIX), assumed=assumed) if missing or to_measure else None
     for name in missing:
         EXPORTS[name].write(paths[name], labels, numbering.name)
+    if to_measure:
+        with path(TABLE_SUFFIX).open(newline="") as stream:
+            table = list(csv.DictReader(stream))
+        is_anatomical = numbering.kind == ANATOMICAL
+        ct, forms = measured()
+        write_measures(path, ct, labels, anatomical=is_anatomical, table=table, forms=forms)
+        missing.append("measures")
+    settings = read_case_settings(output, key) if missing else None
+    if settings is not None:
+        _write_settings(output, key, settings)
     return missing
 
 
@@ -389,7 +461,8 @@ def read_case_settings(output: Path, key: str) -> dict[str, Any] | None:
     if not case_path(output, key, MASK_SUFFIX).is_file() or not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    right = isinstance(found, dict) and isinstance(found.get(FILES, {}), dict)
+    return found if right else None

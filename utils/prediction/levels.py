@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.imaging.grids import SAME_GRID_VOXELS, oriented_grid, transform_points, voxels_apart
+from utils.files import read_json
+from utils.imaging.grids import SAME_GRID_VOXELS, transform_points, voxels_apart
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
 from utils.localisation.chain import Votes
@@ -131,8 +132,8 @@ def read_column(path: Path) -> tuple[Votes, list[int]] | None:
     """
     if not path.is_file():
         return None
+    found = read_json(path, "what is known of a column")
     try:
-        found = json.loads(path.read_text())
         rows = found["vertebrae"]
         votes = Votes(
             np.array([row["level_log_probabilities"] for row in rows], float),
@@ -142,8 +143,8 @@ def read_column(path: Path) -> tuple[Votes, list[int]] | None:
             float(found["temperature"]),
         )
         return votes, [int(row["label"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected what is known of a column, found {error!r}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected what is known of a column, found {error!r:.200}.") from None
 
 
 # Labels changed later ------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def relabel_case(
         each other.
     """
     path = derivatives.case_path(output, key, derivatives.MASK_SUFFIX)
-    mask = read_mask(path)
+    mask = read_mask(path, assumed=settings.get("assume_orientation"))
     if mask.shape != ct.shape or voxels_apart(ct.grid, mask.affine) > SAME_GRID_VOXELS:
         raise ValueError(f"{path}: expected the grid of the scan, {ct.shape}, found {mask.shape}, or moved.")
     known = read_column(derivatives.case_path(output, key, derivatives.COLUMN_SUFFIX))
@@ -206,8 +207,8 @@ def numbers_from_the_top(mask: Volume) -> list[int]:
     """Give the labels of a mask from the top down, by the heights of their boxes' middles."""
     boxes = mask.label_boxes
     middles = np.array([[(side.start + side.stop - 1) / 2 for side in box] for box in boxes.values()])
-    heights = transform_points(middles.reshape(-1, 3), mask.affine, oriented_grid(mask.grid).affine)[:, 2]
-    return [int(label) for label in np.array(list(boxes), int)[np.argsort(heights)]]
+    heights_mm = transform_points(middles.reshape(-1, 3), mask.affine, np.eye(4))[:, 2]
+    return [int(label) for label in np.array(list(boxes), int)[np.argsort(-heights_mm)]]
 
 
 def _relabelled_rows(path: Path, look_up: np.ndarray, numbering: Numbering) -> tuple[dict[str, Any], ...]:

@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from utils import execution
 from utils.files import printable
-from utils.imaging.formats import hu_doubt, read_scan, scan_bytes, scan_grid, too_flat
-from utils.imaging.grids import transform_points
+from utils.imaging.formats import hu_doubt, mask_forms, read_scan, scan_bytes, scan_grid, too_flat
+from utils.imaging.grids import is_turned, transform_points
 from utils.imaging.intensities import normalise_hu
+from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.resampling import working_ct
+from utils.imaging.shown import beyond_scan, filled_beyond, without_padding
 from utils.imaging.volume import Volume
 from utils.localisation.chain import Votes, find_column
 from utils.localisation.identify import Identification, number_column
@@ -40,13 +42,14 @@ from utils.prediction.keys import tell_apart
 from utils.prediction.levels import column_json, doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
 from utils.prediction.papers import scan_papers
-from utils.prediction.provenance import is_done, record_of, relabelled_record, scan_identity
+from utils.prediction.provenance import files_to_mend, is_done, record_of, relabelled_record, scan_identity
 from utils.prediction.quality import CaseQuality, Remark
 from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings, WalkOptions, worker_count
 from utils.walk.along import walk_along
 from utils.walk.locate import locate_spine
+from utils.walk.look import without_beyond
 from utils.walk.published import walk_published
 from utils.walk.records import WalkResult, WalkSettings
 
@@ -98,7 +101,7 @@ def infer(settings: InferenceSettings) -> int:
         failed = failed or bool(found.bad)
         if settings.report:
             print(f"{write_scan_report(settings.output)}: open it in a browser.", flush=True)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _print_error(f"error: {error}")
         return 2 if isinstance(error, CommandLineError) else 1
     return 1 if failed and not settings.skip_bad else 0
@@ -150,24 +153,39 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
     votes : Votes or None
         What the networks say of their levels; None with a published heatmap network, which says nothing.
     """
-    working = working_ct(ct, networks.spacing_mm)
-    normalised = Volume(normalise_hu(working.data), working.affine)
     if not networks.finds_centres:
+        working = working_ct(ct, networks.spacing_mm, outside=networks.outside)
         heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
-        found, votes = walk_published(normalised, heat, networks.patch, settings=settings), None
+        return walk_published(_normalised(working), heat, networks.patch, settings=settings), None
+    coarse = without_padding(working_ct(ct, networks.heatmap_mm, outside="air"))
+    working = without_padding(working_ct(ct, networks.spacing_mm, outside="air"))
+    column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
+    centres = transform_points(column.centres_mm, np.eye(4), working.affine)
+    if is_turned(ct.grid) and networks.outside == "edge":
+        # What lies beyond the scan is then within the working grid, and shown as it would be beyond it.
+        beyond = beyond_scan(working)
+        found = walk_along(
+            _normalised(filled_beyond(working, beyond)), centres, networks.patch, settings=settings
+        )
+        found = without_beyond(found, beyond, settings.probability_threshold)
     else:
-        coarse = working_ct(ct, networks.heatmap_mm)
-        column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
-        centres = transform_points(column.centres_mm, np.eye(4), working.affine)
-        found = walk_along(normalised, centres, networks.patch, settings=settings)
-        votes = column.votes(networks.temperature)
-    return found, votes
+        found = walk_along(_normalised(working), centres, networks.patch, settings=settings)
+    return found, column.votes(networks.temperature)
 
 
-def read_with_identity(scan: Scan, most_bytes: float = np.inf) -> ReadScan:
+def _normalised(ct: Volume) -> Volume:
+    return Volume(normalise_hu(ct.data), ct.affine)
+
+
+def read_with_identity(scan: Scan, settings: InferenceSettings) -> ReadScan:
     """Read a scan; its files may change meanwhile, so their identity is taken before."""
     identity = scan_identity(scan)
-    return read_scan(scan.path, scan.series, most_bytes=most_bytes), identity
+    return _read_image(scan, settings, settings.assume_orientation), identity
+
+
+def _read_image(scan: Scan, settings: InferenceSettings, assumed: str | None) -> Volume:
+    most_bytes = settings.max_gigabytes * 2**30
+    return read_scan(scan.path, scan.series, most_bytes=most_bytes, assumed=assumed)
 
 
 def predict_case(
@@ -203,8 +221,10 @@ def predict_case(
         If the scan cannot be used, or no sequence has the known levels; the text names its file.
     """
     started = time.perf_counter()
-    ct, identity = read_with_identity(scan, _most_bytes(settings)) if read is None else read
+    ct, identity = read_with_identity(scan, settings) if read is None else read
     hu_text = hu_doubt(ct)  # at once, before there is more in memory than the scan
+    forms = mask_forms(scan.path, scan.series)
+    axes_text = _assumption(forms, settings)
     if networks is None:
         found, votes = WalkResult((), Volume(np.zeros(ct.shape, np.uint8), ct.affine)), None
     else:
@@ -221,7 +241,8 @@ def predict_case(
         column = "" if votes is None else column_json(votes, places, identification.codes)
     native = derivatives.native_vertebrae(vertebrae, found.labels.affine, ct.grid, codes=numbering.codes)
     table = derivatives.vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
-    doubts = {quality.HU_DOUBT: hu_text, quality.LOW_PROBABILITY if identification else quality.OTHER: doubt}
+    doubts = {quality.HU_DOUBT: hu_text, quality.ORIENTATION: axes_text}
+    doubts[quality.LOW_PROBABILITY if identification else quality.OTHER] = doubt
     remarks = [Remark(kind, None, text) for kind, text in doubts.items() if text]
     names = [numbering.name(code) for code in numbering.codes]
     remarks += walk_remarks(dataclasses.replace(found, vertebrae=vertebrae), names)
@@ -241,10 +262,19 @@ def predict_case(
         trace=found.trace if settings.trace else (),
         identification=identification,
         column=column,
+        forms=forms,
     )
     nothing = ": ".join(filter(None, ("no vertebra found", too_flat(ct.grid))))
-    doubts = (hu_text, doubt if vertebrae else nothing)
+    doubts = (hu_text, axes_text, doubt if vertebrae else nothing)
     return prediction, "; ".join(filter(None, doubts))
+
+
+def _assumption(forms: HeaderForms | None, settings: InferenceSettings) -> str:
+    """Say that the user, and not the scan, told where the axes lead; "" where the scan does."""
+    if forms is None or forms.states_orientation:
+        return ""
+    axes = settings.assume_orientation.upper()
+    return f"its header does not say how its axes lie, so {axes} is assumed (--assume-orientation)"
 
 
 def _identify(found: WalkResult, votes: Votes | None, settings: InferenceSettings) -> Identification | None:
@@ -276,8 +306,9 @@ class _Job:
     @functools.cached_property
     def is_flat(self) -> bool:
         """Whether no network need look at the scan; a header that cannot be read says nothing of it."""
+        assumed = self.settings.assume_orientation
         try:
-            return bool(too_flat(scan_grid(self.scan.path, self.scan.series)))
+            return bool(too_flat(scan_grid(self.scan.path, self.scan.series, assumed=assumed)))
         except ValueError:
             return False
 
@@ -338,11 +369,7 @@ def _read(job: _Job) -> ReadScan | None:
     """Read a scan; None if it is done or only its labels are to change, and it is not needed yet."""
     if job.settings.relabel or is_done(job.scan, job.networks(), job.settings):
         return None
-    return read_with_identity(job.scan, _most_bytes(job.settings))
-
-
-def _most_bytes(settings: InferenceSettings) -> float:
-    return settings.max_gigabytes * 2**30
+    return read_with_identity(job.scan, job.settings)
 
 
 def _fit_together(current: _Job, following: _Job) -> bool:
@@ -358,7 +385,7 @@ def _attempt(job: _Job, read: Callable[[], ReadScan | None] = lambda: None) -> _
         if job.settings.relabel:
             return _relabel(scan, job.settings)
         return _do_case(scan, job.networks(), job.settings, read=read())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _bad(scan, str(error))
     except Exception as error:
         if type(error).__name__ in _OUT_OF_MEMORY:
@@ -390,12 +417,23 @@ def _do_case(
         finds_centres = networks is None or networks.finds_centres
         is_counted = not (finds_centres or settings.first_label or settings.fix)
         kind = Numbering((), COUNT if is_counted else ANATOMICAL)
-        written = derivatives.complete_case(settings.output, scan.key, kind, formats=settings.formats)
+        wanted = {"formats": settings.formats, "assumed": settings.assume_orientation}
+        if settings.measure:
+            wanted["measured"] = lambda: (
+                _read_image(scan, settings, settings.assume_orientation),
+                mask_forms(scan.path, scan.series),
+            )
+        written = derivatives.complete_case(settings.output, scan.key, kind, **wanted)
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
+    changed = files_to_mend(scan, networks, settings)
     prediction, warning = predict_case(scan, networks, settings, read=read)
-    derivatives.write_case(prediction, settings.output, formats=settings.formats)
+    if changed:
+        again = f"done again, as {', '.join(changed)} did not hold what was written"
+        warning = "; ".join(filter(None, (again, warning)))
+    wanted = {"formats": settings.formats, "measures": settings.measure}
+    derivatives.write_case(prediction, settings.output, **wanted)
     seconds = time.perf_counter() - started
     message = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
     return _Outcome(message, f"warning: {scan.name}: {warning}." if warning else "")
@@ -405,7 +443,7 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     """Change the labels of a finished case; all else of its record stays, so it counts as done with them."""
     record = relabelled_record(scan, settings)
     prediction = relabel_case(
-        read_scan(scan.path, scan.series, most_bytes=_most_bytes(settings)),
+        _read_image(scan, settings, record.get("assume_orientation")),
         settings.output,
         scan.key,
         fixed=parse_fixed(settings.fix, settings.first_label),
@@ -413,10 +451,12 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     )
     path = derivatives.case_path(settings.output, scan.key, quality.QUALITY_SUFFIX)
     known = relabelled_quality(prediction, quality.read_quality(path))
-    prediction = dataclasses.replace(prediction, quality=known)
+    forms = mask_forms(scan.path, scan.series)
+    prediction = dataclasses.replace(prediction, quality=known, forms=forms)
     # The walk was that of this mask.
     kept = (derivatives.TRACE_SUFFIX,)
-    derivatives.write_case(prediction, settings.output, formats=settings.formats, keep=kept)
+    wanted = {"formats": settings.formats, "measures": settings.measure}
+    derivatives.write_case(prediction, settings.output, **wanted, keep=kept)
     names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
     doubt = doubt_about(prediction.identification)
     return _Outcome(f"{scan.key}: relabelled {names}", f"warning: {scan.name}: {doubt}." if doubt else "")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import write_text_whole
+from utils.files import read_json, write_text_whole
 from utils.prediction.papers import ScanPapers, papers_of
 from utils.verse.labels import LEVEL_NAMES
 
@@ -30,12 +30,13 @@ NO_CONVERGENCE = "no convergence"
 ODD_VOLUME = "odd volume"
 LOW_PROBABILITY = "low probability"
 HU_DOUBT = "hu doubt"
+ORIENTATION = "orientation assumed"
 NOTHING_FOUND = "nothing found"
 OTHER = "other"
 #: What a remark may be about.
 REMARK_KINDS = (
     *(NOTHING_FOUND, GAP, PARTIAL, NO_CONVERGENCE),
-    *(ODD_VOLUME, LOW_PROBABILITY, HU_DOUBT, OTHER),
+    *(ODD_VOLUME, LOW_PROBABILITY, HU_DOUBT, ORIENTATION, OTHER),
 )
 
 #: Volume against the median of the neighbours. Complete vertebrae of five labelled CTs have .81 to 1.39 (a C2
@@ -275,10 +276,11 @@ def read_quality(path: Path) -> CaseQuality | None:
     """
     if not path.is_file():
         return None
+    plain = read_json(path, "what is known about a case")
     try:
-        return _quality_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected what is known about a case, found {error!r}.") from None
+        return _quality_of(plain)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected what is known about a case, found {error!r:.200}.") from None
 
 
 def _quality_of(plain: Mapping[str, Any]) -> CaseQuality:

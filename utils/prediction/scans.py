@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.imaging.dicom import Series, find_series, is_dicom
+from utils.imaging.dicom import Series, find_series
+from utils.imaging.dicom_headers import is_dicom
 from utils.imaging.formats import SCAN_SUFFIXES
 from utils.preparation.own_cases import own_key
 from utils.verse.cases import visible_files
@@ -60,7 +61,7 @@ class FoundScans:
     scans : list of Scan
         Each once, in the order of the inputs.
     bad : list of str
-        What is wrong with inputs that give no scan, and with files that cannot be read.
+        What is wrong with inputs that give no scan, and with files and folders that cannot be read.
     skipped : list of str
         DICOM series and images that are no CT scan, with the reason.
     """
@@ -76,10 +77,10 @@ def find_scans(inputs: Sequence[Path]) -> FoundScans:
     Parameters
     ----------
     inputs : sequence of Path
-        Files (NIfTI, NRRD, MetaImage), and folders that are searched to any depth. A folder with VerSe CTs
-        (`*_ct.nii.gz`, in letters of any case) gives only those and names the others as skipped; any other
-        all its files but masks (`msk`, `mask`, `seg`, `segmentation` or `label` as a word of the name), and
-        every CT series among its DICOM files.
+        Files (NIfTI, NRRD, MetaImage, DICOM with a frame a slice), and folders that are searched to any
+        depth. A folder with VerSe CTs (`*_ct.nii.gz`, in letters of any case) gives only those and names the
+        others as skipped; any other all its files but masks (`msk`, `mask`, `seg`, `segmentation` or `label`
+        as a word of the name), and every CT series among its DICOM files.
 
     Returns
     -------
@@ -96,6 +97,9 @@ def find_scans(inputs: Sequence[Path]) -> FoundScans:
         except ValueError as error:
             bad.append(str(error))
             continue
+        except OSError as error:  # a path through a folder that may not be entered
+            bad.append(f"{path}: expected a scan or a folder, found {error.strerror}.")
+            continue
         for scan in found.scans:
             # Unlike Path.resolve, this gives a name for a loop of links too: reading it says what it is.
             scans.setdefault((scan.key, os.path.realpath(next(iter(scan.series), scan.path))), scan)
@@ -111,13 +115,24 @@ def _scans_in(path: Path) -> FoundScans:
         raise ValueError(f"{path}: expected a scan or a folder, found no such file.")
     if _is_mask(path):
         raise ValueError(f"{path}: expected a CT, found a file named as a mask.")
-    if _may_be_dicom(path):
-        raise ValueError(f"{path}: expected the folder of a DICOM series, found a file of one.")
+    if not path.name.lower().endswith(SCAN_SUFFIXES) and _may_be_dicom(path):
+        return _scans_in_dicom_file(path)
     return FoundScans([Scan(path, _key(path))], [], [])
 
 
+def _scans_in_dicom_file(path: Path) -> FoundScans:
+    """Give the scan whose slices are frames of one file."""
+    found = find_series([path])
+    if found.bad:
+        raise ValueError(found.bad[0])
+    if not found.scans:
+        raise ValueError(f"{path}: expected the folder of a DICOM series, found a file of one.")
+    return FoundScans(_series_scans(found.scans), [], list(found.skipped))
+
+
 def _scans_in_folder(folder: Path) -> FoundScans:
-    files = list(visible_files(folder))
+    unreadable: list[str] = []
+    files = list(visible_files(folder, unreadable=unreadable.append))
     images = [file for file in files if file.name.lower().endswith(SCAN_SUFFIXES) and not _is_mask(file)]
     others = (file for file in files if not file.name.lower().endswith(SCAN_SUFFIXES))
     series = find_series(filter(_may_be_dicom, others))
@@ -127,12 +142,12 @@ def _scans_in_folder(folder: Path) -> FoundScans:
         left_out += [each.name for each in series.scans]
         reason = f"left out, as {folder} has files named *_ct.nii.gz; name it to segment it"
         lines = [*(f"{name}: {reason}." for name in left_out), *series.skipped]
-        return FoundScans([Scan(file, _key(file)) for file in of_verse], list(series.bad), lines)
+        return FoundScans([Scan(file, _key(file)) for file in of_verse], [*unreadable, *series.bad], lines)
     scans = [Scan(file, _key(file)) for file in images] + _series_scans(series.scans)
     if not scans:
-        found = _why_none([*series.bad, *series.skipped], len(files))
+        found = _why_none([*unreadable, *series.bad, *series.skipped], len(files))
         raise ValueError(f"{folder}: expected a folder with CT scans, found {found}")
-    return FoundScans(scans, list(series.bad), list(series.skipped))
+    return FoundScans(scans, [*unreadable, *series.bad], list(series.skipped))
 
 
 def _why_none(reasons: list[str], files: int) -> str:

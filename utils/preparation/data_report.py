@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.execution import outcomes
-from utils.files import write_text_whole, written_whole
+from utils.files import printable, write_text_whole, written_whole
 from utils.imaging.nifti import native_bytes
 from utils.preparation import case_check, report_figures
 from utils.preparation.case_check import CaseFacts, Finding, ImageFacts, VertebraFacts
@@ -107,12 +107,12 @@ def report_data(settings: DataSettings) -> int:
         report = data_report(settings.data_dir, facts)
         write_data_report(report, settings.data_dir / REPORT_FOLDER)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
-    print(page(report, shown=_SHOWN), end="")
-    print(f"\nWritten to {settings.data_dir / REPORT_FOLDER}.")
+    print(page(report, shown=_SHOWN))
+    print(printable(f"Written to {settings.data_dir / REPORT_FOLDER}."))
     if report.bad:
-        print(f"error: {len(report.bad)} bad cases: {', '.join(report.bad)}", file=sys.stderr)
+        print(printable(f"error: {len(report.bad)} bad cases: {', '.join(report.bad)}"), file=sys.stderr)
     return 1 if report.bad and not settings.skip_bad else 0
 
 
@@ -135,7 +135,8 @@ def check_cases(cases: Sequence[Case], *, workers: int) -> list[CaseFacts]:
     results = outcomes(case_check.check_case, cases, workers=workers, bytes_of=_peak_bytes)
     for case, result in tqdm(results, total=len(cases), desc="report", unit="case"):
         found[case] = case_check.unreadable_case(case, result) if isinstance(result, str) else result
-        tqdm.write(_log_line(found[case]), file=sys.stderr)
+        for line in _log_lines(found[case]):
+            tqdm.write(printable(line), file=sys.stderr)
     return [found[case] for case in cases]
 
 
@@ -295,7 +296,7 @@ def anomaly_table(cases: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for anomaly in ANOMALIES:
         keys = cases.loc[[anomaly in names.split("; ") for names in cases["anomalies"]], "case"].tolist()
-        rows.append({"anomaly": anomaly, "series": len(keys), "cases": ", ".join(keys) or None})
+        rows.append({"anomaly": anomaly, "series": len(keys), "cases": printable(", ".join(keys)) or None})
     return pd.DataFrame(rows)
 
 
@@ -346,7 +347,7 @@ def _finding_lines(findings: pd.DataFrame, *, with_kind: bool = True) -> Iterato
     for row in findings.itertuples(index=False):
         place = f" ({row.split})" if row.split else ""
         words = [f"{row.case}{place}" if row.case else "", row.file, row.kind if with_kind else "", row.what]
-        yield "- " + ": ".join(word for word in words if word)
+        yield "- " + printable(": ".join(word for word in words if word))
 
 
 # Rows ----------------------------------------------------------------------------------------------
@@ -415,11 +416,11 @@ def _peak_bytes(case: Case) -> int:
     return case_check.PEAK_OF_NATIVE * max((native_bytes(path) for path in images), default=0)
 
 
-def _log_line(facts: CaseFacts) -> str:
+def _log_lines(facts: CaseFacts) -> list[str]:
     levels = [name_of_code(vertebra.code) for vertebra in facts.vertebrae]
     span = f" ({levels[0]} to {levels[-1]})" if levels else ""
     lines = [f"{facts.case.key}: {len(levels)} vertebrae{span}, {len(facts.findings)} findings"]
     lines += [
         f"bad case {facts.case.key}: {each.file or ''}: {each.what}" for each in facts.findings if each.bad
     ]
-    return "\n".join(lines)
+    return lines

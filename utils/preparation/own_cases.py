@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from utils.imaging.centroids import centroids_of_mask, write_centroids
-from utils.imaging.nifti import read_ct, read_mask, read_pair, write_volume
+from utils.imaging.formats import SCAN_SUFFIXES
+from utils.imaging.labelled_scans import read_label_image, read_labelled_scan
+from utils.imaging.nifti import read_ct, read_mask, write_volume
 from utils.imaging.volume import Volume
 from utils.settings import DataSettings
 from utils.verse.cases import OWN_SPLIT_FOLDER, case_files, parse_case_file, subject_of
 
 #: Largest difference of two affines that say the same, in mm: NIfTI keeps them in single precision.
 _AFFINE_TOLERANCE_MM = 1e-3
+_SUFFIX = re.compile(f"(?:{'|'.join(map(re.escape, SCAN_SUFFIXES))})$", re.IGNORECASE)
+_KEY = re.compile(r"sub-[\w.-]+")
 
 
 def add_own_case(settings: DataSettings) -> list[str]:
@@ -38,9 +42,9 @@ def add_own_case(settings: DataSettings) -> list[str]:
         case of that name is there in another split or with other content. Nothing is written then.
     """
     if settings.ct is None:
-        ct, mask = None, read_mask(settings.mask)
+        ct, mask = None, read_label_image(settings.mask)
     else:
-        ct, mask = read_pair(settings.ct, settings.mask)
+        ct, mask = read_labelled_scan(settings.ct, settings.mask)
     if not mask.data.any():
         raise ValueError(f"{settings.mask}: expected VerSe labels (1-25 or 28), found only background.")
     key = own_key(settings.ct) if settings.key is None else _checked_key(settings.key)
@@ -52,10 +56,10 @@ def add_own_case(settings: DataSettings) -> list[str]:
     if ct is not None:
         _check_same_content(settings.ct, ct, ct_path, read=read_ct)
     _check_same_content(settings.mask, mask, mask_path, read=read_mask)
+    centroids_path = mask_path.with_name(f"{key}_seg-vb_ctd.json")
     # The CT goes last: until it is there the case is incomplete, and a rerun writes what is missing.
     if not mask_path.exists():
         write_volume(mask_path, mask)
-    centroids_path = mask_path.with_name(f"{key}_seg-vb_ctd.json")
     if not centroids_path.exists():
         write_centroids(centroids_path, centroids_of_mask(mask), mask.grid, source="mask")
     if ct is not None and not ct_path.exists():
@@ -73,10 +77,10 @@ def own_key(ct_path: Path) -> str:
     ValueError
         If the name has neither letter nor digit before its suffixes.
     """
-    named = parse_case_file(Path(ct_path), ())
+    stem = _SUFFIX.sub("", Path(ct_path).absolute().name)
+    named = parse_case_file(Path(f"{stem}.nii"), ())
     if named is not None:
         return named.key
-    stem = re.sub(r"\.nii(\.gz)?$", "", Path(ct_path).name, flags=re.IGNORECASE)
     name = re.sub(r"[^A-Za-z0-9_-]", "", stem)
     if not re.search(r"[A-Za-z0-9]", name):
         raise ValueError(f"{ct_path}: expected a file name with letters or digits, found none.")
@@ -84,18 +88,21 @@ def own_key(ct_path: Path) -> str:
 
 
 def _checked_key(key: str) -> str:
-    # A key with a folder in it would lead out of the data set.
-    if Path(key).name != key or parse_case_file(Path(f"{key}_ct.nii.gz"), ()) is None:
+    # A key with a folder in it would lead out of the data set; with ESC in it, it would reach a terminal.
+    if _KEY.fullmatch(key) is None or parse_case_file(Path(f"{key}_ct.nii.gz"), ()) is None:
         raise ValueError(f"--key: expected a VerSe key such as sub-mine01, received {key!r}.")
     return key
 
 
 def _check_free(settings: DataSettings, key: str, split: str) -> None:
-    """Refuse a key that another data set has, and a patient who is in another split already."""
+    """Refuse a key that another data set has, and a patient who is in another split already.
+
+    Keys that differ in the case of letters are the same.
+    """
     folder, subject = OWN_SPLIT_FOLDER.format(split=split), subject_of(key)
     for file in case_files(settings.data_dir):
-        same_key = file.key == key and file.dataset != folder
-        if same_key or (file.subject == subject and file.split != split):
+        same_key = file.key.casefold() == key.casefold() and (file.dataset, file.key) != (folder, key)
+        if same_key or (file.subject.casefold() == subject.casefold() and file.split != split):
             source = settings.ct or settings.mask
             raise ValueError(f"{source}: expected a new case, found {subject} already at {file.path}.")
 

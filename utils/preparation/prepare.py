@@ -341,7 +341,8 @@ def _run_jobs(jobs: Sequence[_Job], stage: _Stage, settings: stages.PreparationS
             bad.append(outcome)
             tqdm.write(printable(f"bad case {outcome.key}: {outcome.error}"), file=sys.stderr)
         else:
-            tqdm.write(f"{outcome.key}: {outcome.note}, {outcome.seconds:.1f} s", file=sys.stdout)
+            line = f"{outcome.key}: {outcome.note}, {outcome.seconds:.1f} s"
+            tqdm.write(printable(line), file=sys.stdout)
     return bad
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import sha256_of, write_text_whole
+from utils.files import read_json, sha256_of, write_text_whole
 
 PREPARED_SPLITS = ("training", "validation")
 SIDECAR = "_prepared.json"
@@ -113,19 +113,19 @@ def is_current(path: Path, made_with: Mapping[str, Any], sources: Mapping[str, P
     found = read_sidecar(path)
     if found is None or found["made_with"] != dict(made_with) or set(found["sources"]) != set(sources):
         return False
-    whole = all(_has_size(path.with_name(name), size) for name, size in found["outputs"].items())
+    whole = all(_has_size(path.parent / name, size) for name, size in found["outputs"].items())
     return whole and all(_is_same(source, found["sources"][role]) for role, source in sources.items())
 
 
 def read_sidecar(path: Path) -> dict[str, Any] | None:
     """Read a sidecar; None where there is none that can be read."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = read_json(path)
+    except ValueError:
         return None
     parts = ("made_with", "sources", "outputs")
     right = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in parts)
-    return found if right else None
+    return found if right and all(isinstance(each, dict) for each in found["sources"].values()) else None
 
 
 def origin_of(path: Path) -> str:

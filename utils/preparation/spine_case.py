@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import write_text_whole
+from utils.files import read_json, write_text_whole
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 from utils.synthetic.drawn_scan import DrawnScan
@@ -87,14 +87,14 @@ def read_spine(path: Path) -> KnownSpine:
     ValueError
         If the file is not there or holds something else; the text names it.
     """
+    found = read_json(path, "a prepared spine")
     try:
-        found = json.loads(path.read_text())
         points = np.array(found["points"], float).reshape(-1, 4)
         codes = tuple(int(code) for code in points[:, 0])
         sacrum = None if found["sacrum"] is None else np.array(found["sacrum"], float)
         spine = KnownSpine(codes, points[:, 1:], tuple(found["has_rib"]), sacrum, bool(found["is_complete"]))
         if not len(codes) == len(spine.has_rib) == len(set(spine.ranks)):
             raise ValueError(f"{len(codes)} points of {len(set(codes))} vertebrae, {len(spine.has_rib)} ribs")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a prepared spine, found {error}.") from None
     return spine

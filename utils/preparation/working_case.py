@@ -15,12 +15,16 @@ from scipy import ndimage
 
 from utils.files import written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, read_centroids, write_centroids
-from utils.imaging.grids import cropped_grid, resized_grid, transform_points, working_grid
+from utils.imaging.grids import cropped_grid, faces_of, resized_grid, transform_points, working_grid
 from utils.imaging.nifti import read_ct, read_mask, read_pair, write_volume
 from utils.imaging.resampling import heatmap_ct, resample_labels, working_ct
 from utils.imaging.volume import Grid, Volume, touches_border
 from utils.preparation.spine_case import spine_of_points, write_spine_case
-from utils.settings import HeatmapPreparationSettings, SegmentationPreparationSettings
+from utils.settings import (
+    HeatmapPreparationSettings,
+    PreparationSettings,
+    SegmentationPreparationSettings,
+)
 from utils.verse.cases import Case
 from utils.verse.labels import rank_of_code
 
@@ -55,9 +59,9 @@ def write_heatmap_case(case: Case, settings: HeatmapPreparationSettings, folder:
     str
         A note for the log.
     """
-    ct, centroids, source = _read_points(case)
+    ct, centroids, source = _read_points(case, settings)
     small = resized_grid(working_grid(ct.grid, settings.spacing_mm), settings.heatmap_shape)
-    resized = heatmap_ct(working_ct(ct, settings.spacing_mm), settings.heatmap_shape)
+    resized = heatmap_ct(working_ct(ct, settings.spacing_mm, outside="air"), settings.heatmap_shape)
     write_volume(folder / f"{case.key}{CT}", _as_int16(resized))
     write_centroids(folder / f"{case.key}{CENTROIDS}", centroids, small, source=source)
     return _note_of(centroids, source)
@@ -68,8 +72,8 @@ def write_centres_case(case: Case, settings: HeatmapPreparationSettings, folder:
 
     Parameters and result are those of `write_heatmap_case`.
     """
-    ct, centroids, source = _read_points(case)
-    working = working_ct(ct, settings.spacing_mm)
+    ct, centroids, source = _read_points(case, settings)
+    working = working_ct(ct, settings.spacing_mm, outside="air")
     spine = spine_of_points(centroids.codes, centroids.voxels(working.affine))
     write_spine_case(folder, case.key, working, spine)
     return _note_of(centroids, source)
@@ -80,7 +84,7 @@ def write_segmentation_case(case: Case, settings: SegmentationPreparationSetting
 
     Parameters and result are those of `write_heatmap_case`.
     """
-    ct, mask = _read_case(case, needs_mask=True)
+    ct, mask = _read_case(case, settings, needs_mask=True)
     if not mask.data.any():
         raise ValueError(f"{case.mask}: expected at least one vertebra, found none.")
     grid = spine_grid(mask, settings.spacing_mm, margin_mm=settings.margin_mm)
@@ -149,7 +153,7 @@ def spine_grid(mask: Volume, spacing_mm: float, *, margin_mm: float) -> Grid:
     for code, box in mask.label_boxes.items():
         corner = np.array([side.start for side in box])
         centres.append(corner + ndimage.center_of_mass(mask.data[box] == code))
-        faces += [corner - 0.5, np.array([side.stop for side in box]) - 0.5]
+        faces += list(corner + faces_of([side.stop - side.start for side in box]))
     reach = np.full((len(centres), 3), margin_mm / spacing_mm)
     centres, faces = (transform_points(np.array(p), mask.affine, whole.affine) for p in (centres, faces))
     points = np.concatenate([centres - reach, centres + reach, faces])
@@ -166,16 +170,19 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def _read_case(case: Case, *, needs_mask: bool) -> tuple[Volume | None, Volume | None]:
+def _read_case(
+    case: Case, settings: PreparationSettings, *, needs_mask: bool
+) -> tuple[Volume | None, Volume | None]:
     """Read CT and mask; None for what is not there or not needed."""
+    most = {"most_bytes": settings.max_gigabytes * 2**30}
     if case.ct is None:
-        return None, read_mask(case.mask)
-    return read_pair(case.ct, case.mask) if needs_mask else (read_ct(case.ct), None)
+        return None, read_mask(case.mask, **most)
+    return read_pair(case.ct, case.mask, **most) if needs_mask else (read_ct(case.ct, **most), None)
 
 
-def _read_points(case: Case) -> tuple[Volume, Centroids, str | None]:
+def _read_points(case: Case, settings: PreparationSettings) -> tuple[Volume, Centroids, str | None]:
     """Read CT and points of a case, and give the points' source if it is not their own file."""
-    ct, mask = _read_case(case, needs_mask=case.centroids is None)
+    ct, mask = _read_case(case, settings, needs_mask=case.centroids is None)
     centroids = centroids_of_mask(mask) if case.centroids is None else read_centroids(case.centroids, ct.grid)
     if len(centroids.codes) == 0:
         raise ValueError(f"{case.centroids or case.mask}: expected at least one vertebra, found none.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +47,8 @@ _OLDER_NAME = re.compile(
     r"(?:(?:_seg)?\.nii(?:\.gz)?|_(?:iso-)?ctd\.json)",
     re.IGNORECASE,
 )
+#: At the top of a disk, closed to all but the system, which keeps pieces of files there.
+_OF_DISK = "lost+found"
 _ROLE_OF_KIND = {
     "ct.nii": "ct",
     "seg-vert_msk.nii": "mask",
@@ -265,17 +267,36 @@ def missing_of_release(cases: list[Case]) -> list[str]:
     return lines
 
 
-def visible_files(data_dir: Path) -> Iterator[Path]:
-    """Files below a folder, links followed (data sets are often linked in), each folder once."""
+def visible_files(data_dir: Path, *, unreadable: Callable[[str], None] | None = None) -> Iterator[Path]:
+    """Files below a folder, links followed (data sets are often linked in), each folder once.
+
+    Parameters
+    ----------
+    data_dir : Path
+        The folder; one that is not there has no files.
+    unreadable : callable, optional
+        Takes a line about each folder that may not be read; without it, such a folder is a `ValueError`.
+    """
     seen: set[str] = set()
-    for folder, folders, names in os.walk(data_dir, followlinks=True):
+    for folder, folders, names in os.walk(
+        data_dir, followlinks=True, onerror=lambda error: _tell_unreadable(error, unreadable)
+    ):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != _OF_DISK)
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _tell_unreadable(error: OSError, unreadable: Callable[[str], None] | None) -> None:
+    if isinstance(error, FileNotFoundError):
+        return
+    line = f"{error.filename}: expected a folder that may be read, found {error.strerror}."
+    if unreadable is None:
+        raise ValueError(line)
+    unreadable(line)
 
 
 def _case_files_of(paths: Iterable[Path], data_dir: Path) -> Iterator[CaseFile]:

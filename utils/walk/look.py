@@ -5,6 +5,7 @@ Shared by the published walk and the walk along known centres.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from scipy import ndimage
 
 from utils.imaging.crops import box_between, crop, overlap
 from utils.imaging.intensities import LOWEST
+from utils.imaging.shown import shown_box
 from utils.imaging.volume import Volume
-from utils.walk.records import BOX_MARGIN, FoundVertebra, PredictPatch, WalkSettings, WalkStep
+from utils.walk.records import BOX_MARGIN, FoundVertebra, PredictPatch, WalkResult, WalkSettings, WalkStep
 
 #: Pieces under this share of the largest are specks: dropped before anything is decided.
 _SPECK = 0.05
@@ -192,12 +194,7 @@ def vertebra_of(
 
 def field_of(ct: Volume) -> tuple[slice, ...]:
     """Give the box of a normalised CT that the scan shows, without padding of -1024 HU around it."""
-    inside = ct.data > _IN_SCAN
-    sides = []
-    for axis in range(3):
-        shown = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
-        sides.append(slice(int(shown[0]), int(shown[-1]) + 1) if shown.size else slice(0, ct.shape[axis]))
-    return tuple(sides)
+    return shown_box(ct.data > _IN_SCAN)
 
 
 def is_cut(vertebra: FoundVertebra, field: tuple[slice, ...]) -> bool:
@@ -211,6 +208,35 @@ def is_cut(vertebra: FoundVertebra, field: tuple[slice, ...]) -> bool:
         if first <= side.start or last >= side.stop - 1:
             return True
     return False
+
+
+def without_beyond(found: WalkResult, beyond: np.ndarray, threshold: float) -> WalkResult:
+    """Take from vertebrae what lies beyond the scan, where the network saw what `edge` fills in.
+
+    Parameters
+    ----------
+    found : WalkResult
+        What the walk found.
+    beyond : np.ndarray of bool, (p, r, i)
+        Voxels of the working grid of which the scan shows nothing.
+    threshold : float
+        Probability from which a voxel belongs to a vertebra.
+
+    Returns
+    -------
+    WalkResult
+        A vertebra that reached over the end of the scan is partial, and perhaps without a voxel.
+    """
+    labels = Volume(np.where(beyond, 0, found.labels.data).astype(np.uint8), found.labels.affine)
+    vertebrae = tuple(_within_scan(vertebra, beyond, threshold) for vertebra in found.vertebrae)
+    return dataclasses.replace(found, vertebrae=vertebrae, labels=labels)
+
+
+def _within_scan(vertebra: FoundVertebra, beyond: np.ndarray, threshold: float) -> FoundVertebra:
+    kept = vertebra.mask & ~beyond[vertebra.box]
+    probability = within_bounds(vertebra.probability, kept, threshold)
+    partial = vertebra.partial or not np.array_equal(kept, vertebra.mask)
+    return dataclasses.replace(vertebra, mask=kept, probability=probability, partial=partial)
 
 
 def box_around(mask: np.ndarray) -> tuple[slice, ...]:

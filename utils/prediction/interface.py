@@ -1,0 +1,171 @@
+"""The Python call: one scan in, its labels, table and quality out. Nothing is printed, nothing is written.
+
+from utils.prediction import segment
+
+found = segment("scan.nii.gz")  # or a nibabel image
+found.table[["name", "volume_mm3", "label_probability"]]
+found.save("predictions")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import nibabel
+import numpy as np
+
+from utils.prediction import derivatives
+from utils.prediction.networks import STARTER_DIR, Networks, load_networks
+from utils.prediction.predict import predict_case, read_with_identity
+from utils.prediction.scans import Scan, find_scans
+from utils.settings import InferenceSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LABELS = ("segmentation", "heatmap", "labelling")
+#: Key of a scan that comes as an image and has no name.
+IMAGE_KEY = "sub-image"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The vertebrae of one scan.
+
+    Attributes
+    ----------
+    labels : nibabel.Nifti1Image of uint8
+        VerSe codes on the grid of the scan, 0 outside.
+    table : pandas.DataFrame
+        A row a vertebra from the top down, the columns of `<key>_vertebrae.csv`.
+    centres_mm : dict of str to np.ndarray, (3,)
+        Centre of the body of each vertebra by its name, world mm (RAS+).
+    quality : dict
+        What `<key>_quality.json` holds: how sure the labels are, what is odd.
+    warning : str
+        What the user should know about it, or "".
+    """
+
+    labels: nibabel.Nifti1Image
+    table: pd.DataFrame
+    centres_mm: dict[str, np.ndarray]
+    quality: dict[str, Any]
+    warning: str
+    _prediction: derivatives.CasePrediction
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the files that `infer.py` writes; give the folder of this scan.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Folder of predictions. A prediction of the same name in it is replaced.
+
+        Returns
+        -------
+        Path
+            `folder/derivatives/<subject>`.
+        """
+        derivatives.write_case(self._prediction, Path(folder))
+        return derivatives.case_path(Path(folder), self._prediction.key, "").parent
+
+
+def segment(
+    image_or_path: nibabel.Nifti1Pair | str | Path,
+    *,
+    models: str | Path | None = None,
+    device: Literal["auto", "gpu", "cpu"] = "auto",
+    progress: bool = False,
+) -> Segmentation:
+    """Segment and number the vertebrae of one scan.
+
+    Parameters
+    ----------
+    image_or_path : nibabel image, str or Path
+        A CT in Hounsfield units: a NIfTI image, a file that `infer.py` takes, or a folder with one scan.
+    models : str or Path, optional
+        Folder with the networks `segmentation`, `heatmap` and `labelling`; by default those shipped.
+    device : str
+        "auto" takes a GPU if there is one. The first call of a process decides for all.
+    progress : bool
+        Whether to show a line while networks are loaded and the scan is segmented.
+
+    Returns
+    -------
+    Segmentation
+        Without a vertebra the table is empty and `quality["no_spine"]` true.
+
+    Raises
+    ------
+    ValueError
+        If the scan or the networks cannot be used; the text says what was expected and what was found.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=2, disable=not progress, desc="segment", unit="step") as bar:
+        networks, settings = _networks(None if models is None else str(Path(models).absolute()), device)
+        bar.update()
+        with _scan_of(image_or_path) as scan:
+            read = read_with_identity(scan, settings.max_gigabytes * 2**30)
+            prediction, warning = predict_case(scan, networks, settings, read=read)
+        bar.update()
+    return _segmentation(prediction, warning)
+
+
+@functools.lru_cache(maxsize=2)
+def _networks(models: str | None, device: str) -> tuple[Networks, InferenceSettings]:
+    from utils.learning.runtime import choose_device
+
+    folder = STARTER_DIR if models is None else Path(models)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            choose_device(device)
+    except SystemExit:
+        raise ValueError(said.getvalue().strip()) from None
+    directories = {name: folder / name for name in _LABELS if (folder / name).is_dir()}
+    settings = dataclasses.replace(InferenceSettings(), work_dir=folder.parent, **directories)
+    return load_networks(settings), settings
+
+
+@contextlib.contextmanager
+def _scan_of(image_or_path: nibabel.Nifti1Pair | str | Path) -> Iterator[Scan]:
+    if isinstance(image_or_path, (str, Path)):
+        found = find_scans([Path(image_or_path)])
+        if found.bad or len(found.scans) != 1:
+            lines = found.bad or [f"{image_or_path}: expected one scan, found {len(found.scans)}."]
+            raise ValueError(" ".join(lines))
+        yield found.scans[0]
+        return
+    if not isinstance(image_or_path, nibabel.Nifti1Pair):
+        kind = type(image_or_path).__name__
+        raise ValueError(f"Expected a NIfTI image of nibabel or a path, received {kind}.")
+    # Through a file, so that an image meets every check that a file meets.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{IMAGE_KEY}_ct.nii"
+        nibabel.save(image_or_path, path)
+        yield Scan(path, IMAGE_KEY)
+
+
+def _segmentation(prediction: derivatives.CasePrediction, warning: str) -> Segmentation:
+    import pandas as pd
+
+    points = derivatives.vertebra_points(prediction.labels, prediction.numbering)
+    names = [prediction.numbering.name(code) for code in points.codes]
+    labels = nibabel.Nifti1Image(prediction.labels.data, prediction.labels.affine)
+    return Segmentation(
+        labels,
+        pd.DataFrame(prediction.table, columns=derivatives.TABLE_COLUMNS),
+        dict(zip(names, points.points_mm)),
+        dataclasses.asdict(prediction.quality) if prediction.quality else {},
+        warning,
+        prediction,
+    )
