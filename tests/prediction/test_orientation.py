@@ -48,6 +48,9 @@ def test_an_unstated_orientation_is_refused_or_assumed_and_said(tmp_path, fake, 
     assert infer(settings_for(scan, output=out, relabel=True, fix=("1=T9",))) == 0
     known = read_quality(mask_path(out, "sub-a").with_name("sub-a_quality.json"))
     assert "orientation assumed" in {remark.kind for remark in known.warnings}
+    assert known.papers.orientation == "PIR" and "PIR is assumed" in known.papers.assumed[0]
+    of_stated = read_quality(mask_path(out, "sub-b").with_name("sub-b_quality.json"))
+    assert of_stated.papers.assumed == ()
     header = nibabel.load(mask_path(out, "sub-a")).header
     assert (header["qform_code"], header["sform_code"]) == (0, 0)
 

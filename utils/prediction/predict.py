@@ -254,7 +254,7 @@ def predict_case(
         seconds=round(time.perf_counter() - started, 2),
         network_calls=found.calls,
         warnings=quality.case_remarks(table, remarks),
-        papers=scan_papers(scan, ct, hu_doubt=hu_text),
+        papers=scan_papers(scan, ct, hu_doubt=hu_text, assumed=(axes_text,) if axes_text else ()),
     )
     prediction = CasePrediction(
         *(scan.key, ct, native.labels, numbering, tuple(table), record_of(identity, networks, settings)),
