@@ -7,7 +7,7 @@
 #   make paper        the published experiment from VerSe in data/ to its table (docs/reproduce-the-paper.md), with
 #                     options such as ARGUMENTS="--schedules ramp constant"
 #   make test         the tests        make lint       style
-#   make test-oldest  what is shipped, under the lowest versions of the requirements: about six minutes
+#   make test-oldest  what is shipped and the quick tests, under the lowest version of each requirement: about 15 minutes
 #   make docs-check   the examples of the documentation: about three minutes
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
@@ -56,9 +56,11 @@ test: .venv/installed-dev
 PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 test-oldest:
 	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
-	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt > .venv-oldest/lowest.txt
-	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c .venv-oldest/lowest.txt
-	.venv-oldest/bin/python -m tests.oldest
+	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt requirements-dev.txt \
+		> .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt \
+		-c .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m tests.oldest --lowest
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .
