@@ -8,7 +8,7 @@
 #                     options such as ARGUMENTS="--schedules ramp constant"
 #   make test         the tests        make lint       style
 #   make test-all     the tests with those that take long: every form of a scan, the runs that are killed; about an hour
-#   make test-oldest  what is shipped, under the lowest versions of the requirements: about six minutes
+#   make test-oldest  what is shipped and the quick tests, under the lowest version of each requirement: about 15 minutes
 #   make test-kills   every script, killed and interrupted thirty times at random moments: about an hour; options such as
 #                     ARGUMENTS="--scripts infer.py --kills 3 --interrupts 1"
 #   make docs-check   the examples of the documentation: about three minutes
@@ -62,9 +62,11 @@ test-all: .venv/installed-dev
 PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 test-oldest:
 	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
-	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt > .venv-oldest/lowest.txt
-	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c .venv-oldest/lowest.txt
-	.venv-oldest/bin/python -m tests.oldest
+	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt requirements-dev.txt \
+		> .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt \
+		-c .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m tests.oldest --lowest
 
 # No part of the tests that every change runs.
 test-kills: .venv/installed-dev

@@ -13,7 +13,7 @@ docs/onnx.md has the arithmetic around the networks. Takes about a minute.
 
 import sys
 
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script
 from utils.settings import ExportSettings
 
 
@@ -25,4 +25,4 @@ def main(settings: ExportSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(settings_from_command_line(ExportSettings)))
+    sys.exit(run_script(main, ExportSettings))

@@ -321,6 +321,11 @@ def test_a_path_without_a_data_set_ends_with_status_1_and_names_it(tmp_path, kin
         ({"subjects": ("sub-verse004",)}, "--subjects: expected with --source osf or zip only"),
         ({"exclude_noncommercial": True}, "--exclude-noncommercial: expected with --source osf or zip only"),
         ({"verify": True}, "--verify: expected with --source osf or zip only"),
+        ({"replace_changed": True}, "--replace-changed: expected with --source osf or zip or PATH only"),
+        (
+            {"max_unpacked_gigabytes": 1.0},
+            "--max-unpacked-gigabytes: expected with --source osf or zip or PATH only",
+        ),
         (
             {"source": "osf", "subjects": ("sub-gl003",), "exclude_noncommercial": True},
             "--subjects: expected none that --exclude-noncommercial leaves out, received sub-gl003.",
