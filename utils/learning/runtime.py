@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from ML_3D_Unet.utils.compilation import Choice
+from utils import quiet_start
 from utils.learning.compilation import compile_examples
 from utils.learning.preflight import CONVOLUTION, XLA, gpu_failures
 from utils.settings import RunSettings
@@ -162,7 +163,8 @@ def _end_without_gpu(device: str, preset: str | None) -> NoReturn:
     asked = "--device gpu" if device == "gpu" else f"the preset {preset!r}"
     _end(
         f"Expected a GPU for {asked}, found none visible to TensorFlow. Install one's driver and "
-        "`pip install -r requirements-gpu.txt`, or pass --device cpu (slow), or --preset small."
+        "`pip install -r requirements-gpu.txt`, or pass --device cpu (slow), or --preset small. "
+        f"What TensorFlow said of it: {quiet_start.LOG}"
     )
 
 

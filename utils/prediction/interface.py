@@ -114,7 +114,7 @@ def segment(
         networks, settings = _networks(None if models is None else str(Path(models).absolute()), device)
         bar.update()
         with _scan_of(image_or_path) as scan:
-            read = read_with_identity(scan, settings.max_gigabytes * 2**30)
+            read = read_with_identity(scan, settings)
             prediction, warning = predict_case(scan, networks, settings, read=read)
         bar.update()
     return _segmentation(prediction, warning)
