@@ -11,6 +11,7 @@ import nrrd
 import numpy as np
 import pytest
 
+from tests.imaging import itk_files
 from tests.imaging.dicom_series import OBLIQUE, write_series
 from utils.imaging.formats import files_of_scan, hu_doubt, read_scan, scan_bytes
 from utils.imaging.nifti import read_ct, read_mask, write_volume
@@ -184,10 +185,13 @@ def test_real_scans_are_believed_whole_and_as_padded_crops(name):
 # Imports
 
 
-def test_a_run_on_nifti_does_not_load_simpleitk(tmp_path):
+@pytest.mark.parametrize("name", ["ct.nii.gz", "ct.nrrd", "ct.mha"])
+def test_a_run_without_dicom_does_not_load_simpleitk(tmp_path, name):
     write_volume(tmp_path / "ct.nii.gz", oblique_ct())
+    (tmp_path / "ct.nrrd").write_bytes(itk_files.nrrd())
+    (tmp_path / "ct.mha").write_bytes(itk_files.meta())
     command = "import sys; from pathlib import Path; from utils.imaging.formats import read_scan\n"
-    command += f"read_scan(Path({str(tmp_path / 'ct.nii.gz')!r}))\n"
+    command += f"read_scan(Path({str(tmp_path / name)!r}))\n"
     command += "print([name for name in ('SimpleITK', 'nrrd', 'tensorflow') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
