@@ -36,6 +36,8 @@ def heed_signals() -> None:
     To be called by its main thread. A signal that is ignored stays so, as Ctrl-C for a program that a shell
     runs in the background.
     """
+    if os.name != "posix":  # there the pipe would have to be a socket
+        return
     heeded = [number for number in _numbers() if signal.getsignal(number) != signal.SIG_IGN]
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -360,6 +360,32 @@ def test_a_prediction_that_holds_no_hash_of_its_scan_is_made_again(tmp_path, fak
     assert fake.patches == 3 * calls
 
 
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    (out / "report.html").mkdir(parents=True)
+    assert infer(settings_for(scan, output=out, report=True)) == 1
+    said = f"error: {out / 'report.html'}: expected to write it, found: Is a directory."
+    assert said in capsys.readouterr().err.splitlines()
+    assert mask_path(out, "sub-a").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"\x00\xff", "expected the table of a case, found: 'utf-8' codec"),
+        (b"name\nL1\n", "expected a table with the columns label, found none."),
+        (b"label\nL1\n", "expected labels that are numbers, found invalid literal"),
+    ],
+)
+def test_a_table_that_cannot_be_relabelled_is_named(tmp_path, fake, capsys, content, found):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    table = mask_path(out, "sub-a").with_name("sub-a_vertebrae.csv")
+    table.write_bytes(content)
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="T9")) == 1
+    assert f"{table}: {found}" in capsys.readouterr().err
+
+
 def test_a_finished_case_with_a_damaged_file_is_done_again_and_says_so(tmp_path, fake, capsys):
     scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
     assert infer(settings_for(scan, output=out)) == 0
