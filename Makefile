@@ -7,7 +7,7 @@
 #   make paper        the published experiment from VerSe in data/ to its table (docs/reproduce-the-paper.md), with
 #                     options such as ARGUMENTS="--schedules ramp constant"
 #   make test         the tests        make lint       style
-#   make test-oldest  what is shipped and the quick tests, under the lowest version of each requirement: about 15 minutes
+#   make test-oldest  what is shipped and the quick tests, under the lowest version of each requirement: about 12 minutes
 #   make docs-check   the examples of the documentation: about three minutes
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
