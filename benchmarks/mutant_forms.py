@@ -44,7 +44,7 @@ class Kind:
     make : callable
         Writes the whole files into a folder.
     read : callable
-        Reads the folder; gives an error in its text, if it knows one, or raises it.
+        Reads the folder; may give voxels, which are compared with those of the whole files.
     share : float
         How many of the mutants are of this form.
     is_whole : callable
@@ -53,7 +53,7 @@ class Kind:
 
     name: str
     make: Callable[[Path], None]
-    read: Callable[[Path], None]
+    read: Callable[[Path], np.ndarray | Any]
     share: float = 1.0
     is_whole: Callable[[Path], bool | None] = lambda path: None
 
@@ -76,11 +76,11 @@ def files(**contents: bytes) -> Callable[[Path], None]:
     return make
 
 
-def read_one_scan(folder: Path) -> None:
+def read_one_scan(folder: Path) -> np.ndarray:
     """Read the scan of a folder, and the list of its files."""
     (path,) = (file for file in sorted(folder.iterdir()) if file.name.startswith("ct."))
     files_of_scan(path)
-    read_scan(path)
+    return read_scan(path).data
 
 
 def make_series(folder: Path) -> None:
@@ -120,9 +120,12 @@ def read_every_series(folder: Path) -> None:
 
 def make_model(folder: Path) -> None:
     """Write a small network as Keras does."""
+    import keras
+
     from ML_3D_Unet.utils.layers_func import create_unet3d
     from utils.settings import SegmentationTrainingSettings
 
+    keras.utils.set_random_seed(0)
     create_unet3d((16, 16, 16, 2), n_filters=[2, 4], ksize=3, depth=2).save(folder / "best.keras")
     save_settings(SegmentationTrainingSettings(), folder)
 
