@@ -42,7 +42,9 @@ def read_labelled_scan(
         As `read_scan` and `read_label_image`, and if the voxels of the two do not lie at the same places. The
         text names the file, what was expected and what was found.
     """
-    mask = read_label_image(mask_path, most_bytes=most_bytes)  # first: reading it may take more memory than the CT
+    mask = read_label_image(
+        mask_path, most_bytes=most_bytes
+    )  # first: reading it may take more memory than the CT
     ct = read_scan(ct_path, series_at(ct_path), most_bytes=most_bytes)
     if not _on_one_grid(ct, mask):
         mask = oriented(mask, nibabel.aff2axcodes(ct.affine))
