@@ -28,7 +28,7 @@ from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Grid, Volume
 from utils.prediction.levels import read_column
 from utils.prediction.quality import CaseQuality, read_quality, write_quality
-from utils.preparation.prepared import is_current, write_sidecar
+from utils.preparation.prepared import identity, is_current, is_mask_alone, origin_of, write_sidecar
 from utils.preparation.spine_case import read_spine
 from utils.settings import HeatmapPreparationSettings, load_settings, save_settings
 
@@ -44,7 +44,7 @@ class Kind:
     make : callable
         Writes the whole files into a folder.
     read : callable
-        Reads the folder; gives an error in its text, if it knows one, or raises it.
+        Reads the folder; may give voxels, which are compared with those of the whole files.
     share : float
         How many of the mutants are of this form.
     is_whole : callable
@@ -53,7 +53,7 @@ class Kind:
 
     name: str
     make: Callable[[Path], None]
-    read: Callable[[Path], None]
+    read: Callable[[Path], np.ndarray | Any]
     share: float = 1.0
     is_whole: Callable[[Path], bool | None] = lambda path: None
 
@@ -76,11 +76,11 @@ def files(**contents: bytes) -> Callable[[Path], None]:
     return make
 
 
-def read_one_scan(folder: Path) -> None:
+def read_one_scan(folder: Path) -> np.ndarray:
     """Read the scan of a folder, and the list of its files."""
     (path,) = (file for file in sorted(folder.iterdir()) if file.name.startswith("ct."))
     files_of_scan(path)
-    read_scan(path)
+    return read_scan(path).data
 
 
 def make_series(folder: Path) -> None:
@@ -120,9 +120,12 @@ def read_every_series(folder: Path) -> None:
 
 def make_model(folder: Path) -> None:
     """Write a small network as Keras does."""
+    import keras
+
     from ML_3D_Unet.utils.layers_func import create_unet3d
     from utils.settings import SegmentationTrainingSettings
 
+    keras.utils.set_random_seed(0)
     create_unet3d((16, 16, 16, 2), n_filters=[2, 4], ksize=3, depth=2).save(folder / "best.keras")
     save_settings(SegmentationTrainingSettings(), folder)
 
@@ -161,7 +164,17 @@ def make_spine(folder: Path) -> None:
 
 def make_sidecar(folder: Path) -> None:
     """Write the record of a prepared case."""
-    write_sidecar(folder / "x.json", {"spacing_mm": 1.0}, {"ct": {"path": "a", "bytes": 9}}, [])
+    for name in ("ct", "output"):
+        (folder / name).write_bytes(b"voxels")
+    sources = {"ct": identity(folder / "ct")}
+    write_sidecar(folder / "x.json", {"spacing_mm": 1.0}, sources, [folder / "output"])
+
+
+def read_sidecar_of(folder: Path) -> None:
+    """Compare a record with the files that it is of."""
+    is_current(folder / "x.json", {"spacing_mm": 1.0}, {"ct": folder / "ct"})
+    origin_of(folder / "x.json")
+    is_mask_alone(folder / "x.json")
 
 
 def make_table(folder: Path) -> None:
@@ -236,7 +249,6 @@ def make_planes(folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-SIDECAR_OF = {"ct": {"path": "a", "bytes": 9}}
 OF_NIFTI = checksum_of("ct.nii.gz", is_whole_gzip)
 KINDS = (
     Kind("NIfTI", files(ct_nii=CT), read_one_scan, 2),
@@ -285,7 +297,7 @@ KINDS = (
     Kind("quality", make_quality, lambda folder: read_quality(folder / "x_quality.json"), 0.7),
     Kind("column", make_column, lambda folder: read_column(folder / "x_column.json"), 0.7),
     Kind("spine", make_spine, lambda folder: read_spine(folder / "x_spine.json"), 0.7),
-    Kind("sidecar", make_sidecar, lambda folder: is_current(folder / "x.json", {}, SIDECAR_OF), 0.7),
+    Kind("sidecar", make_sidecar, read_sidecar_of, 0.7),
     Kind("table", make_table, lambda folder: read_numbering(folder / "x_vertebrae.csv"), 0.7),
     Kind("model, .keras", make_model, read_model, 1, checksum_of("best.keras", is_whole_zip)),
     Kind("model, weights", make_weights, read_model, 0.5),

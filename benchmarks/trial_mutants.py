@@ -26,6 +26,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -134,8 +135,11 @@ def write_mutant(whole: Path, folder: Path, rng: np.random.Generator) -> Path:
 # Reading ---------------------------------------------------------------------------------------------
 
 
-def outcome_of(kind: Kind, folder: Path, damaged: Path) -> tuple[str, str]:
-    """Read a mutant in a process of its own; gives what became of it, and what was said."""
+def outcome_of(kind: Kind, folder: Path) -> tuple[str, str]:
+    """Read a mutant in a process of its own; gives what became of it, and what was said.
+
+    Of what is read, that is the checksum of its voxels, if it has any.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_read_here, args=(kind, folder, sender))
@@ -148,10 +152,7 @@ def outcome_of(kind: Kind, folder: Path, damaged: Path) -> tuple[str, str]:
         return "hang", ""
     if process.exitcode != 0 or not receiver.poll():
         return "crash", f"status {process.exitcode}"
-    found, said = receiver.recv()
-    if found == READ and kind.is_whole(damaged) is False:
-        return "damage read", damaged.name
-    return found, said
+    return receiver.recv()
 
 
 def _read_here(kind: Kind, folder: Path, sender: Connection) -> None:
@@ -163,8 +164,8 @@ def _read_here(kind: Kind, folder: Path, sender: Connection) -> None:
     most = pages * resource.getpagesize() + (MODEL_BYTES if kind.is_model else BYTES)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
-        kind.read(folder)
-        sender.send((READ, ""))
+        read = kind.read(folder)
+        sender.send((READ, str(zlib.crc32(read.tobytes())) if isinstance(read, np.ndarray) else ""))
     except (ValueError, OSError) as error:
         text = str(error)
         is_line = "\n" not in text and len(text) < LONGEST_LINE and str(folder) in text
@@ -194,14 +195,18 @@ def run_kind(kind: Kind, number: int, options: argparse.Namespace) -> Iterator[t
         maker = multiprocessing.get_context("fork").Process(target=kind.make, args=(whole,))
         maker.start()
         maker.join()
-        found, said = outcome_of(kind, whole, next(iter(sorted(whole.iterdir()))))
+        found, right = outcome_of(kind, whole)
         if found != READ:
-            raise SystemExit(f"{kind.name}: expected the whole file to be read, found {found}: {said}")
+            raise SystemExit(f"{kind.name}: expected the whole file to be read, found {found}: {right}")
         for mutant in range(number):
             folder = Path(top) / f"{mutant:04}"
             rng = np.random.default_rng([options.seed, KINDS.index(kind), mutant])
             damaged = write_mutant(whole, folder, rng)
-            found, said = outcome_of(kind, folder, damaged)
+            found, said = outcome_of(kind, folder)
+            # Python refuses some streams whose voxels and checksum are right.
+            is_right = said == right != ""
+            if found == READ and not is_right and kind.is_whole(damaged) is False:
+                found = "damage read"
             if found in WRONG and options.keep:
                 kept = options.keep / f"{re.sub('[^a-zA-Z0-9]+', '-', kind.name)}-{mutant:04}"
                 shutil.copytree(folder, kept, dirs_exist_ok=True)

@@ -120,6 +120,9 @@ class DataSettings(CheckedSettings):
     """With "pairs": name of the case, such as sub-mine01; by default that of the CT."""
     workers: int = bounded(0, FROM_0)
     """Processes that generate phantoms or read cases for the report; 0 means one a core."""
+    max_gigabytes: float = bounded(4.0, POSITIVE)
+    """With "pairs" and for the report: memory that a CT or mask may take at 4 bytes a voxel, of its own or of
+    1 mm; a larger one is bad."""
     seed: int = bounded(0, _SEED)
     """The same seed gives the same phantoms."""
     skip_bad: bool = False

@@ -97,7 +97,7 @@ def test_an_unreadable_file_is_named_and_the_others_are_measured(tmp_path, role)
 
 
 def test_whatever_else_goes_wrong_is_a_finding_too(tmp_path, monkeypatch):
-    def fail(path):
+    def fail(path, **options):
         raise MemoryError("no memory")
 
     monkeypatch.setattr("utils.preparation.case_check.read_ct", fail)
@@ -352,4 +352,13 @@ def test_facts_do_not_depend_on_how_the_volume_is_turned(tmp_path):
     assert facts.image.axes != "RAS" and facts.findings == ()
     assert [replace(each, code=0) for each in facts.vertebrae] == [
         replace(each, code=0) for each in check_case(case_of(tmp_path / "again")).vertebrae
+    ]
+
+
+def test_what_takes_too_much_memory_is_a_finding_that_names_the_option(tmp_path):
+    case = case_of(tmp_path)
+    found = [each for each in check_case(case, most_bytes=1).findings if "--max-gigabytes" in each.what]
+    assert [(each.kind, each.bad, each.file) for each in found] == [
+        ("unreadable file", True, case.ct),
+        ("unreadable file", True, case.mask),
     ]

@@ -54,6 +54,13 @@ def test_a_pair_becomes_a_complete_case(tmp_path):
     assert point == {"label": 20, "X": 2.5, "Y": 2.5, "Z": 3.0}
 
 
+def test_a_pair_that_takes_too_much_memory_is_refused_with_the_option_that_allows_it(tmp_path):
+    pair = put_pair(tmp_path)
+    with pytest.raises(ValueError, match=r"at most 1e-09 GB \(--max-gigabytes\), found one of"):
+        add_own_case(settings(tmp_path, pair, max_gigabytes=1e-9))
+    assert not contents(tmp_path / "data")
+
+
 def test_the_same_pair_again_changes_nothing_and_completes_what_is_missing(tmp_path):
     asked = settings(tmp_path, put_pair(tmp_path))
     add_own_case(asked)

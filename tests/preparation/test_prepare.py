@@ -445,7 +445,19 @@ def test_a_source_that_was_copied_or_has_nothing_to_do_with_it_is_not_prepared_a
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 0
 
 
-@pytest.mark.parametrize("damage", ["cut output", "no output", "no sidecar", "broken sidecar", "odd sidecar"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "cut output",
+        "no output",
+        "no sidecar",
+        "broken sidecar",
+        "odd sidecar",
+        "odd source",
+        "odd name",
+        "nested",
+    ],
+)
 def test_a_case_that_is_not_whole_is_prepared_again(tmp_path, capsys, damage):
     write_case(tmp_path / "data", "sub-a01")
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1
@@ -458,6 +470,12 @@ def test_a_case_that_is_not_whole_is_prepared_again(tmp_path, capsys, damage):
         sidecar.write_text(sidecar.read_text()[:40])
     elif damage == "odd sidecar":
         sidecar.write_text('{"outputs": {}}')
+    elif damage == "odd source":
+        sidecar.write_text(re.sub(r'"ct": \{[^}]*\}', '"ct": 5', sidecar.read_text()))
+    elif damage == "odd name":
+        sidecar.write_text(sidecar.read_text().replace('"sub-a01_ct.nii"', '""'))
+    elif damage == "nested":
+        sidecar.write_text("[" * 9000)
     else:
         (ct if damage == "no output" else sidecar).unlink()
     assert prepared_now(prepare_segmentation, segmentation(tmp_path), capsys) == 1

@@ -193,7 +193,8 @@ def read_numbering(path: Path) -> NumberingKind:
         raise ValueError(f"{path}: expected a table of vertebrae, found {first_line(error)}") from None
     kinds = sorted(set(table["numbering"].map(str))) if "numbering" in table else []
     if kinds not in ([], ["anatomical"], ["count"]):
-        raise ValueError(f'{path}: expected numbering "anatomical" or "count", found {kinds}.')
+        found = [kind[:40] for kind in kinds[:3]]
+        raise ValueError(f'{path}: expected numbering "anatomical" or "count", found {found}.')
     return kinds[0] if kinds else "anatomical"
 
 

@@ -18,13 +18,17 @@ from utils.verse.cases import visible_files
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
-def read_labelled_scan(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
+def read_labelled_scan(
+    ct_path: Path, mask_path: Path, *, most_bytes: float = np.inf
+) -> tuple[Volume, Volume]:
     """Read a CT and its mask, each of any format.
 
     Parameters
     ----------
     ct_path, mask_path : Path
         NIfTI, NRRD or MetaImage file, or the folder of a DICOM series.
+    most_bytes : float
+        Memory that each may take (`check_memory`).
 
     Returns
     -------
@@ -38,8 +42,10 @@ def read_labelled_scan(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
         As `read_scan` and `read_label_image`, and if the voxels of the two do not lie at the same places. The
         text names the file, what was expected and what was found.
     """
-    mask = read_label_image(mask_path)  # first: reading it may take more memory than the CT
-    ct = read_scan(ct_path, series_at(ct_path))
+    mask = read_label_image(
+        mask_path, most_bytes=most_bytes
+    )  # first: reading it may take more memory than the CT
+    ct = read_scan(ct_path, series_at(ct_path), most_bytes=most_bytes)
     if not _on_one_grid(ct, mask):
         mask = oriented(mask, nibabel.aff2axcodes(ct.affine))
     if ct.shape != mask.shape:
@@ -52,8 +58,15 @@ def read_labelled_scan(ct_path: Path, mask_path: Path) -> tuple[Volume, Volume]:
     return ct, Volume(np.ascontiguousarray(mask.data), ct.affine)
 
 
-def read_label_image(path: Path) -> Volume:
+def read_label_image(path: Path, *, most_bytes: float = np.inf) -> Volume:
     """Read a mask of any format, with VerSe's labels.
+
+    Parameters
+    ----------
+    path : Path
+        As those of `read_labelled_scan`.
+    most_bytes : float
+        Memory that it may take (`check_memory`).
 
     Returns
     -------
@@ -66,8 +79,8 @@ def read_label_image(path: Path) -> Volume:
         As `read_scan`, and if it holds a number that is no VerSe code.
     """
     if Path(path).name.lower().endswith(_NIFTI_SUFFIXES):
-        return read_mask(path)
-    volume = read_scan(path, series_at(path))
+        return read_mask(path, most_bytes=most_bytes)
+    volume = read_scan(path, series_at(path), most_bytes=most_bytes)
     check_labels(path, np.unique(volume.data))
     return Volume(np.rint(volume.data).astype(np.uint8), volume.affine)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -196,13 +197,15 @@ class CaseFacts:
         return anomalies_of([vertebra.code for vertebra in self.vertebrae])
 
 
-def check_case(case: Case) -> CaseFacts:
+def check_case(case: Case, *, most_bytes: float = np.inf) -> CaseFacts:
     """Read and measure a case; whatever is wrong with it is a finding, so that it ends no run.
 
     Parameters
     ----------
     case : Case
         Any case of the index, complete or not.
+    most_bytes : float
+        Memory that a CT or mask may take (`check_memory`).
 
     Returns
     -------
@@ -210,7 +213,7 @@ def check_case(case: Case) -> CaseFacts:
         What could be measured, and what is odd.
     """
     try:
-        return _checked(case)
+        return _checked(case, most_bytes)
     except Exception as problem:
         return unreadable_case(case, f"{type(problem).__name__}: {problem}")
 
@@ -309,10 +312,11 @@ def odd_numbers(planes: Iterable[np.ndarray]) -> tuple[int, int, float]:
 # One case ------------------------------------------------------------------------------------------
 
 
-def _checked(case: Case) -> CaseFacts:
+def _checked(case: Case, most_bytes: float) -> CaseFacts:
     findings = list(_absent(case))
-    ct, hu_range = _attempt(_ct_facts, case.ct, findings) or (None, None)
-    mask, volume = _attempt(_mask_facts, case.mask, findings) or (None, None)
+    ct_facts, mask_facts = (partial(facts, most_bytes=most_bytes) for facts in (_ct_facts, _mask_facts))
+    ct, hu_range = _attempt(ct_facts, case.ct, findings) or (None, None)
+    mask, volume = _attempt(mask_facts, case.mask, findings) or (None, None)
     facts = CaseFacts(case, ct, mask, hu_range)
     findings.extend(_grid_findings(facts))
     points_mm, vertebrae = None, []
@@ -349,15 +353,17 @@ def _attempt(
         return None
 
 
-def _ct_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, tuple[float, float]]:
-    ct = read_ct(path)
+def _ct_facts(
+    path: Path, findings: list[Finding], *, most_bytes: float
+) -> tuple[ImageFacts, tuple[float, float]]:
+    ct = read_ct(path, most_bytes=most_bytes)
     facts = _image_facts(path, ct.grid)
     findings.extend(_storage_findings(path, facts, is_mask=False))
     return facts, (float(ct.data.min()), float(ct.data.max()))
 
 
-def _mask_facts(path: Path, findings: list[Finding]) -> tuple[ImageFacts, Volume]:
-    mask = read_mask(path)
+def _mask_facts(path: Path, findings: list[Finding], *, most_bytes: float) -> tuple[ImageFacts, Volume]:
+    mask = read_mask(path, most_bytes=most_bytes)
     facts = _image_facts(path, mask.grid)
     findings.extend(_storage_findings(path, facts, is_mask=True))
     if not mask.data.any():

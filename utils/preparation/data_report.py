@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -103,7 +105,8 @@ def report_data(settings: DataSettings) -> int:
     """
     try:
         cases = verse_cases.index_cases(settings.data_dir)
-        facts = check_cases(cases, workers=settings.workers)
+        most_bytes = settings.max_gigabytes * 2**30
+        facts = check_cases(cases, workers=settings.workers, most_bytes=most_bytes)
         report = data_report(settings.data_dir, facts)
         write_data_report(report, settings.data_dir / REPORT_FOLDER)
     except (ValueError, OSError) as error:
@@ -116,7 +119,7 @@ def report_data(settings: DataSettings) -> int:
     return 1 if report.bad and not settings.skip_bad else 0
 
 
-def check_cases(cases: Sequence[Case], *, workers: int) -> list[CaseFacts]:
+def check_cases(cases: Sequence[Case], *, workers: int, most_bytes: float = np.inf) -> list[CaseFacts]:
     """Check cases in parallel processes, with a bar and a line a case.
 
     Parameters
@@ -125,6 +128,8 @@ def check_cases(cases: Sequence[Case], *, workers: int) -> list[CaseFacts]:
         Any cases of an index.
     workers : int
         Processes; 0 means one a core.
+    most_bytes : float
+        Memory that a CT or mask may take.
 
     Returns
     -------
@@ -132,7 +137,8 @@ def check_cases(cases: Sequence[Case], *, workers: int) -> list[CaseFacts]:
         In the order of the cases. A case whose process was killed is an unreadable one.
     """
     found: dict[Case, CaseFacts] = {}
-    results = outcomes(case_check.check_case, cases, workers=workers, bytes_of=_peak_bytes)
+    check = partial(case_check.check_case, most_bytes=most_bytes)
+    results = outcomes(check, cases, workers=workers, bytes_of=_peak_bytes)
     for case, result in tqdm(results, total=len(cases), desc="report", unit="case"):
         found[case] = case_check.unreadable_case(case, result) if isinstance(result, str) else result
         for line in _log_lines(found[case]):

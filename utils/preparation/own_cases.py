@@ -41,10 +41,11 @@ def add_own_case(settings: DataSettings) -> list[str]:
         If the pair cannot be read or does not fit together, has no vertebra, if its key is none, or if a
         case of that name is there in another split or with other content. Nothing is written then.
     """
+    most = {"most_bytes": settings.max_gigabytes * 2**30}
     if settings.ct is None:
-        ct, mask = None, read_label_image(settings.mask)
+        ct, mask = None, read_label_image(settings.mask, **most)
     else:
-        ct, mask = read_labelled_scan(settings.ct, settings.mask)
+        ct, mask = read_labelled_scan(settings.ct, settings.mask, **most)
     if not mask.data.any():
         raise ValueError(f"{settings.mask}: expected VerSe labels (1-25 or 28), found only background.")
     key = own_key(settings.ct) if settings.key is None else _checked_key(settings.key)

@@ -113,7 +113,7 @@ def is_current(path: Path, made_with: Mapping[str, Any], sources: Mapping[str, P
     found = read_sidecar(path)
     if found is None or found["made_with"] != dict(made_with) or set(found["sources"]) != set(sources):
         return False
-    whole = all(_has_size(path.with_name(name), size) for name, size in found["outputs"].items())
+    whole = all(_has_size(path.parent / name, size) for name, size in found["outputs"].items())
     return whole and all(_is_same(source, found["sources"][role]) for role, source in sources.items())
 
 
@@ -125,7 +125,7 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
         return None
     parts = ("made_with", "sources", "outputs")
     right = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in parts)
-    return found if right else None
+    return found if right and all(isinstance(each, dict) for each in found["sources"].values()) else None
 
 
 def origin_of(path: Path) -> str:
