@@ -8,6 +8,8 @@
 #                     options such as ARGUMENTS="--schedules ramp constant"
 #   make test         the tests        make lint       style
 #   make test-oldest  what is shipped and the quick tests, under the lowest version of each requirement: about 12 minutes
+#   make test-kills   every script, killed and interrupted thirty times at random moments: about an hour; options such as
+#                     ARGUMENTS="--scripts infer.py --kills 3 --interrupts 1"
 #   make docs-check   the examples of the documentation: about three minutes
 #   make benchmark    every benchmark (that of the inference with WORK=train-small/work: it needs trained networks)
 #   make clean        remove caches and the demo
@@ -26,7 +28,7 @@ RUN := .venv/bin/python
 # TensorFlow's start-up messages would bury the pipeline's own lines.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo train-small starter paper test test-oldest lint docs-check benchmark clean distclean
+.PHONY: demo train-small starter paper test test-oldest test-kills lint docs-check benchmark clean distclean
 
 .venv: .venv/installed
 .venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
@@ -61,6 +63,10 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt \
 		-c .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m tests.oldest --lowest
+
+# No part of the tests that every change runs.
+test-kills: .venv/installed-dev
+	$(RUN) -m tests.kills $(ARGUMENTS)
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.phantoms import TEST_FOLDERS
 from experiments.steps import Script, Step, exit_status_of, run_steps, script
+from utils.command_line import ended_in_a_line
 from utils.presets import preset_settings
 from utils.settings import DistillationSettings
 from utils.verse.cases import SPLITS, index_cases, part_of_folder
@@ -276,4 +277,4 @@ def plan_from_command_line(arguments: Sequence[str] | None = None) -> tuple[Plan
 
 if __name__ == "__main__":
     wanted, only_print = plan_from_command_line()
-    sys.exit(main(wanted, dry_run=only_print))
+    sys.exit(ended_in_a_line(lambda: main(wanted, dry_run=only_print)))

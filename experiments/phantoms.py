@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.steps import Step, run_steps, script
+from utils.command_line import ended_in_a_line
 
 #: Where the test scans of generated data lie.
 TEST_FOLDERS = ("VerSe19/dataset-verse19test", "VerSe20/dataset-03test")
@@ -82,4 +83,5 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, help="folder that receives everything")
     parser.add_argument("--dry-run", action="store_true", help="print the steps, do nothing")
     chosen = parser.parse_args()
-    sys.exit(main(chosen.name, chosen.folder or Path(chosen.name), dry_run=chosen.dry_run))
+    chosen_folder = chosen.folder or Path(chosen.name)
+    sys.exit(ended_in_a_line(lambda: main(chosen.name, chosen_folder, dry_run=chosen.dry_run)))

@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.real.facts import read_facts
 from experiments.real.label import case_key
 from experiments.steps import CopyModel, Step, run_steps, script
+from utils.command_line import ended_in_a_line
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
 from utils.presets import preset_settings
 from utils.settings import HeatmapTrainingSettings
@@ -280,4 +281,4 @@ def main(recipe: Recipe, *, dry_run: bool = False) -> int:
 
 if __name__ == "__main__":
     chosen_recipe, is_dry_run = recipe_from_command_line()
-    sys.exit(main(chosen_recipe, dry_run=is_dry_run))
+    sys.exit(ended_in_a_line(lambda: main(chosen_recipe, dry_run=is_dry_run)))

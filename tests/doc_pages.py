@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils import settings as stages
-from utils.command_line import settings_from_command_line
+from utils.command_line import run_script, settings_from_command_line
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = tuple(
@@ -223,8 +223,8 @@ def _check_options(words: list[str]) -> None:
 def stage_of(path: Path) -> type | None:
     """Give the settings class that a script reads its command line into, or None if it has no such class."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == settings_from_command_line.__name__:
-            return getattr(stages, node.args[0].id, None)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == run_script.__name__:
+            return getattr(stages, node.args[1].id, None)
     return None
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from utils.files import (
     is_left_over,
     printable,
     read_json,
+    read_table,
     remove_left_overs,
     sha256_of,
     write_text_whole,
@@ -226,6 +228,32 @@ def test_an_error_of_what_is_read_meanwhile_is_left_as_it_is(tmp_path):
     with pytest.raises(ConnectionResetError) as raised:
         read()
     assert raised.value is error
+
+
+def test_a_table_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("case,label\nä,1\nb,2\n", encoding="utf-8")
+    rows = [{"case": "ä", "label": "1"}, {"case": "b", "label": "2"}]
+    assert read_table(tmp_path / "a.csv", ("label",)) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "expected a table, found: No such file or directory."),
+        (b"\xff\xfe\x00", "expected a table, found: 'utf-8' codec"),
+        (b"label\n" + b"1" * 200_000, "expected a table, found: field larger than field limit"),
+        (b"", "expected a table with the columns case, label, found none."),
+        (b"PNG\x00\r\n", "expected a table with the columns case, label, found none."),
+        (b"case\na\n", "expected a table with the columns label, found none."),
+        (b"case,label\na\n", "expected a value in every column, found a row that is cut off."),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path, content, found):
+    path = tmp_path / "a.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {found}')}"):
+        read_table(path, ("case", "label"))
 
 
 def test_hashes_are_those_of_the_whole_file_and_every_byte_is_reported(tmp_path):

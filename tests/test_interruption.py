@@ -84,6 +84,13 @@ def test_a_signal_ends_a_script_and_its_processes(tmp_path, number, to_all, stat
     left = list((tmp_path / "out").iterdir())
     assert len(left) == (1 if number == signal.SIGKILL and workers == 1 else 0)
     assert all(path.name.startswith(".") for path in left)
+    if left:  # gone when the next run is at work
+        process = start(tmp_path / "script.py", "--output", tmp_path / "out", "--workers", workers)
+        folder = tmp_path / "out"
+        wait_until(lambda: process.poll() is not None or any({*folder.iterdir()} - {*left}))
+        process.kill()
+        process.communicate(timeout=LONGEST_S)
+        assert not left[0].exists()
 
 
 def test_ctrl_c_is_heeded_while_tensorflow_is_imported(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from utils.bounds import checks_put_off, wrong_values
-from utils.files import printable
+from utils.files import printable, remove_left_overs
 from utils.interruption import Output, heed_signals, nothing_else_ends
 from utils.presets import PRESETS, Settings, preset_settings
 
@@ -28,6 +28,7 @@ def run_script(main: Callable[[Settings], int], stage: type[Settings]) -> int:
 
     What ends it before its work is done is one line: Ctrl-C and SIGTERM (status 130 and 143), an output that
     nothing reads any more (141), and what the system refuses, such as a folder that may not be read (1).
+    Temporary files of runs that were killed are removed where the script writes.
 
     Parameters
     ----------
@@ -40,7 +41,14 @@ def run_script(main: Callable[[Settings], int], stage: type[Settings]) -> int:
     -------
     int
     """
-    return ended_in_a_line(lambda: main(settings_from_command_line(stage)))
+
+    def run() -> int:
+        settings = settings_from_command_line(stage)
+        written_to = (getattr(settings, name, None) for name in ("output", "work_dir", "data_dir"))
+        remove_left_overs(next(filter(None, written_to)))
+        return main(settings)
+
+    return ended_in_a_line(run)
 
 
 def ended_in_a_line(run: Callable[[], int]) -> int:

@@ -1,7 +1,8 @@
-"""Files: written whole or not at all, hashed, read as JSON, and named on a terminal."""
+"""Files: written whole or not at all, hashed, read as JSON or a table, and named on a terminal."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import functools
 import hashlib
@@ -12,7 +13,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,43 @@ def read_json(path: Path, expected: str = "JSON") -> Any:
     except ValueError as error:
         found = str(error)
     raise ValueError(f"{path}: expected {expected}, found {found}.")
+
+
+def read_table(path: Path, columns: Sequence[str], expected: str = "a table") -> list[dict[str, str]]:
+    """Read a table of values separated by commas, whatever may stand in the file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    columns : sequence of str
+        Columns in which every row must have a text; there may be others.
+    expected : str
+        What the file should be, for the error.
+
+    Returns
+    -------
+    list of dict
+        A row each.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or a column or a value is missing; the text names the file.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    except (OSError, ValueError, csv.Error) as error:
+        found = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: expected {expected}, found: {found}.") from None
+    if missing:
+        raise ValueError(f"{path}: expected a table with the columns {', '.join(missing)}, found none.")
+    if any(row[name] is None for row in rows for name in columns):
+        raise ValueError(f"{path}: expected a value in every column, found a row that is cut off.")
+    return rows
 
 
 def _new_file(path: Path, suffix: str) -> Path:

@@ -27,7 +27,7 @@ _GOES_ON = "the same command goes on from here."
 _TRACKER = "multiprocessing.resource_tracker"
 _NO_WORD = "ignore:resource_tracker:UserWarning"
 _SIGPIPE = 13
-_is_ending = threading.Event()
+_ending = threading.Lock()
 
 
 def heed_signals() -> None:
@@ -81,9 +81,8 @@ def end_now(line: str, status: int) -> NoReturn:
 
     Unfinished files are removed; nothing of the program runs on to its end, not even what `finally` says.
     """
-    if _is_ending.is_set():  # one thread does it; the others wait for it
+    if not _ending.acquire(blocking=False):  # one thread does it; the others wait for it
         threading.Event().wait()
-    _is_ending.set()
     with suppress(OSError):
         os.write(2, f"{_end_of_bar()}{line}\n".encode(errors="backslashreplace"))
     with suppress(OSError):
@@ -102,7 +101,7 @@ def nothing_else_ends() -> Iterator[None]:
     try:
         yield
     finally:
-        if _is_ending.is_set():
+        if _ending.locked():
             threading.Event().wait()
 
 

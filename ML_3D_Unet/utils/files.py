@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+#: What a writer finds where there is no room.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -30,6 +34,8 @@ def written_whole(path: Path, *, suffix: str = "") -> Iterator[Path]:
     ------
     FileExistsError
         If the temporary name is taken, by a link too: what it names is never written to.
+    OSError
+        If there is no room; the text names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,8 +44,25 @@ def written_whole(path: Path, *, suffix: str = "") -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_room(path: Path, size: int) -> None:
+    """Raise `OSError` if there is no room for so many bytes in a file: HDF5 may crash where it runs out."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in _NO_ROOM:  # a file system may also be unable to tell
+                raise
+        file.truncate(0)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from .files import remove_leftovers, written_whole
+from .files import check_room, remove_leftovers, written_whole
 from .history import Row, draw_curves, read_history, write_history
 
 KEEP_CHECKPOINTS = 3
@@ -19,6 +22,9 @@ MODEL_SUFFIXES = (".keras", ".weights.h5")
 MODEL_NAMES = ("best", "last")
 #: What a `.keras` file calls the weights in it; they are written as `save_weights` writes them.
 _WEIGHTS_IN_ARCHIVE = "model.weights.h5"
+#: What HDF5 needs beside a weight's numbers, at most, and beside all of them.
+_BYTES_OF_ENTRY, _BYTES_OF_FILE = 2**13, 2**16
+_DISK_IS_FULL = os.strerror(errno.ENOSPC)
 
 
 class RunDirectory:
@@ -83,8 +89,13 @@ class RunDirectory:
 
     def save_checkpoint(self, number: int) -> None:
         """Write a checkpoint under a number that no other has had, so that none is ever written over."""
-        if self.writes:
-            self._manager.save(checkpoint_number=number)
+        try:
+            if self.writes:
+                self._manager.save(checkpoint_number=number)
+        except tf.errors.ResourceExhaustedError as error:
+            if _DISK_IS_FULL not in str(error):  # memory is
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
         self._last_save = time.monotonic()
 
     def minutes_since_save(self) -> float:
@@ -121,6 +132,7 @@ class RunDirectory:
             if self.model_suffix == ".keras":
                 model.save(temporary)
             else:
+                check_room(temporary, bytes_of_weights(model))
                 model.save_weights(temporary)
 
     def load_weights(self, model: keras.Model, name: str) -> None:
@@ -144,6 +156,12 @@ class RunDirectory:
             remove_leftovers(self.path / name)
         for name in MODEL_NAMES if self.model_suffix == ".weights.h5" else ():
             _copy_weights(self.path / f"{name}.keras", self.model_file(name))
+
+
+def bytes_of_weights(model: keras.Model) -> int:
+    """Give the bytes that a file with the weights of a model takes at most."""
+    numbers = sum(math.prod(weight.shape) for weight in model.weights)
+    return 4 * numbers + _BYTES_OF_ENTRY * len(model.weights) + _BYTES_OF_FILE
 
 
 def _copy_weights(whole: Path, weights: Path) -> None:

@@ -340,14 +340,6 @@ def test_a_command_line_that_asks_for_nothing_possible_ends_with_status_2(tmp_pa
     assert not (tmp_path / "data").exists()
 
 
-def test_ctrl_c_is_one_line_and_status_130(tmp_path, capsys):
-    def interrupted(asked):
-        raise KeyboardInterrupt
-
-    assert get_data(settings(tmp_path, "server"), sources={"server": interrupted}) == 130
-    assert capsys.readouterr().err == "Interrupted: the same command goes on from here.\n"
-
-
 def test_phantoms_are_asked_for_as_set(tmp_path, monkeypatch):
     calls = []
 

@@ -1,12 +1,13 @@
 """Files that appear whole or not at all, and what a killed process leaves behind."""
 
+import errno
 import os
 import stat
 
 import pytest
 
 from ML_3D_Unet.utils import files
-from ML_3D_Unet.utils.files import remove_leftovers, written_whole
+from ML_3D_Unet.utils.files import check_room, remove_leftovers, written_whole
 
 
 def names(folder):
@@ -61,3 +62,24 @@ def test_leftovers_of_a_file_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(path)
     assert names(tmp_path) == sorted(kept)
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    def fill():
+        with written_whole(tmp_path / "a.h5"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.h5'$"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room")
+def test_a_file_has_room_or_not_before_it_is_written(tmp_path):
+    with written_whole(tmp_path / "a.h5") as temporary:
+        check_room(temporary, 1000)
+        assert temporary.stat().st_size == 0
+        temporary.write_text("whole")
+    with pytest.raises(OSError), written_whole(tmp_path / "b.h5") as temporary:
+        check_room(temporary, 2**60)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]

@@ -5,8 +5,10 @@ import os
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from ML_3D_Unet.utils.run_directory import RunDirectory
+from ML_3D_Unet.utils.layers_func import create_unet3d
+from ML_3D_Unet.utils.run_directory import RunDirectory, bytes_of_weights
 from ML_3D_Unet.utils.train import Trainer
 from tests.ml_3d_unet.test_train import X, make_model, pairs, train, weight_of
 
@@ -106,3 +108,30 @@ def test_a_model_that_cannot_be_saved_leaves_the_one_before(tmp_path, monkeypatc
         directory.save_model(model, "best")
     assert [path.name for path in tmp_path.iterdir()] == ["best.keras"]
     np.testing.assert_equal(weight_of(keras.models.load_model(tmp_path / "best.keras")), 3.0)
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+def test_weights_take_no_more_room_than_is_looked_for(tmp_path, norm):
+    """HDF5 may crash on a full disk, so it must not come to it."""
+    model = create_unet3d((16, 16, 16, 1), 2, [2, 4], 3, norm=norm, depth=2)
+    model.save_weights(tmp_path / "a.weights.h5")
+    assert (tmp_path / "a.weights.h5").stat().st_size <= bytes_of_weights(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "raised"),
+    [
+        ("ckpt-1_temp/part-0; No space left on device", OSError),
+        ("OOM when allocating tensor", tf.errors.ResourceExhaustedError),
+    ],
+)
+def test_a_checkpoint_on_a_full_disk_is_told_from_memory_that_runs_out(tmp_path, monkeypatch, text, raised):
+    directory = RunDirectory(tmp_path / "run")
+    directory.restore({"model": make_model()})
+
+    def fill(self, **_):
+        raise tf.errors.ResourceExhaustedError(None, None, text)
+
+    monkeypatch.setattr(tf.train.CheckpointManager, "save", fill)
+    with pytest.raises(raised, match="No space left on device: '.*run'" if raised is OSError else text):
+        directory.save_checkpoint(1)

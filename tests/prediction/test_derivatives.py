@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 
 import nibabel
@@ -18,6 +19,8 @@ from utils.imaging.volume import Grid, Volume
 from utils.prediction import derivatives
 from utils.prediction.derivatives import (
     CasePrediction,
+    case_path,
+    changed_files,
     native_vertebrae,
     number_vertebrae,
     read_case_settings,
@@ -192,7 +195,32 @@ def test_the_files_of_a_case_read_back(tmp_path):
         rows = list(csv.DictReader(stream))
     assert [row["name"] for row in rows] == ["T11", "T12", "L1", "L2", "L3", "L4"]
     assert tuple(rows[0]) == derivatives.TABLE_COLUMNS
-    assert read_case_settings(tmp_path, "sub-col_dir-ax") == {"heat_threshold": 0.3}
+    settings = read_case_settings(tmp_path, "sub-col_dir-ax")
+    files = settings.pop("files")
+    assert settings == {"heat_threshold": 0.3}
+    written = {f"sub-col_dir-ax{suffix}": digest for suffix, digest in files.items()}
+    others = [path for path in folder.iterdir() if path.name != "sub-col_dir-ax_settings.json"]
+    assert written == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in others}
+
+
+def test_what_a_case_holds_is_known_by_what_was_written(tmp_path):
+    key = "sub-col_dir-ax"
+    write_case(predicted(), tmp_path, formats=("seg.nrrd",))
+    settings = read_case_settings(tmp_path, key)
+    assert changed_files(tmp_path, key, settings) == []
+    ends = ("_seg-vert_msk.nii.gz", "_vertebrae.csv", "_seg-vert_msk.seg.nrrd")
+    mask, table, export = (case_path(tmp_path, key, end) for end in ends)
+    mask.write_bytes(mask.read_bytes()[:-1])
+    assert changed_files(tmp_path, key, settings) == [mask.name]
+    table.unlink()
+    assert changed_files(tmp_path, key, settings) == [table.name, mask.name]
+    # Made from the mask where it is wanted, so it need not be there; half of it is of no use.
+    export.write_bytes(export.read_bytes()[:100])
+    assert changed_files(tmp_path, key, settings) == [table.name, mask.name, export.name]
+    export.unlink()
+    assert changed_files(tmp_path, key, settings) == [table.name, mask.name]
+    of_earlier_version = {name: value for name, value in settings.items() if name != "files"}
+    assert changed_files(tmp_path, key, of_earlier_version) == []
 
 
 def test_a_scan_without_vertebrae_is_written_too(tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 
+from utils.prediction import networks
 from utils.prediction.networks import identity_of_model
 from utils.settings import SegmentationTrainingSettings, save_settings
 
@@ -66,3 +68,16 @@ def test_a_directory_without_a_network_has_none(directory):
     (directory / "best.weights.h5").unlink()
     with pytest.raises(ValueError, match=r"best\.weights\.h5: expected a trained network, found no such"):
         identity_of_model(directory)
+
+
+@pytest.mark.parametrize("found", [None, "2", "two", [2], True, 0, -1, float("nan"), float("inf")])
+def test_a_spacing_that_is_no_number_is_named(tmp_path, found):
+    said = f"{tmp_path / 'settings.json'}: expected the spacing_mm of the training, a positive number"
+    said = re.escape(said)
+    with pytest.raises(ValueError, match=rf"^{said}, found {re.escape(repr(found))}\.$"):
+        networks._spacing(tmp_path, {"spacing_mm": found})
+
+
+@pytest.mark.parametrize(("found", "expected"), [(2, 2.0), (0.5, 0.5)])
+def test_a_spacing_is_read(tmp_path, found, expected):
+    assert networks._spacing(tmp_path, {"spacing_mm": found}) == expected

@@ -357,6 +357,29 @@ def test_a_prediction_that_holds_no_hash_of_its_scan_is_made_again(tmp_path, fak
     assert fake.patches == 3 * calls
 
 
+def test_a_finished_case_with_a_damaged_file_is_done_again_and_says_so(tmp_path, fake, capsys):
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    calls, mask = fake.patches, mask_path(out, "sub-a")
+    settings, picture = (mask.with_name(f"sub-a{end}") for end in ("_settings.json", "_seg-vert_snp.png"))
+    before = {path: path.read_bytes() for path in (mask, picture)}
+    for path in (mask, picture):
+        path.write_bytes(before[path][: len(before[path]) // 2])
+    capsys.readouterr()
+    assert infer(settings_for(scan, output=out)) == 0
+    said = f"warning: {scan}: done again, as {picture.name}, {mask.name} did not hold what was written."
+    assert said in capsys.readouterr().err.splitlines()
+    assert fake.patches == 2 * calls and read_mask(mask).data.any()
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 2 * calls and "sub-a: already predicted" in capsys.readouterr().out
+    known = json.loads(settings.read_text())
+    del known["files"]  # as earlier versions wrote it
+    settings.write_text(json.dumps(known))
+    picture.unlink()
+    assert infer(settings_for(scan, output=out)) == 0
+    assert fake.patches == 2 * calls
+
+
 def test_files_of_an_older_prediction_do_not_stay_beside_a_new_one(tmp_path, fake):
     scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
     every = {"trace": True, "formats": ("seg.nrrd", "itksnap")}
@@ -936,9 +959,10 @@ def test_the_first_line_says_that_the_starter_weights_are_used(models, tmp_path,
 
 
 def files_of(output: Path) -> dict[str, bytes]:
-    """What the files hold; how long a case took is left out."""
+    """What the files hold; how long a case took, and the hash of the file that says so, are left out."""
     held = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    return {name: re.sub(rb'"seconds": [0-9.]+', b"", content) for name, content in held.items()}
+    timed = rb'"seconds": [0-9.]+|"_quality.json": "[0-9a-f]+"'
+    return {name: re.sub(timed, b"", content) for name, content in held.items()}
 
 
 def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_path, scheduler, capsys):

@@ -22,8 +22,6 @@ from utils.verse import cases
 
 #: A source puts files into `data_dir` and gives a line for everything that was bad.
 Source = Callable[[DataSettings], list[str]]
-#: Exit status of a program that Ctrl-C ended, as shells have it.
-_INTERRUPTED = 130
 
 
 def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = None) -> int:
@@ -40,7 +38,7 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
     -------
     int
         Exit status: 2 if the settings ask for nothing that can be done, 1 if something was bad (unless
-        `skip_bad`) or nothing could be read, 130 if it was interrupted, else 0. Incomplete series are a
+        `skip_bad`) or nothing could be read, else 0. Incomplete series are a
         warning.
     """
     known = {**SOURCES, **(sources or {})}
@@ -57,9 +55,6 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
     except (ValueError, OSError) as error:
         print(printable(str(error)), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on from here.", file=sys.stderr)
-        return _INTERRUPTED
     for line in warnings_about(series):
         print(printable(line), file=sys.stderr)
     print("\n".join(series_per_split(series)))

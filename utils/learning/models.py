@@ -12,9 +12,11 @@ from typing import Any
 import h5py
 import keras
 
+from ML_3D_Unet.utils.files import check_room
 from ML_3D_Unet.utils.folding import without_concats
 from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, upsample_block
 from ML_3D_Unet.utils.residual import create_residual_unet3d
+from ML_3D_Unet.utils.run_directory import bytes_of_weights
 from utils.files import written_whole
 from utils.imaging.file_checks import READ_ERRORS, first_line
 from utils.imaging.intensities import HU_GAIN, LOWEST, LOWEST_HU
@@ -374,6 +376,7 @@ def save_weights(network: keras.Model, directory: Path) -> Path:
     """
     path = directory / MODEL_FILES[0]
     with written_whole(path, suffix=WEIGHTS_SUFFIX) as temporary:
+        check_room(temporary, bytes_of_weights(network))
         network.save_weights(temporary)
     return path
 

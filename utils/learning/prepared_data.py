@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.files import read_table
 from utils.imaging.centroids import read_centroids
 from utils.imaging.crops import box_between
 from utils.imaging.nifti import StoredVolume, open_memory_map, stored_volume
@@ -261,8 +261,7 @@ def read_segmentation_data(folder: Path) -> SegmentationData:
     table = folder / "vertebrae.csv"
     if not table.is_file():
         return SegmentationData(folder, ())
-    with table.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_table(table, ())
     try:
         vertebrae = tuple(_vertebra_of_row(row) for row in rows)
     except (KeyError, TypeError, ValueError) as error:

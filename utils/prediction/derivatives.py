@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.files import read_json, write_text_whole, written_whole
+from utils.files import read_json, sha256_of, write_text_whole, written_whole
 from utils.imaging.centroids import Centroids, centroids_of_mask, write_centroids
 from utils.imaging.crops import box_between
 from utils.imaging.grids import cropped_grid, transform_points
@@ -40,8 +40,8 @@ TABLE_COLUMNS = (
 )
 COUNT = "count"
 ANATOMICAL = "anatomical"
-#: Ends of the names of a case's files, in the order of writing. The mask is last: a case is done when it is
-#: there, so a run that was killed does the case again. Files for other programs are made from the mask.
+#: Ends of the names of a case's files. The settings are written last, with hashes of the others: a case is
+#: done when all are there as they were written, so a run that was killed does the case again.
 SETTINGS_SUFFIX = "_settings.json"
 #: What the labels were decided from, where a network gave it.
 COLUMN_SUFFIX = "_column.json"
@@ -54,6 +54,9 @@ TRACE_SUFFIX = "_trace.jsonl"
 #: Files that not every prediction has: those of an older one must not stay beside a new mask.
 _EXPORTED = tuple(export.suffix for export in EXPORTS.values())
 OPTIONAL_SUFFIXES = (QUALITY_SUFFIX, COLUMN_SUFFIX, TRACE_SUFFIX, *_EXPORTED)
+_RESULT_SUFFIXES = (TABLE_SUFFIX, CENTROIDS_SUFFIX, SNAPSHOT_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES)
+#: Where the settings of a case hold the SHA-256 of its other files, by the ends of their names.
+FILES = "files"
 
 
 @dataclass(frozen=True)
@@ -308,7 +311,7 @@ def case_path(output: Path, key: str, suffix: str) -> Path:
 def write_case(
     prediction: CasePrediction, output: Path, *, formats: Sequence[str] = (), keep: Sequence[str] = ()
 ) -> None:
-    """Write the files of one case, each whole or not at all: the mask, then its copies for other programs.
+    """Write the files of one case, each whole or not at all: last of all what it was made with.
 
     Parameters
     ----------
@@ -325,13 +328,12 @@ def write_case(
     def path(suffix: str) -> Path:
         return case_path(output, prediction.key, suffix)
 
-    # An older mask would make the case look done while the files beside it are new, or old ones its own.
-    for suffix in (MASK_SUFFIX, *OPTIONAL_SUFFIXES):
+    # Older settings would make the case look done while it is not, or old files look like its own.
+    for suffix in (SETTINGS_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES):
         if suffix not in keep:
             path(suffix).unlink(missing_ok=True)
     points = vertebra_points(prediction.labels, prediction.numbering)
     names = [prediction.numbering.name(code) for code in points.codes]
-    write_text_whole(path(SETTINGS_SUFFIX), json.dumps(prediction.settings, indent=2) + "\n")
     with written_whole(path(TABLE_SUFFIX)) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, TABLE_COLUMNS)
         writer.writeheader()
@@ -353,6 +355,41 @@ def write_case(
     for name in formats:
         if name in EXPORTS:
             EXPORTS[name].write(path(EXPORTS[name].suffix), prediction.labels, prediction.numbering.name)
+    _write_settings(output, prediction.key, prediction.settings)
+
+
+def _write_settings(output: Path, key: str, settings: Mapping[str, Any]) -> None:
+    """Write what a case was made with, and what its files hold now."""
+    paths = {suffix: case_path(output, key, suffix) for suffix in _RESULT_SUFFIXES}
+    hashes = {suffix: sha256_of(path) for suffix, path in paths.items() if path.is_file()}
+    text = json.dumps({**settings, FILES: hashes}, indent=2) + "\n"
+    write_text_whole(case_path(output, key, SETTINGS_SUFFIX), text)
+
+
+def changed_files(output: Path, key: str, settings: Mapping[str, Any]) -> list[str]:
+    """Name the files of a finished case that do not hold what was written, or are gone.
+
+    Parameters
+    ----------
+    output : Path
+        Folder of the predictions.
+    key : str
+        The case.
+    settings : mapping
+        From `read_case_settings`. Those of earlier versions say nothing of the files: none has changed.
+
+    Returns
+    -------
+    list of str
+        Their names. A file for other programs that is gone is none of them: it is made from the mask.
+    """
+    hashes = settings.get(FILES, {})
+    paths = {suffix: case_path(output, key, suffix) for suffix in _RESULT_SUFFIXES if suffix in hashes}
+    return [
+        path.name
+        for suffix, path in paths.items()
+        if (sha256_of(path) != hashes[suffix] if path.is_file() else suffix not in _EXPORTED)
+    ]
 
 
 def complete_case(
@@ -388,6 +425,9 @@ def complete_case(
     labels = read_mask(case_path(output, key, MASK_SUFFIX), assumed=assumed) if missing else None
     for name in missing:
         EXPORTS[name].write(paths[name], labels, numbering.name)
+    settings = read_case_settings(output, key) if missing else None
+    if settings is not None:
+        _write_settings(output, key, settings)
     return missing
 
 
@@ -400,4 +440,5 @@ def read_case_settings(output: Path, key: str) -> dict[str, Any] | None:
         found = read_json(path)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    right = isinstance(found, dict) and isinstance(found.get(FILES, {}), dict)
+    return found if right else None

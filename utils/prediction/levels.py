@@ -6,7 +6,6 @@ can be decided anew from it, without any network.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import read_json
+from utils.files import read_json, read_table
 from utils.imaging.grids import SAME_GRID_VOXELS, transform_points, voxels_apart
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
@@ -212,7 +211,11 @@ def numbers_from_the_top(mask: Volume) -> list[int]:
 
 
 def _relabelled_rows(path: Path, look_up: np.ndarray, numbering: Numbering) -> tuple[dict[str, Any], ...]:
-    old = {int(row["label"]): row for row in csv.DictReader(path.read_text().splitlines())}
+    table = read_table(path, ("label",), "the table of a case")
+    try:
+        old = {int(row["label"]): row for row in table}
+    except ValueError as error:
+        raise ValueError(f"{path}: expected labels that are numbers, found {error}.") from None
     rows = {int(look_up[label]): row for label, row in old.items() if look_up[label]}
     return tuple(
         {

@@ -167,7 +167,8 @@ def _load_labels(directory: Path, spacing_mm: float) -> tuple[PredictLabels, flo
             f"{directory}: expected the spacing of the heatmap network, {spacing_mm:g} mm, "
             f"found {found_mm:g} mm."
         )
-    return _label_function(directory, model, trained), float(trained.get("temperature", 1.0))
+    temperature = _positive(directory, "temperature", trained.get("temperature", 1.0))
+    return _label_function(directory, model, trained), temperature
 
 
 def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
@@ -230,13 +231,18 @@ def _check_kinds(
 
 
 def _spacing(directory: Path, trained: dict[str, Any]) -> float:
-    try:
-        return float(trained["spacing_mm"])
-    except (KeyError, TypeError, ValueError):
+    return _positive(directory, "spacing_mm", trained.get("spacing_mm"))
+
+
+def _positive(directory: Path, name: str, found: Any) -> float:
+    """Give a number of the settings that a network was trained with; anything else ends the run."""
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if not is_number or not 0 < found < np.inf:
         raise ValueError(
-            f"{directory / 'settings.json'}: expected the spacing_mm of the training, "
-            f"found {trained.get('spacing_mm')!r}."
-        ) from None
+            f"{directory / 'settings.json'}: expected the {name} of the training, a positive number, "
+            f"found {found!r:.80}."
+        )
+    return float(found)
 
 
 def _outside(directory: Path, trained: dict[str, Any]) -> Literal["air", "edge"]:

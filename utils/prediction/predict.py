@@ -40,7 +40,7 @@ from utils.prediction.derivatives import (
 from utils.prediction.keys import tell_apart
 from utils.prediction.levels import column_json, doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
-from utils.prediction.provenance import is_done, record_of, relabelled_record, scan_identity
+from utils.prediction.provenance import files_to_mend, is_done, record_of, relabelled_record, scan_identity
 from utils.prediction.quality import CaseQuality, Remark
 from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans
@@ -98,7 +98,7 @@ def infer(settings: InferenceSettings) -> int:
         failed = failed or bool(found.bad)
         if settings.report:
             print(f"{write_scan_report(settings.output)}: open it in a browser.", flush=True)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _print_error(f"error: {error}")
         return 2 if isinstance(error, CommandLineError) else 1
     return 1 if failed and not settings.skip_bad else 0
@@ -371,7 +371,7 @@ def _attempt(job: _Job, read: Callable[[], ReadScan | None] = lambda: None) -> _
         if job.settings.relabel:
             return _relabel(scan, job.settings)
         return _do_case(scan, job.networks(), job.settings, read=read())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _bad(scan, str(error))
     except Exception as error:
         if type(error).__name__ in _OUT_OF_MEMORY:
@@ -408,7 +408,11 @@ def _do_case(
         added = f", now also as {', '.join(written)}" if written else ""
         return _Outcome(f"{scan.key}: already predicted{added}")
     started = time.perf_counter()
+    changed = files_to_mend(scan, networks, settings)
     prediction, warning = predict_case(scan, networks, settings, read=read)
+    if changed:
+        again = f"done again, as {', '.join(changed)} did not hold what was written"
+        warning = "; ".join(filter(None, (again, warning)))
     derivatives.write_case(prediction, settings.output, formats=settings.formats)
     seconds = time.perf_counter() - started
     message = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"

@@ -15,7 +15,7 @@ from typing import Any
 from utils.files import sha256_of
 from utils.imaging.file_checks import check_is_file
 from utils.imaging.formats import files_of_scan
-from utils.prediction.derivatives import read_case_settings
+from utils.prediction.derivatives import FILES, changed_files, read_case_settings
 from utils.prediction.networks import Networks
 from utils.prediction.scans import Scan
 from utils.settings import InferenceSettings, settings_as_json
@@ -121,12 +121,23 @@ def relabelled_record(scan: Scan, settings: InferenceSettings) -> dict[str, Any]
 
 
 def is_done(scan: Scan, networks: Networks | None, settings: InferenceSettings) -> bool:
-    """Whether the files of a scan's prediction are there, made from this content with all that counts."""
-    found = read_case_settings(settings.output, scan.key)
-    if found is None:
-        return False
-    made_with = {name: value for name, value in found.items() if name != "scan"}
-    return made_with == _made_with(networks, settings) and is_same_scan(scan, found.get("scan"))
+    """Whether a scan's prediction is there, made from this content with all that counts, and unchanged."""
+    found = _made_alike(scan, networks, settings)
+    return found is not None and not changed_files(settings.output, scan.key, found)
+
+
+def files_to_mend(scan: Scan, networks: Networks | None, settings: InferenceSettings) -> list[str]:
+    """Name the files for which alone a prediction is made again: they are not as they were written."""
+    found = _made_alike(scan, networks, settings)
+    return [] if found is None else changed_files(settings.output, scan.key, found)
+
+
+def _made_alike(scan: Scan, networks: Networks | None, settings: InferenceSettings) -> dict[str, Any] | None:
+    """Give the record of a prediction from this content with all that counts; None if there is none."""
+    found = read_case_settings(settings.output, scan.key) or {}
+    made_with = {name: value for name, value in found.items() if name not in ("scan", FILES)}
+    is_alike = made_with == _made_with(networks, settings) and is_same_scan(scan, found.get("scan"))
+    return found if is_alike else None
 
 
 def _made_with(networks: Networks | None, settings: InferenceSettings) -> dict[str, Any]:

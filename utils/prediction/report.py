@@ -8,7 +8,6 @@ plain table. ElementTree does the escaping, since names of scans may hold any ch
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import os
 import re
@@ -23,7 +22,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from utils.files import written_whole
+from utils.files import read_table, written_whole
 from utils.prediction import derivatives, quality
 from utils.prediction.derivatives import ANATOMICAL, COUNT, MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX
 from utils.prediction.quality import CaseQuality, Remark, case_remarks, number_in, read_quality
@@ -174,19 +173,7 @@ def _read_case(folder: Path, key: str, output: Path) -> ReportCase:
 
 
 def _read_table(path: Path) -> tuple[dict[str, str], ...]:
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = tuple(reader)
-            missing = [name for name in _NEEDED_COLUMNS if name not in (reader.fieldnames or ())]
-    except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: expected the table of a case, found: {reason}.") from None
-    if missing:
-        raise ValueError(f"{path}: expected a table with the columns {', '.join(missing)}, found none.")
-    if any(row[name] is None for row in rows for name in _NEEDED_COLUMNS):
-        raise ValueError(f"{path}: expected a value in every column, found a row that is cut off.")
-    return rows
+    return tuple(read_table(path, _NEEDED_COLUMNS, "the table of a case"))
 
 
 # Page ----------------------------------------------------------------------------------------------

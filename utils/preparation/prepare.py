@@ -9,7 +9,6 @@ same whoever writes them last.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import sys
 import time
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from utils import execution
 from utils import settings as stages
-from utils.files import printable
+from utils.files import printable, read_table
 from utils.imaging.nifti import native_bytes
 from utils.preparation import prepared, working_case
 from utils.preparation.drawn_cases import draw_cases
@@ -398,7 +397,7 @@ def _join_tables(folder: Path) -> None:
     paths = None
     while paths != (found := _tables_of(folder)):
         paths = found
-        rows = [row for path in paths for row in csv.DictReader(path.read_text().splitlines())]
+        rows = [row for path in paths for row in read_table(path, ())]
         write_table(folder / VERTEBRAE_FILE, rows)
 
 
