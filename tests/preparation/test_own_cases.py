@@ -1,9 +1,6 @@
 """A user's own pair as a VerSe case."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,6 @@ import SimpleITK
 
 from tests.imaging.dicom_series import write_series
 from utils.download.data_set import get_data
-from utils.files import written_whole
 from utils.imaging.grids import oriented
 from utils.imaging.nifti import read_pair, write_volume
 from utils.imaging.volume import Volume
@@ -227,16 +223,3 @@ def test_a_pair_that_does_not_fit_is_one_line_in_any_format(tmp_path, wrong, cap
     said = capsys.readouterr().err
     assert expected in said and said.count("\n") == 1
     assert not (tmp_path / "data").exists()
-
-
-def test_what_a_killed_run_left_is_removed_and_what_is_being_written_stays(tmp_path):
-    """A temporary name tells its process: this one lives, that of a child that has ended does not."""
-    asked = settings(tmp_path, put_pair(tmp_path))
-    with written_whole(tmp_path / "data" / "sub-x_ct.nii.gz") as mine:
-        child = subprocess.run(
-            [sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE
-        )
-        dead = mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{int(child.stdout)}."))
-        dead.write_bytes(b"half")
-        assert get_data(asked, sources={"pairs": add_own_case}) == 0
-        assert mine.exists() and not dead.exists()

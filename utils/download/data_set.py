@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from utils.download.copies import from_disk
 from utils.download.selection import NONCOMMERCIAL_PREFIX
 from utils.download.sources import from_osf, from_zips
-from utils.files import printable, remove_left_overs
+from utils.files import printable
 from utils.settings import DataSettings
 from utils.verse import cases
 
@@ -47,7 +47,6 @@ def get_data(settings: DataSettings, *, sources: Mapping[str, Source] | None = N
         print(wrong, file=sys.stderr)
         return 2
     try:
-        remove_left_overs(settings.data_dir)
         bad = known.get(settings.source, from_disk)(settings)
         for line in bad:
             print(printable(line), file=sys.stderr)

@@ -29,7 +29,7 @@ def read_labelled_scan(
     ct_path, mask_path : Path
         NIfTI, NRRD or MetaImage file, or the folder of a DICOM series.
     most_bytes : float
-        Memory that each may take, as for `read_scan`.
+        Memory that each may take (`check_memory`).
 
     Returns
     -------
@@ -60,7 +60,14 @@ def read_labelled_scan(
 
 
 def read_label_image(path: Path, *, most_bytes: float = np.inf) -> Volume:
-    """Read a mask of any format, with VerSe's labels, that takes no more memory than `most_bytes`.
+    """Read a mask of any format, with VerSe's labels.
+
+    Parameters
+    ----------
+    path : Path
+        As those of `read_labelled_scan`.
+    most_bytes : float
+        Memory that it may take (`check_memory`).
 
     Returns
     -------
