@@ -19,7 +19,17 @@ from scipy import ndimage
 
 from tests.imaging.examples import DATA, NO_DATA, VERSE_FILES
 from tests.prediction.wrapping_files import stored_as, write_nifti
-from tests.prediction.wrapping_runs import Answer, Row, Run, answer_of, dice_of_labels, off_scan, row_of, rows
+from tests.prediction.wrapping_runs import (
+    Answer,
+    Row,
+    Run,
+    answer_of,
+    dice_of_labels,
+    off_scan,
+    row_of,
+    rows,
+    without_cut_ends,
+)
 from tests.prediction.wrappings import (
     PLAIN,
     QUICK,
@@ -133,7 +143,7 @@ def test_every_wrapping_is_read_as_the_plain_copy(tmp_path, title):
     assert not refusals and len(scans) == wrapping.scans
     for scan in scans:
         apart = np.abs(shown_at(scan, ct.grid) - ct.data)[3:-3, 3:-3, 3:-3]
-        if wrapping.least_dice == RESAMPLED_DICE or "sform" in title:
+        if wrapping.is_resampled or "sform" in title:
             assert np.median(apart) <= TYPICAL_HU
         else:
             assert apart.max() <= SAME_HU
@@ -187,6 +197,27 @@ def test_what_does_not_hold_is_told():
     assert [row_of(wrapping, found, plain).fault for wrapping, found, _ in cases] == [
         fault for *_, fault in cases
     ]
+
+
+def test_an_end_that_the_border_cuts_may_be_found_or_not_after_resampling():
+    three = mask_image(20, 21, 22)
+    data = np.asanyarray(three.dataobj)
+    # The uppermost cube ends 7 voxels of 2 mm below the last plane, then 1.
+    for planes, is_cut in ((24, False), (18, True)):
+        found = nibabel.Nifti1Image(data[..., :planes], three.affine)
+        plain = nibabel.Nifti1Image(
+            np.where(data == 22, 0, data)[..., :planes].astype(np.uint8), three.affine
+        )
+        scores = dice_of_labels(found, plain)
+        assert scores == {20: 1, 21: 1, 22: None}
+        kept = {20: 1, 21: 1} if is_cut else scores
+        assert without_cut_ends(scores, found, plain) == kept
+        assert without_cut_ends(scores, plain, found) == kept
+        middle = {20: 1, 21: None, 22: 1}
+        assert without_cut_ends(middle, found, plain) == middle
+    resampled = Wrapping("a", "wrapping", write_plain, RESAMPLED_DICE)
+    for wrapping, fault in ((resampled, ""), (PLAIN, "labels only in one: 22; Dice under 0.97")):
+        assert row_of(wrapping, answer(found), answer(plain)).fault == fault
 
 
 def test_a_run_is_read_by_the_folder_of_a_wrapping(tmp_path):

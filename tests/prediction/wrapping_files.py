@@ -39,22 +39,17 @@ def stored_as(ct: Volume, axes: str) -> Volume:
     return Volume(np.ascontiguousarray(turned.data), turned.affine)
 
 
-def resampled(ct: Volume, grid: Grid, *, outside: str = "air") -> Volume:
-    """Give a scan on another grid of any direction: cubic splines, whole numbers.
-
-    Outside the scan lies air, or with "edge" what the scan shows at its border.
-    """
+def resampled(ct: Volume, grid: Grid) -> Volume:
+    """Give a scan on another grid of any direction: cubic splines, whole numbers, air outside the scan."""
     to_ct = np.linalg.inv(ct.affine) @ grid.affine
     turn, begin, shape = to_ct[:3, :3], to_ct[:3, 3], {"output_shape": grid.shape}
     splines = ndimage.affine_transform(
         ct.data.astype(np.float32), turn, begin, **shape, order=3, mode="nearest"
     )
+    box = np.ones(ct.shape, bool)
+    inside = ndimage.affine_transform(box, turn, begin, **shape, order=0, mode="grid-constant")
     hu = np.rint(np.clip(splines, *HU_RANGE)).astype(np.int16)
-    if outside == "air":
-        box = np.ones(ct.shape, bool)
-        inside = ndimage.affine_transform(box, turn, begin, **shape, order=0, mode="grid-constant")
-        hu[~inside] = HU_RANGE[0]
-    return Volume(hu, grid.affine)
+    return Volume(np.where(inside, hu, np.int16(HU_RANGE[0])), grid.affine)
 
 
 def covering_grid(ct: Volume, turn: np.ndarray, spacing_mm: Sequence[float]) -> Grid:
@@ -70,16 +65,15 @@ def covering_grid(ct: Volume, turn: np.ndarray, spacing_mm: Sequence[float]) -> 
     return Grid(tuple(int(n) for n in shape), affine)
 
 
-def turned_stack(ct: Volume, degrees: float, about: Sequence[float], *, outside: str = "edge") -> Volume:
+def turned_stack(ct: Volume, degrees: float, about: Sequence[float]) -> Volume:
     """Give the scan as a stack whose axes are turned about an axis of the world: the patient stays.
 
-    A scanner that is told to turn its slices sees the patient in the corners of the stack too, which "edge"
-    stands for; a program that turns a stack leaves "air" there.
+    The corners of the stack hold air, as after a program that turns stacks: no anatomy is made up.
     """
     axis = np.array(about, float) / np.linalg.norm(about)
     turn = Rotation.from_rotvec(np.radians(degrees) * axis).as_matrix()
     spacing_mm = np.minimum(ct.spacing_mm, COARSEST_TURNED_MM)
-    return resampled(ct, covering_grid(ct, turn, spacing_mm), outside=outside)
+    return resampled(ct, covering_grid(ct, turn, spacing_mm))
 
 
 def of_spacing(ct: Volume, spacing_mm: Sequence[float]) -> Volume:

@@ -18,7 +18,9 @@ import numpy as np
 from scipy import ndimage
 
 from tests.prediction.wrappings import PLAIN, Wrapping
+from utils.imaging.grids import transform_points
 from utils.imaging.volume import Volume, label_boxes
+from utils.verse.labels import rank_of_code
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "infer.py"
@@ -31,6 +33,8 @@ PREDICTIONS = "predictions"
 ON_SCAN_MM = 0.01
 #: How far the Dice of one vertebra may lie under what is asked of their mean.
 BELOW_MEAN = 0.05
+#: A vertebra nearer to the border of a scan than this is taken as cut by it.
+CUT_MM = 3.0
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,8 @@ def row_of(wrapping: Wrapping, answer: Answer, plain: Answer) -> Row:
         found = f"{len(answer.masks)} predictions, expected {wrapping.scans}"
         return Row(wrapping.title, None, None, "; ".join(filter(None, (found, answer.fault))))
     scores = [dice_of_labels(mask, plain.masks[0]) for mask in answer.masks]
+    if wrapping.is_resampled:
+        scores = [without_cut_ends(*pair, plain.masks[0]) for pair in zip(scores, answer.masks)]
     equal = all(None not in each.values() for each in scores)
     dice = [value or 0.0 for each in scores for value in each.values()] or [1.0]
     faults = [answer.fault]
@@ -267,6 +273,31 @@ def row_of(wrapping: Wrapping, answer: Answer, plain: Answer) -> Row:
         faults.append("HU doubted")
     scored = (float(np.mean(dice)), float(min(dice)))
     return Row(wrapping.title, equal, scored, "; ".join(filter(None, faults)))
+
+
+def without_cut_ends(
+    scores: dict[int, float | None], mask: nibabel.Nifti1Image, plain: nibabel.Nifti1Image
+) -> dict[int, float | None]:
+    """Leave out a first or last vertebra that one mask lacks, if it is cut by the border of the plain scan.
+
+    Such a vertebra is on the verge of being told, and its voxels are not the same after resampling.
+    """
+    column = sorted(scores, key=rank_of_code)
+    kept = dict(scores)
+    for label in {*column[:1], *column[-1:]}:
+        if scores[label] is None and any(_is_cut(image, label, plain) for image in (mask, plain)):
+            del kept[label]
+    return kept
+
+
+def _is_cut(image: nibabel.Nifti1Image, label: int, plain: nibabel.Nifti1Image) -> bool:
+    """Whether a label of a mask comes within `CUT_MM` of the border of the plain scan, or passes it."""
+    voxels = np.argwhere(np.asanyarray(image.dataobj) == label)
+    if not len(voxels):
+        return False
+    places = transform_points(voxels, image.affine, plain.affine)
+    margin = CUT_MM / np.linalg.norm(plain.affine[:3, :3], axis=0)
+    return bool((places < margin).any() or (places > np.array(plain.shape) - 1 - margin).any())
 
 
 def words_of(scores: dict[int, float | None]) -> str:

@@ -72,6 +72,11 @@ class Wrapping:
     environment: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
+    def is_resampled(self) -> bool:
+        """Whether its voxels are others than the plain copy's."""
+        return self.least_dice < SAME_DICE
+
+    @property
     def title(self) -> str:
         """Kind and name."""
         return f"{self.kind} {self.name}"
@@ -114,8 +119,8 @@ _padding = _of("padding")
 _format = _of("number format")
 
 
-def _turn(degrees: float, about: tuple[float, ...], outside: str = "edge") -> Write:
-    return _nifti(lambda ct: turned_stack(ct, degrees, about, outside=outside))
+def _turn(degrees: float, about: tuple[float, ...]) -> Write:
+    return _nifti(lambda ct: turned_stack(ct, degrees, about))
 
 
 def _finer(ct: Volume) -> Volume:
@@ -151,13 +156,11 @@ VOXELS = (
     *(_stored(axes, _order(axes)) for axes in ("RAS", "LPS", "PIR", "LAS", "SRP", "ILA")),
     _turned("10 degrees about left-right", _turn(10, LEFT_RIGHT)),
     _turned("20 degrees about left-right", _turn(20, LEFT_RIGHT)),
-    _turned("20 degrees, air in the corners", _turn(20, LEFT_RIGHT, "air")),
     _turned("20 degrees about front-back", _turn(20, FRONT_BACK)),
     _turned("30 degrees about head-feet", _turn(30, HEAD_FEET)),
     _turned("30 degrees back about left-right", _turn(-30, LEFT_RIGHT)),
     _turned("40 degrees about left-right", _turn(40, LEFT_RIGHT)),
     _turned("40 degrees about a slanting axis", _turn(40, (2, 1, -1))),
-    _turned("40 degrees, air in the corners", _turn(40, LEFT_RIGHT, "air")),
     _spaced("three quarters of the scan's", _nifti(_finer)),
     _spaced("1.5 mm", _nifti(lambda ct: of_spacing(ct, (1.5, 1.5, 1.5)))),
     _spaced("axial slices of 2 mm", _nifti(_thick)),
