@@ -38,7 +38,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-onnx.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
