@@ -195,6 +195,7 @@ def test_a_mask_whose_axes_are_turned_lies_where_it_lay(tmp_path):
     turned = oriented(mask, ("S", "R", "A"))
     assert turned.shape != mask.shape
     pair = {"ct": put_image(tmp_path / "mine", ct), "mask": put_image(tmp_path / "labels.nii", turned)}
+    (tmp_path / "mine" / "readme.txt").write_text("exported for the study")
     add_own_case(settings(tmp_path, pair))
     (case,) = index_cases(tmp_path / "data")
     assert np.array_equal(read_pair(case.ct, case.mask)[1].data, mask.data)

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from utils.imaging.dicom import find_series, is_dicom
+from utils.imaging.dicom import find_series
 from utils.imaging.formats import SCAN_SUFFIXES, read_scan
 from utils.imaging.grids import SAME_GRID_VOXELS, oriented, voxels_apart
 from utils.imaging.nifti import check_labels, read_mask
@@ -97,7 +97,7 @@ def series_at(path: Path) -> Sequence[Path]:
     if path.name.lower().endswith(SCAN_SUFFIXES) and not path.is_dir():
         return ()
     files = list(visible_files(path)) if path.is_dir() else [path]
-    found = find_series(filter(is_dicom, files))
+    found = find_series(files)
     if len(found.scans) == 1:
         return found.scans[0].files
     reasons = [series.name for series in found.scans] or [*found.bad, *found.skipped]
