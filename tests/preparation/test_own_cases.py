@@ -1,6 +1,7 @@
 """A user's own pair as a VerSe case."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -195,9 +196,19 @@ def test_a_mask_whose_axes_are_turned_lies_where_it_lay(tmp_path):
     turned = oriented(mask, ("S", "R", "A"))
     assert turned.shape != mask.shape
     pair = {"ct": put_image(tmp_path / "mine", ct), "mask": put_image(tmp_path / "labels.nii", turned)}
+    (tmp_path / "mine" / "readme.txt").write_text("exported for the study")
     add_own_case(settings(tmp_path, pair))
     (case,) = index_cases(tmp_path / "data")
     assert np.array_equal(read_pair(case.ct, case.mask)[1].data, mask.data)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes on this system")
+@pytest.mark.timeout(60)
+def test_a_pipe_among_the_files_of_a_series_is_not_waited_for(tmp_path):
+    ct, mask = labelled_scan()
+    pair = {"ct": put_image(tmp_path / "mine", ct), "mask": put_image(tmp_path / "labels.nii", mask)}
+    os.mkfifo(tmp_path / "mine" / "pipe")
+    assert add_own_case(settings(tmp_path, pair)) == []
 
 
 @pytest.mark.parametrize("wrong", ["shifted", "other labels", "two series", "no series"])

@@ -98,7 +98,7 @@ def series_at(path: Path) -> Sequence[Path]:
     if path.name.lower().endswith(SCAN_SUFFIXES) and not path.is_dir():
         return ()
     files = list(visible_files(path)) if path.is_dir() else [path]
-    found = find_series(filter(is_dicom, files))
+    found = find_series(file for file in files if file.is_file())  # a pipe would be waited for without end
     if len(found.scans) == 1:
         return found.scans[0].files
     reasons = [series.name for series in found.scans] or [*found.bad, *found.skipped]
