@@ -45,7 +45,14 @@ def test_beyond_a_scan_is_what_is_empty_up_to_a_face_and_a_voxel_around_it():
 
 
 def test_what_lies_beyond_is_filled_with_the_nearest_voxel_and_nothing_else_is():
-    ct = Volume(np.array([[[-1024, -1024, 7, 8, 9, -1024]]], np.float32), np.eye(4))
+    ct = Volume(np.array([[[-1024, -1024, 7, 8, 9, -1024]]], np.float32), np.diag([2.0, 2, 2, 1]))
     beyond = np.array([1, 1, 0, 0, 0, 1], bool).reshape(1, 1, 6)
     np.testing.assert_array_equal(filled_beyond(ct, beyond).data[0, 0], [7, 7, 7, 8, 9, 9])
     assert filled_beyond(ct, np.zeros_like(beyond)) is ct and filled_beyond(ct, np.ones_like(beyond)) is ct
+
+
+def test_small_voxels_are_filled_in_blocks_of_2_mm_with_what_begins_the_nearest():
+    ct = Volume(np.array([[[-1024, -1024, -1024, -1024, 7, 8, 9, -1024, -1024]]], np.float32), np.eye(4))
+    beyond = ct.data < -1000
+    found = filled_beyond(ct, beyond).data[0, 0]
+    np.testing.assert_array_equal(found, [7, 7, 7, 7, 7, 8, 9, 9, 9])

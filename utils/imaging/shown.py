@@ -12,6 +12,7 @@ from utils.imaging.volume import Volume
 
 #: What lies around a scan has -1024 HU; a voxel is of the scan from this on.
 IN_SCAN_HU = LOWEST_HU + 10
+_BLOCK_MM = 2.0
 
 
 def shown_box(inside: np.ndarray) -> tuple[slice, slice, slice]:
@@ -68,8 +69,27 @@ def beyond_scan(ct: Volume) -> np.ndarray:
 
 
 def filled_beyond(ct: Volume, beyond: np.ndarray) -> Volume:
-    """Give the voxels beyond a scan the values of those next to them, as "edge" does beyond a volume."""
-    if not beyond.any() or beyond.all():
+    """Give the voxels beyond a scan the values of those next to them, as "edge" does beyond a volume.
+
+    Parameters
+    ----------
+    ct : Volume
+        Working CT, isotropic.
+    beyond : np.ndarray of bool, (p, r, i)
+        From `beyond_scan`.
+
+    Returns
+    -------
+    Volume
+        Filled in blocks of 2 mm where voxels are smaller: the way to the nearest voxel takes 12 bytes each.
+    """
+    step = max(1, int(_BLOCK_MM / ct.spacing_mm.max() + 1e-6))
+    every = (slice(None, None, step),) * 3
+    sampled = beyond[every]
+    if not beyond.any() or sampled.all():
         return ct
-    nearest = ndimage.distance_transform_edt(beyond, return_distances=False, return_indices=True)
-    return Volume(ct.data[tuple(nearest)], ct.affine)
+    nearest = ndimage.distance_transform_edt(sampled, return_distances=False, return_indices=True)
+    blocks = ct.data[every][tuple(nearest)]
+    for axis, voxels in enumerate(ct.shape):
+        blocks = np.take(blocks, np.arange(voxels) // step, axis=axis)
+    return Volume(np.where(beyond, blocks, ct.data), ct.affine)
