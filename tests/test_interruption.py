@@ -116,6 +116,25 @@ sys.exit(ended_in_a_line(lambda: os.kill(os.getpid(), signal.SIGINT) or print("g
     assert process.returncode == 5
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_work_changes_nothing(number):
+    """While Python tidies up, handlers of signals are gone; modules are cleared last of all."""
+    code = f"""
+import os, sys
+from utils.command_line import ended_in_a_line
+class Last:
+    def __init__(self):
+        self.kill, self.me = os.kill, os.getpid()
+    def __del__(self):
+        self.kill(self.me, {number})
+sys.last_of_all = Last()
+sys.exit(ended_in_a_line(lambda: print("done") or 1))
+"""
+    process = start("-c", code)
+    assert process.communicate(timeout=LONGEST_S) == ("done\n", "")
+    assert process.returncode == 1
+
+
 ENDLESS = """
 import sys
 from utils.command_line import ended_in_a_line
