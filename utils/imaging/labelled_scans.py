@@ -9,7 +9,6 @@ import nibabel
 import numpy as np
 
 from utils.imaging.dicom import find_series
-from utils.imaging.dicom_headers import is_dicom
 from utils.imaging.formats import SCAN_SUFFIXES, read_scan
 from utils.imaging.grids import SAME_GRID_VOXELS, oriented, voxels_apart
 from utils.imaging.nifti import check_labels, read_mask
