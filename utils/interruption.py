@@ -28,6 +28,8 @@ _TRACKER = "multiprocessing.resource_tracker"
 _NO_WORD = "ignore:resource_tracker:UserWarning"
 _SIGPIPE = 13
 _ending = threading.Lock()
+#: A copy of the standard error, which leads elsewhere while TensorFlow is imported (`utils.quiet_start`).
+_stderr: dict[str, int] = {}
 
 
 def heed_signals() -> None:
@@ -38,6 +40,8 @@ def heed_signals() -> None:
     """
     if os.name != "posix":  # there the pipe would have to be a socket
         return
+    with suppress(OSError):  # it may be closed
+        _stderr["own"] = os.dup(2)
     heeded = [number for number in _numbers() if signal.getsignal(number) != signal.SIG_IGN]
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -86,7 +90,7 @@ def end_now(line: str, status: int) -> NoReturn:
     if not _ending.acquire(blocking=False):  # one thread does it; the others wait for it
         threading.Event().wait()
     with suppress(OSError):
-        os.write(2, f"{_end_of_bar()}{line}\n".encode(errors="backslashreplace"))
+        os.write(_stderr.get("own", 2), f"{_end_of_bar()}{line}\n".encode(errors="backslashreplace"))
     with suppress(OSError):
         # What other threads say about processes that end and files that are gone is nobody's concern.
         nothing = os.open(os.devnull, os.O_WRONLY)
