@@ -39,7 +39,7 @@ from utils.imaging.intensities import normalise_hu
 from utils.imaging.nifti import read_ct, read_mask, write_volume
 from utils.imaging.resampling import resample_ct, working_ct
 from utils.imaging.volume import Volume
-from utils.prediction.derivatives import native_vertebrae
+from utils.prediction.case import native_vertebrae
 from utils.preparation.own_cases import add_own_case
 from utils.settings import HU_RANGE, DataSettings, InferenceSettings
 from utils.verse.conventions import growth_mm

@@ -11,7 +11,8 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 
-from utils.prediction.derivatives import MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_COLUMNS, TABLE_SUFFIX, case_path
+from utils.prediction.case import TABLE_COLUMNS
+from utils.prediction.derivatives import MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX, case_path
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, case_remarks, write_quality
 
 #: 2026-01-02 03:04:05 UTC.

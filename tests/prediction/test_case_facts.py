@@ -6,8 +6,8 @@ import numpy as np
 
 from utils.imaging.volume import Volume
 from utils.localisation.identify import Identification
+from utils.prediction.case import ANATOMICAL, CasePrediction, Numbering
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
-from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
 from utils.prediction.quality import REMARK_KINDS, CaseQuality, Remark
 from utils.walk.records import CALLS_USED_UP, FoundVertebra, WalkResult
 

@@ -9,7 +9,7 @@ from utils.imaging.grids import resized_grid, working_grid
 from utils.imaging.nifti import read_mask
 from utils.imaging.resampling import resample_labels
 from utils.imaging.volume import Volume
-from utils.prediction.derivatives import native_vertebrae
+from utils.prediction.case import native_vertebrae
 from utils.preparation.working_case import FINE
 from utils.walk.look import vertebra_of, without_specks
 

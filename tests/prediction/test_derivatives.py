@@ -17,16 +17,14 @@ from utils.imaging.grids import cropped_grid, oriented, transform_points, workin
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Grid, Volume
 from utils.prediction import derivatives
-from utils.prediction.derivatives import (
+from utils.prediction.case import (
+    TABLE_COLUMNS,
     CasePrediction,
-    case_path,
-    changed_files,
     native_vertebrae,
     number_vertebrae,
-    read_case_settings,
     vertebra_table,
-    write_case,
 )
+from utils.prediction.derivatives import case_path, changed_files, read_case_settings, write_case
 from utils.verse.cases import index_cases
 from utils.walk.records import FoundVertebra
 
@@ -209,7 +207,7 @@ def test_the_files_of_a_case_read_back(tmp_path):
     with (folder / "sub-col_dir-ax_vertebrae.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["name"] for row in rows] == ["T11", "T12", "L1", "L2", "L3", "L4"]
-    assert tuple(rows[0]) == derivatives.TABLE_COLUMNS
+    assert tuple(rows[0]) == TABLE_COLUMNS
     settings = read_case_settings(tmp_path, "sub-col_dir-ax")
     files = settings.pop("files")
     assert settings == {"heat_threshold": 0.3}
@@ -246,9 +244,7 @@ def test_a_scan_without_vertebrae_is_written_too(tmp_path):
     folder = tmp_path / "derivatives" / "sub-none"
     assert not read_mask(folder / "sub-none_seg-vert_msk.nii.gz").data.any()
     assert json.loads((folder / "sub-none_seg-vb_ctd.json").read_text())[1:] == []
-    assert (folder / "sub-none_vertebrae.csv").read_text().splitlines() == [
-        ",".join(derivatives.TABLE_COLUMNS)
-    ]
+    assert (folder / "sub-none_vertebrae.csv").read_text().splitlines() == [",".join(TABLE_COLUMNS)]
 
 
 def test_a_killed_run_leaves_the_case_undone(tmp_path, monkeypatch):

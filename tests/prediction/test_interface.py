@@ -17,7 +17,7 @@ from tests.prediction.test_predict import (  # noqa: F401, the fixture is used b
 )
 from utils.execution import PROJECT_DIR
 from utils.prediction import interface, segment
-from utils.prediction.derivatives import TABLE_COLUMNS
+from utils.prediction.case import TABLE_COLUMNS
 
 
 @pytest.fixture(autouse=True)

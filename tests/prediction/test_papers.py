@@ -13,8 +13,8 @@ import pytest
 from tests.imaging.dicom_series import write_series
 from tests.imaging.examples import oblique_affine
 from utils.imaging.volume import Volume
+from utils.prediction.case import ANATOMICAL, CasePrediction, Numbering
 from utils.prediction.case_facts import relabelled_quality
-from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering
 from utils.prediction.papers import ScanPapers, paper_lines, papers_of, scan_papers
 from utils.prediction.quality import CaseQuality, read_quality, write_quality
 from utils.prediction.scans import Scan, find_scans

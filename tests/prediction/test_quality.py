@@ -8,7 +8,7 @@ import pytest
 
 from tests.prediction.report_cases import rows_of
 from tests.prediction.test_derivatives import predicted
-from utils.prediction import derivatives
+from utils.prediction.case import CasePrediction
 from utils.prediction.derivatives import case_path, write_case
 from utils.prediction.quality import (
     QUALITY_SUFFIX,
@@ -186,7 +186,7 @@ def test_a_case_is_written_with_its_quality(tmp_path):
     key = "sub-col_dir-ax"
     path = case_path(tmp_path, key, QUALITY_SUFFIX)
     quality = CaseQuality(key, "count", seconds=1.0)
-    write_case(derivatives.CasePrediction(**{**vars(predicted(key=key)), "quality": quality}), tmp_path)
+    write_case(CasePrediction(**{**vars(predicted(key=key)), "quality": quality}), tmp_path)
     assert read_quality(path) == quality
     write_case(predicted(key=key), tmp_path)  # made again by something that knows nothing of it
     assert not path.exists()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.localisation.identify import Identification, names_of
-from utils.prediction.derivatives import CasePrediction
+from utils.prediction.case import CasePrediction
 from utils.prediction.quality import GAP, HU_DOUBT, ORIENTATION, OTHER, CaseQuality, Remark, case_remarks
 from utils.walk import records
 from utils.walk.records import WalkResult

@@ -1,10 +1,10 @@
 """The Python call: one scan in, its labels, table and quality out. Nothing is printed, nothing is written.
 
-from utils.prediction import segment
+    from utils.prediction import segment
 
-found = segment("scan.nii.gz")  # or a nibabel image
-found.table[["name", "volume_mm3", "label_probability"]]
-found.save("predictions")
+    found = segment("scan.nii.gz")  # or a nibabel image
+    found.table[["name", "volume_mm3", "label_probability"]]
+    found.save("predictions")
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import nibabel
 import numpy as np
 
 from utils.prediction import derivatives
+from utils.prediction.case import TABLE_COLUMNS, CasePrediction, vertebra_points
 from utils.prediction.networks import STARTER_DIR, Networks, load_networks
 from utils.prediction.predict import predict_case, read_with_identity
 from utils.prediction.scans import Scan, find_scans
@@ -59,7 +60,7 @@ class Segmentation:
     centres_mm: dict[str, np.ndarray]
     quality: dict[str, Any]
     warning: str
-    _prediction: derivatives.CasePrediction
+    _prediction: CasePrediction
 
     def save(self, folder: str | Path) -> Path:
         """Write the files that `infer.py` writes; give the folder of this scan.
@@ -155,15 +156,15 @@ def _scan_of(image_or_path: nibabel.Nifti1Pair | str | Path) -> Iterator[Scan]:
         yield Scan(path, IMAGE_KEY)
 
 
-def _segmentation(prediction: derivatives.CasePrediction, warning: str) -> Segmentation:
+def _segmentation(prediction: CasePrediction, warning: str) -> Segmentation:
     import pandas as pd
 
-    points = derivatives.vertebra_points(prediction.labels, prediction.numbering)
+    points = vertebra_points(prediction.labels, prediction.numbering)
     names = [prediction.numbering.name(code) for code in points.codes]
     labels = nibabel.Nifti1Image(prediction.labels.data, prediction.labels.affine)
     return Segmentation(
         labels,
-        pd.DataFrame(prediction.table, columns=derivatives.TABLE_COLUMNS),
+        pd.DataFrame(prediction.table, columns=TABLE_COLUMNS),
         dict(zip(names, points.points_mm)),
         dataclasses.asdict(prediction.quality) if prediction.quality else {},
         warning,

@@ -22,7 +22,7 @@ from utils.localisation.chain import Votes
 from utils.localisation.evidence import Sacrum, uniform_votes
 from utils.localisation.identify import Identification, identify, number_column
 from utils.prediction import derivatives
-from utils.prediction.derivatives import ANATOMICAL, CasePrediction, Numbering, numbering_of
+from utils.prediction.case import ANATOMICAL, CasePrediction, Numbering, numbering_of, probability_columns
 from utils.verse.labels import MAX_CODE, code_of_name, name_of_code
 
 
@@ -221,7 +221,7 @@ def _relabelled_rows(path: Path, look_up: np.ndarray, numbering: Numbering) -> t
         {
             **rows[code],
             **{"label": code, "name": name_of_code(code), "numbering": ANATOMICAL},
-            **derivatives.probability_columns(numbering, place),
+            **probability_columns(numbering, place),
         }
         for place, code in enumerate(numbering.codes)
         if code in rows

@@ -29,15 +29,17 @@ from utils.imaging.volume import Volume
 from utils.localisation.chain import Votes, find_column
 from utils.localisation.identify import Identification, number_column
 from utils.prediction import derivatives, quality
-from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
-from utils.prediction.derivatives import (
+from utils.prediction.case import (
     ANATOMICAL,
     COUNT,
     CasePrediction,
     Numbering,
+    native_vertebrae,
     number_vertebrae,
     numbering_of,
+    vertebra_table,
 )
+from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.keys import tell_apart
 from utils.prediction.levels import column_json, doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
@@ -239,8 +241,8 @@ def predict_case(
         vertebrae = tuple(each for each, code in zip(vertebrae, identification.codes) if code)
         numbering, doubt = numbering_of(identification), doubt_about(identification)
         column = "" if votes is None else column_json(votes, places, identification.codes)
-    native = derivatives.native_vertebrae(vertebrae, found.labels.affine, ct.grid, codes=numbering.codes)
-    table = derivatives.vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
+    native = native_vertebrae(vertebrae, found.labels.affine, ct.grid, codes=numbering.codes)
+    table = vertebra_table(scan.key, ct, native, vertebrae, numbering=numbering)
     doubts = {quality.HU_DOUBT: hu_text, quality.ORIENTATION: axes_text}
     doubts[quality.LOW_PROBABILITY if identification else quality.OTHER] = doubt
     remarks = [Remark(kind, None, text) for kind, text in doubts.items() if text]

@@ -145,7 +145,7 @@ def case_remarks(table: Sequence[Mapping[str, Any]], extra: Sequence[Remark] = (
     Parameters
     ----------
     table : sequence of mapping
-        A row a vertebra from the top down, `derivatives.TABLE_COLUMNS`; `partial` and `label_probability`
+        A row a vertebra from the top down, `case.TABLE_COLUMNS`; `partial` and `label_probability`
         count where they are there.
     extra : sequence of Remark
         What was seen elsewhere. It stands first, and instead of a remark of the same kind on the same

@@ -24,7 +24,8 @@ from xml.etree import ElementTree
 
 from utils.files import read_table, written_whole
 from utils.prediction import derivatives, quality
-from utils.prediction.derivatives import ANATOMICAL, COUNT, MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX
+from utils.prediction.case import ANATOMICAL, COUNT
+from utils.prediction.derivatives import MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX
 from utils.prediction.papers import ScanPapers, paper_lines
 from utils.prediction.quality import CaseQuality, Remark, case_remarks, number_in, read_quality
 from utils.verse.cases import visible_files
