@@ -5,6 +5,8 @@
     found = segment("scan.nii.gz")  # or a nibabel image
     found.table[["name", "volume_mm3", "label_probability"]]
     found.save("predictions")
+
+The first call of a process loads the networks; later ones have them.
 """
 
 from __future__ import annotations
