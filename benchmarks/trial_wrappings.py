@@ -52,13 +52,11 @@ def main() -> int:
     parser.add_argument("scan", type=Path)
     parser.add_argument("--work-dir", type=Path, default=InferenceSettings().work_dir)
     parser.add_argument("--device", default="auto", choices=("auto", "gpu", "cpu"))
-    parser.add_argument(
-        "--only", nargs="+", default=(), help="words of which one must be in a wrapping's name"
-    )
-    parser.add_argument("--quick", action="store_true", help="the six that the usual tests run")
-    parser.add_argument("--folder", type=Path, help="where temporary files lie (default: the system's)")
+    parser.add_argument("--only", nargs="+", default=[""], help="words; a wrapping's name has one of them")
     options = parser.parse_args()
     chosen = [each for each in WRAPPINGS if any(word in each.title for word in options.only)]
+    if not chosen:
+        parser.error(f"--only: expected words of which a wrapping's name has one, received {options.only}.")
     networks = ("--work-dir", options.work_dir.absolute(), "--device", options.device)
     wrong = 0
     try:
