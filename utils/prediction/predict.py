@@ -159,8 +159,10 @@ def segment(ct: Volume, networks: Networks, settings: WalkSettings) -> tuple[Wal
         working = working_ct(ct, networks.spacing_mm, outside=networks.outside)
         heat = locate_spine(working, networks.heat, shape=networks.heatmap_shape)
         return walk_published(_normalised(working), heat, networks.patch, settings=settings), None
-    coarse = without_padding(working_ct(ct, networks.heatmap_mm, outside="air"))
-    working = without_padding(working_ct(ct, networks.spacing_mm, outside="air"))
+    # Before it is resampled, so that the working grid of a padded scan is that of the scan.
+    ct = without_padding(ct)
+    coarse = working_ct(ct, networks.heatmap_mm, outside="air")
+    working = working_ct(ct, networks.spacing_mm, outside="air")
     column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
     centres = transform_points(column.centres_mm, np.eye(4), working.affine)
     if is_turned(ct.grid) and networks.outside == "edge":
