@@ -41,7 +41,8 @@ SHORT = ("--epochs", "2", "--examples-per-epoch", "2", "--validate-every", "2", 
 
 
 def run_script(*arguments: str | Path, folder: Path = PROJECT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as a user has it
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -156,9 +157,30 @@ def test_evaluation_counts_the_reference(pipeline):
 def test_a_second_training_says_that_it_is_done(pipeline):
     work = pipeline["folder"] / "work"
     options = ("--work-dir", work, "--preset", "small", *SHORT, *TINY_LOCALISER)
-    again = forked.run("train_heatmap.py", *options)
+    again = run_script("train_heatmap.py", *options)
     assert again.returncode == 0
     assert "already complete" in again.stdout
+    assert again.stderr == ""  # nothing of TensorFlow's either
+
+
+def lines_beside_the_bar(stderr: str) -> list[str]:
+    lines = re.split(r"[\r\n]+", stderr)
+    return [line for line in lines if line.strip() and not re.search(r"\[\d+:\d\d[<,]", line)]
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if not name.startswith(("train_", "infer"))])
+def test_a_good_input_leaves_nothing_but_a_bar_on_stderr(pipeline, script):
+    assert lines_beside_the_bar(pipeline[script].stderr) == []
+
+
+def test_an_inference_leaves_nothing_but_a_bar_and_its_warnings_on_stderr(pipeline, tmp_path):
+    # In a process of its own, as TensorFlow's start-up is part of it.
+    scan = next((pipeline["folder"] / "data").rglob("*_ct.nii.gz"))
+    result = run_script("infer.py", scan, "--work-dir", pipeline["folder"] / "work", "--output", tmp_path)
+    assert result.returncode == 0
+    # What was trained for two epochs finds nothing, or too much.
+    others = lines_beside_the_bar(result.stderr)
+    assert [line for line in others if not line.startswith("warning: ")] == []
 
 
 def test_a_training_on_data_that_are_not_prepared_names_the_command(pipeline):
