@@ -8,7 +8,7 @@
 #                     options such as ARGUMENTS="--schedules ramp constant"
 #   make test         the tests        make lint       style
 #   make test-all     the tests with those that take long: every form of a scan, the runs that are killed; about an hour
-#   make test-oldest  what is shipped and the quick tests, under the lowest version of each requirement: about 12 minutes
+#   make test-oldest  what is shipped and the quick tests, under the lowest version of each requirement: about 5 minutes
 #   make test-kills   every script, killed and interrupted thirty times at random moments: about an hour; options such as
 #                     ARGUMENTS="--scripts infer.py --kills 3 --interrupts 1"
 #   make docs-check   the examples of the documentation: about three minutes

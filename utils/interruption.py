@@ -90,12 +90,13 @@ def end_now(line: str, status: int) -> NoReturn:
     if not _ending.acquire(blocking=False):  # one thread does it; the others wait for it
         threading.Event().wait()
     with suppress(OSError):
-        os.write(_stderr.get("own", 2), f"{_end_of_bar()}{line}\n".encode(errors="backslashreplace"))
-    with suppress(OSError):
-        # What other threads say about processes that end and files that are gone is nobody's concern.
+        # First, so that no bar is drawn behind the line; and what other threads say about processes that end
+        # and files that are gone is nobody's concern.
+        said_to = _stderr["own"] if "own" in _stderr else os.dup(2)
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
+        os.write(said_to, f"{_end_of_bar()}{line}\n".encode(errors="backslashreplace"))
     remove_unfinished()
     _end_children()
     os._exit(status)
