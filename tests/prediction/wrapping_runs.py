@@ -235,7 +235,10 @@ def itk_place(path: Path) -> list[float] | None:
     import SimpleITK
 
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
+    name = os.fspath(path)
+    if not name.isascii() and name != os.fsencode(name).decode(errors="replace"):
+        return None  # bytes that Python holds escaped end the process in SimpleITK
+    reader.SetFileName(name)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
