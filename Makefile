@@ -26,8 +26,6 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	&& { echo $$python; break; }; done)
 REQUIREMENTS := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements-gpu.txt || echo requirements.txt)
 RUN := .venv/bin/python
-# TensorFlow's start-up messages would bury the pipeline's own lines.
-export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: demo train-small starter paper test test-all test-oldest test-kills lint docs-check benchmark clean distclean
 

@@ -37,8 +37,7 @@ class Script:
         first, *others = self.arguments
         program = [first] if first == "-m" else [str(PROJECT / first)]
         search = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        # TensorFlow's start-up messages would bury the scripts' own lines.
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": search}
+        environment = {**os.environ, "PYTHONPATH": search}
         status = subprocess.run([sys.executable, *program, *others], env=environment, check=False).returncode
         if status:
             raise SystemExit(status if status > 0 else 128 - status)

@@ -69,6 +69,12 @@ def test_what_is_no_scan_is_a_value_error(tmp_path):
         segment(nibabel.Nifti1Image(np.zeros((4, 4), np.int16), np.eye(4)), device="cpu")
 
 
+def test_other_networks_do_not_stand_in_for_missing_ones(tmp_path):
+    scan = write_column(tmp_path / "sub-a_ct.nii.gz")
+    with pytest.raises(ValueError, match=r"segmentation: expected a trained network"):
+        segment(scan, models=tmp_path / "models", device="cpu")
+
+
 def test_a_gpu_that_is_not_there_is_a_value_error(tmp_path, monkeypatch):
     from utils.learning import runtime
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,8 +11,14 @@ import numpy as np
 
 from utils.files import write_text_whole, written_whole
 from utils.learning.models import load_model, of_any_shape
-from utils.prediction.networks import Networks, labelling_directory, load_networks, model_directories
-from utils.settings import ExportSettings, InferenceSettings
+from utils.prediction.networks import (
+    Networks,
+    labelling_directory,
+    load_networks,
+    model_directories,
+    with_networks_of,
+)
+from utils.settings import ExportSettings
 
 if TYPE_CHECKING:
     import keras
@@ -40,7 +45,7 @@ def export(settings: ExportSettings) -> int:
     """
     try:
         _check_packages()
-        networks = load_networks(_inference(settings.models))
+        networks = load_networks(with_networks_of(settings.models))
         facts = {"format": "onnx", "networks": {}, **_facts(networks)}
         for name, network in _models(settings.models, networks).items():
             path = settings.output / f"{name}.onnx"
@@ -108,18 +113,9 @@ def _check_packages() -> None:
         ) from None
 
 
-def _inference(models: Path) -> InferenceSettings:
-    """Give the settings of an inference with the networks of a folder."""
-    directories = {kind: models / kind for kind in ("segmentation", "heatmap", "labelling")}
-    present = {kind: folder for kind, folder in directories.items() if folder.is_dir()}
-    if "segmentation" not in present:
-        raise ValueError(f"{directories['segmentation']}: expected a trained network, found no such folder.")
-    return dataclasses.replace(InferenceSettings(), work_dir=models.parent, **present)
-
-
 def _models(models: Path, networks: Networks) -> dict[str, keras.Model]:
     """Give the networks as the inference runs them."""
-    settings = _inference(models)
+    settings = with_networks_of(models)
     segmentation, heatmap = (load_model(directory) for directory in model_directories(settings))
     found = {"segmentation": segmentation[0], "heatmap": heatmap[0]}
     if networks.finds_centres:

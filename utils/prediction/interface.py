@@ -26,7 +26,7 @@ import numpy as np
 
 from utils.prediction import derivatives
 from utils.prediction.case import TABLE_COLUMNS, CasePrediction, vertebra_points
-from utils.prediction.networks import STARTER_DIR, Networks, load_networks
+from utils.prediction.networks import STARTER_DIR, Networks, load_networks, with_networks_of
 from utils.prediction.predict import predict_case, read_with_identity
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings
@@ -34,7 +34,6 @@ from utils.settings import InferenceSettings
 if TYPE_CHECKING:
     import pandas as pd
 
-_LABELS = ("segmentation", "heatmap", "labelling")
 #: Key of a scan that comes as an image and has no name.
 IMAGE_KEY = "sub-image"
 
@@ -127,15 +126,13 @@ def segment(
 def _networks(models: str | None, device: str) -> tuple[Networks, InferenceSettings]:
     from utils.learning.runtime import choose_device
 
-    folder = STARTER_DIR if models is None else Path(models)
+    settings = with_networks_of(STARTER_DIR if models is None else Path(models))
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             choose_device(device)
     except SystemExit:
         raise ValueError(said.getvalue().strip()) from None
-    directories = {name: folder / name for name in _LABELS if (folder / name).is_dir()}
-    settings = dataclasses.replace(InferenceSettings(), work_dir=folder.parent, **directories)
     return load_networks(settings), settings
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from utils.imaging.centroids import body_centre
-from utils.imaging.grids import transform_points
+from utils.imaging.grids import cropped_grid, transform_points
 from utils.imaging.volume import Grid, Volume, touches_border
 from utils.prediction.vertebral_body import Body, find_body
 from utils.verse.labels import code_of_name, name_of_code, rank_of_code
@@ -69,17 +69,18 @@ def measure(ct: Volume, labels: Volume, *, anatomical: bool = True) -> Measures:
         Heights in mm, density in HU, volumes in cubic mm, angles in degrees.
     """
     codes = sorted(labels.label_boxes, key=rank_of_code)
-    centres = {code: _first_centre(labels, code) for code in codes}
+    places = {code: labels.label_boxes[code] for code in codes}
+    grids = {code: _grid_of_box(labels, box) for code, box in places.items()}
+    centres = {code: _first_centre(labels.data[box] == code, grids[code]) for code, box in places.items()}
     bodies = np.zeros(labels.shape, np.uint8)
     rows, found = [], {}
-    for code in codes:
-        box = labels.label_boxes[code]
-        mask = labels.data[box] == code
+    for code, box in places.items():
+        mask, grid = labels.data[box] == code, grids[code]
         row: dict[str, Any] = {"label": code, "name": name_of_code(code) if anatomical else str(code)}
         if anatomical and code in _WITHOUT_PLATES:
             body, why = None, "has no body of two end plates"
         else:
-            body = find_body(mask, _box_grid(labels, box), _down(centres, code))
+            body = find_body(mask, grid, centres[code], _down(centres, code))
             is_cut = touches_border(box if body is None else _box_in(box, body.mask), labels.shape)
             why = "its body reaches the border of the scan" if is_cut else "its end plates were not found"
             body = None if is_cut else body
@@ -88,7 +89,7 @@ def measure(ct: Volume, labels: Volume, *, anatomical: bool = True) -> Measures:
             continue
         found[code] = body
         bodies[box][body.mask] = code
-        rows.append({**row, **_row(body, mask, Volume(ct.data[box], _box_grid(labels, box).affine))})
+        rows.append({**row, **_row(body, mask, Volume(ct.data[box], grid.affine))})
         if touches_border(box, labels.shape):  # a process is cut, the body is whole
             rows[-1]["volume_mm3"] = None
     angles = spine_angles(found, anatomical=anatomical)
@@ -178,10 +179,8 @@ def _no_measures(why: str) -> dict[str, Any]:
     return {**dict.fromkeys(columns), "hint": "", "why": why}
 
 
-def _first_centre(labels: Volume, code: int) -> np.ndarray:
-    box = labels.label_boxes[code]
-    centre = body_centre(labels.data[box] == code, labels.affine)
-    return transform_points((centre + [side.start for side in box])[None], labels.affine, np.eye(4))[0]
+def _first_centre(mask: np.ndarray, grid: Grid) -> np.ndarray:
+    return transform_points(body_centre(mask, grid.affine), grid.affine, np.eye(4))[0]
 
 
 def _down(centres: Mapping[int, np.ndarray], code: int) -> np.ndarray:
@@ -198,7 +197,5 @@ def _box_in(box: tuple[slice, ...], mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(box, inner))
 
 
-def _box_grid(labels: Volume, box: tuple[slice, ...]) -> Grid:
-    affine = labels.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
-    return Grid(tuple(side.stop - side.start for side in box), affine)
+def _grid_of_box(labels: Volume, box: tuple[slice, ...]) -> Grid:
+    return cropped_grid(labels.grid, [side.start for side in box], [side.stop for side in box])

@@ -171,6 +171,26 @@ def _load_labels(directory: Path, spacing_mm: float) -> tuple[PredictLabels, flo
     return _label_function(directory, model, trained), temperature
 
 
+def with_networks_of(models: Path) -> InferenceSettings:
+    """Give the settings of an inference with the networks of a folder, and no others.
+
+    Parameters
+    ----------
+    models : Path
+        Folder with `segmentation`, `heatmap` and, where the method has one, `labelling`.
+
+    Raises
+    ------
+    ValueError
+        If it holds no segmentation network: that of another place is not taken for it.
+    """
+    directories = {kind: models / kind for kind in ("segmentation", "heatmap", "labelling")}
+    present = {kind: folder for kind, folder in directories.items() if folder.is_dir()}
+    if "segmentation" not in present:
+        raise ValueError(f"{directories['segmentation']}: expected a trained network, found no such folder.")
+    return dataclasses.replace(InferenceSettings(), work_dir=models.parent, **present)
+
+
 def model_directories(settings: InferenceSettings) -> tuple[Path, Path]:
     """Give the directories of the segmentation and of the heatmap network.
 

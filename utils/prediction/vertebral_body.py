@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from utils.imaging.centroids import body_centre
 from utils.imaging.grids import transform_points
 from utils.imaging.volume import Grid
 
@@ -95,7 +94,7 @@ class Body:
     mask: np.ndarray
 
 
-def find_body(mask: np.ndarray, grid: Grid, down: np.ndarray) -> Body | None:
+def find_body(mask: np.ndarray, grid: Grid, centre: np.ndarray, down: np.ndarray) -> Body | None:
     """Part the body of a vertebra from its arch, and find its end plates.
 
     Parameters
@@ -104,6 +103,8 @@ def find_body(mask: np.ndarray, grid: Grid, down: np.ndarray) -> Body | None:
         One vertebra in its box.
     grid : Grid
         The box's grid.
+    centre : np.ndarray, (3,)
+        About where the body's centre lies (`body_centre`), world mm.
     down : np.ndarray, (3,)
         About where the spine goes on, world.
 
@@ -112,21 +113,17 @@ def find_body(mask: np.ndarray, grid: Grid, down: np.ndarray) -> Body | None:
     Body or None
         None where no body with two end plates is found.
     """
-    centre = transform_points(body_centre(mask, grid.affine)[None], grid.affine, np.eye(4))[0]
-    middle = transform_points(np.argwhere(mask).mean(axis=0)[None], grid.affine, np.eye(4))[0]
+    middle = transform_points(np.argwhere(mask).mean(axis=0), grid.affine, np.eye(4))[0]
     if np.linalg.norm(np.cross(down, middle - centre)) < _LEAST_BEHIND_MM * np.linalg.norm(down):
         return None  # without an arch behind it
     axes = _frame(down, middle - centre)
-    surfaces = None
+    surfaces = _surfaces(_Samples.of(mask, grid, centre, axes))
     for _ in range(_TURNS):
-        samples = _Samples.of(mask, grid, centre, axes)
-        surfaces = _surfaces(samples)
         if surfaces is None:
             return None
         centre = centre + axes @ surfaces.middle_mm
         axes = _frame(axes @ surfaces.down, axes[:, 0])
-    samples = _Samples.of(mask, grid, centre, axes)
-    surfaces = _surfaces(samples)
+        surfaces = _surfaces(_Samples.of(mask, grid, centre, axes))
     return None if surfaces is None else _body(mask, grid, centre, axes, surfaces)
 
 
