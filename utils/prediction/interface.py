@@ -27,7 +27,7 @@ import numpy as np
 from utils.prediction import derivatives
 from utils.prediction.case import TABLE_COLUMNS, CasePrediction, vertebra_points
 from utils.prediction.networks import STARTER_DIR, Networks, load_networks, with_networks_of
-from utils.prediction.predict import predict_case, read_with_identity
+from utils.prediction.one_scan import predict_case
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings
 
@@ -116,8 +116,7 @@ def segment(
         networks, settings = _networks(None if models is None else str(Path(models).absolute()), device)
         bar.update()
         with _scan_of(image_or_path) as scan:
-            read = read_with_identity(scan, settings)
-            prediction, warning = predict_case(scan, networks, settings, read=read)
+            prediction, warning = predict_case(scan, networks, settings)
         bar.update()
     return _segmentation(prediction, warning)
 
