@@ -36,6 +36,7 @@ from utils.prediction.networks import Networks, load_networks
 from utils.prediction.predict import infer
 from utils.prediction.quality import Remark, read_quality
 from utils.settings import InferenceSettings
+from utils.verse.cases import index_cases
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK
 from utils.walk.records import WalkSettings
 
@@ -150,7 +151,8 @@ def test_two_inputs_of_one_name_are_told_apart_by_their_folders(tmp_path, fake, 
     error = capsys.readouterr().err
     assert str(first) in error and str(second) in error
     written = {path.name for path in (tmp_path / "out" / "derivatives").iterdir()}
-    assert written == {"sub-b", "sub-x-a", "sub-y-a"}
+    assert written == {"dataset_description.json", "sub-b", "sub-x-a", "sub-y-a"}
+    assert {case.key for case in index_cases(tmp_path / "out")} == {"sub-b", "sub-x-a", "sub-y-a"}
 
 
 @pytest.mark.parametrize("changes", [{"first_label": "X9"}, {"fix": ("T12",)}, {"fix": ("1=T1", "1=T2")}])
@@ -1032,7 +1034,7 @@ def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_
 
     alone, said = run("alone")
     assert "3 of 4 scans predicted" in said.out and "sub-bad_ct.nii.gz: expected" in said.err
-    assert len(alone) == 3 * 6
+    assert len(alone) == 1 + 3 * 6  # the description of the folder, and six a scan
     for how in ({"workers": 2}, {"scheduler": scheduler}):
         found, said = run("divided" + "".join(how), **how)
         assert found == alone

@@ -76,7 +76,8 @@ def predict_case(
     scan : Scan
         The scan.
     networks : Networks, optional
-        The networks that segment it; None for a scan that is too flat for a vertebra.
+        The networks that segment it; not needed for a scan that is too flat for a vertebra, which is shown
+        to none.
     settings : InferenceSettings
         How to segment and number.
     read : tuple of Volume and dict, optional
@@ -99,6 +100,7 @@ def predict_case(
     hu_text = hu_doubt(ct)  # at once, before there is more in memory than the scan
     forms = mask_forms(scan.path, scan.series)
     axes_text = _assumption(forms, settings)
+    networks = None if too_flat(ct.grid) else networks
     doubts = {quality.HU_DOUBT: hu_text, quality.ORIENTATION: axes_text}
     found, labelled = _found_and_labelled(ct, networks, settings)
     numbering = labelled.numbering
