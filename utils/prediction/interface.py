@@ -12,8 +12,8 @@ The first call of a process loads the networks; later ones have them.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from utils.prediction.case import TABLE_COLUMNS, CasePrediction, vertebra_points
 from utils.prediction.exports import EXPORTS
 from utils.prediction.networks import STARTER_DIR, Networks, load_networks, with_networks_of
 from utils.prediction.one_scan import predict_case
+from utils.prediction.quality import quality_json
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import Device, InferenceSettings
 
@@ -163,7 +164,10 @@ def _scan_of(image_or_path: nibabel.Nifti1Pair | str | Path) -> Iterator[Scan]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{IMAGE_KEY}_ct.nii"
         nibabel.save(image_or_path, path)
-        yield Scan(path, IMAGE_KEY)
+        try:
+            yield Scan(path, IMAGE_KEY)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "the image")) from None
 
 
 def _segmentation(prediction: CasePrediction, warning: str) -> Segmentation:
@@ -176,7 +180,7 @@ def _segmentation(prediction: CasePrediction, warning: str) -> Segmentation:
         labels,
         pd.DataFrame(prediction.table, columns=TABLE_COLUMNS),
         dict(zip(names, points.points_mm)),
-        dataclasses.asdict(prediction.quality) if prediction.quality else {},
+        json.loads(quality_json(prediction.quality)),
         warning,
         prediction,
     )
