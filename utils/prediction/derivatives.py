@@ -14,6 +14,7 @@ from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.volume import Volume
 from utils.prediction.case import ANATOMICAL, COUNT, TABLE_COLUMNS, CasePrediction, Numbering, vertebra_points
+from utils.prediction.dataset_description import write_dataset_description
 from utils.prediction.exports import EXPORTS
 from utils.prediction.measured import MEASURED_SUFFIXES, write_measures
 from utils.prediction.quality import QUALITY_SUFFIX, write_quality
@@ -54,6 +55,8 @@ def write_case(
 ) -> None:
     """Write the files of one case, each whole or not at all: last of all what it was made with.
 
+    A folder of predictions without a description for BIDS gets one (`utils.prediction.dataset_description`).
+
     Parameters
     ----------
     prediction : CasePrediction
@@ -71,6 +74,7 @@ def write_case(
     def path(suffix: str) -> Path:
         return case_path(output, prediction.key, suffix)
 
+    write_dataset_description(output)
     # Older settings would make the case look done while it is not, or old files look like its own.
     for suffix in (SETTINGS_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES):
         if suffix not in keep:
