@@ -15,7 +15,7 @@ import tyro
 
 from utils.bounds import checks_put_off, wrong_values
 from utils.files import printable, remove_left_overs
-from utils.interruption import Output, heed_signals, nothing_else_ends
+from utils.interruption import STANDARD_ERROR, Output, heed_signals, nothing_else_ends
 from utils.presets import PRESETS, Settings, preset_settings
 
 #: The file that says what this is, and which version.
@@ -70,7 +70,7 @@ def ended_in_a_line(run: Callable[[], int]) -> int:
 
 def _guard_output() -> None:
     """Let a stream that cannot be written to end the program in a line, whoever writes, and whatever then."""
-    for name, file in {"stdout": "standard output", "stderr": "standard error"}.items():
+    for name, file in {"stdout": "standard output", "stderr": STANDARD_ERROR}.items():
         old = getattr(sys, name)
         if isinstance(old, io.TextIOWrapper):
             old.flush()
