@@ -234,7 +234,9 @@ def test_what_made_the_segments_and_their_colours_are_said(tmp_path):
 
     files = write_series(tmp_path / "dicom", ct_of(), **STUDY)
     found = pydicom.dcmread(written(tmp_path, files, labels_on(files)))
-    citation = (Path(__file__).parents[2] / "CITATION.cff").read_text()
+    root = Path(__file__).parents[2]
+    citation = (root / "CITATION.cff").read_text()
+    assert '\nname = "vertebra-segmentation"\n' in (root / "pyproject.toml").read_text()
     for code, segment in zip((19, 28, 20), found.SegmentSequence, strict=True):
         algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
         assert segment.SegmentAlgorithmType == "AUTOMATIC"

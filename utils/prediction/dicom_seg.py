@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ DICOM_SEG_SUFFIX = "_seg-vert_msk.dcm"
 _PACKAGE, _REQUIREMENTS = "highdicom", "requirements-seg.txt"
 _PROGRAM = "vertebra-segmentation"
 _DESCRIPTION = "Vertebrae, found automatically; for research only"
+#: Above those of scanners, so that it stands behind their series.
 _SERIES_NUMBER = 1000
 #: What an image is referred to by, and where its header holds it.
 _IDENTITY = {
@@ -55,8 +57,6 @@ _MAY_BE_EMPTY = (
     *("StudyID", "StudyDate", "StudyTime", "AccessionNumber"),
 )
 _PARTS_OF_SPINE = {"C": "CervicalSpine", "T": "ThoracicSpine", "L": "LumbarSpine"}
-#: What highdicom and pydicom raise on values that break the standard.
-_ERRORS = (ValueError, TypeError, AttributeError, KeyError, IndexError)
 
 # Without a handler its remarks would go to the terminal; a program that asks for logs still gets them.
 logging.getLogger(_PACKAGE).addHandler(logging.NullHandler())
@@ -90,7 +90,9 @@ def check_source(path: Path, series: Sequence[Path]) -> None:
         raise ValueError(f"{path}: expected DICOM for --formats {DICOM_SEG}, found another format.")
     # What goes wrong does so with the first slices: what must hold of all of them has been looked at.
     some = Series(_checked_slices(series).headers[:2])
-    _segmentation(some, np.zeros((len(some.headers), 1, 1), np.uint8), {}, gap_mm=1.0)
+    found = _segmentation(some, np.zeros((len(some.headers), 1, 1), np.uint8), {}, gap_mm=1.0)
+    with _named_errors(some), silent():
+        found.save_as(io.BytesIO())
 
 
 def write_dicom_seg(
@@ -127,7 +129,7 @@ def write_dicom_seg(
     planes = np.stack([number_of[plane] for plane in labels.data.T])
     names = {code: name_of(code) for code in codes}
     found = _segmentation(slices, planes, names, gap_mm=float(grid.spacing_mm[2]))
-    with written_whole(path, suffix=".dcm") as temporary:
+    with written_whole(path, suffix=".dcm") as temporary, silent():
         found.save_as(temporary)
 
 
@@ -183,9 +185,12 @@ def _checked_slices(series: Sequence[Path]) -> Series:
 
 @contextlib.contextmanager
 def _named_errors(slices: Series) -> Iterator[None]:
+    """Say which series breaks the standard: highdicom and pydicom have errors of many kinds for it."""
     try:
         yield
-    except _ERRORS as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
         raise ValueError(
             f"{slices.name}: expected headers as a DICOM segmentation needs them, found: "
             f"{short_line(error).rstrip('.')}. Without --formats {DICOM_SEG} it can be segmented."
