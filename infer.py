@@ -21,6 +21,8 @@ Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
         and with --formats seg.nrrd itksnap
             <key>_seg-vert_msk.seg.nrrd the mask for 3D Slicer, with names and colours
             <key>_labels.txt            names and colours of the labels for ITK-SNAP
+        and, of a DICOM series, with --formats dicom-seg (requirements-seg.txt)
+            <key>_seg-vert_msk.dcm      a DICOM segmentation, one segment a vertebra
         and with --measure (docs/measurements.md)
             <key>_seg-body_msk.nii.gz   the vertebral bodies alone
             <key>_measurements.csv      heights, density and volumes, a row a vertebra

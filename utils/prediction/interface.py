@@ -25,20 +25,18 @@ import numpy as np
 
 from utils.prediction import derivatives
 from utils.prediction.case import TABLE_COLUMNS, CasePrediction, vertebra_points
-from utils.prediction.exports import EXPORTS
+from utils.prediction.exports import check_formats, wanted_exports
 from utils.prediction.networks import STARTER_DIR, Networks, load_networks, with_networks_of
 from utils.prediction.one_scan import predict_case
 from utils.prediction.quality import quality_json
 from utils.prediction.scans import Scan, find_scans
-from utils.settings import Device, InferenceSettings
+from utils.settings import Device, ExportFormat, InferenceSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Key of a scan that comes as an image and has no name.
 IMAGE_KEY = "sub-image"
-#: Of the mask, which is always written as NIfTI.
-FORMATS = {"nifti", *EXPORTS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +63,7 @@ class Segmentation:
     quality: dict[str, Any]
     warning: str
     _prediction: CasePrediction
+    _scan: Scan
 
     def save(self, folder: str | Path, *, formats: Sequence[str] = (), measure: bool = False) -> Path:
         """Write the files that `infer.py` writes; give the folder of this scan.
@@ -74,7 +73,7 @@ class Segmentation:
         folder : str or Path
             Folder of predictions. A prediction of the same name in it is replaced.
         formats : sequence of str
-            As `--formats` of `infer.py`: "seg.nrrd", "itksnap".
+            As `--formats` of `infer.py`: "seg.nrrd", "itksnap", and of a DICOM series "dicom-seg".
         measure : bool
             As `--measure` of `infer.py`.
 
@@ -86,12 +85,15 @@ class Segmentation:
         Raises
         ------
         ValueError
-            If there is no such format.
+            If there is no such format, or the scan cannot be written in it.
         """
-        unknown = {*formats} - FORMATS
+        unknown = {*formats} - {*get_args(ExportFormat)}
         if unknown:
-            raise ValueError(f"Expected formats among {sorted(FORMATS)}, received {sorted(unknown)}.")
-        derivatives.write_case(self._prediction, Path(folder), formats=formats, measures=measure)
+            known = list(get_args(ExportFormat))
+            raise ValueError(f"Expected formats among {known}, received {sorted(unknown)}.")
+        check_formats(formats)
+        exports = wanted_exports(formats, self._scan.path, self._scan.series)
+        derivatives.write_case(self._prediction, Path(folder), exports=exports, measures=measure)
         return derivatives.case_path(Path(folder), self._prediction.key, "").parent
 
 
@@ -134,7 +136,7 @@ def segment(
         with _scan_of(image_or_path) as scan:
             prediction, warning = predict_case(scan, networks, settings)
         bar.update()
-    return _segmentation(prediction, warning)
+    return _segmentation(scan, prediction, warning)
 
 
 @functools.lru_cache(maxsize=2)
@@ -170,7 +172,7 @@ def _scan_of(image_or_path: nibabel.Nifti1Pair | str | Path) -> Iterator[Scan]:
             raise ValueError(str(error).replace(str(path), "the image")) from None
 
 
-def _segmentation(prediction: CasePrediction, warning: str) -> Segmentation:
+def _segmentation(scan: Scan, prediction: CasePrediction, warning: str) -> Segmentation:
     import pandas as pd
 
     points = vertebra_points(prediction.labels, prediction.numbering)
@@ -183,4 +185,5 @@ def _segmentation(prediction: CasePrediction, warning: str) -> Segmentation:
         json.loads(quality_json(prediction.quality)),
         warning,
         prediction,
+        scan,
     )

@@ -22,6 +22,7 @@ from utils.imaging.formats import mask_forms, scan_bytes, scan_grid, too_flat
 from utils.prediction import derivatives, quality
 from utils.prediction.case import ANATOMICAL, COUNT, Numbering
 from utils.prediction.case_facts import relabelled_quality
+from utils.prediction.exports import check_formats, wanted_exports
 from utils.prediction.keys import tell_apart
 from utils.prediction.levels import doubt_about, parse_fixed, relabel_case
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
@@ -97,6 +98,7 @@ def _check_command_line(settings: InferenceSettings) -> None:
         raise CommandLineError("expected at least one scan or folder, received none (see --help).")
     try:
         parse_fixed(settings.fix, settings.first_label)
+        check_formats(settings.formats)
     except ValueError as error:
         raise CommandLineError(str(error)) from None
 
@@ -222,11 +224,12 @@ def _networks_of_process(settings: InferenceSettings) -> Networks:
 def _do_case(
     scan: Scan, networks: Networks | None, settings: InferenceSettings, *, read: ReadScan | None = None
 ) -> _Outcome:
+    exports = wanted_exports(settings.formats, scan.path, scan.series)
     if is_done(scan, networks, settings):
         finds_centres = networks is None or networks.finds_centres
         is_counted = not (finds_centres or settings.first_label or settings.fix)
         kind = Numbering((), COUNT if is_counted else ANATOMICAL)
-        wanted = {"formats": settings.formats, "assumed": settings.assume_orientation}
+        wanted = {"exports": exports, "assumed": settings.assume_orientation}
         if settings.measure:
             wanted["measured"] = lambda: (
                 read_image(scan, settings, settings.assume_orientation),
@@ -241,7 +244,7 @@ def _do_case(
     if changed:
         again = f"done again, as {', '.join(changed)} did not hold what was written"
         warning = "; ".join(filter(None, (again, warning)))
-    wanted = {"formats": settings.formats, "measures": settings.measure}
+    wanted = {"exports": exports, "measures": settings.measure}
     derivatives.write_case(prediction, settings.output, **wanted)
     seconds = time.perf_counter() - started
     message = f"{scan.key}: {len(prediction.table)} vertebrae, {seconds:.1f} s"
@@ -250,6 +253,7 @@ def _do_case(
 
 def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     """Change the labels of a finished case; all else of its record stays, so it counts as done with them."""
+    exports = wanted_exports(settings.formats, scan.path, scan.series)
     record = relabelled_record(scan, settings)
     prediction = relabel_case(
         read_image(scan, settings, record.get("assume_orientation")),
@@ -264,7 +268,7 @@ def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
     prediction = dataclasses.replace(prediction, quality=known, forms=forms)
     # The walk was that of this mask.
     kept = (derivatives.TRACE_SUFFIX,)
-    wanted = {"formats": settings.formats, "measures": settings.measure}
+    wanted = {"exports": exports, "measures": settings.measure}
     derivatives.write_case(prediction, settings.output, **wanted, keep=kept)
     names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
     doubt = doubt_about(prediction.identification)
