@@ -8,6 +8,7 @@ import pytest
 
 from tests.imaging.examples import numbered, oblique_affine
 from utils.imaging.grids import (
+    faces_of,
     oriented,
     oriented_grid,
     parallel_grid,
@@ -76,7 +77,8 @@ def test_working_grid_covers_the_scan_and_is_isotropic(spacing_mm):
     faces = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in native.shape])))
     inside = transform_points(faces, native.affine, grid.affine)
     assert inside.min() >= -0.5 - 1e-3 and (inside <= np.array(grid.shape) - 0.5 + 1e-3).all()
-    assert (np.array(grid.shape) - 0.5 - inside.max(axis=0)).max() < 0.5 + 1e-9
+    # No plane that the scan does not reach into.
+    assert (np.array(grid.shape) - 0.5 - inside.max(axis=0)).max() < 1 and inside.min(axis=0).max() < 0.5
 
 
 def turned_about(axis: int, degrees: float) -> np.ndarray:
@@ -110,7 +112,14 @@ def test_working_grids_follow_the_patient_where_a_scan_is_turned_more(axis, degr
     extent, expected = np.array([10, 12, 28.0]), np.array([10, 12, 28.0])
     c, s = abs(np.cos(np.radians(degrees))), abs(np.sin(np.radians(degrees)))
     expected[[first, second]] = c * extent[first] + s * extent[second], s * extent[first] + c * extent[second]
-    assert grid.shape == tuple(int(n) for n in np.ceil(expected[[1, 0, 2]] - 1e-3))
+    # Every voxel that it reaches into, at whole millimetres of the world.
+    np.testing.assert_allclose(grid.affine[:3, 3], np.rint(grid.affine[:3, 3]), atol=1e-9)
+    more = np.array(grid.shape) - expected[[1, 0, 2]]
+    assert (more > -1e-3).all() and (more < 2).all()
+    faces = transform_points(faces_of(native.shape), native.affine, grid.affine)
+    assert (faces.min(axis=0) >= -0.501).all() and (faces.min(axis=0) < 0.501).all()
+    last = np.array(grid.shape) - 1
+    assert (faces.max(axis=0) <= last + 0.501).all() and (faces.max(axis=0) > last - 0.501).all()
 
 
 def test_a_slanted_stack_gets_a_grid_with_right_angles():
@@ -118,7 +127,8 @@ def test_a_slanted_stack_gets_a_grid_with_right_angles():
     slanted[1, 2] = 0.4  # slices shifted by .4 mm each: a gantry tilted by 22 degrees
     grid = working_grid(Grid((10, 10, 10), slanted), 1.0)
     np.testing.assert_allclose(grid.affine[:3, :3], [[0, 1, 0], [-1, 0, 0], [0, 0, -1]])
-    assert grid.shape == (14, 10, 10)
+    # From back to front it reaches from -.7 to 13.3 mm, into the voxels from -1 to 13.
+    assert grid.shape == (15, 10, 10)
 
 
 def test_the_reach_of_a_part_worked_out_by_hand():

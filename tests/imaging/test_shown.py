@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from tests.imaging.examples import oblique_affine
 from utils.imaging.grids import transform_points
-from utils.imaging.shown import beyond_scan, filled_beyond, without_padding
-from utils.imaging.volume import Volume
+from utils.imaging.shown import filled_beyond, share_beyond, upright_ct, without_padding
+from utils.imaging.volume import Grid, Volume
 
 
 def tissue() -> Volume:
@@ -30,18 +31,60 @@ def test_a_scan_without_padding_or_without_anything_stays_as_it_is(data):
     assert without_padding(ct) is ct
 
 
-def wedge(ct: Volume) -> np.ndarray:
-    """The voxels beyond a plane that cuts a corner off."""
-    return np.indices(ct.shape).sum(axis=0) < 6
+def test_the_share_of_a_voxel_beyond_a_scan_worked_out_by_hand():
+    """Voxels of 2 mm, of which the scan, 5 mm long, shows the whole, the half, or nothing."""
+    data = np.full((5, 4, 4), 40, np.float32)
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = 0.5
+    share = share_beyond(Volume(data, np.eye(4)), Grid((4, 2, 2), affine))
+    np.testing.assert_allclose(share[:, 1, 1], [0, 0, 0.5, 1])
 
 
-def test_beyond_a_scan_is_what_is_empty_up_to_a_face_and_a_voxel_around_it():
-    ct = tissue()
-    ct.data[wedge(ct)] = -1024
-    found = beyond_scan(ct)
-    # Neighbours share a face, so the wedge grows by the plane behind it.
-    np.testing.assert_array_equal(found, np.indices(ct.shape).sum(axis=0) < 7)
-    assert not found[3, 4, 5] and not beyond_scan(tissue()).any()
+def test_padding_that_lies_askew_is_beyond_the_scan_and_a_gas_bubble_is_not():
+    data = np.full((9, 9, 9), 40, np.float32)
+    data[np.indices(data.shape).sum(axis=0) < 6] = -1024
+    data[5, 5, 5] = -1024
+    share = share_beyond(Volume(data, np.eye(4)), Grid((9, 9, 9), np.eye(4)))
+    assert share[0, 0, 0] == 1 and share[5, 5, 5] == share[3, 3, 3] == share[8, 8, 8] == 0
+    assert share[1, 1, 1] > 0.99 and 0 < share[2, 2, 2] < 0.5  # the last is just behind it
+
+
+def depth_in_scan(points_mm: np.ndarray) -> np.ndarray:
+    """How far points lie within a scan: a box, 38 x 34 x 46 mm, that stands askew in the world."""
+    along = points_mm @ Rotation.from_euler("z", 20, degrees=True).as_matrix()
+    return (np.array([19, 17, 23]) - np.abs(along)).min(axis=1)
+
+
+def ball_of_bone(points_mm: np.ndarray) -> np.ndarray:
+    """HU of a ball of bone in soft tissue, soft at its rim, so that a coarse grid can show it."""
+    return 40 + 400 / (1 + np.exp(np.linalg.norm(points_mm - (4, 2, -6), axis=1) - 9))
+
+
+def stacked(degrees: float) -> Volume:
+    """The scan as a stack turned against the patient, with air around it."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xz", [degrees, degrees / 2], degrees=True).as_matrix()
+    affine[:3, 3] = affine[:3, :3] @ np.full(3, -39.5)
+    points = transform_points(np.argwhere(np.ones((80, 80, 80))), affine, np.eye(4))
+    hu = np.where(depth_in_scan(points) >= 0, ball_of_bone(points), -1024)
+    return Volume(hu.reshape(80, 80, 80).astype(np.float32), affine)
+
+
+@pytest.mark.parametrize("outside", ["air", "edge"])
+@pytest.mark.parametrize("degrees", [6, 25, 40])
+def test_a_scan_is_seen_alike_however_its_stack_is_turned(degrees, outside):
+    working, beyond = upright_ct(stacked(degrees), 2.0, outside=outside)
+    points = transform_points(np.argwhere(np.ones(working.shape)), working.affine, np.eye(4))
+    # On the patient's axes, at whole multiples of 2 mm, cut to the scan.
+    np.testing.assert_allclose(points, 2 * np.rint(points / 2), atol=1e-9)
+    depth = depth_in_scan(points).reshape(working.shape)
+    assert all(depth.max(axis=axes).min() > -1.5 for axes in ((0, 1), (0, 2), (1, 2)))
+    assert not beyond[depth > 1].any() and beyond[depth < -1].all()
+    np.testing.assert_allclose(working.data[depth > 2], ball_of_bone(points)[depth.ravel() > 2], atol=15)
+    if outside == "air":
+        np.testing.assert_array_equal(working.data[beyond], -1024)
+    else:  # what goes on there is of the scan, with a tenth of the air at most
+        assert working.data.min() > -70 and working.data[beyond].max() < 250
 
 
 def test_what_lies_beyond_is_filled_with_the_nearest_voxel_and_nothing_else_is():

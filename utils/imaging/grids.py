@@ -16,6 +16,8 @@ from utils.imaging.volume import Grid, Volume
 WORKING_AXES = ("P", "R", "I")
 #: Largest distance, in voxels, between corners of two grids that count as the same grid.
 SAME_GRID_VOXELS = 0.1
+#: Headers hold float32: 1.0000001 mm must not add a voxel.
+_ROUNDING_VOXELS = 1e-3
 #: Largest angle between an axis of a scan and one of the patient at which working grids follow the scan.
 MOST_TURN_DEGREES = 5.0
 #: What to do about a scan whose header does not say how its axes lie.
@@ -85,8 +87,9 @@ def working_grid(grid: Grid, spacing_mm: float) -> Grid:
     Returns
     -------
     Grid
-        Same centre, at most one voxel larger than the native extent. Its axes are parallel to the native
-        ones, or to the patient's where these are turned by more than `MOST_TURN_DEGREES`.
+        Its axes and its centre are those of the native one, and it is at most a voxel larger. Where that is
+        turned by more than `MOST_TURN_DEGREES`, its axes are the patient's, its voxels lie at multiples of
+        the spacing from the origin of the world, and it is at most two voxels larger.
 
     Raises
     ------
@@ -108,18 +111,22 @@ def parallel_grid(grid: Grid, spacing_mm: float) -> Grid:
 
 
 def _upright_grid(grid: Grid, spacing_mm: float) -> Grid:
-    """Give the isotropic grid along the patient's axes (P, R, I) that covers a native grid."""
+    """Give the isotropic grid along the patient's axes (P, R, I) that covers a native grid.
+
+    Its voxels lie at multiples of the spacing from the origin of the world, so that the same anatomy falls on
+    the same voxels however its stack is turned.
+    """
     affine = affine_of_axes("".join(WORKING_AXES), np.full(3, spacing_mm))
     faces = transform_points(faces_of(grid.shape), grid.affine, affine)
-    shape = _voxels_of((faces.max(axis=0) - faces.min(axis=0)) * spacing_mm, spacing_mm)
-    begin = (faces.max(axis=0) + faces.min(axis=0)) / 2 - (np.array(shape) - 1) / 2
+    # Every voxel that the scan reaches into, by more than the rounding of headers.
+    begin = np.floor(faces.min(axis=0) + 0.5 + _ROUNDING_VOXELS)
+    end = np.ceil(faces.max(axis=0) + 0.5 - _ROUNDING_VOXELS)
     affine[:3, 3] = affine[:3, :3] @ begin
-    return Grid(shape, affine)
+    return Grid(tuple(int(n) for n in np.maximum(end - begin, 1)), affine)
 
 
 def _voxels_of(extent_mm: np.ndarray, spacing_mm: float) -> tuple[int, ...]:
-    # Headers hold float32: 1.0000001 mm must not add a voxel.
-    voxels = np.ceil(extent_mm / spacing_mm - 1e-3)
+    voxels = np.ceil(extent_mm / spacing_mm - _ROUNDING_VOXELS)
     return tuple(int(n) for n in np.maximum(voxels, 1))
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from scipy import ndimage
 
 from utils.imaging.crops import box_between
-from utils.imaging.grids import cropped_grid
+from utils.imaging.grids import cropped_grid, transform_points
 from utils.imaging.intensities import LOWEST_HU
-from utils.imaging.volume import Volume
+from utils.imaging.resampling import resample_linear, working_ct
+from utils.imaging.volume import Grid, Volume
 
 #: What lies around a scan has -1024 HU; a voxel is of the scan from this on.
 IN_SCAN_HU = LOWEST_HU + 10
 _BLOCK_MM = 2.0
+#: Neighbours that differ by more lie at the end of a scan.
+_MIXED = 1e-3
 
 
 def shown_box(inside: np.ndarray) -> tuple[slice, slice, slice]:
@@ -46,26 +51,42 @@ def without_padding(ct: Volume) -> Volume:
     )
 
 
-def beyond_scan(ct: Volume) -> np.ndarray:
-    """Give the voxels of a CT of which the scan shows nothing.
+def share_beyond(ct: Volume, grid: Grid) -> np.ndarray:
+    """Give how much of each voxel of a grid lies beyond a scan.
 
     Parameters
     ----------
     ct : Volume
-        CT in Hounsfield units, -1024 beyond the scan.
+        CT in Hounsfield units. What has -1024 HU and is connected with the end of the grid is none of it.
+    grid : Grid
+        A grid that covers the scan, at any angle.
 
     Returns
     -------
-    np.ndarray of bool, (p, r, i)
-        What has -1024 HU and is connected with a face of the CT, and a voxel around it, which is half of it.
+    np.ndarray of float32, (p, r, i)
+        From 0, all of it shown, to 1.
     """
-    numbers, count = ndimage.label(ct.data <= IN_SCAN_HU)
+    empty = Volume(ct.data <= IN_SCAN_HU, ct.affine)
+    share = resample_linear(empty, grid, outside=1.0).data
+    mixed = ndimage.maximum_filter(share, 3) > ndimage.minimum_filter(share, 3) + _MIXED
+    share[mixed] = _mean_around(empty, grid, np.argwhere(mixed))
+    numbers, count = ndimage.label(share > 0)
     at_face = np.zeros(count + 1, bool)
     for axis in range(3):
         for end in (0, -1):
             at_face[np.take(numbers, end, axis)] = True
-    at_face[0] = False
-    return ndimage.binary_dilation(at_face[numbers])
+    return np.where(at_face[numbers], share, np.float32(0))
+
+
+def _mean_around(empty: Volume, grid: Grid, voxels: np.ndarray) -> np.ndarray:
+    """Give the mean, (n,), over the eight octants of voxels of a grid; 1 beyond the faces of a volume."""
+    mean, last = np.zeros(len(voxels), np.float32), np.array(empty.shape) - 0.5
+    for octant in np.ndindex(2, 2, 2):
+        points = transform_points(voxels + np.array(octant) / 2 - 0.25, grid.affine, empty.affine)
+        values = ndimage.map_coordinates(empty.data, points.T, output=np.float32, order=1, mode="nearest")
+        values[((points < -0.5) | (points > last)).any(axis=1)] = 1
+        mean += values / 8
+    return mean
 
 
 def filled_beyond(ct: Volume, beyond: np.ndarray) -> Volume:
@@ -76,7 +97,7 @@ def filled_beyond(ct: Volume, beyond: np.ndarray) -> Volume:
     ct : Volume
         Working CT, isotropic.
     beyond : np.ndarray of bool, (p, r, i)
-        From `beyond_scan`.
+        Which these are.
 
     Returns
     -------
@@ -93,3 +114,38 @@ def filled_beyond(ct: Volume, beyond: np.ndarray) -> Volume:
     for axis, voxels in enumerate(ct.shape):
         blocks = np.take(blocks, np.arange(voxels) // step, axis=axis)
     return Volume(np.where(beyond, blocks, ct.data), ct.affine)
+
+
+def upright_ct(
+    ct: Volume, spacing_mm: float, *, outside: Literal["air", "edge"]
+) -> tuple[Volume, np.ndarray]:
+    """Bring a turned scan to its working grid, and show what lies beyond it as it is shown beyond others.
+
+    The corners of the grid are empty, and so are those of a stack that a program has turned before. Neither
+    may change what a network sees of the scan, nor where its grid begins.
+
+    Parameters
+    ----------
+    ct : Volume
+        CT in Hounsfield units.
+    spacing_mm : float
+        Spacing of the working grid, in mm.
+    outside : str
+        What is shown beyond the scan: air, or the nearest voxel.
+
+    Returns
+    -------
+    working : Volume of float32
+        HU, axes (P, R, I), as far as the scan reaches.
+    beyond : np.ndarray of bool, (p, r, i)
+        Voxels of it of which the scan shows less than a half.
+    """
+    working = working_ct(ct, spacing_mm)
+    beyond = share_beyond(ct, working.grid) >= 0.5
+    box = shown_box(~beyond)
+    part = cropped_grid(working.grid, [side.start for side in box], [side.stop for side in box])
+    working, beyond = Volume(np.ascontiguousarray(working.data[box]), part.affine), beyond[box]
+    if outside == "air":
+        return Volume(np.where(beyond, np.float32(LOWEST_HU), working.data), part.affine), beyond
+    # A voxel around it may hold some of both.
+    return filled_beyond(working, ndimage.binary_dilation(beyond)), beyond
