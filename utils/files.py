@@ -23,8 +23,10 @@ _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.part(?:\..+)?")
 _OWNER = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<process>\d+)\.[0-9a-f]{8}\.part")
 #: No file takes so long to write.
 _LONGEST_WRITING_S = 24 * 3600
+#: What a disk or a quota that is full says: no other file would fare better.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 #: What a writer finds where there is no room; it does not say in which file.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (*FULL_DISK, errno.EFBIG)
 #: What tells apart starts of a machine and its containers.
 _PROCESSES = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid")
 

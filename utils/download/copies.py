@@ -7,7 +7,6 @@ refused. What lies at a place already is replaced only if it is what an earlier 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 import sys
@@ -24,13 +23,11 @@ from tqdm import tqdm
 from utils.download.archives import ARCHIVE_ERRORS, case_members, check_unpacked, place_of
 from utils.download.folder_lock import alone_in
 from utils.download.manifest import Manifest, kept_line, size_on_disk
-from utils.files import printable, sha256_of, written_whole
+from utils.files import FULL_DISK, printable, sha256_of, written_whole
 from utils.settings import DataSettings
 from utils.verse import cases
 from utils.verse.cases import CaseFile
 
-#: What a disk or a quota that is full says: no other file would fare better.
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 2**20
 
 

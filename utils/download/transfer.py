@@ -23,13 +23,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.download.archives import place_of
-from utils.download.copies import FULL_DISK
 from utils.download.manifest import Manifest
 from utils.download.osf import BAR_DELAY_S, Pages
 from utils.download.parts import resumable_bytes
 from utils.download.remote import Client, Mismatch, RemoteFile, Stopped, Unreachable
 from utils.download.selection import Selection
-from utils.files import is_left_over, printable
+from utils.files import FULL_DISK, is_left_over, printable
 from utils.settings import DataSettings
 from utils.verse.cases import CaseFile
 
