@@ -16,7 +16,7 @@ from utils.imaging.volume import Grid, Volume
 #: What lies around a scan has -1024 HU; a voxel is of the scan from this on.
 IN_SCAN_HU = LOWEST_HU + 10
 _BLOCK_MM = 2.0
-#: Neighbours that differ by more lie at the end of a scan.
+#: A voxel that holds more than this of both lies at the end of a scan.
 _MIXED = 1e-3
 
 
@@ -68,14 +68,17 @@ def share_beyond(ct: Volume, grid: Grid) -> np.ndarray:
     """
     empty = Volume(ct.data <= IN_SCAN_HU, ct.affine)
     share = resample_linear(empty, grid, outside=1.0).data
-    mixed = ndimage.maximum_filter(share, 3) > ndimage.minimum_filter(share, 3) + _MIXED
+    # At the end of the scan, in arrays of a byte a voxel.
+    near = np.ones((3, 3, 3), bool)
+    mixed = ndimage.binary_dilation(share > _MIXED, near) & ndimage.binary_dilation(share < 1 - _MIXED, near)
     share[mixed] = _mean_around(empty, grid, np.argwhere(mixed))
     numbers, count = ndimage.label(share > 0)
     at_face = np.zeros(count + 1, bool)
     for axis in range(3):
         for end in (0, -1):
             at_face[np.take(numbers, end, axis)] = True
-    return np.where(at_face[numbers], share, np.float32(0))
+    share[~at_face[numbers]] = 0
+    return share
 
 
 def _mean_around(empty: Volume, grid: Grid, voxels: np.ndarray) -> np.ndarray:
