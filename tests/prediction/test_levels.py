@@ -22,15 +22,12 @@ from tests.walk.column import column, column_ct
 from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import oriented
 from utils.imaging.nifti import read_mask
-from utils.localisation.evidence import Sacrum
 from utils.localisation.identify import identify, number_column
 from utils.prediction import predict
 from utils.prediction.levels import (
-    column_json,
     doubt_about,
     identify_counted,
     parse_fixed,
-    read_column,
     relabel_case,
 )
 from utils.prediction.predict import infer
@@ -107,41 +104,6 @@ def test_doubt_is_said_of_what_gets_no_label():
     found = number_column(votes)
     assert found.names == (*names[:3], "-", *names[3:])
     assert doubt_about(found) == "1 of 7 found get no label, as no vertebrae"
-
-
-# What the network said, on disk
-
-
-@pytest.mark.parametrize("sacrum", [None, Sacrum(2, 0.97)])
-def test_what_the_network_said_reads_back(tmp_path, sacrum):
-    known = {"rib_probability": np.array([0.9, 0.8, 0.1]), "sacrum": sacrum, "temperature": 1.7}
-    votes = votes_for(["T11", "T12", "L1"], **known)
-    path = tmp_path / "sub-a_column.json"
-    path.write_text(column_json(votes, [0, 2], codes("T11", "L1")))
-    read, labels = read_column(path)
-    assert labels == [code_of_name("T11"), 0, code_of_name("L1")]
-    np.testing.assert_allclose(read.level_log_probabilities, votes.level_log_probabilities, atol=5e-4)
-    np.testing.assert_allclose(read.rib_probability, votes.rib_probability)
-    np.testing.assert_allclose(read.centres_mm, votes.centres_mm)
-    assert (read.sacrum, read.temperature) == (sacrum, 1.7)
-    assert number_column(read, places=[0, 2]).codes == number_column(votes, places=[0, 2]).codes
-
-
-def test_a_column_without_vertebrae_reads_back(tmp_path):
-    path = tmp_path / "sub-a_column.json"
-    path.write_text(column_json(votes_for([]), [], ()))
-    votes, labels = read_column(path)
-    assert labels == [] and votes.centres_mm.shape == (0, 3)
-    assert number_column(votes, places=[]).codes == ()
-
-
-def test_no_file_is_a_count_and_another_file_is_named(tmp_path):
-    path = tmp_path / "sub-a_column.json"
-    assert read_column(path) is None
-    for text in ("[]", "{", '{"vertebrae": [{}], "sacrum": null, "temperature": 1}'):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=f"^{path}: expected what is known of a column"):
-            read_column(path)
 
 
 # Inference

@@ -1,4 +1,4 @@
-"""Levels that a reader corrected on the page of a report, saved as `corrections.json`, for `infer.py --relabel`.
+"""Levels that a reader corrected on the page of a report: `corrections.json`, for `infer.py --relabel`.
 
     {"corrections": [{"case": "sub-a", "mask_sha256": "e3b0…", "fix": ["1=T11", "2=T12"]}]}
 
@@ -103,7 +103,7 @@ def corrected_scans(scans: Sequence[Scan], settings: InferenceSettings) -> Corre
     Returns
     -------
     CorrectedScans
-        A prediction that has been given these levels since may have them again, so that a run can be repeated.
+        A prediction that has these levels by now may be given them again, so a run can be repeated.
 
     Raises
     ------
