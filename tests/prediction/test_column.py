@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -42,7 +44,16 @@ def test_a_column_without_vertebrae_reads_back(tmp_path):
 def test_no_file_is_a_count_and_another_file_is_named(tmp_path):
     path = tmp_path / "sub-a_column.json"
     assert read_column(path) is None
-    for text in ("[]", "{", '{"vertebrae": [{}], "sacrum": null, "temperature": 1}'):
+    good = json.loads(column_json(votes_for(["T12", "L1"]), [0, 1], codes("T12", "L1")))
+    row = good["vertebrae"][0]
+    others = [
+        *([], {"vertebrae": [{}], "sacrum": None, "temperature": 1}),
+        {**good, "sacrum": {"above": 2, "probability": 0.9}},
+        *({**good, "vertebrae": [{**row, "label": label}]} for label in (26, -1, "x")),
+        {**good, "vertebrae": [{**row, "level_log_probabilities": [0.0] * 26}]},
+        {**good, "vertebrae": [{**row, "rib_probability": [0.1, 0.2]}]},
+    ]
+    for text in ("{", *map(json.dumps, others)):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"^{path}: expected what is known of a column"):
             read_column(path)

@@ -14,6 +14,7 @@ import numpy as np
 from utils.files import read_json
 from utils.localisation.chain import Votes
 from utils.localisation.evidence import RIBS, SACRUM_BELOW, SKULL_BASE, Rates, Sacrum, skull_place
+from utils.verse.labels import CODES, MAX_RANK
 
 #: Probability from which a vertebra is taken to carry a rib.
 _HAS_RIB = 0.5
@@ -76,15 +77,20 @@ def read_column(path: Path) -> tuple[Votes, list[int]] | None:
 
 
 def _column_of(content: dict[str, Any]) -> tuple[Votes, list[int]]:
-    rows = content["vertebrae"]
+    rows, sacrum = content["vertebrae"], content["sacrum"]
     votes = Votes(
-        np.array([row["level_log_probabilities"] for row in rows], float),
-        np.array([row["rib_probability"] for row in rows], float),
-        np.array([row["centre_mm"] for row in rows], float).reshape(-1, 3),
-        None if content["sacrum"] is None else Sacrum(**content["sacrum"]),
+        np.array([row["level_log_probabilities"] for row in rows], float).reshape(len(rows), MAX_RANK + 1),
+        np.array([row["rib_probability"] for row in rows], float).reshape(len(rows)),
+        np.array([row["centre_mm"] for row in rows], float).reshape(len(rows), 3),
+        None if sacrum is None else Sacrum(int(sacrum["above"]), float(sacrum["probability"])),
         float(content["temperature"]),
     )
-    return votes, [int(row["label"]) for row in rows]
+    labels = [int(row["label"]) for row in rows]
+    if unknown := set(labels) - {0, *CODES}:
+        raise ValueError(f"labels {sorted(unknown)}")
+    if votes.sacrum is not None and not 0 <= votes.sacrum.above < len(rows):
+        raise ValueError(f"a sacrum below place {votes.sacrum.above} of {len(rows)}")
+    return votes, labels
 
 
 # Anchors ---------------------------------------------------------------------------------------------

@@ -211,12 +211,13 @@ def _draw(axes: Axes, slice_: CurvedSlice, *, marks: Sequence[Mark], ends: tuple
 
 def _draw_notes(axes: Axes, slice_: CurvedSlice, marks: Sequence[Mark]) -> None:
     """Write the anchors in front of their vertebrae, where the slice has room; else at its edge."""
+    style = {"fontsize": 8, "fontweight": "bold", "va": "center", "path_effects": _OUTLINE}
     for (row, column), mark in zip(slice_.points, marks):
         if mark.note:
-            colour, end = _HELD if mark.is_held else _READ, column - _NOTE_MM / slice_.spacing_mm
-            style = {"color": colour, "fontsize": 8, "fontweight": "bold", "va": "center", "path_effects": _OUTLINE}
-            side = {"ha": "right"} if end > slice_.ct.shape[1] * 0.25 else {"ha": "left"}
-            axes.text(end if side["ha"] == "right" else 2, row, f"{mark.note} ▸", **side, **style)
+            end = column - _NOTE_MM / slice_.spacing_mm
+            has_room = end > slice_.ct.shape[1] * 0.25
+            place = {"x": end, "ha": "right"} if has_room else {"x": 2, "ha": "left"}
+            axes.text(y=row, s=f"{mark.note} ▸", color=_HELD if mark.is_held else _READ, **place, **style)
 
 
 def _draw_scale(axes: Axes, rows: int, columns: int, spacing_mm: float) -> None:
