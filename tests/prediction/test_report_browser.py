@@ -163,7 +163,6 @@ def test_filters_by_text_and_by_warning(browser):
 
 def test_a_click_enlarges_the_picture_and_escape_closes_it(browser):
     from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.wait import WebDriverWait
 
     thumbnail, picture = element(browser, "a.thumbnail img"), element(browser, "#viewer-image")
     before = browser.current_url
@@ -171,7 +170,8 @@ def test_a_click_enlarges_the_picture_and_escape_closes_it(browser):
     loaded = "return arguments[0].decode().then(() => arguments[0].naturalWidth)"
     assert browser.execute_script(loaded, thumbnail) == 149  # 400 x 600 in a box of 320 x 224
     thumbnail.click()
-    assert picture.is_displayed() and element(browser, "#viewer-key").text == "sub-10"
+    wait_for(browser, picture.is_displayed)  # before it is loaded it takes no room
+    assert element(browser, "#viewer-key").text == "sub-10"
     assert browser.execute_script(loaded, picture) == 400
     assert picture.size["width"] > 2 * thumbnail.size["width"]
     assert element(browser, "#full").get_attribute("href") == picture.get_attribute("src")
@@ -182,10 +182,9 @@ def test_a_click_enlarges_the_picture_and_escape_closes_it(browser):
     assert not picture.is_displayed() and browser.current_url == before
     # The focus is at the scan that was looked at last, so the keyboard goes on from there.
     # The browser tells of the end of a dialog a moment after it.
-    wait = WebDriverWait(browser, timeout=10, poll_frequency=0.05)
-    wait.until(lambda _: focused_row(browser) == HOSTILE)
+    wait_for(browser, lambda: focused_row(browser) == HOSTILE)
     press(browser, Keys.ENTER)
-    assert picture.is_displayed()
+    wait_for(browser, picture.is_displayed)
     element(browser, "#close").click()
     assert not picture.is_displayed()
 
@@ -347,6 +346,7 @@ def test_levels_that_are_not_set_follow_by_counting(levels, names, fixed, expect
     [
         ("T11 T12 L1", {}, 1, "T12 L1 L2"),
         ("T11 T12 L1", {}, -1, "T10 T11 T12"),
+        ("T11 T12 L1", {2: "L2"}, 0, "T12 L1 L2"),
         ("T11 T12 T13 L1", {}, 1, "T12 L1 L2 L3"),
         ("T10 T12 L1", {}, 1, "T11 L1 L2"),
         ("T11 T12 L1", {0: "T12"}, 1, "L1 L2 L3"),
@@ -417,6 +417,9 @@ def test_corrections_are_shown_as_a_line_and_saved_as_a_file(browser, page, tmp_
     choose(browser, 0, "T2")
     assert element(browser, "#line").text == f"{start} --first-label T2"
     assert element(browser, "#anew").is_displayed()
+    element(browser, "#hold").click()
+    held = " ".join(f"{number}=T{number + 1}" for number in range(1, 12))
+    assert element(browser, "#line").text == f"{start} --fix {held} 12=L1"
     element(browser, "#level-down").click()
     shifted = [*(f"T{number}" for number in range(3, 13)), "L1", "L2"]
     fixes = [f"{number}={name}" for number, name in enumerate(shifted, 1)]

@@ -141,6 +141,7 @@
     }
     byId("level-up").addEventListener("click", () => shift(-1));
     byId("level-down").addEventListener("click", () => shift(1));
+    byId("hold").addEventListener("click", () => shift(0));
     byId("level-reset").addEventListener("click", () => { correct(current, new Map()); showEditor(); });
     byId("save").addEventListener("click", save);
     byId("copy-line").addEventListener("click", () => copy(byId("line"), byId("copy-line")));
@@ -173,6 +174,7 @@
     byId("level-up").disabled = Levels.shifted(order, names, set, -1) === null;
     byId("level-down").disabled = Levels.shifted(order, names, set, 1) === null;
     byId("level-reset").disabled = set.size === 0;
+    byId("hold").disabled = labels.includes(null);
     byId("fault").textContent = faultOf(current);
     byId("result").hidden = set.size === 0 || faultOf(current) !== "";
     byId("line").textContent = `${command("SCAN")} ${Levels.options(set)}`;
