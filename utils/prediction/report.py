@@ -40,16 +40,16 @@ _DESCRIBED = 2
 _MEANING = {ANATOMICAL: "level names (C1 to L6, T13)", COUNT: "counted from the top"}
 #: The numbers of a vertebra: heading, what the table's are divided by, and the digits that the page shows.
 _OF_VERTEBRA = {
-    "volume_mm3": ("cm³", 1000, 1),
-    "mean_hu": ("HU", 1, 0),
-    "mean_probability": ("Voxel p", 1, 2),
-    "label_probability": ("Label p", 1, 2),
-    "steps": ("Steps", 1, 0),
+    "volume_mm3": ("cm³", (1000, 1)),
+    "mean_hu": ("HU", (1, 0)),
+    "mean_probability": ("Voxel p", (1, 2)),
+    "label_probability": ("Label p", (1, 2)),
+    "steps": ("Steps", (1, 0)),
 }
 _OF_MEASURES = {
-    **{column: (f"{name}, mm", 1, 1) for column, name in zip(HEIGHTS, ("Ant.", "Mid.", "Post."))},
-    **{column: (name, 1, 2) for column, name in zip(RATIOS, ("A/P", "M/P"))},
-    "core_hu": ("Core HU", 1, 0),
+    **{column: (f"{name}, mm", (1, 1)) for column, name in zip(HEIGHTS, ("Ant.", "Mid.", "Post."))},
+    **{column: (name, (1, 2)) for column, name in zip(RATIOS, ("A/P", "M/P"))},
+    "core_hu": ("Core HU", (1, 0)),
 }
 
 
@@ -248,12 +248,12 @@ def _papers(papers: ScanPapers) -> ElementTree.Element:
 def _details(case: ReportCase) -> ElementTree.Element:
     """Give the vertebrae one by one, folded."""
     numbers = {**_OF_VERTEBRA, **({} if case.measures is None else _OF_MEASURES)}
-    headings = ("Label", *(heading for heading, _, _ in numbers.values()), "Remarks")
+    headings = ("Label", *(heading for heading, _ in numbers.values()), "Remarks")
     head = tag("thead", tag("tr", *(tag("th", heading, scope="col") for heading in headings)))
     rows = []
     for row in case.table:
         measured = (case.measures or {}).get(row["name"], {})
-        own = [_number_cell({**measured, **row}, column, *form) for column, form in numbers.items()]
+        own = [_number_cell({**measured, **row}, column, *form) for column, (_, form) in numbers.items()]
         texts = (case.remarks_on(row["name"]), measured.get("hint"), measured.get("why"))
         remarks = tag("td", "; ".join(filter(None, texts)))
         rows.append(tag("tr", tag("th", row["name"], scope="row"), *own, remarks))
@@ -261,7 +261,7 @@ def _details(case: ReportCase) -> ElementTree.Element:
     return tag("details", tag("summary", "Each vertebra"), tag("div", table, class_="scroll"))
 
 
-def _number_cell(row: Mapping[str, Any], column: str, _: str, unit: int, digits: int) -> ElementTree.Element:
+def _number_cell(row: Mapping[str, Any], column: str, unit: int, digits: int) -> ElementTree.Element:
     value = number_in(row, column)
     return tag("td", fixed(None if value is None else value / unit, digits))
 
