@@ -10,7 +10,7 @@ import pytest
 from tests.localisation.label_problems import votes_for
 from utils.localisation.evidence import Sacrum
 from utils.localisation.identify import number_column
-from utils.prediction.column import Reading, anchor_readings, column_json, read_column
+from utils.prediction.column import Reading, anchor_readings, column_json, read_column, readings_by_label
 from utils.verse.labels import code_of_name
 
 
@@ -87,6 +87,15 @@ def test_of_two_ends_of_the_ribs_the_lower_one_counts():
     ribs = np.array([0.9, 0.1, 0.9, 0.1])
     (reading,) = anchor_readings(votes_for(["T11", "T12", "L1", "L2"], rib_probability=ribs))
     assert reading.place == 2
+
+
+def test_what_is_read_at_a_vertebra_without_an_outline_has_no_label_in_the_mask():
+    ribs = np.array([0.99, 0.9, 0.1])
+    votes = votes_for(["T11", "T12", "L1"], rib_probability=ribs, sacrum=Sacrum(2, 0.8))
+    rib, sacrum = anchor_readings(votes)
+    t11, t12, l1 = codes("T11", "T12", "L1")
+    assert readings_by_label(votes, [t11, t12, l1]) == {t12: [rib], l1: [sacrum]}
+    assert readings_by_label(votes, [t11, 0, l1]) == {l1: [sacrum]}
 
 
 def test_a_column_without_vertebrae_has_no_anchor():

@@ -10,6 +10,7 @@ from tests.prediction.test_levels import same_device, table_of  # noqa: F401
 from tests.prediction.test_predict import fake, mask_path, settings_for, write_column  # noqa: F401
 from utils.files import sha256_of
 from utils.prediction.corrections import Correction, read_corrections
+from utils.prediction.derivatives import read_case_settings
 from utils.prediction.predict import infer
 
 GOOD = {"case": "sub-a", "mask_sha256": "e3b0", "fix": ["1=T11", "2=T12"]}
@@ -100,6 +101,7 @@ def test_each_scan_gets_its_own_levels_and_the_others_are_left_alone(tmp_path, p
     assert names_of(out, "sub-b")[2] == "T9"
     assert names_of(out, "sub-c") == ["T10", "T11", "T12", "L1", "L2", "L3"]
     assert mask_path(out, "sub-c").stat() == before
+    assert "corrections" not in read_case_settings(out, "sub-a")
     # The run may be repeated, and a prediction with these levels counts as done.
     assert infer(settings_for(*scans, output=out, relabel=True, corrections=path)) == 0
     assert names_of(out, "sub-a")[0] == "T4"

@@ -23,7 +23,7 @@ from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import oriented
 from utils.imaging.nifti import read_mask
 from utils.localisation.identify import identify, number_column
-from utils.prediction import predict
+from utils.prediction import derivatives, predict
 from utils.prediction.levels import (
     doubt_about,
     identify_counted,
@@ -31,7 +31,8 @@ from utils.prediction.levels import (
     relabel_case,
 )
 from utils.prediction.predict import infer
-from utils.prediction.quality import read_quality
+from utils.prediction.quality import percent, read_quality
+from utils.prediction.snapshot import Mark, snapshot_figure
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +171,27 @@ def test_levels_that_are_named_serve_with_a_published_heatmap_network(tmp_path, 
     assert {row["label_probability"] for row in table_of(out)} == {""}
     assert infer(settings_for(scan, output=out, fix=("3=T12",))) == 0
     assert [row["name"] for row in table_of(out)] == list(NAMES)
+
+
+def test_the_picture_says_how_sure_labels_are_and_what_the_count_holds_on_to(tmp_path, fake, monkeypatch):  # noqa: F811
+    drawn = []
+
+    def figure(*volumes, marks, title):
+        drawn.append(marks)
+        return snapshot_figure(*volumes, marks=marks, title=title)
+
+    monkeypatch.setattr(derivatives, "snapshot_figure", figure)
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="T9")) == 0
+    (_, _, t12, l1, *_), relabelled = drawn
+    assert [mark.name for mark in drawn[0]] == list(NAMES)
+    probability = float(table_of(out)[0]["label_probability"])
+    assert relabelled[0] == Mark("T9", percent(probability))
+    assert t12.note.startswith("last rib ") and t12.is_held and t12.certainty.endswith(" %")
+    assert (l1.note, l1.is_held) == ("", False)
+    # It is read at the same place, but the count now holds on to the level that was given.
+    assert relabelled[2].note == t12.note and not relabelled[2].is_held
 
 
 # Labels changed later

@@ -451,7 +451,10 @@ def test_levels_that_cannot_be_are_named_and_not_saved(browser):
     choose(browser, 5, "C3")
     assert element(browser, "#fault").text == "Vertebra 6 cannot be C3: too few levels lie above it."
     assert not element(browser, "#result").is_displayed() and not element(browser, "#level-up").is_enabled()
-    press_on(browser, "#levels li:nth-child(6) select", "ARROW_RIGHT")  # chooses, and turns no page
+    count = browser.execute_script("return document.getElementById('corrected-count').textContent")
+    assert count == "0 scans corrected, 1 with levels that cannot be"
+    assert not element(browser, "#save").is_enabled()
+    press_on(browser, "#levels li:nth-child(6) select", "ARROW_LEFT")  # chooses, and turns no page
     assert element(browser, "#viewer-key").text == "sub-2"
     element(browser, "#level-reset").click()
     assert element(browser, "#fault").text == "" and not element(browser, "#level-reset").is_enabled()
