@@ -36,7 +36,7 @@ RUN := .venv/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-onnx.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-onnx.txt requirements-seg.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -98,7 +98,7 @@ def run_infer(inputs: list[Path], output: Path, work_dir: Path) -> Cost:
 def count_calls(folder: Path, work_dir: Path) -> None:
     """Print a row a scan: vertebrae, network calls and seconds, of the published walk."""
     from utils.prediction.networks import load_networks
-    from utils.prediction.predict import segment, walk_settings
+    from utils.prediction.one_scan import find_vertebrae, walk_settings
     from utils.settings import InferenceSettings
 
     settings = InferenceSettings(work_dir=work_dir)
@@ -109,7 +109,7 @@ def count_calls(folder: Path, work_dir: Path) -> None:
     walk, rows = walk_settings(settings, **networks.walk), []
     for path in sorted(folder.glob("*_ct.nii.gz")):
         began = time.perf_counter()
-        found = segment(read_ct(path), networks, walk)
+        found = find_vertebrae(read_ct(path), networks, walk)
         on_the_way = sum(vertebra.calls for vertebra in found.vertebrae)
         rows.append((len(found.vertebrae), found.calls, on_the_way, time.perf_counter() - began))
         print(_calls_line(path.name.partition("_")[0], *rows[-1]), flush=True)

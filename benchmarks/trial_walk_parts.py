@@ -41,7 +41,7 @@ from utils.imaging.nifti import read_mask  # noqa: E402
 from utils.imaging.resampling import resample_labels, working_ct  # noqa: E402
 from utils.imaging.volume import Volume  # noqa: E402
 from utils.prediction.networks import load_networks  # noqa: E402
-from utils.prediction.predict import walk_settings  # noqa: E402
+from utils.prediction.one_scan import walk_settings  # noqa: E402
 from utils.settings import InferenceSettings  # noqa: E402
 from utils.synthetic.phantom.make import make_phantom  # noqa: E402
 from utils.verse.labels import code_of_name, rank_of_code  # noqa: E402

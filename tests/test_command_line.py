@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.command_line import project_version, settings_from_command_line
+from utils.command_line import citation_of, settings_from_command_line
 from utils.settings import MOST_VERTEBRAE, DataSettings, EvaluationSettings, InferenceSettings, WalkOptions
 from utils.walk.records import FRAGMENT, WalkSettings
 
@@ -28,7 +28,7 @@ def printed_by(stage, arguments, capsys):
 def test_every_script_says_its_version(stage, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/infer.py"])
     found = re.search(r'^version = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    assert project_version() == found
+    assert citation_of("version") == found
     assert printed_by(stage, ["--version"], capsys) == f"infer.py {found}\n"
     assert "--version" in printed_by(stage, ["--help"], capsys)
 

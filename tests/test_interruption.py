@@ -134,6 +134,35 @@ sys.exit(ended_in_a_line(lambda: print("done") or 1))
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("drawn", "between"),
+    [
+        ("", ""),
+        ("a line\n", ""),
+        ("\rbar: 50%", "\n"),
+        ("\rbar: 50%\r        ", "\n"),
+        ("\rbar: 50%\r        \r", ""),
+    ],
+    ids=["nothing", "a line", "a bar", "a bar half wiped away", "a bar that is gone"],
+)
+def test_the_line_that_ends_a_script_stands_alone(drawn, between):
+    code = f"""
+import sys, time
+from utils.command_line import ended_in_a_line
+def run():
+    print({drawn!r}, end="", file=sys.stderr, flush=True)
+    print("drawn", flush=True)
+    time.sleep(600)
+sys.exit(ended_in_a_line(run))
+"""
+    process = start("-c", code)
+    assert process.stdout.readline() == "drawn\n"
+    process.terminate()
+    said = process.communicate(timeout=LONGEST_S)[1]
+    shown = drawn.replace("\r", "\n")  # as Python reads text
+    assert said == f"{shown}{between}Terminated: the same command goes on from here.\n"
+
+
 ENDLESS = """
 import sys
 from utils.command_line import ended_in_a_line

@@ -15,10 +15,10 @@ import tyro
 
 from utils.bounds import checks_put_off, wrong_values
 from utils.files import printable, remove_left_overs
-from utils.interruption import Output, heed_signals, nothing_else_ends
+from utils.interruption import STANDARD_ERROR, Output, heed_signals, nothing_else_ends
 from utils.presets import PRESETS, Settings, preset_settings
 
-#: The file that says which version this is.
+#: The file that says what this is, and which version.
 _CITATION = Path(__file__).resolve().parents[1] / "CITATION.cff"
 _VERSION = "--version"
 
@@ -70,7 +70,7 @@ def ended_in_a_line(run: Callable[[], int]) -> int:
 
 def _guard_output() -> None:
     """Let a stream that cannot be written to end the program in a line, whoever writes, and whatever then."""
-    for name, file in {"stdout": "standard output", "stderr": "standard error"}.items():
+    for name, file in {"stdout": "standard output", "stderr": STANDARD_ERROR}.items():
         old = getattr(sys, name)
         if isinstance(old, io.TextIOWrapper):
             old.flush()
@@ -99,7 +99,7 @@ def settings_from_command_line(stage: type[Settings], arguments: list[str] | Non
     _prepare_surroundings()
     arguments = sys.argv[1:] if arguments is None else arguments
     if _VERSION in arguments:
-        print(f"{Path(sys.argv[0]).name} {project_version()}")
+        print(f"{Path(sys.argv[0]).name} {citation_of('version')}")
         raise SystemExit(0)
     default = preset_settings(stage, _preset_named_in(arguments))
     with checks_put_off():
@@ -122,9 +122,10 @@ def _prepare_surroundings() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def project_version() -> str:
-    """Give the version of the project, such as "0.1.0"."""
-    return re.search(r"^version: (\S+)$", _CITATION.read_text(encoding="utf-8"), re.MULTILINE)[1]
+def citation_of(field: str) -> str | None:
+    """Give a field of one line of `CITATION.cff`, such as "version"; None if it has no such field."""
+    found = re.search(rf"^{field}: (.+)$", _CITATION.read_text(encoding="utf-8"), re.MULTILINE)
+    return None if found is None else found[1]
 
 
 def _parsed(stage: type[Settings], arguments: list[str], default: Settings) -> Settings:

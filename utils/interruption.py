@@ -30,6 +30,10 @@ _SIGPIPE = 13
 _ending = threading.Lock()
 #: A copy of the standard error, which leads elsewhere while TensorFlow is imported (`utils.quiet_start`).
 _stderr: dict[str, int] = {}
+#: What each stream ended with when it was last written to.
+_last_bytes: dict[str, bytes] = {}
+#: Name of the stream that bars are drawn on.
+STANDARD_ERROR = "standard error"
 
 
 def heed_signals() -> None:
@@ -96,7 +100,7 @@ def end_now(line: str, status: int) -> NoReturn:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
-        os.write(said_to, f"{_end_of_bar()}{line}\n".encode(errors="backslashreplace"))
+        os.write(said_to, f"{_end_of_line()}{line}\n".encode(errors="backslashreplace"))
     remove_unfinished()
     _end_children()
     os._exit(status)
@@ -124,8 +128,12 @@ class Output(io.FileIO):
 
     def write(self, content: bytes) -> int | None:
         """Write bytes; see `io.FileIO.write`."""
+        # While it is being written, both what stood there and what comes may be the end of the line.
+        _last_bytes[self._name] = min(_last_bytes.get(self._name, b"\n"), bytes(content[-1:]), key=_ends_line)
         try:
-            return super().write(content)
+            written = super().write(content)
+            _last_bytes[self._name] = bytes(content[-1:])
+            return written
         except BrokenPipeError:
             end_now(f"Ended, as nothing reads the {self._name} any more: {_GOES_ON}", 128 + _SIGPIPE)
         except OSError as error:
@@ -165,10 +173,14 @@ def _leave() -> NoReturn:
     os._exit(128 + signal.SIGTERM)
 
 
-def _end_of_bar() -> str:
-    """Give what ends the line in which bars stand, if there is one."""
-    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
-    return "\n" if len(bars) else ""
+def _end_of_line() -> str:
+    """Give what ends the line that stands on the standard error, such as a bar, or a part of one."""
+    return "" if _ends_line(_last_bytes.get(STANDARD_ERROR, b"\n")) else "\n"
+
+
+def _ends_line(last: bytes) -> bool:
+    """Whether what comes after a byte begins a line: a bar that is gone ends with a carriage return."""
+    return last in (b"\n", b"\r", b"")
 
 
 def _end_children() -> None:

@@ -30,6 +30,7 @@ from utils.files import read_json, write_text_whole
 Preset = Literal["paper", "full", "small", "starter"]
 HeatmapTarget = Literal["centres", "spine"]
 Device = Literal["auto", "gpu", "cpu"]
+ExportFormat = Literal["nifti", "seg.nrrd", "itksnap", "dicom-seg"]
 Split = Literal["training", "validation", "test"]
 #: Shares of the CTs of phantoms, of other CTs, of images drawn from the masks of phantoms, and from others.
 Mixture = tuple[float, float, float, float]
@@ -482,8 +483,9 @@ class ScanOptions(CheckedSettings):
     """Scans (NIfTI, NRRD, MetaImage), or folders of them or of DICOM (of one with *_ct.nii.gz only those)."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("predictions")
     """Folder that receives the predictions in VerSe layout."""
-    formats: tuple[Literal["nifti", "seg.nrrd", "itksnap"], ...] = ("nifti",)
-    """Also write the mask for 3D Slicer (seg.nrrd) or its labels for ITK-SNAP (itksnap); NIfTI always."""
+    formats: tuple[ExportFormat, ...] = ("nifti",)
+    """Also write the mask for 3D Slicer (seg.nrrd), its labels for ITK-SNAP (itksnap), or, of a DICOM series,
+    a DICOM segmentation (dicom-seg, which needs requirements-seg.txt); NIfTI always."""
     report: bool = False
     """Also write output/report.html: every scan of the folder with its picture, numbers and warnings."""
     measure: bool = False

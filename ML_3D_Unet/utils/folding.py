@@ -93,7 +93,7 @@ def without_concats(model: keras.Model, *, least_channels: int = 8) -> keras.Mod
             found = [known[id(each)] for each in inputs]
             known[output] = layer(found if len(found) > 1 else found[0])
     outputs = [known[id(tensor)] for tensor in model.outputs]
-    return keras.Model(model.inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
+    return keras.Model(model.input, outputs if len(outputs) > 1 else outputs[0], name=model.name)
 
 
 def _is_joined_for_convolutions(layer: keras.layers.Layer, least_channels: int) -> bool:

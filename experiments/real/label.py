@@ -73,7 +73,7 @@ def predicted_mask(ct: Volume, facts: ScanFacts, networks: object) -> Volume:
     Volume of uint8
         VerSe codes at 1 mm.
     """
-    from utils.prediction.predict import walk_settings
+    from utils.prediction.one_scan import walk_settings
     from utils.walk.along import walk_along
 
     working = working_ct(ct, networks.spacing_mm)

@@ -88,6 +88,19 @@ def test_a_gpu_that_cannot_ends_what_needs_one(machine, monkeypatch, capsys, dev
     assert end.value.code == 2 and "no kernel image" in said and said.count("\n") == 1
 
 
+def test_in_a_process_that_has_computed_a_gpu_stays_as_it_is_and_cannot_be_hidden(machine, monkeypatch):
+    machine(1)
+
+    def refuse(*_):
+        raise RuntimeError("cannot be modified after being initialized")
+
+    monkeypatch.setattr(runtime.tf.config.experimental, "set_memory_growth", refuse)
+    assert runtime.set_device("auto") == ("gpu", "GPU (Accelerator X)")
+    monkeypatch.setattr(runtime.tf.config, "set_visible_devices", refuse)
+    with pytest.raises(ValueError, match="found its GPUs in use: start a new process"):
+        runtime.set_device("cpu")
+
+
 def test_a_gpu_that_cannot_run_xla_goes_on_without_it(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "gpu_failures", lambda: {preflight.XLA: "exit status 1: no libdevice"})
     assert runtime._xla_of_gpu("off") == "off" and not capsys.readouterr().out

@@ -25,6 +25,7 @@ from utils.prediction.case import (
     vertebra_table,
 )
 from utils.prediction.derivatives import case_path, changed_files, read_case_settings, write_case
+from utils.prediction.exports import wanted_exports
 from utils.verse.cases import index_cases
 from utils.walk.records import FoundVertebra
 
@@ -218,7 +219,7 @@ def test_the_files_of_a_case_read_back(tmp_path):
 
 def test_what_a_case_holds_is_known_by_what_was_written(tmp_path):
     key = "sub-col_dir-ax"
-    write_case(predicted(), tmp_path, formats=("seg.nrrd",))
+    write_case(predicted(), tmp_path, exports=wanted_exports(("nifti", "seg.nrrd"), tmp_path))
     settings = read_case_settings(tmp_path, key)
     assert changed_files(tmp_path, key, settings) == []
     ends = ("_seg-vert_msk.nii.gz", "_vertebrae.csv", "_seg-vert_msk.seg.nrrd")

@@ -109,5 +109,6 @@ def test_the_index_of_predictions_passes_them_over(tmp_path):
     write_volume(folder / "sub-a_seg-vert_msk.nii.gz", labels())
     write_seg_nrrd(folder / "sub-a_seg-vert_msk.seg.nrrd", labels(), str)
     write_itk_snap_labels(folder / "sub-a_labels.txt", labels(), str)
+    (folder / "sub-a_seg-vert_msk.dcm").touch()
     (case,) = index_cases(tmp_path)
     assert case.mask == folder / "sub-a_seg-vert_msk.nii.gz"

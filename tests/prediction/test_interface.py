@@ -1,5 +1,6 @@
 """The Python call: one scan in, labels, table and quality out."""
 
+import json
 import subprocess
 import sys
 
@@ -40,11 +41,43 @@ def test_a_path_gives_what_infer_writes(tmp_path, capfd):
     table = pd.read_csv(mask_path(tmp_path / "out", "sub-a").with_name("sub-a_vertebrae.csv"))
     assert found.table["name"].tolist() == table["name"].tolist() == list(found.centres_mm)
     assert tuple(found.table.columns) == TABLE_COLUMNS
-    folder = found.save(tmp_path / "saved")
-    assert folder == tmp_path / "saved" / "derivatives" / "sub-a"
-    names = {path.name for path in mask_path(tmp_path / "out", "sub-a").parent.iterdir()}
-    assert {path.name for path in folder.iterdir()} == names
+    assert found.save(tmp_path / "saved") == tmp_path / "saved" / "derivatives" / "sub-a"
+    assert names_below(tmp_path / "saved") == names_below(tmp_path / "out")
     assert not found.quality["no_spine"] and found.warning == ""
+    assert found.quality == json.loads((tmp_path / "saved/derivatives/sub-a/sub-a_quality.json").read_text())
+
+
+def names_below(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_formats_and_measures_are_those_of_infer(tmp_path):
+    scan = write_column(tmp_path / "sub-a_ct.nii.gz")
+    wanted = {"formats": ("nifti", "seg.nrrd", "itksnap"), "measure": True}
+    assert infer(settings_for(scan, output=tmp_path / "out", **wanted)) == 0
+    found = segment(scan, device="cpu")
+    found.save(tmp_path / "saved", **wanted)
+    assert names_below(tmp_path / "saved") == names_below(tmp_path / "out")
+    for name in ("sub-a_measurements.csv", "sub-a_angles.json", "sub-a_labels.txt"):
+        saved, written = (tmp_path / place / "derivatives" / "sub-a" / name for place in ("saved", "out"))
+        assert saved.read_text() == written.read_text()
+    with pytest.raises(ValueError, match=r"received \['dicom'\]"):
+        found.save(tmp_path / "other", formats=("dicom",))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_flat_scan_has_no_vertebra_and_its_files_are_those_of_infer(tmp_path):
+    scan = tmp_path / "slice.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.full((60, 60, 1), 200, np.int16), np.eye(4)), scan)
+    found = segment(scan, device="cpu")
+    assert found.quality["no_spine"] and found.table.empty and "no vertebra found: " in found.warning
+    assert infer(settings_for(scan, output=tmp_path / "out")) == 0
+    folder = found.save(tmp_path / "saved")
+    written = json.loads(
+        (mask_path(tmp_path / "out", "sub-slice").parent / "sub-slice_settings.json").read_text()
+    )
+    saved = json.loads((folder / "sub-slice_settings.json").read_text())
+    assert saved["networks"] == written["networks"] == {}
 
 
 def test_an_image_gives_what_its_file_gives(tmp_path):
@@ -65,7 +98,7 @@ def test_what_is_no_scan_is_a_value_error(tmp_path):
         write_column(tmp_path / name)
     with pytest.raises(ValueError, match="expected one scan, found 2"):
         segment(tmp_path, device="cpu")
-    with pytest.raises(ValueError, match=r"three axes|3 axes"):
+    with pytest.raises(ValueError, match="the image: expected a volume with 3 axes"):
         segment(nibabel.Nifti1Image(np.zeros((4, 4), np.int16), np.eye(4)), device="cpu")
 
 
@@ -79,8 +112,11 @@ def test_a_gpu_that_is_not_there_is_a_value_error(tmp_path, monkeypatch):
     from utils.learning import runtime
 
     monkeypatch.setattr(runtime.tf.config, "list_physical_devices", lambda kind: [])
+    scan = write_column(tmp_path / "sub-a_ct.nii.gz")
     with pytest.raises(ValueError, match="Expected a GPU"):
-        segment(write_column(tmp_path / "sub-a_ct.nii.gz"), device="gpu")
+        segment(scan, device="gpu")
+    with pytest.raises(ValueError, match="auto or gpu or cpu, received 'cuda'"):
+        segment(scan, device="cuda")
 
 
 def test_the_import_loads_nothing_that_is_slow():

@@ -23,7 +23,7 @@ from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import oriented
 from utils.imaging.nifti import read_mask
 from utils.localisation.identify import identify, number_column
-from utils.prediction import derivatives, predict
+from utils.prediction import derivatives, one_scan
 from utils.prediction.levels import (
     doubt_about,
     identify_counted,
@@ -32,6 +32,7 @@ from utils.prediction.levels import (
 )
 from utils.prediction.predict import infer
 from utils.prediction.quality import percent, read_quality
+from utils.prediction.scans import find_scans
 from utils.prediction.snapshot import Mark, snapshot_figure
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
 
@@ -125,8 +126,8 @@ def test_vertebrae_get_their_levels(tmp_path, fake, capsys):  # noqa: F811
 
 
 def test_the_identification_reaches_the_case(tmp_path):
-    scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
-    case, warning = predict.predict_case(
+    scan = find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
+    case, warning = one_scan.predict_case(
         scan, FakeNetworks().networks(), settings_for(scan.path, output=tmp_path)
     )
     found, known = case.identification, case.quality
@@ -139,9 +140,9 @@ def test_the_identification_reaches_the_case(tmp_path):
 
 
 def test_vague_votes_are_said_to_be_uncertain_with_several_sequences(tmp_path):
-    scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
+    scan = find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
     vague = FakeNetworks(("T3", "T4", "T5", "T6", "T7", "T8"), strength=0.2)
-    case, warning = predict.predict_case(scan, vague.networks(), settings_for(scan.path, output=tmp_path))
+    case, warning = one_scan.predict_case(scan, vague.networks(), settings_for(scan.path, output=tmp_path))
     assert warning.startswith("labels uncertain: ")
     assert len(case.quality.sequences) > 3 and case.quality.anchor == "none"
     assert sum(share for _, share in case.quality.sequences) > 0.94

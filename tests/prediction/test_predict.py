@@ -31,11 +31,12 @@ from utils.imaging.intensities import denormalise_hu
 from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.volume import Volume
 from utils.localisation.candidates import BODY, Reading, patches_at
-from utils.prediction import networks, predict
+from utils.prediction import networks, one_scan, predict
 from utils.prediction.networks import Networks, load_networks
 from utils.prediction.predict import infer
 from utils.prediction.quality import Remark, read_quality
 from utils.settings import InferenceSettings
+from utils.verse.cases import index_cases
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK
 from utils.walk.records import WalkSettings
 
@@ -150,7 +151,8 @@ def test_two_inputs_of_one_name_are_told_apart_by_their_folders(tmp_path, fake, 
     error = capsys.readouterr().err
     assert str(first) in error and str(second) in error
     written = {path.name for path in (tmp_path / "out" / "derivatives").iterdir()}
-    assert written == {"sub-b", "sub-x-a", "sub-y-a"}
+    assert written == {"dataset_description.json", "sub-b", "sub-x-a", "sub-y-a"}
+    assert {case.key for case in index_cases(tmp_path / "out")} == {"sub-b", "sub-x-a", "sub-y-a"}
 
 
 @pytest.mark.parametrize("changes", [{"first_label": "X9"}, {"fix": ("T12",)}, {"fix": ("1=T1", "1=T2")}])
@@ -328,7 +330,7 @@ def test_a_scan_of_another_content_is_predicted_again_whatever_its_size_and_time
 
 def test_a_scan_that_changes_while_it_is_read_is_predicted_again(tmp_path, fake, monkeypatch):
     scan, out = write_column(tmp_path / "sub-a_ct.nii"), tmp_path / "out"
-    read = predict.read_scan
+    read = one_scan.read_scan
 
     def read_and_change(path, series=(), **options):
         ct = read(path, series, **options)
@@ -336,7 +338,7 @@ def test_a_scan_that_changes_while_it_is_read_is_predicted_again(tmp_path, fake,
         return ct
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "read_scan", read_and_change)
+        patch.setattr(one_scan, "read_scan", read_and_change)
         assert infer(settings_for(scan, output=out)) == 0
     calls = fake.patches
     assert infer(settings_for(scan, output=out)) == 0
@@ -531,7 +533,7 @@ def test_weak_heat_is_no_spine(tmp_path, fake):
     strong, fake.strength = fake.heat, 0.0
     fake.heat = lambda ct: strong(ct) * np.float32(0.3)
     scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
-    case, warning = predict.predict_case(scan, fake.networks(), settings_for(scan.path, output=tmp_path))
+    case, warning = one_scan.predict_case(scan, fake.networks(), settings_for(scan.path, output=tmp_path))
     assert case.quality.no_spine and warning == "no vertebra found" and fake.patches == 0
     # Peaks that are no spine are not said to be vertebrae anywhere.
     assert json.loads(case.column)["vertebrae"] == []
@@ -541,7 +543,7 @@ def test_a_vertebra_found_but_not_outlined_is_a_gap_and_its_vote_counts(tmp_path
     fake = FakeNetworks(silent=(3,))
     scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
     settings = settings_for(scan.path, output=tmp_path)
-    case, warning = predict.predict_case(scan, fake.networks(), settings)
+    case, warning = one_scan.predict_case(scan, fake.networks(), settings)
     assert [row["name"] for row in case.table] == ["T10", "T11", "L1", "L2", "L3"] and warning == ""
     gaps = [remark for remark in case.quality.warnings if remark.kind == "gap"]
     assert gaps == [Remark("gap", "T11", "a vertebra was found below T11, but could not be outlined")]
@@ -554,7 +556,7 @@ def test_places_that_are_fixed_are_counted_among_the_vertebrae_found(tmp_path):
     fake = FakeNetworks(silent=(1, 3), strength=0.5)
     scan = predict.find_scans((write_column(tmp_path / "sub-a_ct.nii.gz"),)).scans[0]
     settings = settings_for(scan.path, output=tmp_path, fix=("2=L2",))  # the fourth of the column
-    case, _ = predict.predict_case(scan, fake.networks(), settings)
+    case, _ = one_scan.predict_case(scan, fake.networks(), settings)
     assert [row["name"] for row in case.table] == ["T12", "L2", "L3", "L4"]
     assert case.identification.anchor == "given"
 
@@ -603,13 +605,13 @@ def test_a_published_walk_without_heat_finds_nothing(tmp_path, published, capsys
 @pytest.fixture
 def read_names(monkeypatch) -> list[str]:
     """Names of the scans that are read, in this order."""
-    names, read = [], predict.read_scan
+    names, read = [], one_scan.read_scan
 
     def read_and_note(path, series=(), **options):
         names.append(path.name)
         return read(path, series, **options)
 
-    monkeypatch.setattr(predict, "read_scan", read_and_note)
+    monkeypatch.setattr(one_scan, "read_scan", read_and_note)
     return names
 
 
@@ -1032,7 +1034,7 @@ def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_
 
     alone, said = run("alone")
     assert "3 of 4 scans predicted" in said.out and "sub-bad_ct.nii.gz: expected" in said.err
-    assert len(alone) == 3 * 6
+    assert len(alone) == 1 + 3 * 6  # the description of the folder, and six a scan
     for how in ({"workers": 2}, {"scheduler": scheduler}):
         found, said = run("divided" + "".join(how), **how)
         assert found == alone

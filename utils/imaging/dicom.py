@@ -159,6 +159,11 @@ def series_grid(files: Sequence[Path]) -> Grid:
     return Grid((*series.headers[0].shape[:2], len(stack)), flipped_world(affine))
 
 
+def series_slices(files: Sequence[Path]) -> Series:
+    """Give the slices of a series in the order of the third axis of `read_series`; errors as there."""
+    return Series(tuple(_stacked(_slices_of(files))[0]))
+
+
 def series_bytes(files: Sequence[Path]) -> int:
     """Give the size that a series has in memory as float32, from headers; 0 if these cannot be read."""
     try:

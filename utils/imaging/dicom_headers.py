@@ -140,7 +140,7 @@ def read_headers(path: Path) -> tuple[ImageHeader, ...]:
     return _read_headers(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
-def read_data_set(path: Path, tags: Sequence[str | int], *, with_pixels: bool = False) -> FileDataset:
+def read_data_set(path: Path, tags: Sequence[str | int] = (), *, with_pixels: bool = False) -> FileDataset:
     """Read elements of a DICOM file, with or without preamble.
 
     Parameters
@@ -148,7 +148,7 @@ def read_data_set(path: Path, tags: Sequence[str | int], *, with_pixels: bool = 
     path : Path
         A regular file.
     tags : sequence of str or int
-        Keywords or numbers of the elements.
+        Keywords or numbers of the elements; by default all.
     with_pixels : bool
         Whether to read on to the voxels.
 

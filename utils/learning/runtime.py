@@ -5,6 +5,7 @@ The device, the strategy that spreads a training over several of them, and the n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -119,7 +120,28 @@ def _xla_of_gpu(wanted: str) -> str:
 
 
 def choose_device(device: str, preset: str | None = None) -> str:
-    """Make the device visible that was asked for, and say which one it is.
+    """Make the device visible that was asked for, and print which one it is; see `set_device`.
+
+    Returns
+    -------
+    str
+        "gpu" or "cpu".
+
+    Raises
+    ------
+    SystemExit
+        With status 2, after a line that says what to do, if there is no such device.
+    """
+    try:
+        kind, name = set_device(device, preset)
+    except ValueError as error:
+        _end(str(error))
+    print(f"Device: {name}.", flush=True)
+    return kind
+
+
+def set_device(device: str, preset: str | None = None) -> tuple[str, str]:
+    """Make the device visible that was asked for.
 
     Parameters
     ----------
@@ -130,38 +152,50 @@ def choose_device(device: str, preset: str | None = None) -> str:
 
     Returns
     -------
-    str
+    kind : str
         "gpu" or "cpu".
+    name : str
+        Which one it is, and why where it is not what one might expect.
 
     Raises
     ------
-    SystemExit
-        With status 2, after a line that says what to do, if a GPU is needed and none is visible or it does
-        not work (`utils.learning.preflight`).
+    ValueError
+        If a GPU is needed and none is visible or it does not work (`utils.learning.preflight`), or is to be
+        hidden after TensorFlow has begun to compute. The text says what to do.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and (device == "gpu" or (device == "auto" and preset in GPU_PRESETS)):
-        _end_without_gpu(device, preset)
+        raise ValueError(_without_gpu(device, preset))
     why = "" if device == "cpu" else " (no GPU is visible)"
     if gpus and device != "cpu" and (found := gpu_failures().get(CONVOLUTION)):
         text = f"expected the GPU to run a 3-D convolution and its gradient, found {found}"
         if device == "gpu" or preset in GPU_PRESETS:
-            _end(f"{text}; update its driver or TensorFlow, or pass --device cpu.")
+            raise ValueError(f"{text}; update its driver or TensorFlow, or pass --device cpu.")
         device, why = "cpu", f" ({text})"
     if device == "cpu" or not gpus:
-        tf.config.set_visible_devices([], "GPU")
-        print(f"Device: CPU{why}.", flush=True)
-        return "cpu"
+        _hide_gpus()
+        return "cpu", f"CPU{why}"
     for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        # In a notebook that has computed already, its memory stays as it was taken.
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
-    print(f"Device: GPU ({name}).", flush=True)
-    return "gpu"
+    return "gpu", f"GPU ({name})"
 
 
-def _end_without_gpu(device: str, preset: str | None) -> NoReturn:
+def _hide_gpus() -> None:
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        raise ValueError(
+            "Expected the CPU to be chosen before TensorFlow computes anything, found its GPUs in use: start "
+            "a new process."
+        ) from None
+
+
+def _without_gpu(device: str, preset: str | None) -> str:
     asked = "--device gpu" if device == "gpu" else f"the preset {preset!r}"
-    _end(
+    return (
         f"Expected a GPU for {asked}, found none visible to TensorFlow. Install one's driver and "
         "`pip install -r requirements-gpu.txt`, or pass --device cpu (slow), or --preset small. "
         f"What TensorFlow said of it: {quiet_start.LOG}"

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,7 +18,8 @@ from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.volume import Volume
 from utils.prediction.case import ANATOMICAL, COUNT, TABLE_COLUMNS, CasePrediction, Numbering, vertebra_points
 from utils.prediction.column import read_column, readings_by_label
-from utils.prediction.exports import EXPORTS
+from utils.prediction.dataset_description import write_dataset_description
+from utils.prediction.exports import EXPORT_SUFFIXES, Export
 from utils.prediction.measured import MEASURED_SUFFIXES, write_measures
 from utils.prediction.quality import QUALITY_SUFFIX, number_in, percent, write_quality
 from utils.prediction.snapshot import Mark, snapshot_figure
@@ -35,7 +37,7 @@ MASK_SUFFIX = "_seg-vert_msk.nii.gz"
 #: Written only if asked for (`InferenceSettings.trace`).
 TRACE_SUFFIX = "_trace.jsonl"
 #: Files that not every prediction has: those of an older one must not stay beside a new mask.
-_EXPORTED = (*(export.suffix for export in EXPORTS.values()), *MEASURED_SUFFIXES)
+_EXPORTED = (*EXPORT_SUFFIXES, *MEASURED_SUFFIXES)
 OPTIONAL_SUFFIXES = (QUALITY_SUFFIX, COLUMN_SUFFIX, TRACE_SUFFIX, *_EXPORTED)
 _RESULT_SUFFIXES = (TABLE_SUFFIX, CENTROIDS_SUFFIX, SNAPSHOT_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES)
 #: Where the settings of a case hold the SHA-256 of its other files, by the ends of their names.
@@ -51,11 +53,13 @@ def write_case(
     prediction: CasePrediction,
     output: Path,
     *,
-    formats: Sequence[str] = (),
+    exports: Mapping[str, Export] = MappingProxyType({}),
     keep: Sequence[str] = (),
     measures: bool = False,
 ) -> None:
     """Write the files of one case, each whole or not at all: last of all what it was made with.
+
+    A folder of predictions without a description for BIDS gets one (`utils.prediction.dataset_description`).
 
     Parameters
     ----------
@@ -63,8 +67,8 @@ def write_case(
         The case.
     output : Path
         Folder of the predictions.
-    formats : sequence of str
-        Keys of `exports.EXPORTS`; any other is one that is always written.
+    exports : mapping of str to Export
+        From `wanted_exports`.
     keep : sequence of str
         Of `OPTIONAL_SUFFIXES` those whose files stay: an earlier writing of the same prediction left them.
     measures : bool
@@ -74,6 +78,7 @@ def write_case(
     def path(suffix: str) -> Path:
         return case_path(output, prediction.key, suffix)
 
+    write_dataset_description(output)
     # Older settings would make the case look done while it is not, or old files look like its own.
     for suffix in (SETTINGS_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES):
         if suffix not in keep:
@@ -95,9 +100,8 @@ def write_case(
     with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
         figure.savefig(temporary, format="png")
     write_volume(path(MASK_SUFFIX), prediction.labels, forms=prediction.forms)
-    for name in formats:
-        if name in EXPORTS:
-            EXPORTS[name].write(path(EXPORTS[name].suffix), prediction.labels, prediction.numbering.name)
+    for export in exports.values():
+        export.write(path(export.suffix), prediction.labels, prediction.numbering.name)
     if measures:
         is_anatomical = prediction.numbering.kind == ANATOMICAL
         known = {"anatomical": is_anatomical, "table": prediction.table, "forms": prediction.forms}
@@ -163,7 +167,7 @@ def complete_case(
     key: str,
     numbering: Numbering,
     *,
-    formats: Sequence[str],
+    exports: Mapping[str, Export],
     assumed: str | None = None,
     measured: Callable[[], tuple[Volume, HeaderForms | None]] | None = None,
 ) -> list[str]:
@@ -177,7 +181,7 @@ def complete_case(
         The case.
     numbering : Numbering
         What the labels mean; only its kind counts.
-    formats : sequence of str
+    exports : mapping of str to Export
         As in `write_case`.
     assumed : str, optional
         Where the voxel axes lead if the mask does not say it, as for its scan.
@@ -198,12 +202,11 @@ def complete_case(
     def path(suffix: str) -> Path:
         return case_path(output, key, suffix)
 
-    paths = {name: case_path(output, key, EXPORTS[name].suffix) for name in formats if name in EXPORTS}
-    missing = [name for name, path in paths.items() if not path.is_file()]
+    missing = [name for name, export in exports.items() if not path(export.suffix).is_file()]
     to_measure = measured is not None and not all(path(each).is_file() for each in MEASURED_SUFFIXES)
     labels = read_mask(path(MASK_SUFFIX), assumed=assumed) if missing or to_measure else None
     for name in missing:
-        EXPORTS[name].write(paths[name], labels, numbering.name)
+        exports[name].write(path(exports[name].suffix), labels, numbering.name)
     if to_measure:
         with path(TABLE_SUFFIX).open(newline="") as stream:
             table = list(csv.DictReader(stream))

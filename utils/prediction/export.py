@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,9 @@ def write_onnx(network: keras.Model, path: Path, *, side: int = 64) -> float:
     batch = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     expected = np.asarray(network(batch, training=False))
     with written_whole(path, suffix=".onnx") as temporary:
-        network.export(temporary, format="onnx", verbose=False)
+        with warnings.catch_warnings():  # Keras asks NumPy for a name that this may give a meaning one day
+            warnings.simplefilter("ignore", FutureWarning)
+            network.export(temporary, format="onnx", verbose=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {session.get_inputs()[0].name: batch})
         difference = float(np.abs(found - expected).max())

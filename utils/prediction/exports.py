@@ -1,12 +1,14 @@
-"""Masks in the files of other programs: a 3D Slicer segmentation and ITK-SNAP's description of labels.
+"""Masks in the files of other programs: a 3D Slicer segmentation, ITK-SNAP's description of labels, DICOM.
 
-Both give every vertebra its name and the colour that it has in the snapshot. Formats: Slicer's developer
-guide, "Segmentation labelmap file format (.seg.nrrd)"; the head of any file that ITK-SNAP exports.
+All give every vertebra its name and the colour that it has in the snapshot. Formats: Slicer's developer
+guide, "Segmentation labelmap file format (.seg.nrrd)"; the head of any file that ITK-SNAP exports; DICOM in
+`utils.prediction.dicom_seg`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,13 @@ import numpy as np
 from utils.files import write_text_whole, written_whole
 from utils.imaging.itk_images import flipped_world
 from utils.imaging.volume import Volume
+from utils.prediction.dicom_seg import (
+    DICOM_SEG,
+    DICOM_SEG_SUFFIX,
+    check_package,
+    check_source,
+    write_dicom_seg,
+)
 from utils.prediction.snapshot import colour_of
 
 SEG_NRRD_SUFFIX = "_seg-vert_msk.seg.nrrd"
@@ -116,8 +125,44 @@ class Export:
     write: Callable[[Path, Volume, NameOf], None]
 
 
-#: By the name that the command line gives them.
-EXPORTS = {
+#: Those that the labels alone are enough for, by the name that the command line gives them.
+_OF_LABELS = {
     "seg.nrrd": Export(SEG_NRRD_SUFFIX, write_seg_nrrd),
     "itksnap": Export(ITK_SNAP_SUFFIX, write_itk_snap_labels),
 }
+EXPORT_SUFFIXES = (*(export.suffix for export in _OF_LABELS.values()), DICOM_SEG_SUFFIX)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise a `ValueError` that says what to install if a format needs a package that is not there."""
+    if DICOM_SEG in formats:
+        check_package()
+
+
+def wanted_exports(formats: Sequence[str], path: Path, series: Sequence[Path] = ()) -> dict[str, Export]:
+    """Give the files for other programs that are wanted of a scan.
+
+    Parameters
+    ----------
+    formats : sequence of str
+        Of `ScanOptions.formats`; what is none of these files is always written.
+    path : Path
+        The scan.
+    series : sequence of Path
+        Its files, if it is a DICOM series.
+
+    Returns
+    -------
+    dict of str to Export
+        By format, in their order.
+
+    Raises
+    ------
+    ValueError
+        If a DICOM segmentation is wanted and the scan is no DICOM series that has what it needs.
+    """
+    known = dict(_OF_LABELS)
+    if DICOM_SEG in formats:
+        check_source(path, series)
+        known[DICOM_SEG] = Export(DICOM_SEG_SUFFIX, functools.partial(write_dicom_seg, series=series))
+    return {name: known[name] for name in formats if name in known}

@@ -12,24 +12,25 @@ The first call of a process loads the networks; later ones have them.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import io
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import nibabel
 import numpy as np
 
 from utils.prediction import derivatives
 from utils.prediction.case import TABLE_COLUMNS, CasePrediction, vertebra_points
+from utils.prediction.exports import check_formats, wanted_exports
 from utils.prediction.networks import STARTER_DIR, Networks, load_networks, with_networks_of
-from utils.prediction.predict import predict_case, read_with_identity
+from utils.prediction.one_scan import predict_case
+from utils.prediction.quality import quality_json
 from utils.prediction.scans import Scan, find_scans
-from utils.settings import InferenceSettings
+from utils.settings import Device, ExportFormat, InferenceSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,21 +63,37 @@ class Segmentation:
     quality: dict[str, Any]
     warning: str
     _prediction: CasePrediction
+    _scan: Scan
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, formats: Sequence[str] = (), measure: bool = False) -> Path:
         """Write the files that `infer.py` writes; give the folder of this scan.
 
         Parameters
         ----------
         folder : str or Path
             Folder of predictions. A prediction of the same name in it is replaced.
+        formats : sequence of str
+            As `--formats` of `infer.py`: "seg.nrrd", "itksnap", and of a DICOM series "dicom-seg".
+        measure : bool
+            As `--measure` of `infer.py`.
 
         Returns
         -------
         Path
             `folder/derivatives/<subject>`.
+
+        Raises
+        ------
+        ValueError
+            If there is no such format, or the scan cannot be written in it.
         """
-        derivatives.write_case(self._prediction, Path(folder))
+        unknown = {*formats} - {*get_args(ExportFormat)}
+        if unknown:
+            known = list(get_args(ExportFormat))
+            raise ValueError(f"Expected formats among {known}, received {sorted(unknown)}.")
+        check_formats(formats)
+        exports = wanted_exports(formats, self._scan.path, self._scan.series)
+        derivatives.write_case(self._prediction, Path(folder), exports=exports, measures=measure)
         return derivatives.case_path(Path(folder), self._prediction.key, "").parent
 
 
@@ -84,7 +101,7 @@ def segment(
     image_or_path: nibabel.Nifti1Pair | str | Path,
     *,
     models: str | Path | None = None,
-    device: Literal["auto", "gpu", "cpu"] = "auto",
+    device: Device = "auto",
     progress: bool = False,
 ) -> Segmentation:
     """Segment and number the vertebrae of one scan.
@@ -108,7 +125,8 @@ def segment(
     Raises
     ------
     ValueError
-        If the scan or the networks cannot be used; the text says what was expected and what was found.
+        If the scan, the networks or the device cannot be used; the text says what was expected and what was
+        found.
     """
     from tqdm import tqdm
 
@@ -116,23 +134,19 @@ def segment(
         networks, settings = _networks(None if models is None else str(Path(models).absolute()), device)
         bar.update()
         with _scan_of(image_or_path) as scan:
-            read = read_with_identity(scan, settings)
-            prediction, warning = predict_case(scan, networks, settings, read=read)
+            prediction, warning = predict_case(scan, networks, settings)
         bar.update()
-    return _segmentation(prediction, warning)
+    return _segmentation(scan, prediction, warning)
 
 
 @functools.lru_cache(maxsize=2)
 def _networks(models: str | None, device: str) -> tuple[Networks, InferenceSettings]:
-    from utils.learning.runtime import choose_device
-
+    if device not in get_args(Device):
+        raise ValueError(f"Expected device to be {' or '.join(get_args(Device))}, received {device!r}.")
     settings = with_networks_of(STARTER_DIR if models is None else Path(models))
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            choose_device(device)
-    except SystemExit:
-        raise ValueError(said.getvalue().strip()) from None
+    from utils.learning.runtime import set_device  # loads TensorFlow
+
+    set_device(device)
     return load_networks(settings), settings
 
 
@@ -152,10 +166,13 @@ def _scan_of(image_or_path: nibabel.Nifti1Pair | str | Path) -> Iterator[Scan]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{IMAGE_KEY}_ct.nii"
         nibabel.save(image_or_path, path)
-        yield Scan(path, IMAGE_KEY)
+        try:
+            yield Scan(path, IMAGE_KEY)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "the image")) from None
 
 
-def _segmentation(prediction: CasePrediction, warning: str) -> Segmentation:
+def _segmentation(scan: Scan, prediction: CasePrediction, warning: str) -> Segmentation:
     import pandas as pd
 
     points = vertebra_points(prediction.labels, prediction.numbering)
@@ -165,7 +182,8 @@ def _segmentation(prediction: CasePrediction, warning: str) -> Segmentation:
         labels,
         pd.DataFrame(prediction.table, columns=TABLE_COLUMNS),
         dict(zip(names, points.points_mm)),
-        dataclasses.asdict(prediction.quality) if prediction.quality else {},
+        json.loads(quality_json(prediction.quality)),
         warning,
         prediction,
+        scan,
     )

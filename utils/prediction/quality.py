@@ -264,7 +264,12 @@ def _ratio_to_neighbours(values: Sequence[float | None], position: int) -> float
 
 def write_quality(path: Path, quality: CaseQuality) -> None:
     """Write what is known about a case as JSON, whole or not at all."""
-    write_text_whole(path, json.dumps(dataclasses.asdict(quality), indent=2) + "\n")
+    write_text_whole(path, quality_json(quality))
+
+
+def quality_json(quality: CaseQuality) -> str:
+    """Give the text of `<key>_quality.json`."""
+    return json.dumps(dataclasses.asdict(quality), indent=2) + "\n"
 
 
 def read_quality(path: Path) -> CaseQuality | None:
