@@ -1040,7 +1040,8 @@ def test_processes_a_cluster_and_shards_give_what_one_process_gives(models, tmp_
         assert found == alone
         assert "3 of 4 scans predicted" in said.out and "sub-bad_ct.nii.gz: expected" in said.err
     first, _ = run("shards", shard="1/2")
-    assert {name.split("/")[1] for name in first} == {"sub-a"}  # and the bad one, the third in order
+    # And the bad one, the third in order.
+    assert {name.split("/")[1] for name in first} == {"dataset_description.json", "sub-a"}
     assert run("shards", shard="2/2")[0] == alone
 
 

@@ -1,4 +1,4 @@
-"""One scan, from its file to all that is to be written of it: read, segmented, numbered, doubted.
+"""One scan, from its file to all that is to be written of it: read, segmented, numbered, relabelled.
 
 The Python call (`utils.prediction.interface`) and the run over many scans (`utils.prediction.predict`) stand
 on it.
@@ -32,12 +32,13 @@ from utils.prediction.case import (
     numbering_of,
     vertebra_table,
 )
-from utils.prediction.case_facts import facts_of_labels, walk_remarks
+from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
 from utils.prediction.column import column_json
-from utils.prediction.levels import doubt_about, identify_counted, parse_fixed
+from utils.prediction.derivatives import case_path
+from utils.prediction.levels import doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks
 from utils.prediction.papers import scan_papers
-from utils.prediction.provenance import record_of, scan_identity
+from utils.prediction.provenance import record_of, relabelled_record, scan_identity
 from utils.prediction.quality import CaseQuality, Remark
 from utils.prediction.scans import Scan
 from utils.settings import InferenceSettings, WalkOptions
@@ -126,6 +127,36 @@ def predict_case(
         forms=forms,
     )
     return prediction, _warning(labelled, doubts, ct.grid)
+
+
+def relabelled_case(scan: Scan, settings: InferenceSettings) -> CasePrediction:
+    """Give the finished case of a scan with its labels decided anew, without any network.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan that the case is of.
+    settings : InferenceSettings
+        Where the case is, and its new levels.
+
+    Returns
+    -------
+    CasePrediction
+        To be written. All else of its record stays, so the case counts as done with the new levels.
+
+    Raises
+    ------
+    ValueError
+        If there is no such case, or one of another scan, or it cannot be read, or the levels contradict each
+        other.
+    """
+    record = relabelled_record(scan, settings)
+    ct = read_image(scan, settings, record.get("assume_orientation"))
+    fixed = parse_fixed(settings.fix, settings.first_label)
+    prediction = relabel_case(ct, settings.output, scan.key, fixed=fixed, settings=record)
+    known = quality.read_quality(case_path(settings.output, scan.key, quality.QUALITY_SUFFIX))
+    forms = mask_forms(scan.path, scan.series)
+    return dataclasses.replace(prediction, quality=relabelled_quality(prediction, known), forms=forms)
 
 
 # Finding -------------------------------------------------------------------------------------------

@@ -19,16 +19,21 @@ from tqdm import tqdm
 from utils import execution
 from utils.files import printable
 from utils.imaging.formats import mask_forms, scan_bytes, scan_grid, too_flat
-from utils.prediction import derivatives, quality
+from utils.prediction import derivatives
 from utils.prediction.case import ANATOMICAL, COUNT, Numbering
-from utils.prediction.case_facts import relabelled_quality
 from utils.prediction.corrections import corrected_scans
 from utils.prediction.exports import check_formats, wanted_exports
 from utils.prediction.keys import tell_apart
-from utils.prediction.levels import doubt_about, parse_fixed, relabel_case
+from utils.prediction.levels import doubt_about, parse_fixed
 from utils.prediction.networks import Networks, load_networks, model_directories, uses_starter
-from utils.prediction.one_scan import ReadScan, predict_case, read_image, read_with_identity
-from utils.prediction.provenance import files_to_mend, is_done, relabelled_record
+from utils.prediction.one_scan import (
+    ReadScan,
+    predict_case,
+    read_image,
+    read_with_identity,
+    relabelled_case,
+)
+from utils.prediction.provenance import files_to_mend, is_done
 from utils.prediction.report import write_scan_report
 from utils.prediction.scans import Scan, find_scans
 from utils.settings import InferenceSettings, worker_count
@@ -258,20 +263,9 @@ def _do_case(
 
 
 def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
-    """Change the labels of a finished case; all else of its record stays, so it counts as done with them."""
+    """Change the labels of a finished case."""
     exports = wanted_exports(settings.formats, scan.path, scan.series)
-    record = relabelled_record(scan, settings)
-    prediction = relabel_case(
-        read_image(scan, settings, record.get("assume_orientation")),
-        settings.output,
-        scan.key,
-        fixed=parse_fixed(settings.fix, settings.first_label),
-        settings=record,
-    )
-    path = derivatives.case_path(settings.output, scan.key, quality.QUALITY_SUFFIX)
-    known = relabelled_quality(prediction, quality.read_quality(path))
-    forms = mask_forms(scan.path, scan.series)
-    prediction = dataclasses.replace(prediction, quality=known, forms=forms)
+    prediction = relabelled_case(scan, settings)
     # The walk was that of this mask.
     kept = (derivatives.TRACE_SUFFIX,)
     wanted = {"exports": exports, "measures": settings.measure}
