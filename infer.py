@@ -28,14 +28,16 @@ Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
             <key>_measurements.csv      heights, density and volumes, a row a vertebra
             <key>_angles.json           Cobb angle, kyphosis, lordosis
         and with --report
-            predictions/report.html     a page that shows every scan of the folder, to open in a browser
+            predictions/report.html     a page to look through all scans of the folder and correct their
+                                        levels, to open in a browser
 
     python infer.py CT_OR_FOLDER [...] --work-dir work --output predictions [--first-label L1]
 
 Vertebrae get their anatomical levels, T13 and L6 among them; --first-label and --fix 3=T12 overrule them.
 With a heatmap network of the preset paper, which knows none, they are counted from 1, top down, or from the
 level of --first-label (after T12 comes L1: a T13 is not told from the count). --relabel changes the labels of
-what is predicted already, without any network. Takes some seconds to minutes a scan, by preset and device.
+what is predicted already, without any network; --from corrections.json, which the page of --report saves,
+names each scan's own levels. Takes some seconds to minutes a scan, by preset and device.
 """
 
 import sys

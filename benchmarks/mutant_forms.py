@@ -26,7 +26,7 @@ from utils.imaging.dicom import find_series
 from utils.imaging.formats import files_of_scan, read_scan
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Grid, Volume
-from utils.prediction.levels import read_column
+from utils.prediction.column import read_column
 from utils.prediction.quality import CaseQuality, read_quality, write_quality
 from utils.preparation.prepared import identity, is_current, is_mask_alone, origin_of, write_sidecar
 from utils.preparation.spine_case import read_spine

@@ -30,6 +30,7 @@ REQUIREMENTS = ("requirements.txt", "requirements-common.txt", "requirements-dev
 SEED, VERTEBRAE = 1, 4
 TESTS = (
     *("tests/imaging", "tests/verse", "tests/evaluation", "tests/prediction/test_exports.py"),
+    "tests/prediction/test_thumbnails.py",
     *(
         "tests/download/test_data_set.py",
         "tests/download/test_sources.py",

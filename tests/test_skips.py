@@ -1,6 +1,7 @@
 """Skips that are allowed, and those that make a run fail."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,30 @@ def test_a_wrong_skip_makes_the_run_fail(tmp_path, name, status, processes):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
     assert ("expected to run, found it skipped" in done.stdout) == bool(status)
+
+
+@pytest.mark.parametrize(
+    ("programs", "user", "failing", "expected"),
+    [
+        (("chromium", "chromedriver", "apt-get"), 0, "", ["make lint", "make test"]),
+        (("chromium", "apt-get"), 0, "", ["update", "install", "make lint", "make test"]),
+        (("apt-get",), 0, "update", ["update", "make lint", "make test"]),
+        (("apt-get",), 0, "install", ["update", "install"]),
+        (("apt-get",), 1000, "", ["make lint", "make test"]),
+        ((), 0, "", ["make lint", "make test"]),
+    ],
+)
+def test_ci_installs_the_browser_where_it_can(tmp_path, programs, user, failing, expected):
+    log = tmp_path / "log"
+    for name in ("dirname", "bash"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    stubs = {"make": f'echo "make $1" >> {log}', "id": f"echo {user}"} | dict.fromkeys(programs, "")
+    if "apt-get" in programs:
+        stubs["apt-get"] = f'echo "$1" >> {log}; [ "$1" != "{failing}" ]'
+    for name, text in stubs.items():
+        (tmp_path / name).write_text(f"#!{tmp_path / 'bash'}\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    command = [shutil.which("bash"), str(PROJECT / ".ci" / "run")]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert log.read_text().splitlines() == expected, done.stderr
+    assert (done.returncode == 0) == (failing != "install")

@@ -526,6 +526,9 @@ class LevelOptions(CheckedSettings):
     """Levels that are known, such as 3=T12: the third vertebra from the top is T12. The others follow."""
     relabel: bool = False
     """Change the labels of predictions that are there already, without segmenting again."""
+    corrections: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """With --relabel: the corrections that the page of --report saved. Each scan in them gets its own levels,
+    the others are left alone."""
 
 
 @dataclass(frozen=True)

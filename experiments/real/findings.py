@@ -14,8 +14,8 @@ from utils.imaging.resampling import working_ct
 from utils.imaging.volume import Volume
 from utils.localisation.chain import Votes, find_column
 from utils.localisation.identify import Identification, number_column
+from utils.prediction.column import read_column
 from utils.prediction.derivatives import CENTROIDS_SUFFIX, COLUMN_SUFFIX, MASK_SUFFIX, case_path
-from utils.prediction.levels import read_column
 from utils.prediction.networks import STARTER_DIR, Networks, load_networks
 from utils.preparation.own_cases import own_key
 from utils.settings import InferenceSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 
+from utils.localisation.chain import Votes
 from utils.prediction.case import TABLE_COLUMNS
-from utils.prediction.derivatives import MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX, case_path
+from utils.prediction.column import column_json
+from utils.prediction.derivatives import COLUMN_SUFFIX, MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX, case_path
+from utils.prediction.measured import ANGLES_SUFFIX, MEASURES_SUFFIX
 from utils.prediction.quality import QUALITY_SUFFIX, CaseQuality, case_remarks, write_quality
+from utils.verse.labels import code_of_name
 
 #: 2026-01-02 03:04:05 UTC.
 WRITTEN = 1767323045
@@ -61,3 +66,20 @@ def put_case(
     mask.touch()
     os.utime(mask, (written, written))
     return table.parent
+
+
+def put_measures(
+    output: Path, key: str, rows: Sequence[dict[str, Any]], angles: dict[str, Any] | None = None
+) -> None:
+    """Write the measures of a case beside its other files."""
+    with case_path(output, key, MEASURES_SUFFIX).open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    case_path(output, key, ANGLES_SUFFIX).write_text(json.dumps(angles or {}))
+
+
+def put_column(output: Path, key: str, votes: Votes, names: Sequence[str | None]) -> None:
+    """Write what the levels of a case were decided from; None for a vertebra without an outline."""
+    codes = [0 if name is None else code_of_name(name) for name in names]
+    case_path(output, key, COLUMN_SUFFIX).write_text(column_json(votes, range(len(codes)), codes))

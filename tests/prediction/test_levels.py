@@ -22,20 +22,18 @@ from tests.walk.column import column, column_ct
 from utils.imaging.centroids import read_centroids
 from utils.imaging.grids import oriented
 from utils.imaging.nifti import read_mask
-from utils.localisation.evidence import Sacrum
 from utils.localisation.identify import identify, number_column
-from utils.prediction import one_scan
+from utils.prediction import derivatives, one_scan
 from utils.prediction.levels import (
-    column_json,
     doubt_about,
     identify_counted,
     parse_fixed,
-    read_column,
     relabel_case,
 )
 from utils.prediction.predict import infer
-from utils.prediction.quality import read_quality
+from utils.prediction.quality import percent, read_quality
 from utils.prediction.scans import find_scans
+from utils.prediction.snapshot import Mark, snapshot_figure
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,41 +108,6 @@ def test_doubt_is_said_of_what_gets_no_label():
     assert doubt_about(found) == "1 of 7 found get no label, as no vertebrae"
 
 
-# What the network said, on disk
-
-
-@pytest.mark.parametrize("sacrum", [None, Sacrum(2, 0.97)])
-def test_what_the_network_said_reads_back(tmp_path, sacrum):
-    known = {"rib_probability": np.array([0.9, 0.8, 0.1]), "sacrum": sacrum, "temperature": 1.7}
-    votes = votes_for(["T11", "T12", "L1"], **known)
-    path = tmp_path / "sub-a_column.json"
-    path.write_text(column_json(votes, [0, 2], codes("T11", "L1")))
-    read, labels = read_column(path)
-    assert labels == [code_of_name("T11"), 0, code_of_name("L1")]
-    np.testing.assert_allclose(read.level_log_probabilities, votes.level_log_probabilities, atol=5e-4)
-    np.testing.assert_allclose(read.rib_probability, votes.rib_probability)
-    np.testing.assert_allclose(read.centres_mm, votes.centres_mm)
-    assert (read.sacrum, read.temperature) == (sacrum, 1.7)
-    assert number_column(read, places=[0, 2]).codes == number_column(votes, places=[0, 2]).codes
-
-
-def test_a_column_without_vertebrae_reads_back(tmp_path):
-    path = tmp_path / "sub-a_column.json"
-    path.write_text(column_json(votes_for([]), [], ()))
-    votes, labels = read_column(path)
-    assert labels == [] and votes.centres_mm.shape == (0, 3)
-    assert number_column(votes, places=[]).codes == ()
-
-
-def test_no_file_is_a_count_and_another_file_is_named(tmp_path):
-    path = tmp_path / "sub-a_column.json"
-    assert read_column(path) is None
-    for text in ("[]", "{", '{"vertebrae": [{}], "sacrum": null, "temperature": 1}'):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=f"^{path}: expected what is known of a column"):
-            read_column(path)
-
-
 # Inference
 
 
@@ -209,6 +172,27 @@ def test_levels_that_are_named_serve_with_a_published_heatmap_network(tmp_path, 
     assert {row["label_probability"] for row in table_of(out)} == {""}
     assert infer(settings_for(scan, output=out, fix=("3=T12",))) == 0
     assert [row["name"] for row in table_of(out)] == list(NAMES)
+
+
+def test_the_picture_says_how_sure_labels_are_and_what_the_count_holds_on_to(tmp_path, fake, monkeypatch):  # noqa: F811
+    drawn = []
+
+    def figure(*volumes, marks, title):
+        drawn.append(marks)
+        return snapshot_figure(*volumes, marks=marks, title=title)
+
+    monkeypatch.setattr(derivatives, "snapshot_figure", figure)
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out)) == 0
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="T9")) == 0
+    (_, _, t12, l1, *_), relabelled = drawn
+    assert [mark.name for mark in drawn[0]] == list(NAMES)
+    probability = float(table_of(out)[0]["label_probability"])
+    assert relabelled[0] == Mark("T9", percent(probability))
+    assert t12.note.startswith("last rib ") and t12.is_held and t12.certainty.endswith(" %")
+    assert (l1.note, l1.is_held) == ("", False)
+    # It is read at the same place, but the count now holds on to the level that was given.
+    assert relabelled[2].note == t12.note and not relabelled[2].is_held
 
 
 # Labels changed later

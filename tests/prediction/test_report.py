@@ -10,13 +10,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
-from tests.prediction.report_cases import WRITTEN, put_case, rows_of
-from utils.prediction.derivatives import MASK_SUFFIX, TABLE_SUFFIX
+from tests.localisation.label_problems import votes_for
+from tests.prediction.report_cases import WRITTEN, put_case, put_column, put_measures, rows_of
+from utils.files import sha256_of
+from utils.localisation.evidence import Sacrum
+from utils.prediction.derivatives import COLUMN_SUFFIX, MASK_SUFFIX, SNAPSHOT_SUFFIX, TABLE_SUFFIX
+from utils.prediction.measured import ANGLES_SUFFIX, MEASURES_SUFFIX
 from utils.prediction.papers import ScanPapers
 from utils.prediction.quality import QUALITY_SUFFIX, Remark
-from utils.prediction.report import read_cases, report_page, write_scan_report
+from utils.prediction.report import report_page, write_scan_report
+from utils.prediction.report_cases import read_cases
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -91,6 +97,7 @@ def test_a_row_shows_a_case(tmp_path):
     # Sorted by the rank of the top-most level: 7 cervical and 12 thoracic ones.
     assert row["Labels"] == ("19", "T12 >99 % L1 98 % L2 62 % Runner-up <1 %: T11 T12 L1")
     assert row["Sequence"] == ("0.87", "87 %")
+    assert row["Doubt"] == ("1.63", "1.63 gap 1.00 low probability 0.50 labels 0.13")
     assert row["Volume, cm³"] == ("12.34", "12.3 10.0 to 14.0")
     assert row["Mean HU"] == ("150.0", "150 −20 to 202")
     assert row["Warnings"] == (
@@ -183,11 +190,11 @@ def test_names_and_texts_are_escaped_and_links_quoted(tmp_path):
     assert row["Warnings"][1] == "other <b>bold</b> & $page"
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "b" not in [tag for tag, _ in page.tags]
-    (source,) = page.attributes("img", "src")[:1]
-    assert re.fullmatch(r"[A-Za-z0-9_.%/~-]+", source)
-    assert (tmp_path / unquote(source)).is_file()
-    assert page.attributes("a", "href") == [source]
-    assert page.attributes("a", "data-key") == [HOSTILE]
+    (address,) = page.attributes("a", "href")
+    assert re.fullmatch(r"[A-Za-z0-9_.%/~-]+", address)
+    assert (tmp_path / unquote(address)).is_file()
+    # Labels that are no levels cannot be corrected.
+    assert page.attributes("tr", "data-key") == [HOSTILE] and page.attributes("tr", "data-names") == [""]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are text on this system")
@@ -209,6 +216,10 @@ def test_a_name_that_is_no_text_is_written_and_linked(tmp_path):
         (TABLE_SUFFIX, b"\xff\xfe\x00", "expected the table of a case, found: 'utf-8' codec"),
         (TABLE_SUFFIX, b"name,numbering,volume_mm3,mean_hu\n1,count\n", "found a row that is cut off"),
         (QUALITY_SUFFIX, b"{", "sub-bad_quality.json: expected what is known about a case, found"),
+        (COLUMN_SUFFIX, b"[]", "sub-bad_column.json: expected what is known of a column, found"),
+        (MEASURES_SUFFIX, b"label\n1\n", "sub-bad_measurements.csv: expected a table with the columns name"),
+        (ANGLES_SUFFIX, b"[1]", "sub-bad_angles.json: expected the angles of a spine, found [1]"),
+        (SNAPSHOT_SUFFIX, b"no picture", "sub-bad_seg-vert_snp.png: expected a picture, found another file"),
         (MASK_SUFFIX, None, "sub-bad_seg-vert_msk.nii.gz is not there: the prediction was not finished"),
     ],
 )
@@ -219,6 +230,7 @@ def test_a_bad_file_becomes_a_row_that_says_so(tmp_path, suffix, content, said):
     bad.unlink() if content is None else bad.write_bytes(content)
     page = page_of(tmp_path)
     first, second = page.rows
+    assert first["Doubt"][0] == "3.0" and second["Doubt"][0] == "0"
     assert first["kinds"] == "unreadable" and said in first["Warnings"][1]
     assert str(tmp_path) not in first["Warnings"][1]
     # What can still be read is shown; what cannot is not told as 0.
@@ -230,7 +242,7 @@ def test_a_bad_file_becomes_a_row_that_says_so(tmp_path, suffix, content, said):
 def test_a_case_without_a_picture_says_so(tmp_path):
     put_case(tmp_path, "sub-a", rows_of(("1",)), picture=False)
     page = write_scan_report(tmp_path).read_text(encoding="utf-8")
-    assert '<span class="no-picture">no picture</span>' in page and "<a " not in page
+    assert '<span class="no-picture">no picture</span>' in page and "<a class=" not in page
 
 
 def test_temporary_files_and_lone_pictures_are_no_cases(tmp_path):
@@ -244,7 +256,8 @@ def test_the_page_asks_nothing_of_another_host_and_its_policy_forbids_it(tmp_pat
     put_case(tmp_path, "sub-a", rows_of(("1",)))
     page = page_of(tmp_path)
     places = page.attributes("img", "src") + page.attributes("a", "href") + page.attributes("link", "href")
-    assert places == ["derivatives/sub-a/sub-a_seg-vert_snp.png"] * 2 + ["data:,"]
+    assert places[0].startswith("data:image/webp;base64,")
+    assert places[1:] == ["derivatives/sub-a/sub-a_seg-vert_snp.png", "data:,"]
     assert not re.search(r"https?:|@import|url\(", (tmp_path / "report.html").read_text(encoding="utf-8"))
     (policy,) = (
         attributes["content"]
@@ -270,3 +283,63 @@ def test_the_page_depends_on_the_cases_only(tmp_path):
     first, second = (write_scan_report(tmp_path / name).read_bytes() for name in ("x", "y"))
     assert first == second == write_scan_report(tmp_path / "x").read_bytes()
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["derivatives", "report.html"]
+
+
+def test_what_was_read_that_a_count_can_hold_on_to_is_named(tmp_path):
+    levels = ("T11", "T12", "L1", "L2")
+    put_case(tmp_path, "sub-a", rows_of(("T11", "T12", "L2"), "anatomical"), anchor="ribs")
+    ribs = np.array([0.99, 0.9, 0.2, 0.0])
+    votes = votes_for(levels, rib_probability=ribs, sacrum=Sacrum(2, 0.61))
+    put_column(tmp_path, "sub-a", votes, ("T11", "T12", None, "L2"))
+    page = page_of(tmp_path)
+    said = page.rows[0]["Scan"][1]
+    assert "anchor: ribs read: last rib (T12) 72 %, sacrum below (no outline) 61 %" in said
+    # As --fix counts them: the vertebrae that have a label in the mask.
+    assert page.attributes("tr", "data-names") == ["T11 T12 L2"]
+
+
+def test_a_row_holds_what_a_correction_needs(tmp_path):
+    folder = put_case(tmp_path, "sub-a", rows_of(("1", "2")))
+    mask = folder / "sub-a_seg-vert_msk.nii.gz"
+    mask.write_bytes(b"a mask")
+    page = page_of(tmp_path)
+    assert page.attributes("tr", "data-mask") == [sha256_of(mask)]
+    assert page.attributes("tr", "data-names") == ["1 2"]
+    assert page.attributes("table", "data-levels")[0].split()[18:21] == ["T12", "T13", "L1"]
+    mask.unlink()
+    assert page_of(tmp_path).attributes("tr", "data-names") == [""]
+
+
+def test_measures_stand_in_the_table_and_in_each_vertebra(tmp_path):
+    for key, angle in (("sub-a", 40.0), ("sub-b", 20.5)):
+        put_case(tmp_path, key, rows_of(("T12", "L1"), "anatomical"))
+        measured = {"core_hu": 150.4, "anterior_to_posterior": 0.91, "middle_to_posterior": 0.95}
+        low = {**measured, "core_hu": 120, "anterior_to_posterior": 0.734, "hint": "a hint"}
+        rows = [{"name": "T12", **low, "why": ""}, {"name": "L1", **measured, "hint": "", "why": "none"}]
+        put_measures(tmp_path, key, rows, {"cobb_deg": angle, "cobb_from": "T12", "cobb_to": "L1"})
+    put_case(tmp_path, "sub-c", rows_of(("T12", "L1"), "anatomical"))
+    page = page_of(tmp_path)
+    first, second, third = page.rows
+    assert first["Core HU"] == ("135.2", "135 120 to 150")
+    assert first["Lowest ratio"] == ("0.734", "0.73 T12")
+    assert first["Cobb, °"] == ("40.0", "40.0 T12 to L1") and second["Cobb, °"][0] == "20.5"
+    assert first["Kyphosis, °"] == ("", "–") and third["Cobb, °"] == ("", "–")
+    assert "Ant., mm Mid., mm Post., mm A/P M/P Core HU Remarks" in first["Each"][1]
+    assert (
+        first["Each"][1].endswith("– – – 0.91 0.95 150 none") and "0.73 0.95 120 a hint" in first["Each"][1]
+    )
+    # Each distribution is drawn once; the rows show it again, with their own place in it.
+    shown = [attributes for tag, attributes in page.tags if tag == "use"]
+    assert [use["href"] for use in shown].count("#spread-cobb") == 2
+    assert page.attributes("path", "id").count("spread-cobb") == 1
+    assert "spread-kyphosis" not in page.attributes("path", "id")
+    assert page.attributes("svg", "aria-label")[4] == "Cobb, ° of 2 scans: 20.5 to 40.0, median 30.2"
+    assert page.attributes("table", "data-again") == [" --measure"]
+
+
+def test_a_folder_without_measures_has_no_columns_for_them(tmp_path):
+    put_case(tmp_path, "sub-a", rows_of(("1",)))
+    page = page_of(tmp_path)
+    assert "Core HU" not in page.rows[0] and page.attributes("table", "data-again") == [""]
+    heads = [attributes["class"] for tag, attributes in page.tags if tag == "th" and "class" in attributes]
+    assert heads[-2:] == ["measure volume", "measure hu"]

@@ -10,7 +10,7 @@ import pytest
 from utils.imaging.centroids import centroids_of_mask
 from utils.imaging.grids import oriented
 from utils.imaging.volume import Volume
-from utils.prediction.snapshot import colour_of, curved_slices, snapshot_figure
+from utils.prediction.snapshot import Mark, colour_of, curved_slices, snapshot_figure
 
 # P to the back (-y), R to the right (+x), I down (-z): 1 x 1 x 2 mm, 120 x 100 x 160 mm.
 AFFINE = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, -2, 0], [0, 0, 0, 1]], float)
@@ -83,7 +83,7 @@ def test_a_scan_without_vertebrae_has_plain_slices():
 def test_no_edge_of_a_picture_is_over_2000_pixels(shape):
     labels = Volume(np.zeros(shape, np.uint8), np.diag([0.75, 0.75, 0.75, 1]))
     figure = snapshot_figure(
-        labels, labels, centroids_of_mask(labels), names=[], title="sub-odd: 0 vertebrae"
+        labels, labels, centroids_of_mask(labels), marks=[], title="sub-odd: 0 vertebrae"
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -91,12 +91,16 @@ def test_no_edge_of_a_picture_is_over_2000_pixels(shape):
     assert min(edges) >= 150 and max(edges) <= 2000
 
 
-def test_the_figure_shows_every_colour(scan):
-    figure = snapshot_figure(
-        *scan, centroids_of_mask(scan[1]), names=["L1", "L2", "L3"], title="sub-bent: 3 vertebrae"
-    )
-    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert [name for name in texts if name.startswith("L") and len(name) == 2] == ["L1", "L2", "L3"] * 2
+def test_the_figure_shows_every_colour_and_what_is_known_of_the_labels(scan):
+    marks = [Mark("T12", "93 %", "last rib 54 %", True), Mark("L1"), Mark("L2", "<1 %", "sacrum below 61 %")]
+    figure = snapshot_figure(*scan, centroids_of_mask(scan[1]), marks=marks, title="sub-bent: 3 vertebrae")
+    written = [[(text.get_text(), text.get_color()) for text in axes.texts] for axes in figure.axes]
+    names = [("T12", "white"), ("93 %", "white"), ("L1", "white"), ("L2", "white"), ("<1 %", "white")]
+    notes = [("last rib 54 % ▸", "#ffd84d"), ("sacrum below 61 % ▸", "#b8b8b8")]
+    assert [each for each in written[0] if each in [*names, *notes]] == [*names, *notes]
+    assert [each for each in written[1] if each in [*names, *notes]] == names
+    rows = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
+    assert rows["last rib 54 % ▸"] == rows["T12"] == rows["93 %"] < rows["sacrum below 61 % ▸"] == rows["L2"]
     buffer = io.BytesIO()
     figure.savefig(buffer, format="rgba")
     height, width = (figure.get_size_inches()[::-1] * figure.dpi).round().astype(int)

@@ -9,17 +9,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from utils.files import read_json, sha256_of, write_text_whole, written_whole
-from utils.imaging.centroids import write_centroids
+from utils.imaging.centroids import Centroids, write_centroids
 from utils.imaging.nifti import read_mask, write_volume
 from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.volume import Volume
 from utils.prediction.case import ANATOMICAL, COUNT, TABLE_COLUMNS, CasePrediction, Numbering, vertebra_points
+from utils.prediction.column import read_column, readings_by_label
 from utils.prediction.dataset_description import write_dataset_description
 from utils.prediction.exports import EXPORT_SUFFIXES, Export
 from utils.prediction.measured import MEASURED_SUFFIXES, write_measures
-from utils.prediction.quality import QUALITY_SUFFIX, write_quality
-from utils.prediction.snapshot import snapshot_figure
+from utils.prediction.quality import QUALITY_SUFFIX, number_in, percent, write_quality
+from utils.prediction.snapshot import Mark, snapshot_figure
 from utils.verse.cases import subject_of
 
 #: Ends of the names of a case's files. The settings are written last, with hashes of the others: a case is
@@ -81,7 +84,6 @@ def write_case(
         if suffix not in keep:
             path(suffix).unlink(missing_ok=True)
     points = vertebra_points(prediction.labels, prediction.numbering)
-    names = [prediction.numbering.name(code) for code in points.codes]
     with written_whole(path(TABLE_SUFFIX)) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, TABLE_COLUMNS)
         writer.writeheader()
@@ -94,9 +96,7 @@ def write_case(
         steps = [json.dumps(step.as_json()) + "\n" for step in prediction.trace]
         write_text_whole(path(TRACE_SUFFIX), "".join(steps))
     write_centroids(path(CENTROIDS_SUFFIX), points, prediction.labels.grid, source="mask")
-    counted = ", counted from the top" if prediction.numbering.kind == COUNT else ""
-    title = f"{prediction.key}: {len(names)} vertebrae{counted}"
-    figure = snapshot_figure(prediction.ct, prediction.labels, points, names=names, title=title)
+    figure = _snapshot_of(prediction, points, path(COLUMN_SUFFIX))
     with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
         figure.savefig(temporary, format="png")
     write_volume(path(MASK_SUFFIX), prediction.labels, forms=prediction.forms)
@@ -107,6 +107,25 @@ def write_case(
         known = {"anatomical": is_anatomical, "table": prediction.table, "forms": prediction.forms}
         write_measures(path, prediction.ct, prediction.labels, **known)
     _write_settings(output, prediction.key, prediction.settings)
+
+
+def _snapshot_of(prediction: CasePrediction, points: Centroids, column: Path) -> Figure:
+    counted = ", counted from the top" if prediction.numbering.kind == COUNT else ""
+    title = f"{prediction.key}: {len(points.codes)} vertebrae{counted}"
+    sure = {row["label"]: number_in(row, "label_probability") for row in prediction.table}
+    known = read_column(column)
+    readings = {} if known is None else readings_by_label(*known)
+    held = set() if prediction.quality is None else prediction.quality.anchors
+    marks = [
+        Mark(
+            prediction.numbering.name(code),
+            "" if sure.get(code) is None else percent(sure[code]),
+            ", ".join(f"{each.text} {percent(each.probability)}" for each in readings.get(code, ())),
+            any(each.anchor in held for each in readings.get(code, ())),
+        )
+        for code in points.codes
+    ]
+    return snapshot_figure(prediction.ct, prediction.labels, points, marks=marks, title=title)
 
 
 def _write_settings(output: Path, key: str, settings: Mapping[str, Any]) -> None:

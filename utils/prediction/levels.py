@@ -1,28 +1,26 @@
 """Anatomical labels in practice: levels that the user knows, doubts, and labels changed later.
 
-What the networks say of each vertebra is written beside the prediction (`<key>_column.json`), so that labels
-can be decided anew from it, without any network.
+They are decided anew from what the networks said of each vertebra (`utils.prediction.column`), without any
+network.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.files import read_json, read_table
+from utils.files import read_table
 from utils.imaging.grids import SAME_GRID_VOXELS, transform_points, voxels_apart
 from utils.imaging.nifti import read_mask
 from utils.imaging.volume import Volume
-from utils.localisation.chain import Votes
-from utils.localisation.evidence import Sacrum, uniform_votes
+from utils.localisation.evidence import uniform_votes
 from utils.localisation.identify import Identification, identify, number_column
 from utils.prediction import derivatives
 from utils.prediction.case import ANATOMICAL, CasePrediction, Numbering, numbering_of, probability_columns
+from utils.prediction.column import column_json, read_column
 from utils.verse.labels import MAX_CODE, code_of_name, name_of_code
 
 
@@ -77,73 +75,6 @@ def doubt_about(identification: Identification) -> str:
             f"{second} with {identification.second_probability:.2f}"
         )
     return "; ".join(doubts)
-
-
-# What the network said, on disk --------------------------------------------------------------------
-
-
-def column_json(votes: Votes, places: Sequence[int], codes: Sequence[int]) -> str:
-    """Give the text of `<key>_column.json`.
-
-    Parameters
-    ----------
-    votes : Votes
-        What the networks say of the whole column.
-    places : sequence of int
-        Places of the vertebrae found.
-    codes : sequence of int
-        Their labels in the mask, 0 for none.
-
-    Returns
-    -------
-    str
-        A JSON object; "label" is that of the mask, 0 for a vertebra without voxels.
-    """
-    labels = dict(zip(places, codes))
-    rows = [
-        {
-            "label": int(labels.get(place, 0)),
-            "centre_mm": [round(float(value), 2) for value in centre],
-            "rib_probability": round(float(rib), 4),
-            "level_log_probabilities": [round(float(value), 3) for value in levels],
-        }
-        for place, (centre, rib, levels) in enumerate(
-            zip(votes.centres_mm, votes.rib_probability, votes.level_log_probabilities)
-        )
-    ]
-    sacrum = None if votes.sacrum is None else dataclasses.asdict(votes.sacrum)
-    content = {"temperature": votes.temperature, "sacrum": sacrum, "vertebrae": rows}
-    return json.dumps(content, indent=1) + "\n"
-
-
-def read_column(path: Path) -> tuple[Votes, list[int]] | None:
-    """Read what `column_json` gave: the votes, and the label of each vertebra in the mask.
-
-    Returns
-    -------
-    tuple of Votes and list of int, or None
-        None where there is no such file: nothing but a count was known.
-
-    Raises
-    ------
-    ValueError
-        If the file holds something else; the text names it.
-    """
-    if not path.is_file():
-        return None
-    found = read_json(path, "what is known of a column")
-    try:
-        rows = found["vertebrae"]
-        votes = Votes(
-            np.array([row["level_log_probabilities"] for row in rows], float),
-            np.array([row["rib_probability"] for row in rows], float),
-            np.array([row["centre_mm"] for row in rows], float).reshape(-1, 3),
-            None if found["sacrum"] is None else Sacrum(**found["sacrum"]),
-            float(found["temperature"]),
-        )
-        return votes, [int(row["label"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected what is known of a column, found {error!r:.200}.") from None
 
 
 # Labels changed later ------------------------------------------------------------------------------

@@ -34,14 +34,9 @@ from utils.prediction.case import (
     vertebra_table,
 )
 from utils.prediction.case_facts import facts_of_labels, relabelled_quality, walk_remarks
+from utils.prediction.column import column_json
 from utils.prediction.derivatives import case_path
-from utils.prediction.levels import (
-    column_json,
-    doubt_about,
-    identify_counted,
-    parse_fixed,
-    relabel_case,
-)
+from utils.prediction.levels import doubt_about, identify_counted, parse_fixed, relabel_case
 from utils.prediction.networks import Networks
 from utils.prediction.papers import scan_papers
 from utils.prediction.provenance import record_of, relabelled_record, scan_identity

@@ -21,6 +21,7 @@ from utils.files import printable
 from utils.imaging.formats import mask_forms, scan_bytes, scan_grid, too_flat
 from utils.prediction import derivatives
 from utils.prediction.case import ANATOMICAL, COUNT, Numbering
+from utils.prediction.corrections import corrected_scans
 from utils.prediction.exports import check_formats, wanted_exports
 from utils.prediction.keys import tell_apart
 from utils.prediction.levels import doubt_about, parse_fixed
@@ -77,10 +78,12 @@ def infer(settings: InferenceSettings) -> int:
         _check_command_line(settings)
         found = find_scans(settings.inputs)
         scans, shared_names = tell_apart(found.scans, settings.output, only_own=settings.relabel)
-        for line in (*found.skipped, *shared_names, *(f"bad scan: {line}" for line in found.bad)):
+        corrected = corrected_scans(scans, settings)
+        bad = [*found.bad, *corrected.bad]
+        for line in (*found.skipped, *shared_names, *(f"bad scan: {line}" for line in bad)):
             _print_error(line)
-        failed = _run(scans, settings) if scans else False
-        failed = failed or bool(found.bad)
+        failed = _run(corrected.scans, settings) if scans else False
+        failed = failed or bool(bad)
         if settings.report:
             print(f"{write_scan_report(settings.output)}: open it in a browser.", flush=True)
     except (ValueError, OSError) as error:
@@ -106,6 +109,9 @@ def _check_command_line(settings: InferenceSettings) -> None:
         check_formats(settings.formats)
     except ValueError as error:
         raise CommandLineError(str(error)) from None
+    is_fixed = bool(settings.fix) or settings.first_label is not None
+    if settings.corrections is not None and (is_fixed or not settings.relabel):
+        raise CommandLineError("expected --from with --relabel, and without --fix and --first-label.")
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,11 @@ class _Outcome:
     error: str = ""
 
 
-def _run(scans: Sequence[Scan], settings: InferenceSettings) -> bool:
-    """Run all scans; tells whether one was bad."""
+def _run(scans: Sequence[tuple[Scan, InferenceSettings]], settings: InferenceSettings) -> bool:
+    """Run all scans, each with its settings; tells whether one was bad."""
     if uses_starter(settings) and not settings.relabel:
         print(STARTER_NOTE.format(models=settings.work_dir / "models"), flush=True)
-    jobs = [_Job(scan, settings) for scan in execution.in_shard(scans, settings.shard)]
+    jobs = [_Job(scan, own) for scan, own in execution.in_shard(scans, settings.shard)]
     if settings.relabel or all(job.is_flat for job in jobs):
         pass  # labels are decided anew from what is written beside the predictions, or there are none
     elif not _is_divided(settings):

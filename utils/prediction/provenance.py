@@ -22,7 +22,7 @@ from utils.settings import InferenceSettings, settings_as_json
 
 #: Settings that change nothing in what a case's files hold.
 _INDIFFERENT = (
-    *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling", "relabel"),
+    *("inputs", "output", "work_dir", "segmentation", "heatmap", "labelling", "relabel", "corrections"),
     *("formats", "workers", "scheduler", "shard", "seed", "device", "skip_bad", "report"),
     *("max_gigabytes", "measure"),
 )

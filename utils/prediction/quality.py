@@ -123,6 +123,11 @@ class CaseQuality:
     warnings: tuple[Remark, ...] = ()
     papers: ScanPapers | None = None
 
+    @property
+    def anchors(self) -> frozenset[str]:
+        """The single anchors that the count holds on to."""
+        return frozenset((self.anchor or "").split(" and "))
+
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(CaseQuality))
 _NUMBERS = ("sequence_probability", "second_probability", "seconds", "network_calls")
@@ -137,6 +142,13 @@ def number_in(row: Mapping[str, Any], column: str) -> float | None:
     except (KeyError, TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None
+
+
+def percent(probability: float) -> str:
+    """Give a probability for a reader, such as "87 %"; one that is nearly certain or impossible as such."""
+    if probability < 0.005:
+        return "<1 %"
+    return ">99 %" if probability >= 0.995 else f"{100 * probability:.0f} %"
 
 
 def case_remarks(table: Sequence[Mapping[str, Any]], extra: Sequence[Remark] = ()) -> tuple[Remark, ...]:

@@ -1,4 +1,5 @@
-"""A picture of a case: two slices that follow the spine, with the vertebrae in colour and their names.
+"""A picture of a case: two slices that follow the spine, with the vertebrae in colour, their names, how sure
+these are, and what the count holds on to.
 
 Both run through the centres of the vertebral bodies, whatever the spine's curve. They are drawn in mm, so
 nothing is stretched.
@@ -32,6 +33,33 @@ _DPI, MOST_PIXELS = 110, 2000
 _LEAST_INCHES, _MARGIN_INCHES = 1.0, (0.4, 0.5)
 _FINEST_MM = 0.5
 _MOST_ROWS = 1200
+#: From the centre of a body to what is written in front of it.
+_NOTE_MM = 32.0
+#: Colours of an anchor that the count holds on to, and of one that was read and does not decide it.
+_HELD, _READ = "#ffd84d", "#b8b8b8"
+_OUTLINE = [patheffects.withStroke(linewidth=2, foreground="black")]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is written at a vertebra.
+
+    Attributes
+    ----------
+    name : str
+        Its label.
+    certainty : str
+        How sure the label is, below it.
+    note : str
+        An anchor that was read here, in front of the body.
+    is_held : bool
+        Whether the count holds on to that anchor.
+    """
+
+    name: str
+    certainty: str = ""
+    note: str = ""
+    is_held: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +85,7 @@ class CurvedSlice:
 
 
 def snapshot_figure(
-    ct: Volume, labels: Volume, points: Centroids, *, names: Sequence[str], title: str
+    ct: Volume, labels: Volume, points: Centroids, *, marks: Sequence[Mark], title: str
 ) -> Figure:
     """Draw a case.
 
@@ -67,8 +95,8 @@ def snapshot_figure(
         Scan in HU and its labels, on one grid.
     points : Centroids
         Centre of every vertebral body.
-    names : sequence of str
-        Name of every point.
+    marks : sequence of Mark
+        What is written at every point.
     title : str
         Line above the picture.
 
@@ -83,8 +111,9 @@ def snapshot_figure(
     size = np.add((sum(widths), height), _MARGIN_INCHES)
     figure = Figure(figsize=tuple(size), dpi=_DPI, facecolor="black", layout="compressed")
     left, right = figure.subplots(1, 2, width_ratios=widths)
-    _draw(left, sagittal, codes=points.codes, names=names, ends=("A", "P"))
-    _draw(right, coronal, codes=points.codes, names=names, ends=("R", "L"))
+    _draw(left, sagittal, marks=marks, ends=("A", "P"))
+    _draw(right, coronal, marks=marks, ends=("R", "L"))
+    _draw_notes(left, sagittal, marks)
     figure.suptitle(title, color="white", fontsize=11)
     return figure
 
@@ -164,21 +193,31 @@ def _overlay(labels: np.ndarray) -> np.ndarray:
     return colours
 
 
-def _draw(
-    axes: Axes, slice_: CurvedSlice, *, codes: Sequence[int], names: Sequence[str], ends: tuple[str, str]
-) -> None:
-    rows, columns = slice_.ct.shape
+def _draw(axes: Axes, slice_: CurvedSlice, *, marks: Sequence[Mark], ends: tuple[str, str]) -> None:
     low, high = WINDOW_HU
     axes.imshow(slice_.ct, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
     axes.imshow(_overlay(slice_.labels), interpolation="nearest")
-    style = {"color": "white", "fontweight": "bold", "ha": "center", "va": "center"}
-    outline = [patheffects.withStroke(linewidth=2, foreground="black")]
-    for (row, column), name in zip(slice_.points, names):
-        axes.text(column, row, name, fontsize=8, path_effects=outline, **style)
+    style = {"color": "white", "fontweight": "bold", "ha": "center", "path_effects": _OUTLINE}
+    for (row, column), mark in zip(slice_.points, marks):
+        place = "bottom" if mark.certainty else "center"
+        axes.text(column, row, mark.name, fontsize=8, va=place, **style)
+        if mark.certainty:
+            axes.text(column, row, mark.certainty, fontsize=6.5, va="top", **style)
     for place, end in zip((0.03, 0.97), ends):
-        axes.text(place, 0.5, end, fontsize=9, transform=axes.transAxes, path_effects=outline, **style)
-    _draw_scale(axes, rows, columns, slice_.spacing_mm)
+        axes.text(place, 0.5, end, fontsize=9, transform=axes.transAxes, va="center", **style)
+    _draw_scale(axes, *slice_.ct.shape, slice_.spacing_mm)
     axes.set_axis_off()
+
+
+def _draw_notes(axes: Axes, slice_: CurvedSlice, marks: Sequence[Mark]) -> None:
+    """Write the anchors in front of their vertebrae, where the slice has room; else at its edge."""
+    style = {"fontsize": 8, "fontweight": "bold", "va": "center", "path_effects": _OUTLINE}
+    for (row, column), mark in zip(slice_.points, marks):
+        if mark.note:
+            end = column - _NOTE_MM / slice_.spacing_mm
+            has_room = end > slice_.ct.shape[1] * 0.25
+            place = {"x": end, "ha": "right"} if has_room else {"x": 2, "ha": "left"}
+            axes.text(y=row, s=f"{mark.note} ▸", color=_HELD if mark.is_held else _READ, **place, **style)
 
 
 def _draw_scale(axes: Axes, rows: int, columns: int, spacing_mm: float) -> None:

@@ -10,8 +10,8 @@ from utils.imaging.centroids import Centroids, write_centroids
 from utils.imaging.nifti import write_volume
 from utils.imaging.volume import Volume
 from utils.localisation.chain import Votes
+from utils.prediction.column import column_json
 from utils.prediction.derivatives import CENTROIDS_SUFFIX, COLUMN_SUFFIX, MASK_SUFFIX, case_path
-from utils.prediction.levels import column_json
 from utils.verse.labels import LEVEL_NAMES, code_of_name, rank_of_code
 
 #: A grid of 2 mm whose first axis runs to the left.
