@@ -88,8 +88,8 @@ def working_grid(grid: Grid, spacing_mm: float) -> Grid:
     -------
     Grid
         Its axes and its centre are those of the native one, and it is at most a voxel larger. Where that is
-        turned by more than `MOST_TURN_DEGREES`, its axes are the patient's, its voxels lie at multiples of
-        the spacing from the origin of the world, and it is at most two voxels larger.
+        turned by more than `MOST_TURN_DEGREES`, its axes are the patient's, and it is at most two voxels
+        larger.
 
     Raises
     ------
@@ -99,7 +99,8 @@ def working_grid(grid: Grid, spacing_mm: float) -> Grid:
     if not (np.isfinite(spacing_mm) and spacing_mm > 0):
         raise ValueError(f"Expected a spacing over 0 mm, received {spacing_mm}.")
     if is_turned(grid):
-        return _upright_grid(grid, spacing_mm)
+        middle = (np.array(grid.shape) - 1) / 2
+        return upright_grid(grid, spacing_mm, transform_points(middle, grid.affine, np.eye(4))[0])
     return parallel_grid(grid, spacing_mm)
 
 
@@ -110,18 +111,29 @@ def parallel_grid(grid: Grid, spacing_mm: float) -> Grid:
     return _concentric(turned, shape, spacing_mm / turned.spacing_mm)
 
 
-def _upright_grid(grid: Grid, spacing_mm: float) -> Grid:
+def upright_grid(grid: Grid, spacing_mm: float, point_mm: np.ndarray) -> Grid:
     """Give the isotropic grid along the patient's axes (P, R, I) that covers a native grid.
 
-    Its voxels lie at multiples of the spacing from the origin of the world, so that the same anatomy falls on
-    the same voxels however its stack is turned.
+    Parameters
+    ----------
+    grid : Grid
+        Native grid, at any angle.
+    spacing_mm : float
+        Spacing of the new grid, in mm.
+    point_mm : np.ndarray, (3,)
+        A point of the world on which a voxel of the new grid lies.
+
+    Returns
+    -------
+    Grid
+        Every voxel that the native one reaches into.
     """
     affine = affine_of_axes("".join(WORKING_AXES), np.full(3, spacing_mm))
+    affine[:3, 3] = point_mm
     faces = transform_points(faces_of(grid.shape), grid.affine, affine)
-    # Every voxel that the scan reaches into, by more than the rounding of headers.
     begin = np.floor(faces.min(axis=0) + 0.5 + _ROUNDING_VOXELS)
     end = np.ceil(faces.max(axis=0) + 0.5 - _ROUNDING_VOXELS)
-    affine[:3, 3] = affine[:3, :3] @ begin
+    affine[:3, 3] += affine[:3, :3] @ begin
     return Grid(tuple(int(n) for n in np.maximum(end - begin, 1)), affine)
 
 

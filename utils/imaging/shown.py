@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from utils.imaging.crops import box_between
-from utils.imaging.grids import cropped_grid, transform_points
+from utils.imaging.grids import cropped_grid, transform_points, upright_grid, working_grid
 from utils.imaging.intensities import LOWEST_HU
 from utils.imaging.resampling import resample_linear, working_ct
 from utils.imaging.volume import Grid, Volume
@@ -125,7 +125,8 @@ def upright_ct(
     """Bring a turned scan to its working grid, and show what lies beyond it as it is shown beyond others.
 
     The corners of the grid are empty, and so are those of a stack that a program has turned before. Neither
-    may change what a network sees of the scan, nor where its grid begins.
+    may change what a network sees of the scan, so its grid is laid through the middle of what is shown, and
+    ends where the scan does.
 
     Parameters
     ----------
@@ -143,8 +144,8 @@ def upright_ct(
     beyond : np.ndarray of bool, (p, r, i)
         Voxels of it of which the scan shows less than a half.
     """
-    working = working_ct(ct, spacing_mm)
-    beyond = share_beyond(ct, working.grid) >= 0.5
+    grid = upright_grid(ct.grid, spacing_mm, _middle_mm(ct))
+    working, beyond = working_ct(ct, spacing_mm, grid=grid), share_beyond(ct, grid) >= 0.5
     box = shown_box(~beyond)
     part = cropped_grid(working.grid, [side.start for side in box], [side.stop for side in box])
     working, beyond = Volume(np.ascontiguousarray(working.data[box]), part.affine), beyond[box]
@@ -152,3 +153,10 @@ def upright_ct(
         return Volume(np.where(beyond, np.float32(LOWEST_HU), working.data), part.affine), beyond
     # A voxel around it may hold some of both.
     return filled_beyond(working, ndimage.binary_dilation(beyond)), beyond
+
+
+def _middle_mm(ct: Volume) -> np.ndarray:
+    """Give the middle of what a scan shows, in the world, (3,): where it lies, and not how it was stacked."""
+    grid = working_grid(ct.grid, _BLOCK_MM)
+    middle = ndimage.center_of_mass(1 - share_beyond(ct, grid))
+    return transform_points(middle, grid.affine, np.eye(4))[0]
