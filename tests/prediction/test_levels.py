@@ -224,6 +224,18 @@ def test_relabelling_changes_labels_and_segments_nothing(tmp_path, fake, capsys)
     assert "sub-a: already predicted" in capsys.readouterr().out and fake.patches == calls
 
 
+def test_relabelling_makes_all_forms_of_a_case_anew(tmp_path, fake):  # noqa: F811
+    scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
+    assert infer(settings_for(scan, output=out, formats=("itksnap",), measure=True)) == 0
+    assert infer(settings_for(scan, output=out, relabel=True, first_label="L1")) == 0
+    names = [f"L{number}" for number in range(1, 7)]
+    described = derivatives.case_path(out, "sub-a", "_labels.txt").read_text().splitlines()
+    assert [line.split('"')[1] for line in described if '"L' in line] == names
+    with derivatives.case_path(out, "sub-a", "_measurements.csv").open(newline="") as stream:
+        assert [row["name"] for row in csv.DictReader(stream)] == names
+    assert not derivatives.case_path(out, "sub-a", "_seg-vert_msk.seg.nrrd").exists()
+
+
 def test_relabelling_without_a_level_gives_what_the_network_said(tmp_path, fake, capsys):  # noqa: F811
     scan, out = write_column(tmp_path / "sub-a_ct.nii.gz"), tmp_path / "out"
     assert infer(settings_for(scan, output=out)) == 0

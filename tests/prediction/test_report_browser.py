@@ -408,7 +408,7 @@ def open_editor(browser, key: str) -> None:
 def test_corrections_are_shown_as_a_line_and_saved_as_a_file(browser, page, tmp_path):
     place = {"behavior": "allow", "downloadPath": str(tmp_path)}
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", place)
-    start = f"python infer.py SCAN --output {page.parent} --relabel --report --measure"
+    start = f"python infer.py SCAN --output {page.parent} --relabel --report"
     assert not element(browser, "#corrections").is_displayed()
     open_editor(browser, "sub-2")
     assert (

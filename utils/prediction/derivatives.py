@@ -37,7 +37,7 @@ MASK_SUFFIX = "_seg-vert_msk.nii.gz"
 #: Written only if asked for (`InferenceSettings.trace`).
 TRACE_SUFFIX = "_trace.jsonl"
 #: Files that not every prediction has: those of an older one must not stay beside a new mask.
-_EXPORTED = (*EXPORT_SUFFIXES, *MEASURED_SUFFIXES)
+_EXPORTED = (*EXPORT_SUFFIXES.values(), *MEASURED_SUFFIXES)
 OPTIONAL_SUFFIXES = (QUALITY_SUFFIX, COLUMN_SUFFIX, TRACE_SUFFIX, *_EXPORTED)
 _RESULT_SUFFIXES = (TABLE_SUFFIX, CENTROIDS_SUFFIX, SNAPSHOT_SUFFIX, MASK_SUFFIX, *OPTIONAL_SUFFIXES)
 #: Where the settings of a case hold the SHA-256 of its other files, by the ends of their names.
@@ -134,6 +134,12 @@ def _write_settings(output: Path, key: str, settings: Mapping[str, Any]) -> None
     hashes = {suffix: sha256_of(path) for suffix, path in paths.items() if path.is_file()}
     text = json.dumps({**settings, FILES: hashes}, indent=2) + "\n"
     write_text_whole(case_path(output, key, SETTINGS_SUFFIX), text)
+
+
+def forms_of_case(output: Path, key: str) -> tuple[tuple[str, ...], bool]:
+    """Give the formats for other programs in which a case was written, and whether it was measured."""
+    formats = (name for name, suffix in EXPORT_SUFFIXES.items() if case_path(output, key, suffix).is_file())
+    return tuple(formats), all(case_path(output, key, suffix).is_file() for suffix in MEASURED_SUFFIXES)
 
 
 def changed_files(output: Path, key: str, settings: Mapping[str, Any]) -> list[str]:

@@ -130,7 +130,8 @@ _OF_LABELS = {
     "seg.nrrd": Export(SEG_NRRD_SUFFIX, write_seg_nrrd),
     "itksnap": Export(ITK_SNAP_SUFFIX, write_itk_snap_labels),
 }
-EXPORT_SUFFIXES = (*(export.suffix for export in _OF_LABELS.values()), DICOM_SEG_SUFFIX)
+#: Ends of the names of all such files, by format.
+EXPORT_SUFFIXES = {name: export.suffix for name, export in _OF_LABELS.items()} | {DICOM_SEG: DICOM_SEG_SUFFIX}
 
 
 def check_formats(formats: Sequence[str]) -> None:

@@ -263,12 +263,13 @@ def _do_case(
 
 
 def _relabel(scan: Scan, settings: InferenceSettings) -> _Outcome:
-    """Change the labels of a finished case."""
-    exports = wanted_exports(settings.formats, scan.path, scan.series)
+    """Change the labels of a finished case, in all forms in which it was written."""
+    formats, is_measured = derivatives.forms_of_case(settings.output, scan.key)
+    exports = wanted_exports((*settings.formats, *formats), scan.path, scan.series)
     prediction = relabelled_case(scan, settings)
     # The walk was that of this mask.
     kept = (derivatives.TRACE_SUFFIX,)
-    wanted = {"exports": exports, "measures": settings.measure}
+    wanted = {"exports": exports, "measures": settings.measure or is_measured}
     derivatives.write_case(prediction, settings.output, **wanted, keep=kept)
     names = " ".join(prediction.numbering.name(code) for code in prediction.numbering.codes)
     doubt = doubt_about(prediction.identification)

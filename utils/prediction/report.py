@@ -106,7 +106,6 @@ def report_page(cases: Sequence[ReportCase]) -> str:
         distributions="" if figures is None else html_of(figures),
         heads="\n".join(html_of(_head(column)) for column in columns),
         levels=" ".join(LEVEL_NAMES),
-        again=" --measure" if any(case.measures is not None for case in cases) else "",
         rows="\n".join(html_of(_row(case, quantity_cells(columns, n))) for n, case in enumerate(cases)),
     )
 

@@ -79,7 +79,7 @@
   const setOf = (row) => corrections.get(row) ?? new Map();
   const faultOf = (row) => Levels.fault(order, namesOf(row).length, setOf(row));
   const command = (scans) =>
-    `python infer.py ${scans} --output ${Levels.word(folder())} --relabel --report${table.dataset.again}`;
+    `python infer.py ${scans} --output ${Levels.word(folder())} --relabel --report`;
 
   function folder() {
     if (location.protocol !== "file:") return "predictions";
