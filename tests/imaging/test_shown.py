@@ -6,7 +6,7 @@ from scipy.spatial.transform import Rotation
 
 from tests.imaging.examples import oblique_affine
 from utils.imaging.grids import transform_points
-from utils.imaging.shown import filled_beyond, share_beyond, upright_ct, without_padding
+from utils.imaging.shown import filled_beyond, framed_ct, share_beyond, upright_ct, without_padding
 from utils.imaging.volume import Grid, Volume
 
 
@@ -85,6 +85,19 @@ def test_a_scan_is_seen_alike_however_its_stack_is_turned(degrees, outside):
         np.testing.assert_array_equal(working.data[beyond], -1024)
     else:  # what goes on there is of the scan, with a tenth of the air at most
         assert working.data.min() > -70 and working.data[beyond].max() < 250
+
+
+@pytest.mark.parametrize("degrees", [6, 25, 40])
+def test_the_frame_around_a_scan_is_the_same_however_its_stack_is_turned(degrees):
+    framed = framed_ct(stacked(degrees), 3.0)
+    points = transform_points(np.argwhere(np.ones(framed.shape)), framed.affine, np.eye(4))
+    # The box reaches 22 to 24 mm from its middle: 7 voxels. With 8 more the planes 16 voxels away are the next;
+    # the frame begins with the one and ends before the other.
+    np.testing.assert_allclose(points.max(axis=0), [45, 48, 48], atol=0.1)
+    np.testing.assert_allclose(points.min(axis=0), [-48, -45, -45], atol=0.1)
+    depth = depth_in_scan(points).reshape(framed.shape)
+    np.testing.assert_array_equal(framed.data[depth < -2], -1024)
+    np.testing.assert_allclose(framed.data[depth > 3], ball_of_bone(points)[depth.ravel() > 3], atol=25)
 
 
 def test_what_lies_beyond_is_filled_with_the_nearest_voxel_and_nothing_else_is():

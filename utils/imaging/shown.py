@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from utils.imaging.crops import box_between
+from utils.imaging.crops import box_between, crop
 from utils.imaging.grids import cropped_grid, transform_points, upright_grid, working_grid
 from utils.imaging.intensities import LOWEST_HU
 from utils.imaging.resampling import resample_linear, working_ct
@@ -18,6 +18,10 @@ IN_SCAN_HU = LOWEST_HU + 10
 _BLOCK_MM = 2.0
 #: A voxel that holds more than this of both lies at the end of a scan.
 _MIXED = 1e-3
+#: Air that the localiser is shown around a turned scan. Of 13 crops of five chests, each turned and resampled
+#: in three ways, 34 of the 39 copies got the labels of the first one; of four ways of showing them as before,
+#: with the corners as they come, it was 37 of 52.
+_FRAME_VOXELS, _FRAME_STEP = 8, 4
 
 
 def shown_box(inside: np.ndarray) -> tuple[slice, slice, slice]:
@@ -144,19 +148,50 @@ def upright_ct(
     beyond : np.ndarray of bool, (p, r, i)
         Voxels of it of which the scan shows less than a half.
     """
-    grid = upright_grid(ct.grid, spacing_mm, _middle_mm(ct))
-    working, beyond = working_ct(ct, spacing_mm, grid=grid), share_beyond(ct, grid) >= 0.5
+    working, beyond, _ = _upright(ct, spacing_mm)
     box = shown_box(~beyond)
-    part = cropped_grid(working.grid, [side.start for side in box], [side.stop for side in box])
-    working, beyond = Volume(np.ascontiguousarray(working.data[box]), part.affine), beyond[box]
+    begin = [side.start for side in box]
+    beyond, working = beyond[box], crop(working, begin, beyond[box].shape, fill="edge")
     if outside == "air":
-        return Volume(np.where(beyond, np.float32(LOWEST_HU), working.data), part.affine), beyond
+        return Volume(np.where(beyond, np.float32(LOWEST_HU), working.data), working.affine), beyond
     # A voxel around it may hold some of both.
     return filled_beyond(working, ndimage.binary_dilation(beyond)), beyond
 
 
-def _middle_mm(ct: Volume) -> np.ndarray:
-    """Give the middle of what a scan shows, in the world, (3,): where it lies, and not how it was stacked."""
-    grid = working_grid(ct.grid, _BLOCK_MM)
-    middle = ndimage.center_of_mass(1 - share_beyond(ct, grid))
-    return transform_points(middle, grid.affine, np.eye(4))[0]
+def framed_ct(ct: Volume, spacing_mm: float) -> Volume:
+    """Bring a turned scan to its working grid, and put a frame of air around it.
+
+    The frame reaches to the next of the planes that lie every `_FRAME_STEP` voxels from the middle of the
+    scan, so that the scan lies alike in it though its end is told a voxel farther or nearer.
+
+    Parameters
+    ----------
+    ct, spacing_mm
+        As `upright_ct` takes them.
+
+    Returns
+    -------
+    Volume of float32
+        HU, axes (P, R, I).
+    """
+    working, beyond, middle = _upright(ct, spacing_mm)
+    box = shown_box(~beyond)
+    begin = np.array([side.start for side in box]) - _FRAME_VOXELS - middle
+    end = np.array([side.stop for side in box]) + _FRAME_VOXELS - middle
+    begin = middle + _FRAME_STEP * np.floor(begin / _FRAME_STEP).astype(int)
+    end = middle + _FRAME_STEP * np.ceil(end / _FRAME_STEP).astype(int)
+    air = float(LOWEST_HU)
+    return crop(
+        Volume(np.where(beyond, np.float32(air), working.data), working.affine), begin, end - begin, fill=air
+    )
+
+
+def _upright(ct: Volume, spacing_mm: float) -> tuple[Volume, np.ndarray, np.ndarray]:
+    """Give a scan on a grid through its middle, what of that lies beyond it, and the middle's voxel, (3,)."""
+    # In the middle of what is shown: where the scan lies, and not how it was stacked.
+    coarse = working_grid(ct.grid, _BLOCK_MM)
+    middle = ndimage.center_of_mass(1 - share_beyond(ct, coarse))
+    middle_mm = transform_points(middle, coarse.affine, np.eye(4))
+    grid = upright_grid(ct.grid, spacing_mm, middle_mm[0])
+    voxel = np.rint(transform_points(middle_mm, np.eye(4), grid.affine)[0]).astype(int)
+    return working_ct(ct, spacing_mm, grid=grid), share_beyond(ct, grid) >= 0.5, voxel
