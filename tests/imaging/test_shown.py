@@ -91,7 +91,7 @@ def test_a_scan_is_seen_alike_however_its_stack_is_turned(degrees, outside):
 def test_the_frame_around_a_scan_is_the_same_however_its_stack_is_turned(degrees):
     framed = framed_ct(stacked(degrees), 3.0)
     points = transform_points(np.argwhere(np.ones(framed.shape)), framed.affine, np.eye(4))
-    # The box reaches 22 to 24 mm from its middle: 7 voxels. With 8 more the planes 16 voxels away are the next;
+    # The box reaches 7 voxels from its middle, 22 to 24 mm. With 8 more the planes at 16 are the next ones;
     # the frame begins with the one and ends before the other.
     np.testing.assert_allclose(points.max(axis=0), [45, 48, 48], atol=0.1)
     np.testing.assert_allclose(points.min(axis=0), [-48, -45, -45], atol=0.1)
