@@ -18,8 +18,8 @@ IN_SCAN_HU = LOWEST_HU + 10
 _BLOCK_MM = 2.0
 #: A voxel that holds more than this of both lies at the end of a scan.
 _MIXED = 1e-3
-#: Where more of a voxel and its 26 neighbours than this lies beyond a scan, it may hold some of both: the network
-#: that outlines is shown the nearest value. A share of them all changes little where one is told otherwise.
+#: Where more of a voxel and its 26 neighbours than this lies beyond a scan, it may hold some of both: the
+#: network that outlines is shown the nearest value. Of so many one more or less changes little.
 _NEAR_END = 0.2
 #: Air that the localiser is shown around a turned scan. Of 13 crops of five chests, each turned and resampled
 #: in three ways, 34 of the 39 copies got the labels of the first one; of four ways of showing them as before,
