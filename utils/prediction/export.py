@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,15 @@ from utils.localisation.chain import (
     SACRUM_STEPS,
     SACRUM_TILT_DEGREES,
     USUAL,
+    followers,
+    lengths_mm,
 )
-from utils.localisation.evidence import GAP_SPREAD, GAPS_NEAR, Rates, rib_rates
+from utils.localisation.evidence import Rates, rib_rates
 from utils.localisation.steps import typical_steps
 from utils.packages import check_packages
 from utils.prediction.networks import Networks, load_networks, with_networks_of
 from utils.settings import HU_RANGE, ExportSettings
-from utils.verse.anomalies import following_rates, level_rates
+from utils.verse.anomalies import level_rates
 from utils.verse.labels import LEVEL_NAMES, code_of_name
 from utils.walk.along import BALL_MM, MOVE_MM, NEAR_MM
 from utils.walk.records import WalkSettings
@@ -72,7 +75,7 @@ def export(settings: ExportSettings) -> int:
             print(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, {difference:.1g} off Keras at most.", flush=True
             )
-        write_text_whole(settings.output / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
+        write_text_whole(settings.output / FACTS_FILE, _json_of(facts))
         print(f"{settings.output / FACTS_FILE}: what must be known around them.", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -106,9 +109,13 @@ def write_onnx(network: keras.Model, path: Path, *, side: int = 64) -> float:
 
     shape = (_EXAMPLES, *(side if length is None else length for length in network.input_shape[1:]))
     batch = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    expected = np.asarray(network(batch, training=False))
     with written_whole(path, suffix=".onnx") as temporary:
-        network.export(temporary, format="onnx", verbose=False)
+        with (
+            warnings.catch_warnings()
+        ):  # of Keras and tf2onnx about each other; what matters is compared below
+            warnings.simplefilter("ignore")
+            expected = np.asarray(network(batch, training=False))
+            network.export(temporary, format="onnx", verbose=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {session.get_inputs()[0].name: batch})
         difference = float(np.abs(found - expected).max())
@@ -148,30 +155,37 @@ def _facts_of_centres(networks: Networks) -> dict[str, Any]:
         "none_share": trained["none_share"],
         "temperature": networks.temperature,
         "peaks": {
-            **{"least_heat": LEAST_HEAT, "smoothing_voxels": SMOOTHING_VOXELS, "moves": MOVES},
-            **{"apart_mm": LEAST_APART_MM, "centres_apart_mm": CENTRES_APART_MM},
+            **{"least_heat": LEAST_HEAT, "smoothing_voxels": SMOOTHING_VOXELS},
+            "apart_mm": [LEAST_APART_MM, *[CENTRES_APART_MM] * MOVES],
         },
         "chain": {**dataclasses.asdict(USUAL), "odd_steps": ODD_STEPS, "odd_spread": ODD_SPREAD},
         "sacrum": {"steps": SACRUM_STEPS, "tilt_degrees": SACRUM_TILT_DEGREES, "spread": SACRUM_SPREAD},
-        "rates": {**dataclasses.asdict(Rates()), "gap_spread": GAP_SPREAD, "gaps_near": GAPS_NEAR},
+        "rates": dataclasses.asdict(Rates()),
         "walk": {
             **{"behind_mm": BEHIND_MM, "middle_mm": MIDDLE_MM, "near_mm": NEAR_MM, "move_mm": MOVE_MM},
             **{"ball_mm": BALL_MM, "least_mm3": usual.min_volume_mm3},
             "threshold": usual.probability_threshold,
         },
-        "levels": _levels(),
+        "levels": {
+            **{"name": LEVEL_NAMES, "code": [code_of_name(name) for name in LEVEL_NAMES]},
+            **{"rate": _short(level_rates()), "rib_rate": _short(rib_rates())},
+        },
+        "steps": [
+            {
+                **{"passed_over": skipped, "weight": USUAL.skip if skipped else 0.0},
+                **{"mm": _short(lengths_mm(skipped)), "spread": _short(typical_steps().spread)},
+                "follows": _short(followers(skipped)),
+            }
+            for skipped in (0, 1)
+        ],
     }
 
 
-def _levels() -> list[dict[str, Any]]:
-    """Describe every level from the head down: a row of each table that the levels are decided with."""
-    steps, below = typical_steps(), following_rates()
-    return [
-        {
-            **{"name": name, "code": code_of_name(name), "rate": level_rates()[place]},
-            **{"step_mm": steps.mean_mm[place], "step_spread": steps.spread[place]},
-            "rib_rate": rib_rates()[place],
-            "below": {other: rate for other, rate in zip(LEVEL_NAMES, below[place]) if rate},
-        }
-        for place, name in enumerate(LEVEL_NAMES)
-    ]
+def _short(values: np.ndarray) -> list[Any]:
+    return np.round(values, 6).tolist()
+
+
+def _json_of(facts: dict[str, Any]) -> str:
+    """Give a line of JSON for every fact: tables of numbers, a line each, would be hundreds of lines."""
+    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
