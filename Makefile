@@ -30,10 +30,10 @@ RUN := .venv/bin/python
 .PHONY: demo train-small starter paper test test-all test-oldest test-kills lint docs-check benchmark clean distclean
 
 .venv: .venv/installed
-.venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt
+.venv/installed: requirements.txt requirements-gpu.txt requirements-common.txt requirements-train.txt
 	test -n "$(PYTHON)" || { echo "Expected Python 3.10 to 3.12, found none; set PYTHON=..." >&2; exit 1; }
 	test -x $(RUN) || $(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-train.txt
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt requirements-onnx.txt requirements-seg.txt
@@ -60,10 +60,10 @@ test-all: .venv/installed-dev
 PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 test-oldest:
 	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
-	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt requirements-dev.txt \
-		> .venv-oldest/lowest.txt
-	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt \
-		-c .venv-oldest/lowest.txt
+	sed -n 's/^\([^#]*\)>=\([^,]*\).*/\1==\2/p' requirements.txt requirements-common.txt requirements-train.txt \
+		requirements-dev.txt > .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt \
+		-r requirements-train.txt -r requirements-dev.txt -c .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m tests.oldest --lowest
 
 # No part of the tests that every change runs.

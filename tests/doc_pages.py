@@ -32,7 +32,7 @@ PAGES = tuple(
     )
 )
 #: Programs of others that the pages may call. Their options are not checked.
-FOREIGN = {"source", "pip", "tensorboard", "dask", "cd", "git"}
+FOREIGN = {"source", "pip", "tensorboard", "dask", "cd", "git", "docker", "apptainer"}
 #: What may stand for "and so on" in a command.
 ELLIPSES = {"…", "..."}
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from packaging.version import Version
 
 PROJECT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = ("requirements.txt", "requirements-common.txt", "requirements-dev.txt")
+REQUIREMENTS = tuple(f"requirements{part}.txt" for part in ("", "-common", "-train", "-dev"))
 #: Vertebrae of the spine of this seed.
 SEED, VERTEBRAE = 1, 4
 TESTS = (

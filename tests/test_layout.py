@@ -11,7 +11,7 @@ TIERS = (
     (
         *("utils.bounds", "utils.augmentation_settings", "utils.settings", "utils.presets"),
         *("utils.command_line", "utils.files", "utils.tables", "utils.execution"),
-        *("utils.interruption", "utils.quiet_start"),
+        *("utils.interruption", "utils.quiet_start", "utils.packages"),
     ),
     ("utils.verse",),
     ("utils.imaging", "utils.download"),

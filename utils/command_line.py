@@ -16,18 +16,22 @@ import tyro
 from utils.bounds import checks_put_off, wrong_values
 from utils.files import printable, remove_left_overs
 from utils.interruption import STANDARD_ERROR, Output, heed_signals, nothing_else_ends
+from utils.packages import check_packages, line_about_missing
 from utils.presets import PRESETS, Settings, preset_settings
 
 #: The file that says what this is, and which version.
 _CITATION = Path(__file__).resolve().parents[1] / "CITATION.cff"
 _VERSION = "--version"
+#: Settings that ask for a package which is not part of every installation.
+_PACKAGE_OF = {"scheduler": "distributed", "tensorboard": "tensorboard"}
 
 
 def run_script(main: Callable[[Settings], int], stage: type[Settings]) -> int:
     """Run what a script does with the settings of its command line, and give its exit status.
 
     What ends it before its work is done is one line: Ctrl-C and SIGTERM (status 130 and 143), an output that
-    nothing reads any more (141), and what the system refuses, such as a folder that may not be read (1).
+    nothing reads any more (141), what the system refuses, such as a folder that may not be read (1), and a
+    package that is not installed (2).
     Temporary files of runs that were killed are removed where the script writes.
 
     Parameters
@@ -44,6 +48,7 @@ def run_script(main: Callable[[Settings], int], stage: type[Settings]) -> int:
 
     def run() -> int:
         settings = settings_from_command_line(stage)
+        check_packages(*(package for name, package in _PACKAGE_OF.items() if getattr(settings, name, None)))
         written_to = (getattr(settings, name, None) for name in ("output", "work_dir", "data_dir"))
         remove_left_overs(next(filter(None, written_to)))
         return main(settings)
@@ -62,6 +67,12 @@ def ended_in_a_line(run: Callable[[], int]) -> int:
             found = error if isinstance(error, OSError) else "expected enough memory, found it used up."
             print(printable(f"error: {found}"), file=sys.stderr)
             status = 1
+        except ModuleNotFoundError as error:
+            line = line_about_missing(error)
+            if line is None:
+                raise
+            print(line, file=sys.stderr)
+            status = 2
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()

@@ -278,22 +278,27 @@ def _trusted_levels(candidates: Candidates, settings: ChainSettings) -> np.ndarr
 
 def _lengths(distance: np.ndarray, levels: np.ndarray, settings: ChainSettings, skipped: int) -> np.ndarray:
     """Give how well distances fit one step, or two, (scales, n, n): 0 at the expected distance."""
-    table = typical_steps()
-    mean = table.mean_mm + (np.append(table.mean_mm[1:], table.mean_mm[-1]) if skipped else 0)
-    expected = np.log(mean) + np.log(settings.scales)[:, None]  # (scales, 26)
-    misfit = (np.log(np.maximum(distance, 1e-6))[None, ..., None] - expected[:, None, None]) / table.spread
+    expected = np.log(lengths_mm(skipped)) + np.log(settings.scales)[:, None]  # (scales, 26)
+    logs = np.log(np.maximum(distance, 1e-6))[None, ..., None]
+    misfit = (logs - expected[:, None, None]) / typical_steps().spread
     # A collapsed body, or a peak off its centre, must not break a chain: some steps spread wider.
     usual, odd = -(misfit**2) / 2, np.log(ODD_STEPS) - (misfit / ODD_SPREAD) ** 2 / 2
     return logsumexp(np.logaddexp(usual, odd) + np.log(levels)[None, :, None, :], axis=3)
 
 
+def lengths_mm(skipped: int) -> np.ndarray:
+    """Give the typical distance (26,) from a level to the next one, or with one vertebra between them."""
+    mean = typical_steps().mean_mm
+    return mean + np.append(mean[1:], mean[-1]) if skipped else mean
+
+
 def _agreement(levels: np.ndarray, skipped: int) -> np.ndarray:
     """Give the log-ratio, (n, n), of the levels following one another against being independent."""
-    return np.log(MAX_RANK * levels @ _followers(skipped) @ levels.T)
+    return np.log(MAX_RANK * levels @ followers(skipped) @ levels.T)
 
 
 @functools.cache
-def _followers(skipped: int) -> np.ndarray:
+def followers(skipped: int) -> np.ndarray:
     """Give the probability (26, 26) that a level follows another, with so many between them."""
     rates = np.linalg.matrix_power(following_rates(), skipped + 1)
     # Below the last level nothing is known; a small share everywhere keeps logarithms finite.

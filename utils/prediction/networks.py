@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,6 +68,8 @@ class Networks:
         What the segmentation network was shown beyond the scan, "air" or "edge".
     origin : dict
         What tells the networks from others; a case that was made with others is made again.
+    loaded : dict of str to (keras.Model, dict)
+        Each network as it was saved, by its kind, with the settings that it was trained with.
     """
 
     heat: PredictHeat | PredictTile
@@ -83,6 +85,7 @@ class Networks:
     heatmap_outside: Literal["air", "edge"] = "edge"
     temperature: float = 1.0
     labels: PredictLabels | None = None
+    loaded: Mapping[str, tuple[keras.Model, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def walk(self) -> dict[str, Any]:
@@ -114,8 +117,8 @@ def load_networks(settings: InferenceSettings) -> Networks:
     from utils.learning.models import load_model
 
     segmentation_dir, heatmap_dir = model_directories(settings)
-    segmentation, trained = load_model(segmentation_dir)
-    heatmap, heatmap_trained = load_model(heatmap_dir)
+    loaded = {"segmentation": load_model(segmentation_dir), "heatmap": load_model(heatmap_dir)}
+    (segmentation, trained), (heatmap, heatmap_trained) = loaded.values()
     _check_kinds(segmentation_dir, segmentation, heatmap_dir, heatmap)
     spacing_mm, heatmap_mm = _spacing(segmentation_dir, trained), _spacing(heatmap_dir, heatmap_trained)
     finds_centres = heatmap_trained.get("target") == "centres"
@@ -134,7 +137,8 @@ def load_networks(settings: InferenceSettings) -> Networks:
     labels, temperature = None, 1.0
     if finds_centres:
         directories["labelling"] = labelling_directory(settings)
-        labels, temperature = _load_labels(directories["labelling"], heatmap_mm)
+        loaded["labelling"] = load_model(directories["labelling"])
+        labels, temperature = _labels_of(directories["labelling"], *loaded["labelling"], heatmap_mm)
     return Networks(
         heat=heat(heatmap, heatmap_trained),
         patch=_patch_function(without_norms(segmentation)),
@@ -149,15 +153,16 @@ def load_networks(settings: InferenceSettings) -> Networks:
         heatmap_outside=_outside(heatmap_dir, heatmap_trained),
         temperature=temperature,
         labels=labels,
+        loaded=loaded,
     )
 
 
-def _load_labels(directory: Path, spacing_mm: float) -> tuple[PredictLabels, float]:
-    """Load the labelling network for scans of a spacing, and the temperature of what it says."""
+def _labels_of(
+    directory: Path, model: keras.Model, trained: dict[str, Any], spacing_mm: float
+) -> tuple[PredictLabels, float]:
+    """Give the labelling network for scans of a spacing, and the temperature of what it says."""
     from utils.learning.losses import LABELLING_OUTPUTS
-    from utils.learning.models import load_model
 
-    model, trained = load_model(directory)
     shape = model.input_shape
     if len(shape) != 5 or shape[4] != 1 or model.output_shape[1:] != (LABELLING_OUTPUTS,):
         raise ValueError(f"{directory}: expected a labelling network, found input shape {shape}.")
