@@ -44,30 +44,88 @@ def sampled(values, places, degree):
 def working_ct(ct, to_mm, mm, outside):
     """[1, 3, 4] Bring a scan to a grid along the patient's axes that covers it.
 
-    `to_mm`, (4, 4), takes its voxels to mm. Gives the volume and the place of its first voxel in mm.
+    `to_mm`, (4, 4), takes its voxels to mm. Gives the volume, the place of its first voxel in mm, and what of
+    it lies beyond the scan.
     """
-    size, to_voxel = np.array(ct.shape), np.linalg.inv(to_mm)
-    corners = (indices_of((2, 2, 2)).reshape(8, 3) * size - 0.5) @ to_mm[:3, :3].T + to_mm[:3, 3]
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    low, high = extent_of(ct.shape, to_mm)
     shape = np.ceil((high - low) / mm - 1e-3).astype(int)
+    directions = np.abs(to_mm[:3, :3] / np.linalg.norm(to_mm[:3, :3], axis=0))
+    if directions.max(axis=0).min() < np.cos(np.radians(5)):
+        return turned_ct(ct, to_mm, mm, outside)
     origin = (low + high) / 2 - (shape - 1) / 2 * mm
+    return resampled(ct, to_mm, mm, origin, shape), origin, np.zeros(shape, bool)
+
+
+def turned_ct(ct, to_mm, mm, outside):
+    """[4] Lay the grid of a turned scan through its middle, and tell what lies beyond it; as `working_ct`."""
+    low, high = extent_of(ct.shape, to_mm)
+    shape = np.ceil((high - low) / 2 - 1e-3).astype(int) + 1
+    origin, empty = (low + high) / 2 - (shape - 1), empty_of(ct)
+    weights = shown(empty, to_mm, 2, origin, shape)[..., None]
+    middle = origin + 2 * (weights * indices_of(shape)).sum(axis=(0, 1, 2)) / weights.sum()
+    first, last = np.floor((low - middle) / mm + 0.5), np.ceil((high - middle) / mm - 0.5)
+    origin, shape = middle + first * mm, (last - first + 1).astype(int)
+    volume, share = resampled(ct, to_mm, mm, origin, shape), 1 - shown(empty, to_mm, mm, origin, shape)
+    beyond = share >= 0.5
+    if outside == "edge":
+        around = np.pad(share, 1, constant_values=1)
+        for axis in range(3):
+            around = sum(np.take(around, np.arange(shape[axis]) + step, axis) for step in range(3)) / 3
+        volume = filled(volume, around >= 0.2)
+    volume[beyond & (outside == "air")] = -1
+    inside = np.argwhere(~beyond)
+    begin, end = inside.min(axis=0), inside.max(axis=0) + 1
+    if outside == "air":  # in a frame of 8 voxels, to planes that lie every 4 voxels from the middle
+        begin = (4 * np.floor((begin - 8 + first) / 4) - first).astype(int)
+        end = (4 * np.ceil((end + 8 + first) / 4) - first).astype(int)
+    wide, hidden = np.pad(volume, 16, constant_values=-1), np.pad(beyond, 16, constant_values=True)
+    box = tuple(map(slice, begin + 16, end + 16))
+    return wide[box], origin + begin * mm, hidden[box]
+
+
+def extent_of(shape, to_mm):
+    """Give the lowest and the highest mm that a scan's faces reach."""
+    corners = (indices_of((2, 2, 2)).reshape(8, 3) * np.array(shape) - 0.5) @ to_mm[:3, :3].T + to_mm[:3, 3]
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def resampled(ct, to_mm, mm, origin, shape):
+    """[3] Interpolate a scan on a grid; its border goes on."""
+    size, to_voxel = np.array(ct.shape), np.linalg.inv(to_mm)
     steps = mm * np.linalg.norm(to_voxel[:3, :3], axis=1)  # voxels of the scan for one of the grid
     spline, volume = spline_of(ct, (steps - 1).clip(0) / 2 * (mm > 1)), np.empty(shape, np.float32)
-    directions = np.abs(to_mm[:3, :3] / np.linalg.norm(to_mm[:3, :3], axis=0))
-    is_turned = directions.max(axis=0).min() < np.cos(np.radians(5))
     for number, plane in enumerate(volume):
         points = origin + mm * (indices_of((1, *plane.shape))[0] + [number, 0, 0])
         places = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
         plane[:] = sampled(spline, places.clip(0, size - 1) + 12, 3).clip(-1, 1)
-        if is_turned:
-            plane[(np.abs(places - (size - 1) / 2) > size / 2 + 1e-6).any(axis=-1)] = -1
-    return (filled(volume) if is_turned and outside == "edge" else volume), origin
+    return volume
 
 
-def filled(volume):
-    """[4] Give air, and the voxels beside it, the value of the nearest tissue."""
-    air = volume <= -0.995
-    unknown = np.any([shifted(air, axis) for axis in range(3)], axis=(0, 1))
+def empty_of(ct):
+    """[4] Give the air of a scan, from -1014 HU down, that hangs together with its faces."""
+    air, faces = ct <= -0.995, np.ones(ct.shape, bool)
+    faces[1:-1, 1:-1, 1:-1] = False
+    piece, grown = np.zeros_like(air), air & faces
+    while np.any(piece != grown):
+        piece = grown
+        grown = air & np.any([shifted(piece, axis) for axis in range(3)], axis=(0, 1))
+    return piece
+
+
+def shown(empty, to_mm, mm, origin, shape):
+    """[4] Give the share of each voxel of a grid that is of the scan: the mean over its octants."""
+    size, to_voxel, share = np.array(empty.shape), np.linalg.inv(to_mm), np.zeros(shape)
+    values = np.pad(1.0 - empty, 1, mode="edge")
+    for octant in np.ndindex(2, 2, 2):
+        points = (indices_of(shape) + np.array(octant) / 2 - 0.25) * mm + origin
+        places = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+        inside = (np.abs(places - (size - 1) / 2) <= size / 2).all(axis=-1)
+        share += inside * sampled(values, places.clip(0, size - 1) + 1, 1) / 8
+    return share
+
+
+def filled(volume, unknown):
+    """[4] Give voxels the value of the nearest other one."""
     tissue = np.argwhere(~unknown & np.any([shifted(unknown, axis) for axis in range(3)], axis=(0, 1)))
     for place in np.argwhere(unknown) if len(tissue) else ():
         nearest = tissue[((tissue - place) ** 2).sum(axis=1).argmin()]

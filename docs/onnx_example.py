@@ -96,8 +96,8 @@ def find_codes(centres_mm, read):
     return [FACTS["levels"]["code"][place] for place in sequence]
 
 
-def find_masks(ct, mm, centres):
-    """[7] Give first voxel, box, probability and mask of each vertebra, by the place of its centre."""
+def find_masks(ct, beyond, mm, centres):
+    """[7] Give the first voxel and the probability of each vertebra's patch, by the place of its centre."""
     rules, edge, found = FACTS["walk"], FACTS["patch_voxels"], {}
     wide, memory = np.pad(ct, edge, **OUTSIDE[FACTS["outside"]]), np.pad(ct * 0, edge, constant_values=-1)
     for number, centre in enumerate(centres):
@@ -118,7 +118,8 @@ def find_masks(ct, mm, centres):
             point = voxels.mean(axis=0)
         if number in found:
             memory[found[number][1]][found[number][3]] = 1
-    return found
+    hidden, parts = np.pad(beyond, edge, constant_values=True), found.items()
+    return {n: (at, np.where(mask & ~hidden[box], p, p.clip(0, 0.499))) for n, (at, box, p, mask) in parts}
 
 
 image = nibabel.load(SCAN)
@@ -128,21 +129,20 @@ shown = np.argwhere(whole > -0.995)
 field = tuple(map(slice, shown.min(axis=0), shown.max(axis=0) + 1))  # without planes of padding
 ct, labels = whole[field], np.zeros(whole.shape, np.uint8)
 to_mm = TO_PRI @ image.slicer[field].affine  # [1]
-coarse, origin = working_ct(ct, to_mm, FACTS["heatmap_mm"], "air")
+coarse, origin, _ = working_ct(ct, to_mm, FACTS["heatmap_mm"], "air")
 points, heat, read = find_points(coarse, FACTS["heatmap_mm"])
 points_mm = points * FACTS["heatmap_mm"] + origin
 chain = find_chain(points_mm, heat, read)
 codes = find_codes(points_mm[chain], read[chain])
-mm, edge = FACTS["spacing_mm"], FACTS["patch_voxels"]
-fine, origin = working_ct(ct, to_mm, mm, FACTS["outside"])
-largest = np.zeros(ct.shape, np.float32)
-for number, (begin, _, probability, mask) in find_masks(fine, mm, (points_mm[chain] - origin) / mm).items():
+mm, edge, largest = FACTS["spacing_mm"], FACTS["patch_voxels"], np.zeros(ct.shape, np.float32)
+fine, origin, beyond = working_ct(ct, to_mm, mm, FACTS["outside"])
+for number, (begin, sure) in find_masks(fine, beyond, mm, (points_mm[chain] - origin) / mm).items():
     corners = (indices_of((2, 2, 2)).reshape(8, 3) * edge - 0.5 + begin) * mm + origin - to_mm[:3, 3]
     reach = (corners @ np.linalg.inv(to_mm[:3, :3]).T).clip(0, ct.shape)
     first, last = reach.min(axis=0).astype(int), np.ceil(reach.max(axis=0)).astype(int)
     box = tuple(map(slice, first, last))
     places = ((indices_of(last - first) + first) @ to_mm[:3, :3].T + to_mm[:3, 3] - origin) / mm - begin
-    native = sampled(np.where(mask, probability, probability.clip(0, 0.499)), places.clip(0, edge - 1.001), 1)
+    native = sampled(sure, places.clip(0, edge - 1.001), 1)
     native[(np.abs(places - (edge - 1) / 2) > edge / 2).any(axis=-1)] = 0
     wins = native > largest[box]  # [8]
     largest[box][wins] = native[wins]
