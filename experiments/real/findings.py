@@ -10,7 +10,7 @@ import numpy as np
 from experiments.real.facts import ScanFacts
 from utils.imaging.centroids import read_centroids
 from utils.imaging.nifti import read_ct, read_mask
-from utils.imaging.resampling import working_ct
+from utils.imaging.shown import localiser_ct, without_padding
 from utils.imaging.volume import Volume
 from utils.localisation.chain import Votes, find_column
 from utils.localisation.identify import Identification, number_column
@@ -105,7 +105,7 @@ def look_for_vertebrae(ct: Path, networks: Networks) -> Votes:
     Votes
         Under the temperature of the labelling network; without a vertebra where there is no spine.
     """
-    coarse = working_ct(read_ct(ct), networks.heatmap_mm)
+    coarse = localiser_ct(without_padding(read_ct(ct)), networks.heatmap_mm)
     column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
     return column.votes(networks.temperature)
 

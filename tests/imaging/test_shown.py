@@ -6,7 +6,7 @@ from scipy.spatial.transform import Rotation
 
 from tests.imaging.examples import oblique_affine
 from utils.imaging.grids import transform_points
-from utils.imaging.shown import filled_beyond, framed_ct, share_beyond, upright_ct, without_padding
+from utils.imaging.shown import filled_beyond, localiser_ct, share_beyond, upright_ct, without_padding
 from utils.imaging.volume import Grid, Volume
 
 
@@ -89,7 +89,7 @@ def test_a_scan_is_seen_alike_however_its_stack_is_turned(degrees, outside):
 
 @pytest.mark.parametrize("degrees", [6, 25, 40])
 def test_the_frame_around_a_scan_is_the_same_however_its_stack_is_turned(degrees):
-    framed = framed_ct(stacked(degrees), 3.0)
+    framed = localiser_ct(stacked(degrees), 3.0)
     points = transform_points(np.argwhere(np.ones(framed.shape)), framed.affine, np.eye(4))
     # The box reaches 7 voxels from its middle, 22 to 24 mm. With 8 more the planes at 16 are the next ones;
     # the frame begins with the one and ends before the other.

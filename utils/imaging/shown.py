@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from utils.imaging.crops import box_between, crop
-from utils.imaging.grids import cropped_grid, transform_points, upright_grid, working_grid
+from utils.imaging.grids import cropped_grid, is_turned, transform_points, upright_grid, working_grid
 from utils.imaging.intensities import LOWEST_HU
 from utils.imaging.resampling import resample_linear, working_ct
 from utils.imaging.volume import Grid, Volume
@@ -163,22 +163,26 @@ def upright_ct(
     return crop(working, begin, beyond[box].shape, fill="edge"), beyond[box]
 
 
-def framed_ct(ct: Volume, spacing_mm: float) -> Volume:
-    """Bring a turned scan to its working grid, and put a frame of air around it.
+def localiser_ct(ct: Volume, spacing_mm: float) -> Volume:
+    """Bring a scan to its working grid; put a frame of air around one that is turned.
 
     The frame reaches to the next of the planes that lie every `_FRAME_STEP` voxels from the middle of the
     scan, so that the scan lies alike in it though its end is told a voxel farther or nearer.
 
     Parameters
     ----------
-    ct, spacing_mm
-        As `upright_ct` takes them.
+    ct : Volume
+        CT in Hounsfield units.
+    spacing_mm : float
+        Spacing of the working grid, in mm.
 
     Returns
     -------
     Volume of float32
         HU, axes (P, R, I).
     """
+    if not is_turned(ct.grid):
+        return working_ct(ct, spacing_mm)
     working, share, middle = _upright(ct, spacing_mm)
     beyond = share >= 0.5
     box = shown_box(~beyond)
