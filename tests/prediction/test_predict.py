@@ -457,7 +457,7 @@ def test_a_scan_without_a_spine_has_all_files_a_warning_and_status_0(tmp_path, f
     assert mask.with_name("sub-air_seg-vert_snp.png").stat().st_size > 0
     assert json.loads(mask.with_name("sub-air_column.json").read_text())["vertebrae"] == []
     quality = read_quality(mask.with_name("sub-air_quality.json"))
-    assert quality.no_spine and quality.sequences == ()
+    assert quality.no_spine and quality.sequences == () and quality.sequence_probability is None
     assert quality.warnings == (Remark("nothing found", None, "no vertebra found"),)
     assert infer(settings_for(scan, output=out, relabel=True, first_label="L1")) == 0
     assert read_quality(mask.with_name("sub-air_quality.json")).no_spine
