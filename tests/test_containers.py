@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 
-from utils.command_line import project_version
+from utils.command_line import citation_of
 from utils.execution import PROJECT_DIR
 
 DOCKERFILE = (PROJECT_DIR / "Dockerfile").read_text()
@@ -55,12 +55,13 @@ def test_the_copied_files_are_all_that_the_inference_needs(tmp_path):
     assert "WORKDIR /vertebrae\n" in DOCKERFILE
     code = (
         "import utils.prediction.predict as predict\n"
-        "from utils.command_line import project_version\n"
+        "from utils.command_line import citation_of\n"
         "from utils.prediction.networks import STARTER_DIR, load_networks, with_networks_of\n"
         "networks = load_networks(with_networks_of(STARTER_DIR))\n"
-        "print(predict.__file__, project_version(), networks.spacing_mm)\n"
+        "print(predict.__file__, citation_of('version'), networks.spacing_mm)\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert ran.stdout == f"{tmp_path / 'utils/prediction/predict.py'} {project_version()} 2.0\n", ran.stderr
+    expected = f"{tmp_path / 'utils/prediction/predict.py'} {citation_of('version')} 2.0\n"
+    assert ran.stdout == expected, ran.stderr
