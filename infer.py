@@ -17,7 +17,7 @@ Writes  predictions/derivatives/<subject>/, for a scan named <key>_ct.nii.gz:
             <key>_quality.json          how sure the labels are and what anchors them, whether there is no
                                         spine, what it cost, and what is odd about it
             <key>_settings.json         what it was made with
-        predictions/derivatives/dataset_description.json for programs for BIDS, where there is none
+        predictions/dataset_description.json for programs for BIDS, where there is none
         and with --formats seg.nrrd itksnap
             <key>_seg-vert_msk.seg.nrrd the mask for 3D Slicer, with names and colours
             <key>_labels.txt            names and colours of the labels for ITK-SNAP

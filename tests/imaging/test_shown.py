@@ -6,7 +6,14 @@ from scipy.spatial.transform import Rotation
 
 from tests.imaging.examples import oblique_affine
 from utils.imaging.grids import transform_points
-from utils.imaging.shown import filled_beyond, localiser_ct, share_beyond, upright_ct, without_padding
+from utils.imaging.shown import (
+    filled_beyond,
+    localiser_ct,
+    middle_of_scan,
+    share_beyond,
+    upright_ct,
+    without_padding,
+)
 from utils.imaging.volume import Grid, Volume
 
 
@@ -73,7 +80,8 @@ def stacked(degrees: float) -> Volume:
 @pytest.mark.parametrize("outside", ["air", "edge"])
 @pytest.mark.parametrize("degrees", [6, 25, 40])
 def test_a_scan_is_seen_alike_however_its_stack_is_turned(degrees, outside):
-    working, beyond = upright_ct(stacked(degrees), 2.0, outside=outside)
+    ct = stacked(degrees)
+    working, beyond = upright_ct(ct, 2.0, middle_mm=middle_of_scan(ct), outside=outside)
     points = transform_points(np.argwhere(np.ones(working.shape)), working.affine, np.eye(4))
     # On the patient's axes, laid through the middle of the scan, cut to it.
     np.testing.assert_allclose(points, 2 * np.rint(points / 2), atol=0.1)

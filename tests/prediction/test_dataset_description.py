@@ -8,7 +8,7 @@ from utils.prediction.dataset_description import DESCRIPTION_PATH, write_dataset
 
 def test_it_says_what_made_the_predictions(tmp_path):
     write_dataset_description(tmp_path)
-    path = tmp_path / "derivatives" / "dataset_description.json"
+    path = tmp_path / "dataset_description.json"
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
     # The fields that BIDS 1.10 requires of a derivative dataset, and DatasetType.
     assert json.loads(path.read_text()) == {
@@ -35,7 +35,6 @@ def test_the_address_of_the_code_is_in_it_once_it_is_known(tmp_path, monkeypatch
 
 def test_one_of_the_user_stays(tmp_path):
     path = tmp_path / DESCRIPTION_PATH
-    path.parent.mkdir()
     path.write_text("mine")
     write_dataset_description(tmp_path)
     assert path.read_text() == "mine"

@@ -58,7 +58,7 @@ def without_padding(ct: Volume) -> Volume:
     )
 
 
-def share_beyond(ct: Volume, grid: Grid) -> np.ndarray:
+def share_beyond(ct: Volume, grid: Grid, *, roughly: bool = False) -> np.ndarray:
     """Give how much of each voxel of a grid lies beyond a scan.
 
     Parameters
@@ -67,6 +67,8 @@ def share_beyond(ct: Volume, grid: Grid) -> np.ndarray:
         CT in Hounsfield units. What has -1024 HU and is connected with the end of the grid is none of it.
     grid : Grid
         A grid that covers the scan, at any angle.
+    roughly : bool
+        Look at the centres of the voxels alone, which is enough for a mean over many.
 
     Returns
     -------
@@ -75,10 +77,11 @@ def share_beyond(ct: Volume, grid: Grid) -> np.ndarray:
     """
     empty = Volume(ct.data <= IN_SCAN_HU, ct.affine)
     share = resample_linear(empty, grid, outside=1.0).data
-    # At the end of the scan, in arrays of a byte a voxel.
-    near = np.ones((3, 3, 3), bool)
-    mixed = ndimage.binary_dilation(share > _MIXED, near) & ndimage.binary_dilation(share < 1 - _MIXED, near)
-    share[mixed] = _mean_around(empty, grid, np.argwhere(mixed))
+    if not roughly:  # at the end of the scan, in arrays of a byte a voxel
+        near = np.ones((3, 3, 3), bool)
+        mixed = ndimage.binary_dilation(share > _MIXED, near)
+        mixed &= ndimage.binary_dilation(share < 1 - _MIXED, near)
+        share[mixed] = _mean_around(empty, grid, np.argwhere(mixed))
     numbers, count = ndimage.label(share > 0)
     at_face = np.zeros(count + 1, bool)
     for axis in range(3):
@@ -126,8 +129,15 @@ def filled_beyond(ct: Volume, beyond: np.ndarray) -> Volume:
     return Volume(np.where(beyond, blocks, ct.data), ct.affine)
 
 
+def middle_of_scan(ct: Volume) -> np.ndarray:
+    """Give the middle of what a scan shows, in the world, (3,): where it lies, and not how it was stacked."""
+    grid = working_grid(ct.grid, _BLOCK_MM)
+    middle = ndimage.center_of_mass(1 - share_beyond(ct, grid, roughly=True))
+    return transform_points(middle, grid.affine, np.eye(4))[0]
+
+
 def upright_ct(
-    ct: Volume, spacing_mm: float, *, outside: Literal["air", "edge"]
+    ct: Volume, spacing_mm: float, *, middle_mm: np.ndarray, outside: Literal["air", "edge"]
 ) -> tuple[Volume, np.ndarray]:
     """Bring a turned scan to its working grid, and show what lies beyond it as it is shown beyond others.
 
@@ -141,6 +151,8 @@ def upright_ct(
         CT in Hounsfield units.
     spacing_mm : float
         Spacing of the working grid, in mm.
+    middle_mm : np.ndarray, (3,)
+        From `middle_of_scan`.
     outside : str
         What is shown beyond the scan: air, or the nearest voxel.
 
@@ -151,7 +163,7 @@ def upright_ct(
     beyond : np.ndarray of bool, (p, r, i)
         Voxels of it of which the scan shows less than a half.
     """
-    working, share, _ = _upright(ct, spacing_mm)
+    working, share = _upright(ct, spacing_mm, middle_mm)
     beyond = share >= 0.5
     if outside == "air":
         working = Volume(np.where(beyond, np.float32(LOWEST_HU), working.data), working.affine)
@@ -163,29 +175,26 @@ def upright_ct(
     return crop(working, begin, beyond[box].shape, fill="edge"), beyond[box]
 
 
-def localiser_ct(ct: Volume, spacing_mm: float) -> Volume:
-    """Bring a scan to its working grid; put a frame of air around one that is turned.
+def framed_ct(ct: Volume, spacing_mm: float, middle_mm: np.ndarray) -> Volume:
+    """Bring a turned scan to its working grid, as `upright_ct` does, and put a frame of air around it.
 
     The frame reaches to the next of the planes that lie every `_FRAME_STEP` voxels from the middle of the
     scan, so that the scan lies alike in it though its end is told a voxel farther or nearer.
 
     Parameters
     ----------
-    ct : Volume
-        CT in Hounsfield units.
-    spacing_mm : float
-        Spacing of the working grid, in mm.
+    ct, spacing_mm, middle_mm
+        As `upright_ct` takes them.
 
     Returns
     -------
     Volume of float32
         HU, axes (P, R, I).
     """
-    if not is_turned(ct.grid):
-        return working_ct(ct, spacing_mm)
-    working, share, middle = _upright(ct, spacing_mm)
+    working, share = _upright(ct, spacing_mm, middle_mm)
     beyond = share >= 0.5
     box = shown_box(~beyond)
+    middle = np.rint(transform_points(middle_mm, np.eye(4), working.affine)[0]).astype(int)
     begin = np.array([side.start for side in box]) - _FRAME_VOXELS - middle
     end = np.array([side.stop for side in box]) + _FRAME_VOXELS - middle
     begin = middle + _FRAME_STEP * np.floor(begin / _FRAME_STEP).astype(int)
@@ -196,12 +205,12 @@ def localiser_ct(ct: Volume, spacing_mm: float) -> Volume:
     )
 
 
-def _upright(ct: Volume, spacing_mm: float) -> tuple[Volume, np.ndarray, np.ndarray]:
-    """Give a scan on a grid through its middle, how much of it lies beyond, and the middle's voxel, (3,)."""
-    # In the middle of what is shown: where the scan lies, and not how it was stacked.
-    coarse = working_grid(ct.grid, _BLOCK_MM)
-    middle = ndimage.center_of_mass(1 - share_beyond(ct, coarse))
-    middle_mm = transform_points(middle, coarse.affine, np.eye(4))
-    grid = upright_grid(ct.grid, spacing_mm, middle_mm[0])
-    voxel = np.rint(transform_points(middle_mm, np.eye(4), grid.affine)[0]).astype(int)
-    return working_ct(ct, spacing_mm, grid=grid), share_beyond(ct, grid), voxel
+def localiser_ct(ct: Volume, spacing_mm: float) -> Volume:
+    """Bring a scan to the working grid on which vertebrae are looked for, whether it is turned or not."""
+    return framed_ct(ct, spacing_mm, middle_of_scan(ct)) if is_turned(ct.grid) else working_ct(ct, spacing_mm)
+
+
+def _upright(ct: Volume, spacing_mm: float, middle_mm: np.ndarray) -> tuple[Volume, np.ndarray]:
+    """Give a scan on the grid through its middle, and how much of each voxel of that lies beyond it."""
+    grid = upright_grid(ct.grid, spacing_mm, middle_mm)
+    return working_ct(ct, spacing_mm, grid=grid), share_beyond(ct, grid)

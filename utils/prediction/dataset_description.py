@@ -8,14 +8,14 @@ from pathlib import Path
 from utils.command_line import citation_of
 from utils.files import write_text_whole
 
-#: BIDS looks for it in the folder that holds those of the subjects.
-DESCRIPTION_PATH = Path("derivatives") / "dataset_description.json"
+#: In the folder of the predictions; `derivatives` in it holds the folders of the subjects alone.
+DESCRIPTION_PATH = Path("dataset_description.json")
 #: The version of BIDS in which a derivative dataset is described so.
 BIDS_VERSION = "1.10.0"
 
 
 def write_dataset_description(output: Path) -> None:
-    """Write `output/derivatives/dataset_description.json`, whole; one that is there stays as it is.
+    """Write `output/dataset_description.json`, whole; one that is there stays as it is.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from utils.imaging.grids import is_turned, transform_points
 from utils.imaging.intensities import normalise_hu
 from utils.imaging.nifti_forms import HeaderForms
 from utils.imaging.resampling import working_ct
-from utils.imaging.shown import localiser_ct, upright_ct, without_padding
+from utils.imaging.shown import framed_ct, middle_of_scan, upright_ct, without_padding
 from utils.imaging.volume import Grid, Volume
 from utils.localisation.chain import Votes, find_column
 from utils.localisation.identify import Identification, number_column
@@ -193,11 +193,13 @@ def find_vertebrae(ct: Volume, networks: Networks, settings: WalkSettings) -> tu
         return walk_published(_normalised(working), heat, networks.patch, settings=settings), None
     # Before it is resampled, so that the working grid of a padded scan is that of the scan.
     ct = without_padding(ct)
-    coarse, beyond = localiser_ct(ct, networks.heatmap_mm), None
     if is_turned(ct.grid):
-        working, beyond = upright_ct(ct, networks.spacing_mm, outside=networks.outside)
+        middle = middle_of_scan(ct)
+        coarse = framed_ct(ct, networks.heatmap_mm, middle)
+        working, beyond = upright_ct(ct, networks.spacing_mm, middle_mm=middle, outside=networks.outside)
     else:
-        working = working_ct(ct, networks.spacing_mm)
+        coarse, working = working_ct(ct, networks.heatmap_mm), working_ct(ct, networks.spacing_mm)
+        beyond = None
     column = find_column(coarse, networks.heat, networks.labels, outside=networks.heatmap_outside)
     centres = transform_points(column.centres_mm, np.eye(4), working.affine)
     found = walk_along(_normalised(working), centres, networks.patch, settings=settings)
