@@ -44,7 +44,7 @@ def walk_remarks(found: WalkResult, names: Sequence[str]) -> list[Remark]:
 def facts_of_labels(identification: Identification | None, first_label: str | None) -> dict[str, Any]:
     """Give what `CaseQuality` holds of how labels were decided; a count, or none, has no probability."""
     if identification is not None and not identification.codes:
-        return {}
+        return {"sequences": ()}
     if identification is None:
         return {"anchor": None if first_label is None else "first label given"}
     return {
