@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from utils.imaging.crops import box_between, crop
-from utils.imaging.grids import cropped_grid, is_turned, transform_points, upright_grid, working_grid
+from utils.imaging.grids import cropped_grid, is_turned, transform_points, upright_grid
 from utils.imaging.intensities import LOWEST_HU
 from utils.imaging.resampling import resample_linear, working_ct
 from utils.imaging.volume import Grid, Volume
@@ -58,7 +58,7 @@ def without_padding(ct: Volume) -> Volume:
     )
 
 
-def share_beyond(ct: Volume, grid: Grid, *, roughly: bool = False) -> np.ndarray:
+def share_beyond(ct: Volume, grid: Grid) -> np.ndarray:
     """Give how much of each voxel of a grid lies beyond a scan.
 
     Parameters
@@ -67,8 +67,6 @@ def share_beyond(ct: Volume, grid: Grid, *, roughly: bool = False) -> np.ndarray
         CT in Hounsfield units. What has -1024 HU and is connected with the end of the grid is none of it.
     grid : Grid
         A grid that covers the scan, at any angle.
-    roughly : bool
-        Look at the centres of the voxels alone, which is enough for a mean over many.
 
     Returns
     -------
@@ -77,18 +75,23 @@ def share_beyond(ct: Volume, grid: Grid, *, roughly: bool = False) -> np.ndarray
     """
     empty = Volume(ct.data <= IN_SCAN_HU, ct.affine)
     share = resample_linear(empty, grid, outside=1.0).data
-    if not roughly:  # at the end of the scan, in arrays of a byte a voxel
-        near = np.ones((3, 3, 3), bool)
-        mixed = ndimage.binary_dilation(share > _MIXED, near)
-        mixed &= ndimage.binary_dilation(share < 1 - _MIXED, near)
-        share[mixed] = _mean_around(empty, grid, np.argwhere(mixed))
-    numbers, count = ndimage.label(share > 0)
+    # At the end of the scan, in arrays of a byte a voxel.
+    near = np.ones((3, 3, 3), bool)
+    mixed = ndimage.binary_dilation(share > _MIXED, near) & ndimage.binary_dilation(share < 1 - _MIXED, near)
+    share[mixed] = _mean_around(empty, grid, np.argwhere(mixed))
+    share[~_connected_with_faces(share > 0)] = 0
+    return share
+
+
+def _connected_with_faces(mask: np.ndarray) -> np.ndarray:
+    """Give the parts of a mask that reach a face of its volume."""
+    numbers, count = ndimage.label(mask)
     at_face = np.zeros(count + 1, bool)
     for axis in range(3):
         for end in (0, -1):
             at_face[np.take(numbers, end, axis)] = True
-    share[~at_face[numbers]] = 0
-    return share
+    at_face[0] = False
+    return at_face[numbers]
 
 
 def _mean_around(empty: Volume, grid: Grid, voxels: np.ndarray) -> np.ndarray:
@@ -131,9 +134,10 @@ def filled_beyond(ct: Volume, beyond: np.ndarray) -> Volume:
 
 def middle_of_scan(ct: Volume) -> np.ndarray:
     """Give the middle of what a scan shows, in the world, (3,): where it lies, and not how it was stacked."""
-    grid = working_grid(ct.grid, _BLOCK_MM)
-    middle = ndimage.center_of_mass(1 - share_beyond(ct, grid, roughly=True))
-    return transform_points(middle, grid.affine, np.eye(4))[0]
+    shown = ~_connected_with_faces(ct.data <= IN_SCAN_HU)
+    sums = [shown.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+    middle = [each @ np.arange(len(each)) / max(each.sum(), 1) for each in sums]
+    return transform_points(middle, ct.affine, np.eye(4))[0]
 
 
 def upright_ct(
