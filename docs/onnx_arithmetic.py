@@ -58,11 +58,8 @@ def working_ct(ct, to_mm, mm, outside):
 
 def turned_ct(ct, to_mm, mm, outside):
     """[4] Lay the grid of a turned scan through its middle, and tell what lies beyond it; as `working_ct`."""
-    low, high = extent_of(ct.shape, to_mm)
-    shape = np.ceil((high - low) / 2 - 1e-3).astype(int) + 1
-    origin, empty = (low + high) / 2 - (shape - 1), empty_of(ct)
-    weights = shown(empty, to_mm, 2, origin, shape)[..., None]
-    middle = origin + 2 * (weights * indices_of(shape)).sum(axis=(0, 1, 2)) / weights.sum()
+    (low, high), empty = extent_of(ct.shape, to_mm), empty_of(ct)
+    middle = to_mm[:3, :3] @ np.argwhere(~empty).mean(axis=0) + to_mm[:3, 3]
     first, last = np.floor((low - middle) / mm + 0.5), np.ceil((high - middle) / mm - 0.5)
     origin, shape = middle + first * mm, (last - first + 1).astype(int)
     volume, share = resampled(ct, to_mm, mm, origin, shape), 1 - shown(empty, to_mm, mm, origin, shape)
