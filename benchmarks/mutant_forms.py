@@ -31,6 +31,7 @@ from utils.prediction.quality import CaseQuality, read_quality, write_quality
 from utils.preparation.prepared import identity, is_current, is_mask_alone, origin_of, write_sidecar
 from utils.preparation.spine_case import read_spine
 from utils.settings import HeatmapPreparationSettings, load_settings, save_settings
+from utils.verse.labels import MAX_RANK
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def make_quality(folder: Path) -> None:
 def make_column(folder: Path) -> None:
     """Write what the levels of a column were decided from."""
     row = {"label": 20, "centre_mm": [1.0, 2.0, 3.0], "rib_probability": 0.1}
-    row["level_log_probabilities"] = [-1.0] * 25
+    row["level_log_probabilities"] = [-1.0] * (1 + MAX_RANK)
     content = {"vertebrae": [row, row], "sacrum": None, "temperature": 1.5}
     (folder / "x_column.json").write_text(json.dumps(content))
 
