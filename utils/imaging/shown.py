@@ -170,7 +170,7 @@ def upright_ct(
     working, share = _upright(ct, spacing_mm, middle_mm)
     beyond = share >= 0.5
     if outside == "air":
-        working = Volume(np.where(beyond, np.float32(LOWEST_HU), working.data), working.affine)
+        working = _with_air(working, beyond)
     else:
         around = ndimage.uniform_filter(share, 3, mode="constant", cval=1.0)
         working = filled_beyond(working, around >= _NEAR_END)
@@ -203,10 +203,7 @@ def framed_ct(ct: Volume, spacing_mm: float, middle_mm: np.ndarray) -> Volume:
     end = np.array([side.stop for side in box]) + _FRAME_VOXELS - middle
     begin = middle + _FRAME_STEP * np.floor(begin / _FRAME_STEP).astype(int)
     end = middle + _FRAME_STEP * np.ceil(end / _FRAME_STEP).astype(int)
-    air = float(LOWEST_HU)
-    return crop(
-        Volume(np.where(beyond, np.float32(air), working.data), working.affine), begin, end - begin, fill=air
-    )
+    return crop(_with_air(working, beyond), begin, end - begin, fill=float(LOWEST_HU))
 
 
 def localiser_ct(ct: Volume, spacing_mm: float) -> Volume:
@@ -218,3 +215,7 @@ def _upright(ct: Volume, spacing_mm: float, middle_mm: np.ndarray) -> tuple[Volu
     """Give a scan on the grid through its middle, and how much of each voxel of that lies beyond it."""
     grid = upright_grid(ct.grid, spacing_mm, middle_mm)
     return working_ct(ct, spacing_mm, grid=grid), share_beyond(ct, grid)
+
+
+def _with_air(ct: Volume, beyond: np.ndarray) -> Volume:
+    return Volume(np.where(beyond, np.float32(LOWEST_HU), ct.data), ct.affine)
