@@ -10,15 +10,16 @@ Result  three networks in FOLDER/shipped
 
 Reads   SHARED, as experiments/real/centres.json names the scans in it, and the masks in SHARED/data that have
         no CT. The series sub-gl* are left out: their licence forbids derivatives.
-Writes  FOLDER/data (generated), FOLDER/data-real, FOLDER/work, FOLDER/labels, FOLDER/shipped. Folds share
-        FOLDER; what they leave out stands in their names.
+Writes  FOLDER/data and FOLDER/work (generated), and with real scans FOLDER/data-masks, FOLDER/labels,
+        FOLDER/data-labels, FOLDER/work-masks, FOLDER/work-real, FOLDER/shipped. Folds share the first two;
+        what they leave out stands in the names of the others.
 
 Heatmap and labelling network learn from drawn scans and generated spines alone, so that every real scan is a
 test of them; how far the levels may be trusted is fitted on drawn scans held out. So does the base of the
-segmentation network. It labels the real scans without a mask, with the corrections that are written down
-(experiments/real/label.py), and goes on with these, with real scans that have a mask, and with trunks drawn
-from the organs of one of them. What is shipped is the average of the two. A fold leaves a patient out of all
-that. A killed run goes on with the same command.
+segmentation network. It goes on with real scans that have a mask, and with trunks drawn from the organs of
+one of them; outlines the real scans without a mask, with the corrections that are written down
+(experiments/real/label.py); and goes on with all of these. A fold leaves a patient out of all that. A killed
+run goes on with the same command.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.real.facts import read_facts
 from experiments.real.label import case_key
+from experiments.real.masks import reference_of
 from experiments.steps import CopyModel, Step, run_steps, script
 from utils.command_line import ended_in_a_line
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
@@ -59,14 +61,15 @@ SPINES = (
     ((70, 10, 0), "natural", "wide", 6101),
     ((40, 6, 0), "natural", "usual", 6103),
     ((20, 0, 0), "rare", "wide", 6105),
+    ((30, 0, 0), "natural", "old", 6107),
 )
 #: Trunks drawn from the organs of a real scan, and its name.
 TRUNKS, TRUNK_SCAN = 20, "chest_ct"
-#: Cases that the base does not see, as patterns.
-NOT_GENERATED = ("sub-real-*", "sub-trunk*", "sub-mask-*")
-#: Options of the base, on generated spines and images drawn from their masks, and of what goes on from it.
-BASE = "--epochs 110 --mixture 0.45 0 0.55 0 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 1"
-REAL = "--seed 2"
+#: Options of the base, on generated spines and images drawn from their masks; of what goes on from it on
+#: scans that have a mask; and of what goes on from that on these and on scans that it has outlined.
+BASE = "--epochs 90 --mixture 0.45 0 0.55 0 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 1"
+FIRST = "--epochs 6 --learning-rate 2e-3 --final-learning-rate 2e-4 --seed 2"
+REAL = "--seed 3"
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,13 @@ class Recipe:
 
     @property
     def models(self) -> Path:
-        """Folder of the trained networks."""
+        """Folder of the networks that saw no real scan."""
         return self.folder / "work" / "models"
+
+    def own(self, name: str) -> Path:
+        """Give a folder whose contents depend on the scans that are left out."""
+        left_out = "-without" + "".join(f"-{each}" for each in sorted(self.without)) if self.without else ""
+        return self.folder / f"{name}{left_out}"
 
 
 def masks_alone(shared: Path) -> dict[str, Path]:
@@ -128,64 +136,59 @@ def masks_alone(shared: Path) -> dict[str, Path]:
 
 
 def data_steps(recipe: Recipe) -> list[Step]:
-    """Generate spines, draw trunks, add the scans and masks that are labelled, and prepare all of it."""
-    data, real = ("--data-dir", recipe.folder / "data"), ("--data-dir", recipe.folder / "data-real")
-    steps = []
+    """Generate spines, and prepare them; take in scans and masks that are labelled, and draw trunks."""
+    data, masks = ("--data-dir", recipe.folder / "data"), ("--data-dir", recipe.own("data-masks"))
+    steps, shared = [], ("--shared", recipe.shared)
     for counts, variants, ranges, seed in recipe.spines:
         kind = ("--variants", variants, "--ranges", ranges)
         what = ("--source", "phantom", *data, *kind, "--phantoms", *counts, "--seed", seed)
         steps.append(script("get_verse_data.py", *what))
     for key, mask in masks_alone(recipe.shared).items():
-        steps.append(script("get_verse_data.py", "--source", "pairs", "--mask", mask, "--key", key, *real))
-    shared, prepared = ("--shared", recipe.shared), _prepared(recipe)
+        steps.append(script("get_verse_data.py", "--source", "pairs", "--mask", mask, "--key", key, *masks))
+    work = ("--work-dir", recipe.folder / "work", "--preset", "starter")
     return [
         *steps,
-        script("experiments/real/trunks.py", *shared, *real, "--count", recipe.trunks),
-        _added(recipe),
-        script("pre_processing_heatmap.py", *data, *prepared, "--drawn", *recipe.drawn),
-        script("pre_processing_segmentation.py", *data, *prepared),
-        script("pre_processing_segmentation.py", *real, *prepared),
+        script("experiments/real/trunks.py", *shared, *masks, "--count", recipe.trunks),
+        script("experiments/real/label.py", "add", *shared, *masks),
+        script("pre_processing_heatmap.py", *data, *work, "--drawn", *recipe.drawn),
+        *_prepared(recipe.folder / "work", data[1]),
     ]
 
 
 def localisation_steps(recipe: Recipe) -> list[Step]:
     """Train heatmap and labelling network, and fit how far the levels may be trusted."""
-    trainings = [
-        _training(recipe, name, name, (), *recipe.options, *last.split()) for name, last in ON_DRAWN.items()
-    ]
+    trainings = [_training(recipe, recipe.models / name, *last.split()) for name, last in ON_DRAWN.items()]
     held_out = spacing_folder(recipe.folder / "work", "heatmap", SPACING_MM) / PREPARED_SPLITS[1]
     networks = [recipe.models / name for name in ON_DRAWN]
     return [*trainings, script("experiments/fit_temperature.py", *networks, held_out)]
 
 
 def segmentation_steps(recipe: Recipe) -> list[Step]:
-    """Train the base, label the real scans with it, and go on with them."""
+    """Train the base, go on with scans that have a mask, outline the others with that, go on with all."""
+    data, masks, labels = recipe.folder / "data", recipe.own("data-masks"), recipe.own("data-labels")
     base = recipe.models / "segmentation-base"
-    labelled = ("--segmentation", base, "--output", recipe.folder / "labels")
+    first = recipe.own("work-masks") / "models" / "segmentation-masks"
+    real = recipe.own("work-real") / "models" / "segmentation-real"
+    shared, outlined = ("--shared", recipe.shared), recipe.own("labels")
     return [
-        _training(recipe, "segmentation", base.name, NOT_GENERATED, *BASE.split(), *recipe.options),
-        script("experiments/real/label.py", "predict", "--shared", recipe.shared, *labelled),
-        _added(recipe),
+        _training(recipe, base, *BASE.split()),
+        *_prepared(first.parents[1], data, masks),
+        _training(recipe, first, *_left_out(recipe, masks), "--start-from", base, *FIRST.split()),
         script(
-            "pre_processing_segmentation.py", "--data-dir", recipe.folder / "data-real", *_prepared(recipe)
+            "experiments/real/label.py", "predict", *shared, "--segmentation", first, "--output", outlined
         ),
-        _training(
-            recipe,
-            "segmentation",
-            f"segmentation-real{_suffix(recipe)}",
-            left_out_keys(recipe),
-            *("--start-from", base, *REAL.split(), *recipe.options),
-        ),
+        script("experiments/real/label.py", "add", *shared, "--labels", outlined, "--data-dir", labels),
+        *_prepared(real.parents[1], data, masks, labels),
+        _training(recipe, real, *_left_out(recipe, masks, labels), "--start-from", first, *REAL.split()),
     ]
 
 
 def shipping_steps(recipe: Recipe) -> list[Step]:
-    """Leave what inference needs in `shipped`: the segmentation network is an average of two."""
-    shipped = recipe.folder / f"shipped{_suffix(recipe)}"
-    both = (recipe.models / "segmentation-base", recipe.models / f"segmentation-real{_suffix(recipe)}")
+    """Leave what inference needs in `shipped`."""
+    shipped, real = recipe.own("shipped"), recipe.own("work-real") / "models" / "segmentation-real"
     return [
         *(CopyModel(recipe.models / name, shipped / name) for name in ON_DRAWN),
-        script("experiments/average.py", *both, "--output", shipped / "segmentation"),
+        CopyModel(real, shipped / "segmentation"),
     ]
 
 
@@ -225,26 +228,27 @@ def left_out_keys(recipe: Recipe) -> list[str]:
     return [*(case_key(name) for name in scans), *trunks]
 
 
-def _prepared(recipe: Recipe) -> tuple:
+def _prepared(work: Path, *data: Path) -> list[Step]:
     # Masks without a CT serve for images drawn from them.
-    return ("--work-dir", recipe.folder / "work", "--preset", "starter")
+    place = ("--work-dir", work, "--preset", "starter")
+    return [script("pre_processing_segmentation.py", "--data-dir", folder, *place) for folder in data]
 
 
-def _added(recipe: Recipe) -> Step:
-    """Add the real scans that are labelled by now."""
-    places = ("--labels", recipe.folder / "labels", "--data-dir", recipe.folder / "data-real")
-    return script("experiments/real/label.py", "add", "--shared", recipe.shared, *places)
+def _left_out(recipe: Recipe, *data: Path) -> tuple:
+    """Give what leaves out the cases that a training may not see; a scan has a mask, or is outlined."""
+    has_mask = {case_key(name) for name, scan in read_facts().items() if reference_of(scan) is not None}
+    there = [
+        key
+        for key in left_out_keys(recipe)
+        if key in has_mask or key.startswith("sub-trunk") or recipe.own("data-labels") in data
+    ]
+    return ("--exclude", *there) if there else ()
 
 
-def _training(recipe: Recipe, stage: str, name: str, exclude: Sequence[str], *options: object) -> Step:
-    program = f"train_{stage}.py"
-    place = ("--work-dir", recipe.folder / "work", "--name", name, "--preset", "starter")
-    excluded = ("--exclude", *exclude) if exclude else ()
-    return script(program, *place, *excluded, *options, *recipe.more.get(program, ()))
-
-
-def _suffix(recipe: Recipe) -> str:
-    return "-without" + "".join(f"-{name}" for name in sorted(recipe.without)) if recipe.without else ""
+def _training(recipe: Recipe, model: Path, *options: object) -> Step:
+    program = f"train_{model.name.partition('-')[0]}.py"
+    place = ("--work-dir", model.parents[1], "--name", model.name, "--preset", "starter")
+    return script(program, *place, *recipe.options, *options, *recipe.more.get(program, ()))
 
 
 def recipe_from_command_line(arguments: list[str] | None = None) -> tuple[Recipe, bool]:

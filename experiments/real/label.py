@@ -2,8 +2,9 @@
 
 Command python experiments/real/label.py predict --segmentation MODELS/base --output starter/labels
         python experiments/real/label.py add --labels starter/labels --data-dir starter/data
+        python experiments/real/label.py add --data-dir starter/data
 Time    a minute for the five scans without labels, on two CPU cores; adding takes some seconds a scan
-Result  training cases sub-real-<scan>: with those that have a reference mask, eight scans
+Result  training cases sub-real-<scan>: of scans that were labelled, or of those that have a reference mask
 
 Reads   experiments/real/centres.json, experiments/real/corrections/<scan>.txt, the scans in SHARED
 Writes  LABELS/<scan>_msk.nii.gz and <scan>.png, or DATA/own-training
@@ -11,7 +12,7 @@ Writes  LABELS/<scan>_msk.nii.gz and <scan>.png, or DATA/own-training
 `predict` goes from known centre to known centre, so that levels and their number are right, and only the
 outlines are the network's. Whoever looks at the pictures writes down in `corrections` which vertebrae are
 accepted as they are, which are corrected and how, and which are left out (see `apply_corrections`). `add`
-makes a case of each scan, CT and mask at 1 mm: of those that have a reference mask this one, brought to
+makes a case of each scan, CT and mask at 1 mm: without LABELS of those that have a reference mask, brought to
 VerSe's convention of where bone ends.
 """
 
@@ -255,27 +256,35 @@ def predict(shared: Path, segmentation: Path | None, output: Path, names: Sequen
         page_of(fine, mask, title=name).savefig(output / f"{name}.png", dpi=55)
 
 
-def add(shared: Path, labels: Path, data_dir: Path) -> None:
-    """Make a training case of every scan that has a reference, or labels and corrections."""
+def add(shared: Path, labels: Path | None, data_dir: Path) -> None:
+    """Make a training case of every scan that has labels and corrections; without labels, a reference."""
     for name, facts in available_scans(shared).items():
-        reference, corrections = reference_of(facts), CORRECTIONS / f"{name}.txt"
-        labelled = labels / f"{name}_msk.nii.gz"
-        if reference is None and not (corrections.is_file() and labelled.is_file()):
+        mask_path = mask_of(facts, shared, labels)
+        if mask_path is None:
             continue
         ct = read_ct(shared / facts.ct)
         grid = working_grid(ct.grid, SPACING_MM)
         fine = resample_ct(ct, grid, bounds=HU_RANGE)
-        if reference is None:
-            mask = read_mask(labelled)
-            mask = apply_corrections(
-                mask, fine, corrections.read_text().splitlines(), source=str(corrections)
-            )
+        mask = read_mask(mask_path)
+        if labels is None:
+            mask = grown_mask(mask, grid, growth_mm(CONVENTIONS[facts.labels]))
         else:
-            mask = grown_mask(read_mask(shared / reference), grid, growth_mm(CONVENTIONS[facts.labels]))
+            source = CORRECTIONS / f"{name}.txt"
+            mask = apply_corrections(mask, fine, source.read_text().splitlines(), source=str(source))
         # What the scan shows of a vertebra whose body lies outside is no target.
         mask.data[~np.isin(mask.data, [*facts.points_mm])] = 0
         _add_case(data_dir, case_key(name), fine, mask)
         print(f"{name}: {len(mask.label_boxes)} vertebrae", flush=True)
+
+
+def mask_of(facts: ScanFacts, shared: Path, labels: Path | None) -> Path | None:
+    """Give the mask that a scan is added with: of `labels` if it has corrections, or its reference."""
+    reference = reference_of(facts)
+    if labels is None:
+        return None if reference is None else shared / reference
+    labelled = labels / f"{facts.name}_msk.nii.gz"
+    is_ready = (CORRECTIONS / f"{facts.name}.txt").is_file() and labelled.is_file()
+    return labelled if is_ready and reference is None else None
 
 
 def _add_case(data_dir: Path, key: str, ct: Volume, mask: Volume) -> None:
@@ -301,7 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predicting.add_argument("--segmentation", type=Path, help="model directory; as infer.py has it")
     predicting.add_argument("--output", type=Path, required=True, help="folder of masks and pictures")
     predicting.add_argument("--scans", nargs="+", default=(), help="by default those without a reference")
-    adding.add_argument("--labels", type=Path, required=True, help="folder that `predict` wrote")
+    adding.add_argument(
+        "--labels", type=Path, help="folder that `predict` wrote; without it scans that have a mask are added"
+    )
     adding.add_argument("--data-dir", type=Path, required=True, help="the data set")
     chosen = parser.parse_args(arguments)
     if chosen.command == "predict":

@@ -52,23 +52,28 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
         kill_at(step, start(shared, folder, log), log, delay=delay)
         assert not (folder / "shipped").exists()
     assert start(shared, folder, log).wait() == 0, log.read_text()
-    models = folder / "work" / "models"
-    assert {path.name for path in models.iterdir()} == {
-        *("heatmap", "labelling", "segmentation-base", "segmentation-real")
+    models = {
+        **{path.name: path for path in (folder / "work" / "models").iterdir()},
+        **{
+            f"segmentation-{n}": folder / f"work-{n}" / "models" / f"segmentation-{n}"
+            for n in ("masks", "real")
+        },
     }
-    shipped = {name: load_model(folder / "shipped" / name)[0].get_weights() for name in NETWORKS}
-    for name in ("heatmap", "labelling"):
-        weights = load_model(models / name)[0].get_weights()
-        assert all(np.array_equal(a, b) for a, b in zip(shipped[name], weights, strict=True))
-    base, real = (load_model(models / f"segmentation-{n}")[0].get_weights() for n in ("base", "real"))
-    for average, one, other in zip(shipped["segmentation"], base, real, strict=True):
-        np.testing.assert_allclose(average, (one + other) / 2, rtol=1e-5, atol=1e-7)
-    cases = {path.name: load_settings(path)["training_cases"] for path in models.iterdir()}
+    assert sorted(models) == sorted(
+        ["heatmap", "labelling", *(f"segmentation-{name}" for name in ("base", "masks", "real"))]
+    )
+    for name, source in zip(NETWORKS, ("heatmap", "labelling", "segmentation-real")):
+        ours, theirs = (load_model(path)[0] for path in (folder / "shipped" / name, models[source]))
+        pairs = zip(ours.get_weights(), theirs.get_weights(), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
+    cases = {name: load_settings(path)["training_cases"] for name, path in models.items()}
     generated = ["sub-natural1x000", "sub-natural1x001", "sub-widerare2x000"]
     assert cases["segmentation-base"] == generated
     for name in ("heatmap", "labelling"):
         assert cases[name] == sorted([*generated, "drawn-0-0000000", "drawn-0-0000001"])
-    real = {case for case in cases["segmentation-real"] if case.startswith("sub-real-")}
-    assert {"sub-real-chest_ct", "sub-real-abdomen_ct", "sub-real-verse014"} <= real
     others = {"sub-mask-verse004", "sub-trunk6201x000"}
-    assert set(cases["segmentation-real"]) == {*generated, *real, *others}
+    others |= {"sub-real-chest_ct", "sub-real-abdomen_ct", "sub-real-verse014"}
+    assert set(cases["segmentation-masks"]) == {*generated, *others}
+    more = set(cases["segmentation-real"]) - set(cases["segmentation-masks"])
+    assert all(case.startswith("sub-real-") for case in more)
+    assert set(cases["segmentation-masks"]) <= set(cases["segmentation-real"])

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.starter import BASE, REAL, Recipe, all_steps, left_out_keys, main, recipe_from_command_line
+from experiments.starter import (
+    BASE,
+    FIRST,
+    REAL,
+    Recipe,
+    all_steps,
+    left_out_keys,
+    main,
+    recipe_from_command_line,
+)
 from experiments.steps import PROJECT
 from utils.command_line import settings_from_command_line
 from utils.settings import (
@@ -30,10 +39,10 @@ TRAINED = [
     ("train_heatmap.py", "--origins 0.2 0.8 0 --precision float32"),
     ("train_labelling.py", "--origins 0.2 0.8 0"),
     ("train_segmentation.py", BASE),
+    ("train_segmentation.py", FIRST),
     ("train_segmentation.py", REAL),
 ]
-MODELS = Path("s", "work", "models")
-PATTERNS = ["sub-real-*", "sub-trunk*", "sub-mask-*"]
+MODELS, WITH_MASKS, REAL_MODELS = (Path("s", work, "models") for work in ("work", "work-masks", "work-real"))
 
 
 @pytest.fixture
@@ -91,17 +100,18 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
     assert found == [
         (["heatmap"], [], []),
         (["labelling"], [], []),
-        (["segmentation-base"], PATTERNS, []),
-        (["segmentation-real"], [], [str(MODELS / "segmentation-base")]),
+        (["segmentation-base"], [], []),
+        (["segmentation-masks"], [], [str(MODELS / "segmentation-base")]),
+        (["segmentation-real"], [], [str(WITH_MASKS / "segmentation-masks")]),
     ]
 
 
 def test_the_command_lines_are_those_of_the_scripts(folder):
     lines = lines_of(folder, options=("--precision", "bfloat16"))
     settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
-    assert [chosen.seed for chosen in settings] == [0, 0, 1, 2]
-    assert [chosen.precision for chosen in settings] == ["float32", *["bfloat16"] * 3]
-    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 2
+    assert [chosen.seed for chosen in settings] == [0, 0, 1, 2, 3]
+    assert [chosen.precision for chosen in settings] == ["float32", *["bfloat16"] * 4]
+    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 3
     assert settings[0].target == "centres" and settings[2].targets == "occupancies"
     for line in lines:
         script, *words = shlex.split(line)
@@ -119,6 +129,7 @@ def test_the_spines_are_those_of_the_shipped_networks(folder):
         f"{start} --variants natural --ranges wide --phantoms 70 10 0 --seed 6101",
         f"{start} --variants natural --ranges usual --phantoms 40 6 0 --seed 6103",
         f"{start} --variants rare --ranges wide --phantoms 20 0 0 --seed 6105",
+        f"{start} --variants natural --ranges old --phantoms 30 0 0 --seed 6107",
     ]
 
 
@@ -126,33 +137,51 @@ def test_masks_alone_enter_but_those_whose_licence_forbids_it(folder):
     lines = lines_of(folder)
     (words,) = [shlex.split(line) for line in lines if "--source pairs" in line]
     assert value_of(words, "--key") == ["sub-mask-verse004"]
-    assert value_of(words, "--data-dir") == ["s/data-real"]
+    assert value_of(words, "--data-dir") == ["s/data-masks"]
     assert not any("gl003" in line for line in lines)
 
 
-def test_what_is_real_is_kept_from_the_networks_that_find_and_name(folder):
+def test_what_is_real_is_kept_from_the_networks_that_see_generated_scans_alone(folder):
     lines = lines_of(folder)
     for words in map(shlex.split, lines):
         is_real = words[0].startswith("experiments/real") and "predict" not in words
         if is_real or "pairs" in words:
-            assert value_of(words, "--data-dir") == ["s/data-real"]
-        if words[0] == "pre_processing_heatmap.py":
+            assert value_of(words, "--data-dir") == [
+                "s/data-labels" if "--labels" in words else "s/data-masks"
+            ]
+        if words[0].startswith("pre_") and value_of(words, "--work-dir") == ["s/work"]:
             assert value_of(words, "--data-dir") == ["s/data"]
+        if words[0] == "pre_processing_heatmap.py":
             settings = settings_from_command_line(SCRIPTS[words[0]], words[1:])
             assert settings.drawn == (1500, 40) and settings.trunks == 0
+            assert value_of(words, "--work-dir") == ["s/work"]
+
+
+def test_every_training_finds_its_cases(folder):
+    prepared = {"s/work": ["s/data"], "s/work-masks": [], "s/work-real": []}
+    prepared["s/work-masks"] = [*prepared["s/work"], "s/data-masks"]
+    prepared["s/work-real"] = [*prepared["s/work-masks"], "s/data-labels"]
+    for work, data in prepared.items():
+        lines = [shlex.split(line) for line in lines_of(folder)]
+        ready = [words for words in lines if words[0] == "pre_processing_segmentation.py"]
+        found = [
+            value_of(words, "--data-dir")[0] for words in ready if value_of(words, "--work-dir") == [work]
+        ]
+        assert found == data
 
 
 def test_the_steps_stand_in_their_order(folder):
     lines = lines_of(folder)
     assert [line.split()[0] for line in lines] == [
-        *["get_verse_data.py"] * 4,
+        *["get_verse_data.py"] * 5,
         *("experiments/real/trunks.py", "experiments/real/label.py"),
-        *("pre_processing_heatmap.py", *["pre_processing_segmentation.py"] * 2),
+        *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
         *("train_heatmap.py", "train_labelling.py", "experiments/fit_temperature.py"),
         "train_segmentation.py",
+        *(*["pre_processing_segmentation.py"] * 2, "train_segmentation.py"),
         *["experiments/real/label.py"] * 2,
-        *("pre_processing_segmentation.py", "train_segmentation.py"),
-        *("copy", "copy", "experiments/average.py"),
+        *(*["pre_processing_segmentation.py"] * 3, "train_segmentation.py"),
+        *["copy"] * 3,
     ]
     labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
     assert labelled == ["add", "predict", "add"]
@@ -162,8 +191,7 @@ def test_what_is_shipped(folder):
     assert lines_of(folder)[-3:] == [
         f"copy the network of {MODELS}/heatmap to s/shipped/heatmap",
         f"copy the network of {MODELS}/labelling to s/shipped/labelling",
-        f"experiments/average.py {MODELS}/segmentation-base {MODELS}/segmentation-real "
-        "--output s/shipped/segmentation",
+        f"copy the network of {REAL_MODELS}/segmentation-real to s/shipped/segmentation",
     ]
 
 
@@ -171,23 +199,32 @@ def test_what_is_shipped(folder):
 
 
 @pytest.mark.parametrize(
-    "without, excluded",
+    "without, with_mask, labelled",
     [
-        (("abdomen_ct",), ["sub-real-abdomen_ct"]),
-        (("chest_ct",), ["sub-real-chest_ct", "sub-trunk*"]),
-        (("sub-verse014", "lidc0028"), ["sub-real-verse014", "sub-real-lidc0028"]),
+        (("abdomen_ct",), ["sub-real-abdomen_ct"], []),
+        (("chest_ct",), ["sub-real-chest_ct", "sub-trunk*"], []),
+        (("sub-verse014", "lidc0028"), ["sub-real-verse014"], ["sub-real-lidc0028"]),
+        (("lidc0028",), [], ["sub-real-lidc0028"]),
     ],
 )
-def test_a_fold_leaves_a_patient_out_everywhere(folder, without, excluded):
-    assert sorted(left_out_keys(Recipe(without=without))) == sorted(excluded)
-    lines = lines_of(folder, without=without)
-    name = "segmentation-real-without" + "".join(f"-{each}" for each in sorted(without))
-    (words,) = [words for words in trainings_of(lines) if value_of(words, "--name") == [name]]
-    assert sorted(value_of(words, "--exclude")) == sorted(excluded)
-    # All but the last training is shared.
-    assert lines[:-4] == lines_of(folder)[:-4]
-    networks = f"{MODELS}/segmentation-base {MODELS}/{name}"
-    assert lines[-1] == f"experiments/average.py {networks} --output s/shipped{name[17:]}/segmentation"
+def test_a_fold_leaves_a_patient_out_everywhere(folder, without, with_mask, labelled):
+    assert sorted(left_out_keys(Recipe(without=without))) == sorted(with_mask + labelled)
+    lines, end = lines_of(folder, without=without), "-without" + "".join(f"-{w}" for w in sorted(without))
+    excluded = {
+        value_of(words, "--name")[0]: sorted(value_of(words, "--exclude")) for words in trainings_of(lines)
+    }
+    assert excluded.pop("segmentation-masks") == sorted(with_mask)
+    assert excluded.pop("segmentation-real") == sorted(with_mask + labelled)
+    assert not any(excluded.values())
+    # What saw no real scan is shared, all else has a folder of its own.
+    ours = {word for line in lines for word in shlex.split(line) if word.startswith("s/")}
+    shared = {word for word in ours if end not in word}
+    folders = ("heatmap", "labelling", "segmentation-base")
+    validation = "s/work/heatmap/3mm/validation"
+    assert shared == {"s/data", "s/work", validation, *(f"s/work/models/{name}" for name in folders)}
+    assert {word.replace(end, "") for word in ours} == {
+        word for line in lines_of(folder) for word in shlex.split(line) if word.startswith("s/")
+    }
 
 
 def test_a_scan_to_leave_out_must_be_known(folder, capsys):
@@ -221,5 +258,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 20 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 25 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()

@@ -3,7 +3,9 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from ML_3D_Unet.utils.blocks import FUSED_CHANNELS, GroupNormalization
 from ML_3D_Unet.utils.layers import dropout_per_level, filters_per_level, ksize_per_level
 from ML_3D_Unet.utils.layers_func import (
     create_unet3d,
@@ -90,12 +92,46 @@ def test_normalisation_of_an_instance_knows_no_other_and_no_average():
     np.testing.assert_allclose(np.std(middle, axis=(1, 2, 3)), 1, atol=0.05)
 
 
+@pytest.mark.parametrize("channels", [1, FUSED_CHANNELS])
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_normalisation_of_an_instance_sums_many_voxels_in_half_precision(precision):
-    layer = keras.layers.GroupNormalization(groups=-1, dtype=f"mixed_{precision}")
+def test_normalisation_of_an_instance_sums_many_voxels_in_half_precision(precision, channels):
+    layer = GroupNormalization(dtype=f"mixed_{precision}")
     # Sums over these voxels are beyond the largest float16, 65504.
-    x = np.random.default_rng(0).normal(40, 20, size=(1, 32, 32, 32, 1))
-    np.testing.assert_allclose(layer(x).numpy().astype(float), (x - x.mean()) / x.std(), atol=0.05)
+    x = np.random.default_rng(0).normal(40, 20, size=(1, 32, 32, 32, channels))
+    mean, spread = (np.asarray(of(x, axis=(1, 2, 3), keepdims=True)) for of in (np.mean, np.std))
+    found = layer(x)
+    assert found.dtype == precision
+    np.testing.assert_allclose(tf.cast(found, "float32"), (x - mean) / spread, atol=0.05)
+
+
+@pytest.mark.parametrize("channels", [2, FUSED_CHANNELS, 2 * FUSED_CHANNELS])
+def test_fused_normalisation_is_that_of_keras(channels):
+    rng = np.random.default_rng(0)
+    x, pull = (rng.normal(2, 3, size=(3, 4, 5, 6, channels)).astype("float32") for _ in range(2))
+    values = [rng.normal(1, 0.5, channels).astype("float32") for _ in range(2)]
+    found = []
+    for layer in (GroupNormalization(), keras.layers.GroupNormalization(groups=-1)):
+        layer.build(x.shape)
+        layer.set_weights(values)
+        with tf.GradientTape() as tape:
+            shown = tf.constant(x)
+            tape.watch(shown)
+            answer = layer(shown)
+            loss = tf.reduce_sum(answer * pull)
+        slopes = tape.gradient(loss, [shown, *(each.value for each in layer.trainable_variables)])
+        found.append([answer.numpy(), *(slope.numpy() for slope in slopes)])
+    for ours, keras_s in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, keras_s, rtol=1e-3, atol=1e-4)
+
+
+def test_fused_normalisation_is_known_to_files_and_to_inputs_of_any_size(tmp_path):
+    inputs = keras.Input((None, None, None, FUSED_CHANNELS))
+    model = keras.Model(inputs, GroupNormalization()(inputs))
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5, FUSED_CHANNELS)).astype("float32")
+    model.save(tmp_path / "net.keras")
+    loaded = keras.models.load_model(tmp_path / "net.keras")
+    run = tf.function(loaded, input_signature=[tf.TensorSpec((None, None, None, None, FUSED_CHANNELS))])
+    np.testing.assert_allclose(run(x), model(x), atol=1e-5)
 
 
 def test_last_layers_stay_in_float32_under_mixed_precision():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.real.facts import ScanFacts, read_facts
-from experiments.real.label import CORRECTIONS, apply_corrections, case_key, page_of, predicted_mask
+from experiments.real.label import CORRECTIONS, apply_corrections, case_key, mask_of, page_of, predicted_mask
 from utils.imaging.volume import Volume
 from utils.prediction.networks import Networks
 from utils.verse.labels import code_of_name
@@ -112,3 +112,16 @@ def test_labels_come_from_known_centres():
 
 def test_keys():
     assert case_key("sub-verse014") == "sub-real-verse014" and case_key("lidc0028") == "sub-real-lidc0028"
+
+
+def test_a_scan_is_added_with_its_mask_or_with_what_outlined_it(tmp_path):
+    facts = read_facts()
+    for name in ("chest_ct", "lidc0028"):
+        (tmp_path / f"{name}_msk.nii.gz").touch()
+    with_mask, outlined = facts["chest_ct"], facts["lidc0028"]
+    assert mask_of(with_mask, tmp_path, None).is_relative_to(tmp_path)
+    assert mask_of(with_mask, tmp_path, tmp_path) is None
+    assert mask_of(outlined, tmp_path, None) is None
+    assert mask_of(outlined, tmp_path, tmp_path) == tmp_path / "lidc0028_msk.nii.gz"
+    # Not outlined yet.
+    assert mask_of(facts["lidc0295"], tmp_path, tmp_path) is None
