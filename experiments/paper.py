@@ -30,7 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.phantoms import TEST_FOLDERS
-from experiments.steps import Script, Step, exit_status_of, run_steps, script
+from experiments.steps import Step, exit_status_of, run_steps, script
 from utils.command_line import ended_in_a_line
 from utils.presets import preset_settings
 from utils.settings import DistillationSettings
@@ -117,7 +117,7 @@ class Plan:
         soft = [f"soft-t{each:g}" for each in self.temperatures] if "soft" in self.methods else []
         return [*soft, *(["logits"] if "logits" in self.methods else [])]
 
-    def script(self, name: str, *arguments: object, last: str = "") -> Script:
+    def script(self, name: str, *arguments: object, last: str = "") -> Step:
         """Give a step that runs a script of the preset; of a training with the options of all trainings."""
         training = (*self.options, "--device", self.device) if name.startswith("train_") else ()
         words = ("--work-dir", self.work, "--preset", "paper", *arguments, *training)

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.real.facts import read_facts
 from experiments.real.label import case_key
 from experiments.real.masks import reference_of
-from experiments.steps import CopyModel, Step, run_steps, script
+from experiments.steps import Step, run_steps, script
 from utils.command_line import ended_in_a_line
 from utils.preparation.prepared import PREPARED_SPLITS, spacing_folder
 from utils.presets import preset_settings
@@ -185,10 +185,11 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
 
 def shipping_steps(recipe: Recipe) -> list[Step]:
     """Leave what inference needs in `shipped`."""
-    shipped, real = recipe.own("shipped"), recipe.own("work-real") / "models" / "segmentation-real"
+    networks = {name: recipe.models / name for name in ON_DRAWN}
+    networks["segmentation"] = recipe.own("work-real") / "models" / "segmentation-real"
     return [
-        *(CopyModel(recipe.models / name, shipped / name) for name in ON_DRAWN),
-        CopyModel(real, shipped / "segmentation"),
+        script("experiments/compact.py", network, "--output", recipe.own("shipped") / name)
+        for name, network in networks.items()
     ]
 
 

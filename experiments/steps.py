@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.files import write_text_whole
-from utils.learning.model_files import copy_model
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
-class Script:
+class Step:
     """A script of the project, or a module after "-m", with its command line."""
 
     arguments: tuple[str, ...]
@@ -43,26 +42,7 @@ class Script:
             raise SystemExit(status if status > 0 else 128 - status)
 
 
-@dataclass(frozen=True)
-class CopyModel:
-    """Copy what inference needs of a trained network: its weights and its settings."""
-
-    source: Path
-    target: Path
-
-    def __str__(self) -> str:
-        """What it does, in a line."""
-        return f"copy the network of {self.source} to {self.target}"
-
-    def run(self) -> None:
-        """Copy each file whole or not at all."""
-        copy_model(self.source, self.target)
-
-
-Step = Script | CopyModel
-
-
-def script(name: str, *arguments: object) -> Script:
+def script(name: str, *arguments: object) -> Step:
     """Give a step that runs a script.
 
     Parameters
@@ -74,9 +54,9 @@ def script(name: str, *arguments: object) -> Script:
 
     Returns
     -------
-    Script
+    Step
     """
-    return Script((name, *map(str, arguments)))
+    return Step((name, *map(str, arguments)))
 
 
 def exit_status_of(run: Callable[[], None]) -> int:

@@ -181,7 +181,7 @@ def test_the_steps_stand_in_their_order(folder):
         *(*["pre_processing_segmentation.py"] * 2, "train_segmentation.py"),
         *["experiments/real/label.py"] * 2,
         *(*["pre_processing_segmentation.py"] * 3, "train_segmentation.py"),
-        *["copy"] * 3,
+        *["experiments/compact.py"] * 3,
     ]
     labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
     assert labelled == ["add", "predict", "add"]
@@ -189,9 +189,9 @@ def test_the_steps_stand_in_their_order(folder):
 
 def test_what_is_shipped(folder):
     assert lines_of(folder)[-3:] == [
-        f"copy the network of {MODELS}/heatmap to s/shipped/heatmap",
-        f"copy the network of {MODELS}/labelling to s/shipped/labelling",
-        f"copy the network of {REAL_MODELS}/segmentation-real to s/shipped/segmentation",
+        f"experiments/compact.py {MODELS}/heatmap --output s/shipped/heatmap",
+        f"experiments/compact.py {MODELS}/labelling --output s/shipped/labelling",
+        f"experiments/compact.py {REAL_MODELS}/segmentation-real --output s/shipped/segmentation",
     ]
 
 

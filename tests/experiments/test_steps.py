@@ -8,7 +8,7 @@ import pytest
 
 from experiments import steps
 from experiments.phantoms import TRIALS, trial_steps
-from experiments.steps import PROJECT, CopyModel, run_steps, script
+from experiments.steps import PROJECT, run_steps, script
 
 
 @pytest.fixture
@@ -67,16 +67,6 @@ def test_progress_says_what_is_done_and_what_comes(scripts, tmp_path):
     found = json.loads(progress.read_text())
     assert (found["done"], found["of"], found["next"]) == (2, 2, None)
     assert list(found["minutes"]) == [str(first), str(second)]
-
-
-def test_what_inference_needs_of_a_model_is_copied(tmp_path):
-    source, target = tmp_path / "model", tmp_path / "shipped"
-    source.mkdir()
-    for name in ("best.weights.h5", "last.weights.h5", "history.csv", "settings.json"):
-        (source / name).write_text(name)
-    for _ in range(2):
-        CopyModel(source, target).run()
-    assert {path.name for path in target.iterdir()} == {"best.weights.h5", "settings.json"}
 
 
 def test_the_demonstration_runs_the_scripts_of_the_pipeline(tmp_path):
