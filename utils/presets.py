@@ -95,13 +95,13 @@ _STARTER: dict[type, dict[str, Any]] = {
         "cut_share": 0.35,
         # Few real scans are shown often, and their masks too, in looks that no scan repeats; phantoms bring
         # the neck and the sacrum, of which the real ones show little.
-        "mixture": (0.15, 0.4, 0.15, 0.3),
+        "mixture": (0.15, 0.5, 0.0, 0.35),
         "augmentation": STARTER_AUGMENTATION,
         # The last 1,920 steps of a network that knows generated spines (see experiments/starter.py).
         "epochs": 16,
         "examples_per_epoch": 240,
         "validate_every": 8,
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "final_learning_rate": 5e-5,
         "moving_average": 0.995,
         "keep_last": True,
