@@ -18,8 +18,9 @@ Heatmap and labelling network learn from drawn scans and generated spines alone,
 test of them; how far the levels may be trusted is fitted on drawn scans held out. So does the base of the
 segmentation network. It goes on with real scans that have a mask, and with trunks drawn from the organs of
 one of them; outlines the real scans without a mask, with the corrections that are written down
-(experiments/real/label.py); and goes on with all of these. A fold leaves a patient out of all that. A killed
-run goes on with the same command.
+(experiments/real/label.py); and goes on with all of these. No real scan shows a neck, so what is shipped is
+the average of its first and its last stage. A fold leaves a patient out of all that. A killed run goes on
+with the same command.
 """
 
 from __future__ import annotations
@@ -185,12 +186,16 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
 
 
 def shipping_steps(recipe: Recipe) -> list[Step]:
-    """Leave what inference needs in `shipped`."""
-    networks = {name: recipe.models / name for name in ON_DRAWN}
-    networks["segmentation"] = recipe.own("work-real") / "models" / "segmentation-real"
+    """Leave what inference needs in `shipped`; the segmentation network is the average of two stages."""
+    base, models = recipe.models / "segmentation-base", recipe.own("work-real") / "models"
+    average = models / "segmentation-average"
+    networks = {**{name: recipe.models / name for name in ON_DRAWN}, "segmentation": average}
     return [
-        script("experiments/compact.py", network, "--output", recipe.own("shipped") / name)
-        for name, network in networks.items()
+        script("experiments/average.py", base, models / "segmentation-real", "--output", average),
+        *(
+            script("experiments/compact.py", network, "--output", recipe.own("shipped") / name)
+            for name, network in networks.items()
+        ),
     ]
 
 

@@ -449,7 +449,7 @@ def test_starter_is_small_on_a_mixture():
     assert [getattr(starter, name) for name in same] == [getattr(small, name) for name in same]
     assert small.mixture is None and sum(starter.mixture) == pytest.approx(1.0)
     # A last stage.
-    assert (starter.learning_rate, starter.final_learning_rate) == (1e-3, 5e-5)
+    assert (starter.learning_rate, starter.final_learning_rate) == (2e-3, 5e-5)
     for stage in (HeatmapTrainingSettings, SegmentationTrainingSettings):
         averages = [preset_settings(stage, name).moving_average for name in ("small", "starter")]
         assert averages[0] == 0 and 0.9 < averages[1] < 1
