@@ -14,7 +14,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+
+from .normalisation import GroupNormalization
 
 DEFAULT_DEPTH = 4
 DEFAULT_FIRST_FILTERS = 8
@@ -25,38 +26,6 @@ Tensor = keras.KerasTensor
 Triple = tuple[int, int, int]
 Activation = str | Callable | None
 Norm = str | bool | None
-#: Channels, in multiples of which TensorFlow's fused normalisation is fast on a CPU.
-FUSED_CHANNELS = 16
-
-
-@keras.saving.register_keras_serializable("ML_3D_Unet")
-class GroupNormalization(keras.layers.GroupNormalization):
-    """That of Keras with a group a channel, several times faster where TensorFlow has it in one operation.
-
-    The statistics of an example are those that batch normalisation takes in the training of a batch of one.
-    The name is that of Keras's, as files of weights call their parts by it.
-    """
-
-    def __init__(self, groups: int = -1, **kwargs: Any) -> None:
-        super().__init__(groups=groups, **kwargs)
-
-    def call(self, inputs: Tensor) -> Tensor:
-        """Normalise every channel of every example; the batch must be known for the fast way."""
-        shape = inputs.shape
-        if self.groups != shape[-1] or shape[-1] % FUSED_CHANNELS or len(shape) < 4 or None in shape:
-            return super().call(inputs)
-        flat = (1, int(np.prod(shape[1:-2])), *shape[-2:])
-        scale, offset = (tf.cast(values, tf.float32) for values in (self.gamma, self.beta))
-        parts = [
-            tf.reshape(self._fused(tf.reshape(one, flat), scale, offset), (1, *shape[1:]))
-            for one in tf.split(tf.cast(inputs, self.compute_dtype), shape[0])
-        ]
-        return tf.concat(parts, axis=0)
-
-    def _fused(self, x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-        none = tf.zeros([0])
-        statistics = {"mean": none, "variance": none, "epsilon": self.epsilon, "is_training": True}
-        return tf.raw_ops.FusedBatchNormV3(x=x, scale=scale, offset=offset, **statistics).y
 
 
 def _is_count(value: object) -> bool:

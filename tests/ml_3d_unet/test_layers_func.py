@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ML_3D_Unet.utils.blocks import FUSED_CHANNELS, GroupNormalization
 from ML_3D_Unet.utils.layers import dropout_per_level, filters_per_level, ksize_per_level
 from ML_3D_Unet.utils.layers_func import (
     create_unet3d,
@@ -15,6 +14,7 @@ from ML_3D_Unet.utils.layers_func import (
     n_conv_block,
     upsample_block,
 )
+from ML_3D_Unet.utils.normalisation import FUSED_CHANNELS, GroupNormalization
 from tests import forked
 
 CUBE = np.arange(8, dtype="float32").reshape(1, 2, 2, 2, 1)
