@@ -175,13 +175,15 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
     return [
         _training(recipe, base, *BASE.split()),
         *_prepared(first.parents[1], data, masks),
-        _training(recipe, first, *_left_out(recipe, masks), "--start-from", base, *FIRST.split()),
+        _training(
+            recipe, first, *_left_out(recipe, sees_outlined=False), "--start-from", base, *FIRST.split()
+        ),
         script(
             "experiments/real/label.py", "predict", *shared, "--segmentation", first, "--output", outlined
         ),
         script("experiments/real/label.py", "add", *shared, "--labels", outlined, "--data-dir", labels),
         *_prepared(real.parents[1], data, masks, labels),
-        _training(recipe, real, *_left_out(recipe, masks, labels), "--start-from", first, *REAL.split()),
+        _training(recipe, real, *_left_out(recipe, sees_outlined=True), "--start-from", first, *REAL.split()),
     ]
 
 
@@ -241,14 +243,10 @@ def _prepared(work: Path, *data: Path) -> list[Step]:
     return [script("pre_processing_segmentation.py", "--data-dir", folder, *place) for folder in data]
 
 
-def _left_out(recipe: Recipe, *data: Path) -> tuple:
+def _left_out(recipe: Recipe, *, sees_outlined: bool) -> tuple:
     """Give what leaves out the cases that a training may not see; a scan has a mask, or is outlined."""
-    has_mask = {case_key(name) for name, scan in read_facts().items() if reference_of(scan) is not None}
-    there = [
-        key
-        for key in left_out_keys(recipe)
-        if key in has_mask or key.startswith("sub-trunk") or recipe.own("data-labels") in data
-    ]
+    outlined = {case_key(name) for name, scan in read_facts().items() if reference_of(scan) is None}
+    there = [key for key in left_out_keys(recipe) if sees_outlined or key not in outlined]
     return ("--exclude", *there) if there else ()
 
 

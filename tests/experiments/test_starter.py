@@ -223,8 +223,8 @@ def test_a_fold_leaves_a_patient_out_everywhere(folder, without, with_mask, labe
     ours = {word for line in lines for word in shlex.split(line) if word.startswith("s/")}
     shared = {word for word in ours if end not in word}
     folders = ("heatmap", "labelling", "segmentation-base")
-    validation = "s/work/heatmap/3mm/validation"
-    assert shared == {"s/data", "s/work", validation, *(f"s/work/models/{name}" for name in folders)}
+    places = (MODELS.parent / "heatmap" / "3mm" / "validation", *(MODELS / name for name in folders))
+    assert shared == {"s/data", "s/work", *map(str, places)}
     assert {word.replace(end, "") for word in ours} == {
         word for line in lines_of(folder) for word in shlex.split(line) if word.startswith("s/")
     }
