@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tests.imaging.examples import DATA, NO_DATA, real
 from utils.imaging.grids import working_grid
@@ -169,6 +170,45 @@ def test_c1_has_no_vertebra_above_and_l5_a_sacrum_below():
     middle = np.median(sacrum[:, 2])
     low, high = (sacrum[sacrum[:, 2] > middle, 0].mean(), sacrum[sacrum[:, 2] <= middle, 0].mean())
     assert low > high + 2
+
+
+def thoracic(code):
+    """A body of 26 x 28 x 20 mm, and an arch whose transverse processes reach 32 mm to either side."""
+    mask = np.zeros((60, 70, 50), np.uint8)
+    mask[20:33, 28:42, 20:30] = code
+    mask[33:44, 30:40, 22:28] = code
+    mask[38:42, 19:51, 23:26] = code
+    return mask
+
+
+def test_ribs_run_from_the_bodys_upper_end_to_before_the_transverse_process():
+    mask = thoracic(code_of_name("T6"))
+    labels = label_map_of(mask, SPACING_MM)
+    # Copies of the vertebra lie a pitch of 30 mm above and below, their nearest planes at 15 and 35.
+    rib = (labels.depth > 0) & (mask == 0)
+    rib[..., :15] = rib[..., 35:] = False
+    for side in (slice(None, 35), slice(35, None)):
+        one = np.zeros_like(rib)
+        one[:, side] = rib[:, side]
+        assert ndimage.label(one)[1] == 1
+        places = np.argwhere(one)
+        away = np.abs(places[:, 1] - 34.5)
+        head, beyond = places[away < 10], places[away > 22]
+        # The head: at the upper end of the body, before the canal.
+        assert head[:, 0].mean() < 33 and head[:, 2].mean() < 24
+        # What lies beyond the process: farther back than the head, before the process or beside it.
+        assert len(beyond) and head[:, 0].mean() + 2 < beyond[:, 0].mean() < 42
+    assert (labels.codes == mask).all() and labels.depth[mask > 0].all()
+    again = label_map_of(mask, SPACING_MM)
+    np.testing.assert_array_equal(labels.depth, again.depth)
+
+
+def test_a_lumbar_vertebra_and_a_piece_of_one_have_no_ribs():
+    piece = np.zeros_like(thoracic(L3))
+    piece[25:29, 30:34, 23:27] = code_of_name("T6")
+    for mask in (thoracic(L3), piece):
+        labels = label_map_of(mask, SPACING_MM)
+        assert not ((labels.depth > 0) & (labels.codes == 0))[:, :, 20:30].any()
 
 
 @pytest.mark.parametrize(

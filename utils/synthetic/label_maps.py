@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from utils.imaging.crops import overlap
 from utils.imaging.volume import label_boxes
+from utils.synthetic.rib_necks import rib_necks
 from utils.verse.labels import T13_CODE, code_of_name, rank_of_code
 
 #: Depths are kept in units of this many mm, up to 255 of them: finer than any voxel, and a byte each.
@@ -23,6 +24,7 @@ DEPTH_UNIT_MM = 0.1
 #: Distance between the centres of two vertebrae where a mask holds only one, mm.
 USUAL_PITCH_MM = 30.0
 _L5 = code_of_name("L5")
+_THORACIC = {*range(code_of_name("T1"), code_of_name("T12") + 1), T13_CODE}
 _T12_LEVEL = rank_of_code(code_of_name("T12"))
 #: Bones of the sacrum, each L5 turned about R (degrees), scaled along P, R, I, and moved by multiples of its
 #: height along P and I: a wedge that leans back and narrows.
@@ -143,7 +145,7 @@ def label_map_of(
         for code, box in ordered.items()
     }
     steps = _end_steps(centres, step)
-    for begin, bone in _unlabelled_bones(masks, centres, steps, step):
+    for begin, bone in [*_ribs(masks, centres, boxes, step), *_unlabelled_bones(masks, centres, steps, step)]:
         _add_depth(depth, begin, bone, step)
     # Labelled bones come last: where both lie, the label decides.
     for code, box in ordered.items():
@@ -229,6 +231,23 @@ def _unlabelled_bones(
             bones.append(_turned(masks[last], centres[last] + moved, spacing, degrees=degrees, scale=scale))
     else:
         bones.append(_turned(masks[last], centres[last] + steps[-1], spacing))
+    return bones
+
+
+def _ribs(
+    masks: dict[int, np.ndarray],
+    centres: dict[int, np.ndarray],
+    boxes: dict[int, tuple[slice, slice, slice]],
+    spacing: np.ndarray,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The necks of the ribs of all thoracic vertebrae."""
+    bones = []
+    for code in _THORACIC & masks.keys():
+        first = np.array([side.start for side in boxes[code]])
+        # A mask has the same ribs whenever its map is made.
+        rng = np.random.default_rng([code, int(masks[code].sum())])
+        ribs = rib_necks(masks[code], centres[code] - first, spacing, rng)
+        bones += [(begin + first, rib) for begin, rib in ribs]
     return bones
 
 
