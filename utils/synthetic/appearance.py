@@ -151,11 +151,15 @@ def draw_appearance(rng: np.random.Generator) -> Appearance:
 
 
 def _draw_bone(rng: np.random.Generator) -> BoneValues:
-    """Cancellous bone of 10-260 HU under a cortex of 250-1500 HU; the thinner, the duller."""
+    """Cancellous bone of 10-260 HU under a cortex of 250-1500 HU; the thinner, the duller.
+
+    In three of ten images the arches are denser by up to 600 HU: worn facet joints, whose bone is sclerotic.
+    """
     dense = rng.random()
+    worn = rng.uniform(0, 600) if rng.random() < 0.3 else 0.0
     return BoneValues(
         body=10 + 250 * dense,
-        arch=10 + 250 * dense + rng.uniform(20, 200),
+        arch=10 + 250 * dense + rng.uniform(20, 200) + worn,
         cortex=250 + 1250 * np.clip(0.7 * dense + rng.uniform(-0.1, 0.4), 0, 1),
         shell_mm=rng.uniform(0.4, 1.2) + 0.4 * dense,
         texture=rng.uniform(10, 30 + 50 * dense),
