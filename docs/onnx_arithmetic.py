@@ -11,6 +11,13 @@ def indices_of(shape):
     return np.moveaxis(np.indices(shape), 0, -1)
 
 
+def behind(centres, far):
+    """[7] Give points so far behind the centres of bodies, square to the way from the one above to the next."""
+    down = np.gradient(centres, axis=0) if len(centres) > 1 else np.zeros((1, 3))
+    away = [1, 0, 0] - down[:, :1] * down / (down**2).sum(axis=1, keepdims=True).clip(1e-12)
+    return centres + far * away / np.linalg.norm(away, axis=1, keepdims=True).clip(1e-12)
+
+
 def shifted(volume, axis):
     """Give a volume as it is, and moved by a voxel down and up an axis, along which its border goes on."""
     wide = np.pad(volume, [(int(axis == each),) * 2 for each in range(3)], mode="edge")

@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import onnxruntime
-from onnx_arithmetic import indices_of, peaks_of, piece_of, sampled, working_ct
+from onnx_arithmetic import behind, indices_of, peaks_of, piece_of, sampled, working_ct
 
 SCAN, MODELS, OUTPUT = map(Path, sys.argv[1:])
 FACTS = json.loads((MODELS / "networks.json").read_text())
@@ -100,8 +100,7 @@ def find_masks(ct, beyond, mm, centres):
     """[7] Give the first voxel and the probability of each vertebra's patch, by the place of its centre."""
     rules, edge, found = FACTS["walk"], FACTS["patch_voxels"], {}
     wide, memory = np.pad(ct, edge, **OUTSIDE[FACTS["outside"]]), np.pad(ct * 0, edge, constant_values=-1)
-    for number, centre in enumerate(centres):
-        point = centre + np.array([rules["behind_mm"] / mm, 0, 0])
+    for number, point in enumerate(behind(centres, rules["behind_mm"] / mm)):
         for _ in range(2):  # the patch moves once, if the mask's own centre asks for it
             begin = np.floor(point + np.array(rules["middle_mm"]) / mm + 0.5).astype(int) - edge // 2
             box = tuple(slice(n + edge, n + 2 * edge) for n in begin)

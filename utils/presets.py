@@ -95,10 +95,10 @@ _STARTER: dict[type, dict[str, Any]] = {
         "cut_share": 0.35,
         # Few real scans are shown often, and their masks too, in looks that no scan repeats; phantoms bring
         # the neck and the sacrum, of which the real ones show little.
-        "mixture": (0.15, 0.5, 0.0, 0.35),
+        "mixture": (0.25, 0.5, 0.0, 0.25),
         "augmentation": STARTER_AUGMENTATION,
-        # The last 1,920 steps of a network that knows generated spines (see experiments/starter.py).
-        "epochs": 16,
+        # The last 2,880 steps of a network that knows generated spines (see experiments/starter.py).
+        "epochs": 24,
         "examples_per_epoch": 240,
         "validate_every": 8,
         "learning_rate": 2e-3,

@@ -109,7 +109,7 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
 def test_the_command_lines_are_those_of_the_scripts(folder):
     lines = lines_of(folder, options=("--precision", "bfloat16"))
     settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
-    assert [chosen.seed for chosen in settings] == [0, 0, 1, 2, 3]
+    assert [chosen.seed for chosen in settings] == [0, 0, 5, 2, 3]
     assert [chosen.precision for chosen in settings] == ["float32", *["bfloat16"] * 4]
     assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 3
     assert settings[0].target == "centres" and settings[2].targets == "occupancies"

@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.walk.column import AFFINE, BLOCK_VOXELS, BODIES, CENTRES, column, told
+from tests.walk.column import AFFINE, BLOCK_VOXELS, BODIES, CENTRES, SPACING_MM, column, told
+from utils.imaging.centroids import BEHIND_MM
 from utils.imaging.volume import Volume
-from utils.walk.along import walk_along
+from utils.walk.along import centres_of_mass, walk_along
 from utils.walk.records import WalkSettings
 
 SMALL = WalkSettings(patch_voxels=40, spacing_mm=2.0, min_volume_mm3=200.0)
@@ -30,6 +31,18 @@ def test_centres_six_mm_off_lead_to_the_same_vertebrae(axis, away):
     moved[::2, axis] += away
     result = walk_along(column(), moved, told, settings=SMALL)
     np.testing.assert_array_equal(result.labels.data, column().data)
+
+
+def test_a_centre_of_mass_lies_behind_its_body_square_to_the_spine():
+    """In `chest_ct` the spine leans by 42 degrees at T1, whose centre of mass lies 9 mm higher than its body."""
+    down = np.array([0.6, 0.0, 0.8])
+    leaning = np.array([20.0, 22.0, 10.0]) + np.arange(4)[:, None] * 10 * down
+    away = (centres_of_mass(leaning, SPACING_MM) - leaning) * SPACING_MM
+    np.testing.assert_allclose(away, BEHIND_MM * np.array([[0.8, 0.0, -0.6]] * 4), atol=1e-9)
+    for upright in (BODIES, BODIES[:1], np.repeat(BODIES[:1], 2, axis=0)):
+        away = (centres_of_mass(upright, SPACING_MM) - upright) * SPACING_MM
+        np.testing.assert_allclose(away, [[BEHIND_MM, 0, 0]] * len(upright))
+    assert centres_of_mass(np.zeros((0, 3)), SPACING_MM).shape == (0, 3)
 
 
 def test_what_has_no_centre_gets_no_label_and_stands_in_nobodys_way():

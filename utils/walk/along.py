@@ -63,11 +63,12 @@ def walk_along(
     if len(centres) > MOST_CENTRES:
         raise ValueError(f"Expected at most {MOST_CENTRES} centres, received {len(centres)}.")
     reader, field = PatchReader(ct, predict, settings), field_of(ct)
+    masses = centres_of_mass(centres, settings.spacing_mm)
     labels = Volume(np.zeros(ct.shape, np.uint8), ct.affine)
     found: list[FoundVertebra] = []
     for index in range(len(centres)):
         before = reader.calls
-        vertebra = _vertebra_at(index, centres, reader, labels.data, settings)
+        vertebra = _vertebra_at(index, (centres, masses), reader, labels.data, settings)
         if vertebra is None:
             reader.note(f"centre {index + 1}: no vertebra")
             continue
@@ -81,11 +82,39 @@ def walk_along(
     return WalkResult(tuple(found), labels, reader.calls, remarks, tuple(reader.trace), missed)
 
 
+def centres_of_mass(centres: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Tell where the centre of mass of every vertebra should lie: behind its body, square to the spine.
+
+    Parameters
+    ----------
+    centres : np.ndarray, (n, 3)
+        Centres of the bodies, voxels of a (P, R, I) grid, from the top down.
+    spacing_mm : float
+        Edge of a voxel.
+
+    Returns
+    -------
+    np.ndarray, (n, 3)
+        Voxels.
+    """
+    backwards = np.array([1.0, 0.0, 0.0])
+    down = np.gradient(centres, axis=0) if len(centres) > 1 else np.zeros_like(centres)
+    # Where centres have no direction, one alone or two in one place, a vertebra leans nowhere.
+    squares = np.maximum((down**2).sum(axis=1, keepdims=True), 1e-12)
+    behind = backwards - down[:, :1] * down / squares
+    behind /= np.maximum(np.linalg.norm(behind, axis=1, keepdims=True), 1e-12)
+    return centres + BEHIND_MM / spacing_mm * behind
+
+
 def _vertebra_at(
-    index: int, centres: np.ndarray, reader: PatchReader, labels: np.ndarray, settings: WalkSettings
+    index: int,
+    points: tuple[np.ndarray, np.ndarray],
+    reader: PatchReader,
+    labels: np.ndarray,
+    settings: WalkSettings,
 ) -> FoundVertebra | None:
-    """Give the vertebra of a centre, None if there is none."""
-    point = centres[index] + np.array([BEHIND_MM, 0, 0]) / settings.spacing_mm
+    """Give the vertebra of a centre, None if there is none; `points` are centres of bodies and of mass."""
+    centres, point = points[0], points[1][index]
     vertebra = _look(point, reader, labels, settings)
     moved = None
     if settings.moves and vertebra is not None:
