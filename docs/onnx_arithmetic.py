@@ -12,7 +12,7 @@ def indices_of(shape):
 
 
 def behind(centres, far):
-    """[7] Give points so far behind the centres of bodies, square to the way from the one above to the next."""
+    """[7] Give points so far behind the centres of bodies, square to the way past them."""
     down = np.gradient(centres, axis=0) if len(centres) > 1 else np.zeros((1, 3))
     away = [1, 0, 0] - down[:, :1] * down / (down**2).sum(axis=1, keepdims=True).clip(1e-12)
     return centres + far * away / np.linalg.norm(away, axis=1, keepdims=True).clip(1e-12)

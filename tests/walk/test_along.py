@@ -34,7 +34,7 @@ def test_centres_six_mm_off_lead_to_the_same_vertebrae(axis, away):
 
 
 def test_a_centre_of_mass_lies_behind_its_body_square_to_the_spine():
-    """In `chest_ct` the spine leans by 42 degrees at T1, whose centre of mass lies 9 mm higher than its body."""
+    """In `chest_ct` the spine leans by 42 degrees at T1, whose centre of mass lies 9 mm above its body's."""
     down = np.array([0.6, 0.0, 0.8])
     leaning = np.array([20.0, 22.0, 10.0]) + np.arange(4)[:, None] * 10 * down
     away = (centres_of_mass(leaning, SPACING_MM) - leaning) * SPACING_MM
