@@ -97,10 +97,10 @@ _STARTER: dict[type, dict[str, Any]] = {
         # the neck and the sacrum, of which the real ones show little.
         "mixture": (0.25, 0.5, 0.0, 0.25),
         "augmentation": STARTER_AUGMENTATION,
-        # The last 2,880 steps of a network that knows generated spines (see experiments/starter.py).
-        "epochs": 24,
+        # The last 2,400 steps of a network that knows generated spines (see experiments/starter.py).
+        "epochs": 20,
         "examples_per_epoch": 240,
-        "validate_every": 8,
+        "validate_every": 10,
         "learning_rate": 2e-3,
         "final_learning_rate": 5e-5,
         "moving_average": 0.995,
