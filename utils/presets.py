@@ -100,7 +100,7 @@ _STARTER: dict[type, dict[str, Any]] = {
         # The last 2,400 steps of a network that knows generated spines (see experiments/starter.py).
         "epochs": 20,
         "examples_per_epoch": 240,
-        "validate_every": 10,
+        "validate_every": 8,
         "learning_rate": 2e-3,
         "final_learning_rate": 5e-5,
         "moving_average": 0.995,
