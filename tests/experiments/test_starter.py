@@ -181,20 +181,17 @@ def test_the_steps_stand_in_their_order(folder):
         *(*["pre_processing_segmentation.py"] * 2, "train_segmentation.py"),
         *["experiments/real/label.py"] * 2,
         *(*["pre_processing_segmentation.py"] * 3, "train_segmentation.py"),
-        *("experiments/average.py", *["experiments/compact.py"] * 3),
+        *["experiments/compact.py"] * 3,
     ]
     labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
     assert labelled == ["add", "predict", "add"]
 
 
 def test_what_is_shipped(folder):
-    average = REAL_MODELS / "segmentation-average"
-    assert lines_of(folder)[-4:] == [
-        f"experiments/average.py {MODELS}/segmentation-base {REAL_MODELS}/segmentation-real "
-        f"--output {average}",
+    assert lines_of(folder)[-3:] == [
         f"experiments/compact.py {MODELS}/heatmap --output s/shipped/heatmap",
         f"experiments/compact.py {MODELS}/labelling --output s/shipped/labelling",
-        f"experiments/compact.py {average} --output s/shipped/segmentation",
+        f"experiments/compact.py {REAL_MODELS}/segmentation-real --output s/shipped/segmentation",
     ]
 
 
@@ -261,5 +258,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 26 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 25 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()
