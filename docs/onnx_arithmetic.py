@@ -11,6 +11,16 @@ def indices_of(shape):
     return np.moveaxis(np.indices(shape), 0, -1)
 
 
+def halfway(points, peaks, apart):
+    """[5] Move points half the way to the nearest peak, if that is nearer than `apart` and no other's."""
+    if not len(points):
+        return points
+    away = np.linalg.norm(points[:, None] - peaks, axis=2)
+    nearest, places = away.argmin(axis=1), np.arange(len(points))
+    is_own = (away[places, nearest] < apart) & (away.argmin(axis=0)[nearest] == places)
+    return np.where(is_own[:, None], (points + peaks[nearest]) / 2, points)
+
+
 def behind(centres, far):
     """[7] Give points so far behind the centres of bodies, square to the way past them."""
     down = np.gradient(centres, axis=0) if len(centres) > 1 else np.zeros((1, 3))

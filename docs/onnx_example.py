@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import onnxruntime
-from onnx_arithmetic import behind, indices_of, peaks_of, piece_of, sampled, working_ct
+from onnx_arithmetic import behind, halfway, indices_of, peaks_of, piece_of, sampled, working_ct
 
 SCAN, MODELS, OUTPUT = map(Path, sys.argv[1:])
 FACTS = json.loads((MODELS / "networks.json").read_text())
@@ -28,11 +28,11 @@ def run(kind, image):
 
 
 def find_points(ct, mm):
-    """[5] Give points (n, 3) in voxels from the top down, their heat, and what is read of each, (n, 31)."""
+    """[5] Give points (n, 3) in voxels from the top down, heat, what is read of each, (n, 31), and peaks."""
     whole = np.pad(ct, [(0, -n % 16) for n in ct.shape], **OUTSIDE[FACTS["heatmap_outside"]])
     heat = run("heatmap", whole[..., None])[tuple(map(slice, ct.shape))][..., 0]
     points, heat = peaks_of(heat, FACTS["peaks"]["least_heat"])
-    size, edge, ways = np.array(ct.shape), FACTS["networks"]["labelling"]["input"][0], 0
+    size, edge, ways, seen = np.array(ct.shape), FACTS["networks"]["labelling"]["input"][0], 0, []
     wide = np.pad(ct, edge, **OUTSIDE[FACTS["labelling_outside"]])
     cube = indices_of((edge,) * 3) - (edge - 1) / 2 + edge
     for apart_mm in FACTS["peaks"]["apart_mm"]:  # read at the peaks, then where the centre is said to lie
@@ -41,11 +41,11 @@ def find_points(ct, mm):
             is_apart = np.linalg.norm(points[kept] - point, axis=1) * mm >= apart_mm
             if is_apart.all() and (np.abs(point - (size - 1) / 2) <= size / 2).all():
                 kept.append(place)
-        points, heat = points[kept], heat[kept]
+        points, heat, seen = points[kept], heat[kept], [*seen, points[kept]]
         read = np.reshape([run("labelling", sampled(wide, cube + p, 1)[..., None]) for p in points], (-1, 31))
         ways = read[:, 28:]
     order = np.argsort(points[:, 2])
-    return points[order], heat[order], read[order]
+    return points[order], heat[order], read[order], seen[0]
 
 
 def find_chain(points_mm, heat, read):
@@ -129,13 +129,14 @@ field = tuple(map(slice, shown.min(axis=0), shown.max(axis=0) + 1))  # without p
 ct, labels = whole[field], np.zeros(whole.shape, np.uint8)
 to_mm = TO_PRI @ image.slicer[field].affine  # [1]
 coarse, origin, _ = working_ct(ct, to_mm, FACTS["heatmap_mm"], "air")
-points, heat, read = find_points(coarse, FACTS["heatmap_mm"])
-points_mm = points * FACTS["heatmap_mm"] + origin
+points, heat, read, peaks = find_points(coarse, FACTS["heatmap_mm"])
+points_mm, peaks_mm = (each * FACTS["heatmap_mm"] + origin for each in (points, peaks))
 chain = find_chain(points_mm, heat, read)
-codes = find_codes(points_mm[chain], read[chain])
+centres_mm = halfway(points_mm[chain], peaks_mm, FACTS["peaks"]["apart_mm"][-1])
+codes = find_codes(centres_mm, read[chain])
 mm, edge, largest = FACTS["spacing_mm"], FACTS["patch_voxels"], np.zeros(ct.shape, np.float32)
 fine, origin, beyond = working_ct(ct, to_mm, mm, FACTS["outside"])
-for number, (begin, sure) in find_masks(fine, beyond, mm, (points_mm[chain] - origin) / mm).items():
+for number, (begin, sure) in find_masks(fine, beyond, mm, (centres_mm - origin) / mm).items():
     corners = (indices_of((2, 2, 2)).reshape(8, 3) * edge - 0.5 + begin) * mm + origin - to_mm[:3, 3]
     reach = (corners @ np.linalg.inv(to_mm[:3, :3]).T).clip(0, ct.shape)
     first, last = reach.min(axis=0).astype(int), np.ceil(reach.max(axis=0)).astype(int)

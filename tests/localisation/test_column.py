@@ -30,8 +30,11 @@ def spine():
     return points, affine
 
 
-def networks_for(points, affine, *, height=0.9):
-    """One that finds the points, all but the last as vertebrae, and one for the levels; ribs down to T12."""
+def networks_for(points, affine, *, height=0.9, beside=(0.0, 0.0, 0.0)):
+    """One that finds the points, all but the last as vertebrae, and one for the levels; ribs down to T12.
+
+    The second one leads `beside` the points, in voxels.
+    """
     inverse = np.linalg.inv(affine)
     voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
     heats = [heat_of([voxel], SHAPE, affine, sigma=1.5).data * height for voxel in voxels]
@@ -44,7 +47,7 @@ def networks_for(points, affine, *, height=0.9):
         for row, place in enumerate(nearest):
             levels[row, 1 + LEVEL_NAMES.index(NAMES[place])] = 4.0
             ribs[row] = 3.0 if NAMES[place].startswith("T") else -3.0
-        return Reading(levels, ribs, voxels[nearest] - asked)
+        return Reading(levels, ribs, voxels[nearest] + beside - asked)
 
     return (lambda ct: outputs), labels
 
@@ -56,7 +59,7 @@ def found_by(networks, affine):
 def test_a_column_is_found_with_its_sacrum_and_numbered():
     points, affine = spine()
     column = found_by(networks_for(points, affine), affine)
-    np.testing.assert_allclose(column.centres_mm, points[:-1], atol=1e-6)
+    np.testing.assert_allclose(column.centres_mm, points[:-1], atol=0.5)
     assert column.sacrum.above == 6 and column.sacrum.probability > 0.9
     votes = column.votes(1.5)
     assert votes.temperature == 1.5 and votes.sacrum == column.sacrum
@@ -64,6 +67,15 @@ def test_a_column_is_found_with_its_sacrum_and_numbered():
     found = number_column(votes)
     assert found.names == NAMES and "sacrum below" in found.anchor
     assert number_column(votes, fixed={0: code_of_name("T10")}).names[0] == "T10"
+
+
+def test_centres_lie_halfway_between_what_both_networks_say():
+    points, affine = spine()
+    beside = np.array([2.0, -1.0, 0.0])
+    column = found_by(networks_for(points, affine, beside=beside), affine)
+    halfway_mm = affine[:3, :3] @ beside / 2
+    np.testing.assert_allclose(column.centres_mm, points[:-1] + halfway_mm, atol=0.5)
+    np.testing.assert_array_equal(column.votes(1.0).centres_mm, column.centres_mm)
 
 
 @pytest.mark.parametrize("height", [0.35, 0.0])

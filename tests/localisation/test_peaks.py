@@ -9,6 +9,7 @@ from utils.localisation.candidates import (
     Peaks,
     Reading,
     find_peaks,
+    halfway_to_peaks,
     moved_peaks,
     patches_at,
     read_candidates,
@@ -167,3 +168,16 @@ def test_a_patch_shows_beyond_the_scan_what_the_training_showed(outside, hu):
     np.testing.assert_array_equal(patch[:, :, :2], hu)
     np.testing.assert_array_equal(patch[:, :, 2:], 500)
     assert patches_at(ct, np.zeros((0, 3)), edge=5, outside=outside).shape == (0, 5, 5, 5)
+
+
+def test_centres_move_half_the_way_to_the_peak_that_is_theirs():
+    points = np.array([[0.0, 0, 0], [0, 0, 20], [0, 0, 50], [0, 0, 80]])
+    # One beside the first; one between the first two, nearer to the second; one too far from the third.
+    peaks = np.array([[4.0, 0, 0], [0, 0, 14], [0, 0, 60]])
+    moved = halfway_to_peaks(points, peaks, apart_mm=9)
+    np.testing.assert_allclose(moved, [[2, 0, 0], [0, 0, 17], [0, 0, 50], [0, 0, 80]])
+    # A peak belongs to the centre that is nearest to it alone.
+    shared = halfway_to_peaks(np.array([[0.0, 0, 0], [0, 0, 8]]), np.array([[0.0, 0, 3]]), apart_mm=9)
+    np.testing.assert_allclose(shared, [[0, 0, 1.5], [0, 0, 8]])
+    for none in (halfway_to_peaks(points[:0], peaks), halfway_to_peaks(points, peaks[:0])):
+        assert none.shape[1] == 3

@@ -317,6 +317,34 @@ def moved_peaks(
     return Peaks(points[kept], peaks.affine, heat[kept])
 
 
+def halfway_to_peaks(
+    points_mm: np.ndarray, peaks_mm: np.ndarray, *, apart_mm: float = CENTRES_APART_MM
+) -> np.ndarray:
+    """Move centres half the way to the peak that is theirs: two networks say where a body is.
+
+    Parameters
+    ----------
+    points_mm : np.ndarray, (n, 3)
+        Where the labelling network leads.
+    peaks_mm : np.ndarray, (m, 3)
+        Peaks of the heat.
+    apart_mm : float
+        A peak is a centre's own if it is the nearest to it, if no other centre is nearer to the peak, and if
+        it is nearer than this.
+
+    Returns
+    -------
+    np.ndarray, (n, 3)
+        Centres without a peak stay.
+    """
+    if not len(points_mm) or not len(peaks_mm):
+        return points_mm
+    away = np.linalg.norm(points_mm[:, None] - peaks_mm, axis=2)
+    nearest, places = away.argmin(axis=1), np.arange(len(points_mm))
+    is_own = (away.min(axis=1) < apart_mm) & (away.argmin(axis=0)[nearest] == places)
+    return np.where(is_own[:, None], (points_mm + peaks_mm[nearest]) / 2, points_mm)
+
+
 def patches_at(ct: Volume, points_voxels: np.ndarray, *, edge: int, outside: str) -> np.ndarray:
     """Cut a cube around each point, interpolated linearly, so that the point is its middle.
 

@@ -11,6 +11,7 @@ is looked for: its first body, one step on.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from utils.localisation.candidates import (
     Peaks,
     PredictLabels,
     PredictTile,
+    find_peaks,
+    halfway_to_peaks,
     localise,
     read_candidates,
 )
@@ -195,7 +198,10 @@ def find_column(ct: Volume, predict: PredictTile, labels: PredictLabels, *, outs
     scan = localise(ct, predict, outside=outside)
     vertebrae, sacra = read_candidates(scan, ct, labels, least=LEAST_HEAT)
     chain = chain_of(vertebrae)
-    return Column(chain, sacrum_below(chain, sacra))
+    sacrum = sacrum_below(chain, sacra)
+    peaks_mm = find_peaks(scan.heat, least=LEAST_HEAT).points_mm
+    centres_mm = halfway_to_peaks(chain.candidates.points_mm, peaks_mm)
+    return Column(dataclasses.replace(chain, candidates=moved_to(chain.candidates, centres_mm)), sacrum)
 
 
 def chain_of(candidates: Candidates, settings: ChainSettings = USUAL) -> Chain:
@@ -220,6 +226,12 @@ def chain_of(candidates: Candidates, settings: ChainSettings = USUAL) -> Chain:
     bends = _bends(ordered.points_mm, settings)
     places, scale, weight = _best_chain(peak_weights(ordered, settings), steps, bends, settings)
     return Chain(take(ordered, places), weight + settings.no_spine, settings.scales[scale])
+
+
+def moved_to(candidates: Candidates, points_mm: np.ndarray) -> Candidates:
+    """Give candidates that lie elsewhere, in RAS+ mm, (n, 3)."""
+    points = transform_points(points_mm, np.eye(4), candidates.affine)
+    return dataclasses.replace(candidates, points_voxels=points)
 
 
 def take(candidates: Candidates, places: np.ndarray) -> Candidates:
