@@ -5,7 +5,7 @@ Command python experiments/starter.py --shared ../shared --options --precision b
         python experiments/starter.py --dry-run                                 prints the steps, does nothing
         nohup make starter > starter.log 2>&1 &                                 in the background
 Time    on two CPU cores (bfloat16), in minutes of wall time: heatmap some 150 and labelling some 45, as they
-        came about in pieces; segmentation 46, 3 and 7; a fold 18 minutes of CPU (models/starter/README.md)
+        came about in pieces; segmentation 29, then 6 and 20 on one of the cores; a fold 27 minutes of CPU
 Result  three networks in FOLDER/shipped
 
 Reads   SHARED, as experiments/real/centres.json names the scans in it, and the masks in SHARED/data that have
