@@ -2,7 +2,7 @@
 
 Networks that began with the same weights and went different ways from there often do better averaged than
 each alone, on scans of a kind that one of them has not seen most of all (Wortsman et al., Model soups, ICML
-2022). The weights of the starter are such an average (see models/starter/README.md).
+2022). The labelling network of the starter is such an average (see models/starter/README.md).
 
     python experiments/average.py MODEL MODEL [...] --output MODEL [--shares 3 1 ...]
 
