@@ -115,7 +115,7 @@ def without_spine(heatmap: Path, labelling: Path, *, of_a_kind: int = OF_A_KIND)
 
 def _look(ct: Volume, networks: Networks) -> tuple[Candidates, Peaks]:
     scan = localise(ct, networks.heat, outside=networks.heatmap_outside)
-    return read_candidates(scan, ct, networks.labels, least=LEAST_HEAT)
+    return read_candidates(scan, ct, networks.labels, least=LEAST_HEAT)[:2]
 
 
 def hidden_points(spine: KnownSpine, shape: tuple[int, ...], spacing_mm: float) -> np.ndarray:

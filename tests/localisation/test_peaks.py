@@ -100,7 +100,7 @@ def test_levels_and_ribs_are_asked_at_the_centres_that_the_peaks_lead_to():
         return Reading(levels, points[:, 2] - 10, np.full((len(points), 3), way))
 
     scan, ct = scan_of(([[10, 12, 8], [12, 12, 18]], [0.9, 0.7]), ([[14, 12, 30]], [0.8]))
-    vertebrae, sacra = read_candidates(scan, ct, labels, least=0.2)
+    vertebrae, sacra, _ = read_candidates(scan, ct, labels, least=0.2)
     np.testing.assert_allclose(
         asked,
         [[[x, y, 8], [x + 2, y, 18]] for x, y in ((10, 12), (11, 12.5), (11.25, 12.5))],
@@ -120,7 +120,7 @@ def test_levels_and_ribs_are_asked_at_the_centres_that_the_peaks_lead_to():
 
 def test_without_peaks_nobody_is_asked():
     scan, ct = scan_of(([[5, 5, 5]], [0.0]), ([[5, 5, 5]], [0.0]))
-    vertebrae, sacra = read_candidates(scan, ct, nothing_asked, least=0.1)
+    vertebrae, sacra, _ = read_candidates(scan, ct, nothing_asked, least=0.1)
     assert len(vertebrae) == len(sacra) == 0
     assert vertebrae.level_log_probabilities.shape == (0, MAX_RANK + 1)
     assert vertebrae.vertebra_log_odds.shape == vertebrae.rib_probability.shape == (0,)

@@ -249,7 +249,7 @@ def find_peaks(
 
 def read_candidates(
     scan: LocalisedScan, ct: Volume, labels: PredictLabels, *, least: float
-) -> tuple[Candidates, Peaks]:
+) -> tuple[Candidates, Peaks, Peaks]:
     """Find vertebrae and sacra in what the networks say of a scan.
 
     Parameters
@@ -269,18 +269,21 @@ def read_candidates(
         The highest first.
     sacra : Peaks
         Of the centre of S1; a scan with one sacrum may have several candidates.
+    bodies : Peaks
+        Of the vertebral heat, where no candidate was moved yet.
 
     Raises
     ------
     ValueError
         If the labelling network gives a number that is not finite.
     """
-    peaks, sacra = find_peaks(scan.heat, least=least), find_peaks(scan.sacrum, least=least)
+    bodies, sacra = find_peaks(scan.heat, least=least), find_peaks(scan.sacrum, least=least)
+    peaks = bodies
     for _ in range(MOVES):
         peaks = moved_peaks(peaks, _asked(labels, ct, peaks).ways_voxels, ct.shape)
     said = _asked(labels, ct, peaks)
     levels, ribs = log_softmax(said.level_logits, axis=1), expit(said.rib_logits)
-    return Candidates(peaks.points_voxels, peaks.affine, peaks.heat, levels, ribs), sacra
+    return Candidates(peaks.points_voxels, peaks.affine, peaks.heat, levels, ribs), sacra, bodies
 
 
 def _asked(labels: PredictLabels, ct: Volume, peaks: Peaks) -> Reading:

@@ -25,7 +25,6 @@ from utils.localisation.candidates import (
     Peaks,
     PredictLabels,
     PredictTile,
-    find_peaks,
     halfway_to_peaks,
     localise,
     read_candidates,
@@ -196,11 +195,10 @@ def find_column(ct: Volume, predict: PredictTile, labels: PredictLabels, *, outs
     Column
     """
     scan = localise(ct, predict, outside=outside)
-    vertebrae, sacra = read_candidates(scan, ct, labels, least=LEAST_HEAT)
+    vertebrae, sacra, bodies = read_candidates(scan, ct, labels, least=LEAST_HEAT)
     chain = chain_of(vertebrae)
     sacrum = sacrum_below(chain, sacra)
-    peaks_mm = find_peaks(scan.heat, least=LEAST_HEAT).points_mm
-    centres_mm = halfway_to_peaks(chain.candidates.points_mm, peaks_mm)
+    centres_mm = halfway_to_peaks(chain.candidates.points_mm, bodies.points_mm)
     return Column(dataclasses.replace(chain, candidates=moved_to(chain.candidates, centres_mm)), sacrum)
 
 
