@@ -205,6 +205,17 @@ def test_float16_on_several_replicas_ends_with_status_2(capsys):
     assert end.value.code == 2 and "bfloat16" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "lacks"),
+    [("fma avx2", True), ("fma avx2 avx512f avx512_bf16", False), ("asimd bf16", False), (None, False)],
+)
+def test_processor_that_has_no_bfloat16(tmp_path, flags, lacks):
+    facts = tmp_path / "cpuinfo"
+    if flags is not None:
+        facts.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert runtime.lacks_bfloat16(facts) is lacks
+
+
 # ---------------------------------------------------------------- replicas and workers
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import keras
@@ -105,6 +106,8 @@ def start_runtime(settings: RunSettings, preset: str) -> Runtime:
     precision = choose_precision(settings.precision, _compute_capability(device), replicas)
     keras.mixed_precision.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     print(f"Training on {replicas} replica{'s' * (replicas > 1)} in {precision}.", flush=True)
+    if device == "cpu" and precision == "bfloat16" and lacks_bfloat16():
+        print("This processor has no AVX-512: bfloat16 takes many times as long as float32.", flush=True)
     xla = settings.xla if device == "cpu" else _xla_of_gpu(settings.xla)
     compile_examples(xla != "off")
     return Runtime(device, strategy, precision, xla)
@@ -383,6 +386,23 @@ def choose_precision(precision: str, capability: tuple[int, int] | None, replica
     return (
         "float16" if capability is not None and capability >= HALF_CAPABILITY and replicas == 1 else "float32"
     )
+
+
+def lacks_bfloat16(cpu_facts: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tell whether the processor computes in bfloat16 only by detours, which are slow.
+
+    Parameters
+    ----------
+    cpu_facts : Path
+        What Linux says of the processors; where there is no such file nothing is known.
+
+    Returns
+    -------
+    bool
+        True on an x86 processor without AVX-512.
+    """
+    text = cpu_facts.read_text() if cpu_facts.is_file() else ""
+    return "avx2" in text and "avx512" not in text
 
 
 def _compute_capability(device: str) -> tuple[int, int] | None:
