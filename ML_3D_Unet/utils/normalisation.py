@@ -26,8 +26,10 @@ class GroupNormalization(keras.layers.GroupNormalization):
         super().__init__(groups=groups, **kwargs)
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """Normalise every channel of every example; the batch must be known for the fast way."""
+        """Normalise every channel of every example; the batch must be known for the fastest way."""
         shape = inputs.shape
+        if self.groups == shape[-1] and None in shape[1:-1] and self._is_single:
+            return self._of_any_size(inputs)
         is_whole = self.groups == shape[-1] and len(shape) >= 4 and None not in shape
         if not is_whole or shape[-1] % FUSED_CHANNELS or keras.backend.backend() != "tensorflow":
             return super().call(inputs)
@@ -43,3 +45,15 @@ class GroupNormalization(keras.layers.GroupNormalization):
         examples = tf.split(tf.cast(inputs, self.compute_dtype), shape[0])
         found = [tf.raw_ops.FusedBatchNormV3(x=tf.reshape(x, flat), **values).y for x in examples]
         return tf.reshape(tf.concat(found, axis=0), shape)
+
+    @property
+    def _is_single(self) -> bool:
+        """Whether it computes in float32, with scale and centre."""
+        return self.scale and self.center and self.compute_dtype == "float32"
+
+    def _of_any_size(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Normalise images whose size is not known; Keras has most of its operations for their shapes there."""
+        axes = tuple(range(1, len(inputs.shape) - 1))
+        mean, variance = keras.ops.moments(inputs, axes, keepdims=True)
+        factor = self.gamma * keras.ops.rsqrt(variance + self.epsilon)
+        return inputs * factor + (self.beta - mean * factor)

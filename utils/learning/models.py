@@ -207,11 +207,16 @@ def _build_unet(
 
 def _heatmap_network_of(found: dict[str, Any]) -> keras.Model:
     if found.get("target") == "centres":
-        names = ("filters", "norm", "norm_momentum", "crop_voxels")
-        return build_localiser(HeatmapTrainingSettings(**_architecture(found, names)))
+        return _localiser_of(found)
     parts = _architecture(found, ("filters", "norm", "norm_momentum"))
     settings = HeatmapTrainingSettings(target="spine", **parts)
     return build_heatmap_network(settings, tuple(found["heatmap_shape"]))
+
+
+def _localiser_of(found: dict[str, Any]) -> keras.Model:
+    """Build it for inputs of any shape: whole scans, where it was trained on crops."""
+    names = ("filters", "norm", "norm_momentum")
+    return build_localiser(HeatmapTrainingSettings(**_architecture(found, names)), shape=(None,) * 3)
 
 
 def _segmentation_network_of(found: dict[str, Any]) -> keras.Model:
@@ -278,13 +283,25 @@ def build_network(found: dict[str, Any], *, source: Path) -> keras.Model:
 
 
 def of_any_shape(localiser: keras.Model, found: dict[str, Any]) -> keras.Model:
-    """Give the same localiser for inputs of any shape: whole scans, where it was trained on crops."""
-    names = ("filters", "norm", "norm_momentum")
-    settings = HeatmapTrainingSettings(**_architecture(found, names))
-    network = build_localiser(settings, shape=(None,) * 3)
-    network.set_weights(localiser.get_weights())
+    """Give the same localiser for inputs of any shape, without its largest arrays.
+
+    Parameters
+    ----------
+    localiser : keras.Model
+        As `load_model` gives it.
+    found : dict
+        The settings that it was trained with.
+
+    Returns
+    -------
+    keras.Model
+    """
+    network = localiser
+    if None not in localiser.input_shape[1:4]:  # the whole network of an earlier version
+        network = compute_in(_localiser_of(found), "float32")
+        network.set_weights(localiser.get_weights())
     # The joined channels of a whole scan would be the largest array of an inference.
-    return without_concats(compute_in(network, "float32"))
+    return without_concats(network)
 
 
 def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:
