@@ -101,22 +101,17 @@ def find_masks(ct, beyond, mm, centres):
     rules, edge, found = FACTS["walk"], FACTS["patch_voxels"], {}
     wide, memory = np.pad(ct, edge, **OUTSIDE[FACTS["outside"]]), np.pad(ct * 0, edge, constant_values=-1)
     for number, point in enumerate(behind(centres, rules["behind_mm"] / mm)):
-        for _ in range(2):  # the patch moves once, if the mask's own centre asks for it
-            begin = np.floor(point + np.array(rules["middle_mm"]) / mm + 0.5).astype(int) - edge // 2
-            box = tuple(slice(n + edge, n + 2 * edge) for n in begin)
-            probability = run("segmentation", np.stack([wide[box], memory[box].clip(0)], axis=-1))[..., 0]
-            away_mm = np.linalg.norm(indices_of((edge,) * 3) + begin - point, axis=-1) * mm
-            is_new = (probability >= rules["threshold"]) & (memory[box] == 0)
-            mask = piece_of(is_new, away_mm <= rules["near_mm"])
-            voxels = np.argwhere(mask) + begin
-            balls = [np.sum(np.linalg.norm(voxels - c, axis=1) <= rules["ball_mm"] / mm) for c in centres]
-            if 0 < balls[number] == max(balls):  # it holds more around its own centre than around any other
-                found[number] = begin, box, probability, mask
-            if not mask.any() or np.linalg.norm(voxels.mean(axis=0) - point) * mm <= rules["move_mm"]:
-                break
-            point = voxels.mean(axis=0)
-        if number in found:
-            memory[found[number][1]][found[number][3]] = 1
+        begin = np.floor(point + np.array(rules["middle_mm"]) / mm + 0.5).astype(int) - edge // 2
+        box = tuple(slice(n + edge, n + 2 * edge) for n in begin)
+        probability = run("segmentation", np.stack([wide[box], memory[box].clip(0)], axis=-1))[..., 0]
+        away_mm = np.linalg.norm(indices_of((edge,) * 3) + begin - point, axis=-1) * mm
+        is_new = (probability >= rules["threshold"]) & (memory[box] == 0)
+        mask = piece_of(is_new, away_mm <= rules["near_mm"])
+        voxels = np.argwhere(mask) + begin
+        balls = [np.sum(np.linalg.norm(voxels - c, axis=1) <= rules["ball_mm"] / mm) for c in centres]
+        if 0 < balls[number] == max(balls):  # it holds more around its own centre than around any other
+            found[number] = begin, box, probability, mask
+            memory[box][mask] = 1
     hidden, parts = np.pad(beyond, edge, constant_values=True), found.items()
     return {n: (at, np.where(mask & ~hidden[box], p, p.clip(0, 0.499))) for n, (at, box, p, mask) in parts}
 

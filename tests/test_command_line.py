@@ -92,11 +92,11 @@ def test_the_help_of_the_inference_is_grouped_and_two_screens_long():
 
 def test_groups_leave_the_settings_flat_and_the_defaults_as_they_are():
     assert settings_from_command_line(InferenceSettings, []) == InferenceSettings()
-    words = ["a", "b", "--fix", "1=T1", "2=T2", "--no-moves", "--workers", "0", "--model", "c"]
+    words = ["a", "b", "--fix", "1=T1", "2=T2", "--max-steps", "7", "--workers", "0", "--model", "c"]
     expected = InferenceSettings(
         inputs=(Path("a"), Path("b")),
         fix=("1=T1", "2=T2"),
-        moves=False,
+        max_steps=7,
         workers=0,
         segmentation=Path("c"),
     )

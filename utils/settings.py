@@ -533,12 +533,10 @@ class LevelOptions(CheckedSettings):
 
 @dataclass(frozen=True)
 class WalkOptions(CheckedSettings):
-    """How the column is walked down. The switch is there to measure what its part brings."""
+    """How the column is walked down."""
 
     min_volume_mm3: float = bounded(1000.0, NOT_NEGATIVE)
     """Smallest volume of a vertebra, in cubic millimetres; less counts as nothing found."""
-    moves: bool = True
-    """Move a patch once, to where the prediction's own centre lies."""
     heat_threshold: float = bounded(0.3, bounds.number(above=0, most=1))
     """Heat at which the spine begins, with a network of preset paper."""
     max_steps: int = bounded(10, FROM_1)

@@ -52,7 +52,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
         return self.scale and self.center and self.compute_dtype == "float32"
 
     def _of_any_size(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """Normalise images whose size is not known; Keras has most of its operations for their shapes there."""
+        """Normalise images of unknown size, for which Keras spends most operations on shapes."""
         axes = tuple(range(1, len(inputs.shape) - 1))
         mean, variance = keras.ops.moments(inputs, axes, keepdims=True)
         factor = self.gamma * keras.ops.rsqrt(variance + self.epsilon)

@@ -82,9 +82,7 @@ def predicted_mask(ct: Volume, facts: ScanFacts, networks: object) -> Volume:
     codes = sorted(facts.points_mm, key=rank_of_code)
     points = np.array([facts.points_mm[code] for code in codes])
     centres = transform_points(points, np.eye(4), working.affine)
-    # The centres are right, so no patch needs to move: after C6, which the scan cuts, moved ones gave T1 and
-    # T2 of chest_ct parts of their neighbours (Dice of the chest .774, and .810 without).
-    settings = walk_settings(InferenceSettings(moves=False), **networks.walk)
+    settings = walk_settings(InferenceSettings(), **networks.walk)
     found = walk_along(normalised, centres, networks.patch, settings=settings).vertebrae
     own = [codes[vertebra.index] for vertebra in found]
     return native_vertebrae(found, working.affine, working_grid(ct.grid, SPACING_MM), codes=own).labels

@@ -33,7 +33,7 @@ from utils.prediction.networks import Networks, load_networks, with_networks_of
 from utils.settings import HU_RANGE, ExportSettings
 from utils.verse.anomalies import level_rates
 from utils.verse.labels import LEVEL_NAMES, code_of_name
-from utils.walk.along import BALL_MM, MOVE_MM, NEAR_MM
+from utils.walk.along import BALL_MM, NEAR_MM
 from utils.walk.records import WalkSettings
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ def _facts_of_centres(networks: Networks) -> dict[str, Any]:
         "sacrum": {"steps": SACRUM_STEPS, "tilt_degrees": SACRUM_TILT_DEGREES, "spread": SACRUM_SPREAD},
         "rates": dataclasses.asdict(Rates()),
         "walk": {
-            **{"behind_mm": BEHIND_MM, "middle_mm": MIDDLE_MM, "near_mm": NEAR_MM, "move_mm": MOVE_MM},
-            **{"ball_mm": BALL_MM, "least_mm3": usual.min_volume_mm3},
+            **{"behind_mm": BEHIND_MM, "middle_mm": MIDDLE_MM, "near_mm": NEAR_MM, "ball_mm": BALL_MM},
+            "least_mm3": usual.min_volume_mm3,
             "threshold": usual.probability_threshold,
         },
         "levels": {

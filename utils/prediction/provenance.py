@@ -27,7 +27,7 @@ _INDIFFERENT = (
     *("max_gigabytes", "measure"),
 )
 #: Counted up when predictions change their meaning, so that older ones are made again.
-_INFERENCE = 4
+_INFERENCE = 5
 
 
 def scan_identity(scan: Scan) -> dict[str, Any]:

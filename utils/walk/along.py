@@ -4,9 +4,6 @@ The segmentation network sees a patch of the CT around a centre, and the *memory
 and gives the vertebra whose centre that is. The centres say how many vertebrae there are and where each lies,
 so nothing is searched for: every centre gets a patch, and what is new in its answer belongs to it. Nothing
 given to one vertebra is given to another.
-
-With `WalkSettings.moves` the patch moves once, to where the prediction's own centre lies
-(`benchmarks/trial_walk_parts.py` measures what that brings).
 """
 
 from __future__ import annotations
@@ -22,8 +19,6 @@ from utils.walk.records import CALLS_USED_UP, FoundVertebra, PredictPatch, WalkR
 
 #: What is looked for lies within this distance of where the centre of mass should be.
 NEAR_MM = 12.0
-#: A patch is moved if the prediction's own centre lies further from where it should.
-MOVE_MM = 3.0
 #: A vertebra holds a centre by its voxels within this distance of it.
 BALL_MM = 8.0
 #: Most centres, as they are numbered in bytes.
@@ -68,8 +63,8 @@ def walk_along(
     found: list[FoundVertebra] = []
     for index in range(len(centres)):
         before = reader.calls
-        vertebra = _vertebra_at(index, (centres, masses), reader, labels.data, settings)
-        if vertebra is None:
+        vertebra = _look(masses[index], reader, labels.data, settings)
+        if vertebra is None or not _holds(vertebra, index, centres, settings):
             reader.note(f"centre {index + 1}: no vertebra")
             continue
         facts = {"index": index, "converged": True, "partial": is_cut(vertebra, field)}
@@ -104,24 +99,6 @@ def centres_of_mass(centres: np.ndarray, spacing_mm: float) -> np.ndarray:
     behind = backwards - down[:, :1] * down / squares
     behind /= np.maximum(np.linalg.norm(behind, axis=1, keepdims=True), 1e-12)
     return centres + BEHIND_MM / spacing_mm * behind
-
-
-def _vertebra_at(
-    index: int,
-    points: tuple[np.ndarray, np.ndarray],
-    reader: PatchReader,
-    labels: np.ndarray,
-    settings: WalkSettings,
-) -> FoundVertebra | None:
-    """Give the vertebra of a centre, None if there is none; `points` are centres of bodies and of mass."""
-    centres, point = points[0], points[1][index]
-    vertebra = _look(point, reader, labels, settings)
-    moved = None
-    if settings.moves and vertebra is not None:
-        away_mm = np.linalg.norm(vertebra.centre - point) * settings.spacing_mm
-        moved = _look(vertebra.centre, reader, labels, settings) if away_mm > MOVE_MM else None
-    own = (each for each in (moved, vertebra) if each and _holds(each, index, centres, settings))
-    return next(own, None)
 
 
 def _holds(vertebra: FoundVertebra, index: int, centres: np.ndarray, settings: WalkSettings) -> bool:

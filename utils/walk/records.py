@@ -49,8 +49,6 @@ class WalkSettings:
     """Most times that the patch moves down after empty predictions: one whole patch."""
     max_fragments: int = 2
     """Most fragments that are passed over on the way to one vertebra."""
-    moves: bool = True
-    """Along known centres: move a patch once, if its prediction's own centre asks for it."""
 
     def __post_init__(self) -> None:
         """Refuse what no walk can follow."""
