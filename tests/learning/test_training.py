@@ -191,7 +191,8 @@ def test_localiser_training_leaves_its_files(runs):
     directory = runs[0] / "whole" / "models" / "heatmap"
     assert {path.name for path in directory.iterdir()} >= MODEL_FILES
     model, settings = models.load_model(directory)
-    assert model.output_shape == (None, 8, 8, 12, 2)
+    # It was trained on crops, and sees whole scans.
+    assert model.output_shape == (None, None, None, None, 2) and settings["crop_voxels"] == [8, 8, 12]
     assert (settings["target"], settings["spacing_mm"], settings["sigma_mm"]) == ("centres", 3.0, 4.5)
     assert "heatmap_shape" not in settings
     assert settings["training_cases"] == ["sub-a", "sub-b"] and settings["validation_cases"] == ["sub-c"]
