@@ -28,9 +28,11 @@ class GroupNormalization(keras.layers.GroupNormalization):
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Normalise every channel of every example; the batch must be known for the fastest way."""
         shape = inputs.shape
-        if self.groups == shape[-1] and None in shape[1:-1] and self._is_single:
+        if self.groups != shape[-1]:
+            return super().call(inputs)
+        if None in shape[1:-1] and self._is_single:
             return self._of_any_size(inputs)
-        is_whole = self.groups == shape[-1] and len(shape) >= 4 and None not in shape
+        is_whole = len(shape) >= 4 and None not in shape
         if not is_whole or shape[-1] % FUSED_CHANNELS or keras.backend.backend() != "tensorflow":
             return super().call(inputs)
         import tensorflow as tf  # here alone, so that the layers run with every backend of Keras

@@ -126,9 +126,8 @@ def test_every_network_is_built_from_its_settings(tmp_path, settings, network, f
     loaded, found = models.load_model(tmp_path)
     assert found["younger_than_this"] == [1, 2]
     # A localiser sees whole scans, whatever it was trained on.
-    size = (None,) * 3 if settings is LOCALISER else original.input_shape[1:4]
-    assert loaded.input_shape == (None, *size, original.input_shape[-1])
-    assert loaded.output_shape[-1] == original.output_shape[-1]
+    expected = models.build_localiser(LOCALISER, shape=(None,) * 3) if settings is LOCALISER else original
+    assert loaded.input_shape == expected.input_shape and loaded.output_shape == expected.output_shape
     image = rng.normal(size=(2, *original.input_shape[1:])).astype(np.float32)
     np.testing.assert_array_equal(loaded(image, training=False), original(image, training=False))
 
