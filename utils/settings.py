@@ -216,6 +216,9 @@ class RunSettings(CheckedSettings):
     replicas: Literal["auto", "one", "mirrored", "workers"] = "auto"
     """Devices that train together: "one", "mirrored" (every GPU of this machine), "workers" (several
     processes, from TF_CONFIG or SLURM); "auto" takes workers where either is set, else every visible GPU."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """How gradients change the weights: "muon" changes kernels of convolutions by orthogonal matrices, all else
+    as "adam" does. On small networks and few examples it learns faster; learning rates are about the same."""
     moving_average: float = bounded(0.0, BELOW_1)
     """Decay of a moving average of the weights, such as .999; it is validated and saved then. 0 is none."""
     keep_last: bool = False
@@ -254,7 +257,7 @@ class TrainingSettings(RunSettings):
     batch_size: int = bounded(1, FROM_1)
     """Examples a step and replica."""
     learning_rate: float = bounded(1e-3, POSITIVE)
-    """Learning rate of Adam."""
+    """Learning rate of the first epoch."""
     final_learning_rate: float = bounded(1e-3, NOT_NEGATIVE)
     """Learning rate that a cosine reaches in the last epoch; equal to learning_rate it stays constant."""
     norm_momentum: float = bounded(0.99, BELOW_1)

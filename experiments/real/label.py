@@ -43,6 +43,7 @@ from utils.imaging.volume import Volume
 from utils.prediction.case import native_vertebrae
 from utils.preparation.own_cases import add_own_case
 from utils.settings import HU_RANGE, DataSettings, InferenceSettings
+from utils.synthetic.rib_necks import rib_heads
 from utils.verse.conventions import growth_mm
 from utils.verse.labels import code_of_name, name_of_code, rank_of_code
 
@@ -99,6 +100,7 @@ def apply_corrections(mask: Volume, ct: Volume, lines: Sequence[str], *, source:
       share of the way, goes to the other.
     - `grow LEVEL HU MM`: add what is brighter, joined to it, and at most so far from it.
     - `close LEVEL MM`: fill holes and clefts up to this width.
+    - `ribs LEVEL ...`: drop what lies where the heads of its ribs usually do, see `rib_heads`.
     - `largest LEVEL ...`: drop all pieces but the largest.
 
     Parameters
@@ -135,6 +137,9 @@ def apply_corrections(mask: Volume, ct: Volume, lines: Sequence[str], *, source:
                 _grow(labels, ct.data, code_of_name(words[0]), float(words[1]), float(words[2]), spacing)
             elif command == "close":
                 _close(labels, code_of_name(words[0]), float(words[1]), spacing)
+            elif command == "ribs":
+                for word in words:
+                    _cut_ribs(labels, code_of_name(word), spacing)
             elif command == "largest":
                 for word in words:
                     _keep_largest(labels, code_of_name(word))
@@ -185,6 +190,16 @@ def _close(labels: np.ndarray, code: int, mm: float, spacing: np.ndarray) -> Non
     closed = ndimage.distance_transform_edt(wide, sampling=spacing) > mm / 2
     filled = ndimage.binary_fill_holes(closed | own)
     here[filled & (here == 0)] = code
+
+
+def _cut_ribs(labels: np.ndarray, code: int, spacing: np.ndarray) -> None:
+    bone = labels == code
+    centre = np.argwhere(bone).mean(axis=0)
+    for first, inside in rib_heads(bone, centre, spacing):
+        shown = [slice(max(f, 0), f + n) for f, n in zip(first, inside.shape)]
+        cut = inside[tuple(slice(max(-f, 0), None) for f in first)]
+        here = labels[tuple(shown)]
+        here[(here == code) & cut[tuple(slice(0, n) for n in here.shape)]] = 0
 
 
 def _keep_largest(labels: np.ndarray, code: int) -> None:

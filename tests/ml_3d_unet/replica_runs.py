@@ -3,7 +3,7 @@
     python -m tests.ml_3d_unet.replica_runs one|mirrored FOLDER
     TF_CONFIG=... python -m tests.ml_3d_unet.replica_runs workers FOLDER [STEP TO DIE AT]
 
-Writes FOLDER/<optimizer>.npz with the weights after the steps and, for Adam, its first moments after one.
+Writes FOLDER/result_<rank>.npz: weights after the steps, for Adam its first moments after one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from ML_3D_Unet.utils.kd import Trainer_KD
 from ML_3D_Unet.utils.layers_func import create_unet3d
+from ML_3D_Unet.utils.optimizers import KernelMuon
 from ML_3D_Unet.utils.train import Trainer, WorkerLost
 
 SIZE, BATCH, STEPS = 8, 4, 20
@@ -71,14 +72,27 @@ def train(strategy, folder: Path) -> None:
     adam = make_trainer(strategy, "adam", folder / "adam")
     adam.train(data, train_size=BATCH, loss_fn=loss_fn)
     distilled = distil(strategy, folder / "kd")
+    kernels = train_kernels(strategy, folder / "muon")
     moments = [v for v in adam.optimizer.variables if "momentum" in v.path]
     # Each worker holds its own copy of the weights; all must agree.
     rank = strategy.cluster_resolver.task_id if strategy.cluster_resolver else 0
     arrays = {f"weight_{k}": array for k, array in enumerate(sgd.model.get_weights())}
     arrays |= {f"moment_{k}": v.numpy() for k, v in enumerate(moments)}
     arrays |= {f"distilled_{k}": array for k, array in enumerate(distilled)}
+    arrays |= {f"kernel_{k}": array for k, array in enumerate(kernels)}
     losses = [history[-1]["loss"], history[-1]["val_loss"]]
     np.savez(folder / f"result_{rank}.npz", losses=losses, **arrays)
+
+
+def train_kernels(strategy, folder) -> list[np.ndarray]:
+    """Train two kernels of several channels by Muon for two steps; give the weights."""
+    keras.utils.set_random_seed(5)
+    with strategy.scope():
+        layers = [keras.layers.Conv3D(8, 3, padding="same", activation="relu") for _ in range(3)]
+        model = keras.Sequential([keras.Input((SIZE,) * 3 + (1,)), *layers, keras.layers.Conv3D(1, 1)])
+        trainer = Trainer(model, KernelMuon, 1e-3, folder)
+    trainer.train(data, train_size=2 * BATCH, loss_fn=loss_fn)
+    return model.get_weights()
 
 
 def distil(strategy, folder) -> list[np.ndarray]:

@@ -86,6 +86,15 @@ def test_gradients_of_the_first_step_of_adam_are_those_of_one_device(results, wa
 
 
 @pytest.mark.parametrize("way", ["mirrored", "worker 0", "worker 1"])
+def test_kernels_after_two_steps_of_muon_are_those_of_one_device(results, way):
+    names = [name for name in results["one"] if name.startswith("kernel")]
+    assert len(names) == 4 * 2
+    distances = [np.abs(results[way][name] - results["one"][name]).max() for name in names]
+    print(f"{way}: largest distance of a weight {max(distances):.1e}")
+    assert max(distances) < 1e-5
+
+
+@pytest.mark.parametrize("way", ["mirrored", "worker 0", "worker 1"])
 def test_a_distilled_student_is_that_of_one_device(results, way):
     names = [name for name in results["one"] if name.startswith("distilled")]
     assert len(names) == 4 * 6 + 2

@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ML_3D_Unet.utils.optimizers import KernelMuon
 from ML_3D_Unet.utils.train import RunOptions, Trainer, WorkerLost
 from utils import settings as stages
 from utils.learning import datasets, epochs, losses, models, panels, runtime, training_data
@@ -44,6 +45,8 @@ _FREE_SETTINGS = (
     # The networks that a fit of the confidence uses change nothing of the training before it.
     *("segmentation", "heatmap"),
 )
+#: Optimizers by the names that settings have for them.
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "muon": KernelMuon}
 #: What a training notes down in its model's `settings.json` beside its settings.
 RUN_FACTS = (
     *("spacing_mm", "data_spacing_mm", "training_cases", "validation_cases"),
@@ -200,6 +203,7 @@ def trainer_keywords(settings: stages.RunSettings, chosen: Runtime) -> dict[str,
     """
     options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(RunOptions)}
     return {
+        "optimizer": OPTIMIZERS[settings.optimizer],
         "learning_rate": settings.learning_rate,
         "learning_rate_schedule": cosine_schedule(
             settings.learning_rate, settings.final_learning_rate, settings.epochs

@@ -58,6 +58,33 @@ def test_holes_are_closed_and_pieces_dropped():
     assert found[2, 2, 2] == 0 and np.count_nonzero(found) == 1600
 
 
+def thoracic_vertebra():
+    """A body, an arch with transverse processes around the canal, and a spinous process, voxels of 1 mm."""
+    p, r, i = np.indices((90, 110, 70)) - np.array([40, 55, 35])[:, None, None, None]
+    body = (np.square(p + 12) + np.square(r) < 14**2) & (np.abs(i) < 11)
+    pedicles = (np.abs(np.abs(r) - 9) < 4) & (p > -6) & (p < 8) & (np.abs(i + 3) < 6)
+    arch = (np.abs(p - 8) < 5) & (np.abs(r) < 30) & (np.abs(i + 2) < 6)
+    spine = (p > 8) & (p < 36) & (np.abs(r) < 3) & (np.abs(i - p / 3) < 7)
+    return body | pedicles | arch | spine
+
+
+def test_the_heads_of_ribs_are_dropped_and_the_vertebra_stays():
+    bone = thoracic_vertebra()
+    centre = np.argwhere(bone).mean(axis=0)
+    heads = np.zeros(bone.shape, bool)
+    for side in (-1, 1):
+        at = centre + (-7, side * 18, -10)
+        heads |= np.square(np.moveaxis(np.indices(bone.shape), 0, -1) - at).sum(axis=-1) < 4**2
+    heads &= ~bone
+    data = np.where(bone | heads, T8, 0).astype(np.uint8)
+    data[..., -4:] = T9
+    found = corrected(data, "ribs T8", "accept T8 T9")
+    assert np.mean(found[heads] == T8) < 0.35
+    assert np.mean(found[bone] == T8) > 0.98
+    assert (found[..., -4:] == T9).all()
+    np.testing.assert_array_equal(found, np.where(found == data, data, 0))
+
+
 @pytest.mark.parametrize(
     "lines, said",
     [
