@@ -91,6 +91,7 @@ def orthogonal(matrix: Any) -> Any:
         x = a * x + ops.matmul(b * square + c * ops.matmul(square, square), x)
     return ops.transpose(x) if rows > columns else x
 
+
 #: An instance, a name, a class or another function of the learning rate; None is Adam.
 Optimizer = keras.optimizers.Optimizer | str | Callable[..., keras.optimizers.Optimizer] | None
 
