@@ -1,4 +1,4 @@
-"""From what `Trainer` is given as an optimizer to one that can train a model; and an optimizer for kernels."""
+"""From what `Trainer` is given as an optimizer to one that can train a model, and Muon for kernels."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def orthogonal(matrix: Any) -> Any:
     """Give about the orthogonal matrix nearest to one, U V' of its singular value decomposition U S V'.
 
     Newton-Schulz iterations with coefficients that leave the singular values between .7 and 1.2 rather than
-    at 1, but get there in few steps (Jordan et al. 2024). Values under a thousandth of the largest stay smaller.
+    at 1, but get there in few steps (Jordan et al. 2024). Values under a hundredth of the norm stay smaller.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ def test_the_heads_of_ribs_are_dropped_and_the_vertebra_stays():
     centre = np.argwhere(bone).mean(axis=0)
     heads = np.zeros(bone.shape, bool)
     for side in (-1, 1):
-        at = centre + (-7, side * 18, -10)
+        at = centre + np.array([-7, side * 18, -10])
         heads |= np.square(np.moveaxis(np.indices(bone.shape), 0, -1) - at).sum(axis=-1) < 4**2
     heads &= ~bone
     data = np.where(bone | heads, T8, 0).astype(np.uint8)
