@@ -5,7 +5,7 @@ Command python experiments/starter.py --shared ../shared --options --precision b
         python experiments/starter.py --dry-run                                 prints the steps, does nothing
         nohup make starter > starter.log 2>&1 &                                 in the background
 Time    on two CPU cores (bfloat16), in minutes of wall time: heatmap some 150 and labelling some 45, as they
-        came about in pieces; segmentation 29, then 6 and 20 on one of the cores; a fold 27 minutes of CPU
+        came about in pieces; segmentation 40, then 5 and 22 on one of the cores; a fold 29 minutes of CPU
 Result  three networks in FOLDER/shipped
 
 Reads   SHARED, as experiments/real/centres.json names the scans in it, and the masks in SHARED/data that have
@@ -21,8 +21,8 @@ one of them; outlines the real scans without a mask, with the corrections that a
 (experiments/real/label.py); and goes on with all of these. A fold leaves a patient out of all that. A killed
 run goes on with the same command.
 
-The base may find nothing for ever: with another seed its accuracy still stood at .07 after six epochs, where
-.55 is usual after eight (history.csv); then start it again with another seed.
+The base might find nothing for ever: by Adam and with another seed its accuracy still stood at .07 after six
+epochs, where .52 is usual after two (history.csv); then start it again with another seed.
 """
 
 from __future__ import annotations
