@@ -194,6 +194,8 @@ def _close(labels: np.ndarray, code: int, mm: float, spacing: np.ndarray) -> Non
 
 def _cut_ribs(labels: np.ndarray, code: int, spacing: np.ndarray) -> None:
     bone = labels == code
+    if not bone.any():
+        return
     centre = np.argwhere(bone).mean(axis=0)
     for first, inside in rib_heads(bone, centre, spacing):
         shown = [slice(max(f, 0), f + n) for f, n in zip(first, inside.shape)]
