@@ -4,7 +4,7 @@ The segmentation network of the preset `starter` is trained twice on the spines 
 with the options of its base, once by each optimizer: the same seed, examples and falling rate.
 
 Reads   nothing: spines are generated
-Writes  FOLDER/data, and FOLDER/work with the models adam and muon
+Writes  FOLDER/data, and FOLDER/work with the models segmentation-adam and segmentation-muon
 
     python benchmarks/trial_optimizer.py FOLDER [OPTION ...]
 
@@ -22,32 +22,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pandas as pd
 
-from experiments.starter import BASE, SPINES
-from experiments.steps import Step, run_steps, script
+from experiments.starter import BASE, Recipe, preparation_steps, spine_steps, training_step
+from experiments.steps import Step, run_steps
 
 OPTIMIZERS, EPOCHS = ("adam", "muon"), 10
 
 
-def all_steps(folder: Path, options: list[str]) -> list[Step]:
+def model_of(recipe: Recipe, optimizer: str) -> Path:
+    """Give the folder of the network that an optimizer trains."""
+    return recipe.models / f"segmentation-{optimizer}"
+
+
+def all_steps(recipe: Recipe) -> list[Step]:
     """Give the steps: spines, their preparation, and a training by each optimizer."""
-    data, work = ("--data-dir", folder / "data"), ("--work-dir", folder / "work", "--preset", "starter")
-    steps = []
-    for counts, variants, ranges, seed in SPINES:
-        kind = ("--variants", variants, "--ranges", ranges, "--phantoms", *counts, "--seed", seed)
-        steps.append(script("get_verse_data.py", "--source", "phantom", *data, *kind))
-    steps.append(script("pre_processing_segmentation.py", *data, *work))
-    for name in OPTIMIZERS:
-        last = ("--epochs", EPOCHS, "--optimizer", name, "--name", name)
-        steps.append(script("train_segmentation.py", *work, *BASE.split(), *options, *last))
-    return steps
+    trainings = [
+        training_step(recipe, model_of(recipe, name), *BASE.split(), "--epochs", EPOCHS, "--optimizer", name)
+        for name in OPTIMIZERS
+    ]
+    data, work = recipe.folder / "data", recipe.folder / "work"
+    return [*spine_steps(recipe), *preparation_steps(work, data), *trainings]
 
 
 def main(folder: Path, options: list[str]) -> int:
     """Train, and print the history of the validation."""
-    run_steps(all_steps(folder, options), dry_run=False)
+    recipe = Recipe(folder=folder, options=tuple(options))
+    run_steps(all_steps(recipe), dry_run=False)
     histories = {
-        name: pd.read_csv(folder / "work" / "models" / name / "history.csv").set_index("epoch")
-        for name in OPTIMIZERS
+        name: pd.read_csv(model_of(recipe, name) / "history.csv").set_index("epoch") for name in OPTIMIZERS
     }
     columns = ("val_accuracy", "val_loss", "seconds")
     table = {f"{name}: {column}": h[column] for name, h in histories.items() for column in columns}

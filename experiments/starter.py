@@ -139,14 +139,20 @@ def masks_alone(shared: Path) -> dict[str, Path]:
     return {f"sub-mask-{name.removeprefix('sub-')}": masks[name] for name in names}
 
 
+def spine_steps(recipe: Recipe) -> list[Step]:
+    """Generate spines."""
+    steps = []
+    for counts, variants, ranges, seed in recipe.spines:
+        kind = ("--variants", variants, "--ranges", ranges)
+        what = ("--data-dir", recipe.folder / "data", *kind, "--phantoms", *counts, "--seed", seed)
+        steps.append(script("get_verse_data.py", "--source", "phantom", *what))
+    return steps
+
+
 def data_steps(recipe: Recipe) -> list[Step]:
     """Generate spines, and prepare them; take in scans and masks that are labelled, and draw trunks."""
     data, masks = ("--data-dir", recipe.folder / "data"), ("--data-dir", recipe.own("data-masks"))
-    steps, shared = [], ("--shared", recipe.shared)
-    for counts, variants, ranges, seed in recipe.spines:
-        kind = ("--variants", variants, "--ranges", ranges)
-        what = ("--source", "phantom", *data, *kind, "--phantoms", *counts, "--seed", seed)
-        steps.append(script("get_verse_data.py", *what))
+    steps, shared = spine_steps(recipe), ("--shared", recipe.shared)
     for key, mask in masks_alone(recipe.shared).items():
         steps.append(script("get_verse_data.py", "--source", "pairs", "--mask", mask, "--key", key, *masks))
     work = ("--work-dir", recipe.folder / "work", "--preset", "starter")
@@ -155,13 +161,15 @@ def data_steps(recipe: Recipe) -> list[Step]:
         script("experiments/real/trunks.py", *shared, *masks, "--count", recipe.trunks),
         script("experiments/real/label.py", "add", *shared, *masks),
         script("pre_processing_heatmap.py", *data, *work, "--drawn", *recipe.drawn),
-        *_prepared(recipe.folder / "work", data[1]),
+        *preparation_steps(recipe.folder / "work", data[1]),
     ]
 
 
 def localisation_steps(recipe: Recipe) -> list[Step]:
     """Train heatmap and labelling network, and fit how far the levels may be trusted."""
-    trainings = [_training(recipe, recipe.models / name, *last.split()) for name, last in ON_DRAWN.items()]
+    trainings = [
+        training_step(recipe, recipe.models / name, *last.split()) for name, last in ON_DRAWN.items()
+    ]
     held_out = spacing_folder(recipe.folder / "work", "heatmap", SPACING_MM) / PREPARED_SPLITS[1]
     networks = [recipe.models / name for name in ON_DRAWN]
     return [*trainings, script("experiments/fit_temperature.py", *networks, held_out)]
@@ -175,17 +183,19 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
     real = recipe.own("work-real") / "models" / "segmentation-real"
     shared, outlined = ("--shared", recipe.shared), recipe.own("labels")
     return [
-        _training(recipe, base, *BASE.split()),
-        *_prepared(first.parents[1], data, masks),
-        _training(
+        training_step(recipe, base, *BASE.split()),
+        *preparation_steps(first.parents[1], data, masks),
+        training_step(
             recipe, first, *_left_out(recipe, sees_outlined=False), "--start-from", base, *FIRST.split()
         ),
         script(
             "experiments/real/label.py", "predict", *shared, "--segmentation", first, "--output", outlined
         ),
         script("experiments/real/label.py", "add", *shared, "--labels", outlined, "--data-dir", labels),
-        *_prepared(real.parents[1], data, masks, labels),
-        _training(recipe, real, *_left_out(recipe, sees_outlined=True), "--start-from", first, *REAL.split()),
+        *preparation_steps(real.parents[1], data, masks, labels),
+        training_step(
+            recipe, real, *_left_out(recipe, sees_outlined=True), "--start-from", first, *REAL.split()
+        ),
     ]
 
 
@@ -235,8 +245,8 @@ def left_out_keys(recipe: Recipe) -> list[str]:
     return [*(case_key(name) for name in scans), *trunks]
 
 
-def _prepared(work: Path, *data: Path) -> list[Step]:
-    # Masks without a CT serve for images drawn from them.
+def preparation_steps(work: Path, *data: Path) -> list[Step]:
+    """Prepare data sets for the segmentation; masks without a CT serve for images drawn from them."""
     place = ("--work-dir", work, "--preset", "starter")
     return [script("pre_processing_segmentation.py", "--data-dir", folder, *place) for folder in data]
 
@@ -248,7 +258,8 @@ def _left_out(recipe: Recipe, *, sees_outlined: bool) -> tuple:
     return ("--exclude", *there) if there else ()
 
 
-def _training(recipe: Recipe, model: Path, *options: object) -> Step:
+def training_step(recipe: Recipe, model: Path, *options: object) -> Step:
+    """Train a model, whose name begins with that of its stage, in its folder."""
     program = f"train_{model.name.partition('-')[0]}.py"
     place = ("--work-dir", model.parents[1], "--name", model.name, "--preset", "starter")
     return script(program, *place, *recipe.options, *options, *recipe.more.get(program, ()))

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.real.facts import ScanFacts, available_scans
 from experiments.real.masks import CONVENTIONS, reference_of
 from experiments.steps import exit_status_of
+from utils.imaging.crops import overlap
 from utils.imaging.grids import transform_points, working_grid
 from utils.imaging.growth import grown_mask
 from utils.imaging.intensities import normalise_hu
@@ -198,10 +199,8 @@ def _cut_ribs(labels: np.ndarray, code: int, spacing: np.ndarray) -> None:
         return
     centre = np.argwhere(bone).mean(axis=0)
     for first, inside in rib_heads(bone, centre, spacing):
-        shown = [slice(max(f, 0), f + n) for f, n in zip(first, inside.shape)]
-        cut = inside[tuple(slice(max(-f, 0), None) for f in first)]
-        here = labels[tuple(shown)]
-        here[(here == code) & cut[tuple(slice(0, n) for n in here.shape)]] = 0
+        here, own = overlap(first, inside.shape, labels.shape)
+        labels[here][bone[here] & inside[own]] = 0
 
 
 def _keep_largest(labels: np.ndarray, code: int) -> None:

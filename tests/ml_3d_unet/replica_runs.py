@@ -85,7 +85,7 @@ def train(strategy, folder: Path) -> None:
 
 
 def train_kernels(strategy, folder) -> list[np.ndarray]:
-    """Train two kernels of several channels by Muon for two steps; give the weights."""
+    """Train kernels of several channels by Muon for two steps; give the weights."""
     keras.utils.set_random_seed(5)
     with strategy.scope():
         layers = [keras.layers.Conv3D(8, 3, padding="same", activation="relu") for _ in range(3)]
