@@ -1,5 +1,6 @@
 """TensorFlow's start-up lines stay off the terminal, and are kept."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -58,3 +59,30 @@ def test_a_tensorflow_that_cannot_be_loaded_names_the_log(tmp_path):
     assert (
         ran.returncode == 1 and f"no libcudart (what TensorFlow said before: {quiet_start.LOG})" in ran.stderr
     )
+
+
+def test_what_an_import_makes_is_never_looked_through_again():
+    counts = "gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]['collections'] - before < 3"
+    code = f"import gc, utils; before = gc.get_stats()[2]['collections']; import keras; print([{counts}])"
+    assert run(code).stdout == "[True, True, True]\n"
+
+
+def test_a_collector_that_rests_already_is_left_alone():
+    frozen = gc.get_freeze_count()
+    gc.disable()
+    try:
+        with quiet_start.without_collections():
+            pass
+        assert not gc.isenabled() and gc.get_freeze_count() == frozen
+    finally:
+        gc.enable()
+
+
+def test_the_collector_goes_on_where_an_import_fails():
+    try:
+        with pytest.raises(ImportError, match="broken"), quiet_start.without_collections():
+            assert not gc.isenabled()
+            raise ImportError("broken")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
