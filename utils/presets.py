@@ -48,11 +48,12 @@ _SMALL: dict[type, dict[str, Any]] = {
         # 112 mm around a vertebra's centre hold all of it.
         "patch_voxels": 56,
         "augmentation": SMALL_AUGMENTATION,
-        # In 900 steps the published U-Net reached Dice .860 on the spines of the demonstration with the
-        # published loss on bits, without cuts, and .703 with occupancies and cuts; today's network reached
-        # .774 with these, and was not tried on bits: one training each.
-        "targets": "bits",
-        "cut_share": 0.0,
+        # No average of statistics fits generated, drawn and real scans alike. Networks trained on phantoms
+        # alone, only changed to the example's own statistics, gained .02 to .08 of Dice on three real CTs.
+        "norm": "instance",
+        # Ten epochs of the base of the starter weights reached Dice .861, by adam .807 (121 held-out
+        # generated vertebrae).
+        "optimizer": "muon",
         "epochs": 15,
         "examples_per_epoch": 120,
         "batch_size": 2,
@@ -86,15 +87,8 @@ _STARTER: dict[type, dict[str, Any]] = {
         "keep_last": True,
     },
     settings.SegmentationTrainingSettings: {
-        # No average of statistics fits generated, drawn and real scans alike. Networks trained on phantoms
-        # alone, only changed to the example's own statistics, gained .02 to .08 of Dice on three real CTs.
-        "norm": "instance",
         # Multiples of 16, for which convolutions and normalisation are fast.
         "filters": (16, 32, 64, 128),
-        # Ten epochs of the base reached Dice .861, by adam .807 (121 held-out generated vertebrae).
-        "optimizer": "muon",
-        "targets": "occupancies",
-        "cut_share": 0.35,
         # Few real scans are shown often, and their masks too, in looks that no scan repeats; phantoms bring
         # the neck and the sacrum, of which the real ones show little.
         "mixture": (0.25, 0.5, 0.0, 0.25),
