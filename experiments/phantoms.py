@@ -31,17 +31,22 @@ TEST_FOLDERS = ("VerSe19/dataset-verse19test", "VerSe20/dataset-03test")
 
 @dataclass(frozen=True)
 class Trial:
-    """How many spines to generate for training, validation and test, and the options of the trainings."""
+    """How many spines to generate for training, validation and test, and the options of the trainings.
+
+    `drawn` are scans that heatmap and labelling network learn from besides, for training and validation.
+    """
 
     spines: tuple[int, int, int]
+    drawn: tuple[int, int]
     heatmap: str = ""
     segmentation: str = ""
 
 
 TRIALS = {
-    "demo": Trial((12, 3, 5)),
+    "demo": Trial((12, 3, 5), (80, 4)),
     "train-small": Trial(
         (60, 5, 20),
+        (400, 20),
         heatmap="--epochs 20",
         segmentation="--epochs 40 --examples-per-epoch 160",
     ),
@@ -56,7 +61,7 @@ def trial_steps(trial: Trial, folder: Path) -> list[Step]:
     tests = [folder / "data" / name for name in TEST_FOLDERS]
     return [
         script("get_verse_data.py", "--source", "phantom", *data, "--phantoms", *trial.spines, "--seed", 0),
-        script("pre_processing_heatmap.py", *data, *work, *small),
+        script("pre_processing_heatmap.py", *data, *work, *small, "--drawn", *trial.drawn),
         script("train_heatmap.py", *work, *small, *trial.heatmap.split()),
         script("train_labelling.py", *work, *small),
         script("pre_processing_segmentation.py", *data, *work, *small),

@@ -52,12 +52,17 @@ FORBIDDEN = "sub-gl"
 #: Scans that are drawn for heatmap and labelling network, for training and validation.
 DRAWN_SCANS = (1500, 40)
 SPACING_MM = preset_settings(HeatmapTrainingSettings, "starter").spacing_mm
-#: Networks that learn from them, by stage, with the last of their options: shares of generated spines and of
-#: drawn scans. In bfloat16 the heatmap network's loss was no number after a while.
-ON_DRAWN = {
-    "heatmap": "--origins 0.2 0.8 0 --precision float32",
-    "labelling": "--origins 0.2 0.8 0",
+#: Shares of generated spines and of drawn scans, for both networks.
+SHARES = "--origins 0.2 0.8 0"
+#: In bfloat16 the heatmap network's loss was no number after a while.
+HEATMAP = "--precision float32"
+#: The labelling network's trainings, by the name of its folder; each goes on from the one before.
+LABELLING = {
+    "labelling-first": "--epochs 40",
+    "labelling": "--epochs 60 --final-learning-rate 3e-5 --seed 1",
 }
+#: Networks of `Recipe.models` that are shipped.
+LOCALISATION = ("heatmap", "labelling")
 
 #: Generated spines: series for training, validation and test, variants, ranges, seed.
 SPINES = (
@@ -167,11 +172,14 @@ def data_steps(recipe: Recipe) -> list[Step]:
 
 def localisation_steps(recipe: Recipe) -> list[Step]:
     """Train heatmap and labelling network, and fit how far the levels may be trusted."""
-    trainings = [
-        training_step(recipe, recipe.models / name, *last.split()) for name, last in ON_DRAWN.items()
-    ]
+    trainings = [training_step(recipe, recipe.models / "heatmap", *SHARES.split(), *HEATMAP.split())]
+    start = ()
+    for name, own in LABELLING.items():
+        model = recipe.models / name
+        trainings.append(training_step(recipe, model, *start, *SHARES.split(), *own.split()))
+        start = ("--start-from", model)
     held_out = spacing_folder(recipe.folder / "work", "heatmap", SPACING_MM) / PREPARED_SPLITS[1]
-    networks = [recipe.models / name for name in ON_DRAWN]
+    networks = [recipe.models / name for name in LOCALISATION]
     return [*trainings, script("experiments/fit_temperature.py", *networks, held_out)]
 
 
@@ -202,7 +210,7 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
 def shipping_steps(recipe: Recipe) -> list[Step]:
     """Leave what inference needs in `shipped`."""
     real = recipe.own("work-real") / "models" / "segmentation-real"
-    networks = {**{name: recipe.models / name for name in ON_DRAWN}, "segmentation": real}
+    networks = {**{name: recipe.models / name for name in LOCALISATION}, "segmentation": real}
     return [
         script("experiments/compact.py", network, "--output", recipe.own("shipped") / name)
         for name, network in networks.items()

@@ -40,8 +40,15 @@ _SMALL: dict[type, dict[str, Any]] = {
         "batch_size": 4,
         "learning_rate": 3e-3,
         "final_learning_rate": 1e-4,
+        # In these thousand steps half of the loss on held-out spines that adam reached (.006 and .013).
+        "optimizer": "muon",
     },
-    settings.LabellingTrainingSettings: {"epochs": 40, "examples_per_epoch": 640, "validate_every": 8},
+    settings.LabellingTrainingSettings: {
+        "epochs": 40,
+        "examples_per_epoch": 640,
+        "validate_every": 8,
+        "optimizer": "muon",
+    },
     settings.SegmentationTrainingSettings: {
         "spacing_mm": 2.0,
         "filters": (8, 16, 32, 64),
@@ -77,6 +84,8 @@ _STARTER: dict[type, dict[str, Any]] = {
         "validate_every": 5,
         "learning_rate": 2e-3,
         "final_learning_rate": 1e-4,
+        # Muon was not tried on it.
+        "optimizer": "adam",
         "moving_average": 0.99,
         "keep_last": True,
     },

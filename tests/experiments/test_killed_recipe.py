@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.starter import LABELLING
 from tests.imaging.examples import DATA, needs_data
 from utils.learning.models import load_model
 from utils.settings import load_settings
@@ -59,7 +60,7 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
         },
     }
     assert sorted(models) == sorted(
-        ["heatmap", "labelling", *(f"segmentation-{name}" for name in ("base", "masks", "real"))]
+        ["heatmap", *LABELLING, *(f"segmentation-{name}" for name in ("base", "masks", "real"))]
     )
     shipped_from = {name: models[name] for name in ("heatmap", "labelling")}
     shipped_from["segmentation"] = models["segmentation-real"]
@@ -70,7 +71,7 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     cases = {name: load_settings(path)["training_cases"] for name, path in models.items()}
     generated = ["sub-natural1x000", "sub-natural1x001", "sub-widerare2x000"]
     assert cases["segmentation-base"] == generated
-    for name in ("heatmap", "labelling"):
+    for name in ("heatmap", *LABELLING):
         assert cases[name] == sorted([*generated, "drawn-0-0000000", "drawn-0-0000001"])
     others = {"sub-mask-verse004", "sub-trunk6201x000"}
     others |= {"sub-real-chest_ct", "sub-real-abdomen_ct", "sub-real-verse014"}

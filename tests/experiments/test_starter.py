@@ -10,6 +10,7 @@ import pytest
 from experiments.starter import (
     BASE,
     FIRST,
+    LABELLING,
     REAL,
     Recipe,
     all_steps,
@@ -37,7 +38,7 @@ SCRIPTS = {
 #: The trainings: script, options.
 TRAINED = [
     ("train_heatmap.py", "--origins 0.2 0.8 0 --precision float32"),
-    ("train_labelling.py", "--origins 0.2 0.8 0"),
+    *(("train_labelling.py", f"--origins 0.2 0.8 0 {options}") for options in LABELLING.values()),
     ("train_segmentation.py", BASE),
     ("train_segmentation.py", FIRST),
     ("train_segmentation.py", REAL),
@@ -99,7 +100,8 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
     ]
     assert found == [
         (["heatmap"], [], []),
-        (["labelling"], [], []),
+        (["labelling-first"], [], []),
+        (["labelling"], [], [str(MODELS / "labelling-first")]),
         (["segmentation-base"], [], []),
         (["segmentation-masks"], [], [str(MODELS / "segmentation-base")]),
         (["segmentation-real"], [], [str(WITH_MASKS / "segmentation-masks")]),
@@ -109,10 +111,10 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
 def test_the_command_lines_are_those_of_the_scripts(folder):
     lines = lines_of(folder, options=("--precision", "bfloat16"))
     settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
-    assert [chosen.seed for chosen in settings] == [0, 0, 5, 2, 3]
-    assert [chosen.precision for chosen in settings] == ["float32", *["bfloat16"] * 4]
-    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 2 + [2.0] * 3
-    assert settings[0].target == "centres" and settings[2].targets == "occupancies"
+    assert [chosen.seed for chosen in settings] == [0, 0, 1, 5, 2, 3]
+    assert [chosen.precision for chosen in settings] == ["float32", *["bfloat16"] * 5]
+    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 3 + [2.0] * 3
+    assert settings[0].target == "centres" and settings[3].targets == "occupancies"
     for line in lines:
         script, *words = shlex.split(line)
         if script.startswith("pre_"):
@@ -176,7 +178,7 @@ def test_the_steps_stand_in_their_order(folder):
         *["get_verse_data.py"] * 5,
         *("experiments/real/trunks.py", "experiments/real/label.py"),
         *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
-        *("train_heatmap.py", "train_labelling.py", "experiments/fit_temperature.py"),
+        *("train_heatmap.py", *["train_labelling.py"] * 2, "experiments/fit_temperature.py"),
         "train_segmentation.py",
         *(*["pre_processing_segmentation.py"] * 2, "train_segmentation.py"),
         *["experiments/real/label.py"] * 2,
@@ -219,7 +221,7 @@ def test_a_fold_leaves_a_patient_out_everywhere(folder, without, with_mask, labe
     # What saw no real scan is shared, all else has a folder of its own.
     ours = {word for line in lines for word in shlex.split(line) if word.startswith("s/")}
     shared = {word for word in ours if end not in word}
-    folders = ("heatmap", "labelling", "segmentation-base")
+    folders = ("heatmap", *LABELLING, "segmentation-base")
     places = (MODELS.parent / "heatmap" / "3mm" / "validation", *(MODELS / name for name in folders))
     assert shared == {"s/data", "s/work", *map(str, places)}
     assert {word.replace(end, "") for word in ours} == {
@@ -258,5 +260,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 25 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 26 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()

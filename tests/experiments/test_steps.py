@@ -75,7 +75,7 @@ def test_the_demonstration_runs_the_scripts_of_the_pipeline(tmp_path):
     lines = [str(step).removeprefix("python ") for step in trial_steps(TRIALS["demo"], steps.Path("demo"))]
     assert lines == [
         f"get_verse_data.py --source phantom {data} --phantoms 12 3 5 --seed 0",
-        f"pre_processing_heatmap.py {data} {work} {small}",
+        f"pre_processing_heatmap.py {data} {work} {small} --drawn 80 4",
         f"train_heatmap.py {work} {small}",
         f"train_labelling.py {work} {small}",
         f"pre_processing_segmentation.py {data} {work} {small}",

@@ -181,23 +181,19 @@ def test_beyond_the_ends_worked_out_by_hand():
     assert found.tolist() == [[10, 8, 0], [10, 6, -10], [12, 12, 36], [13, 12, 44]]
     alone = localiser.beyond_the_ends(KnownSpine((20,), points[:1], (False,)), 5.0)  # steps of 25 mm
     assert alone.tolist() == [[10, 10, 5], [10, 10, 0], [10, 10, 15], [10, 10, 20]]
-    below_c1 = localiser.beyond_the_ends(KnownSpine((1, 2, 3), points, (False,) * 3), 3.0)
-    assert below_c1.tolist() == [[12, 12, 36], [13, 12, 44]]
     for spine in (SPINE, KnownSpine((), np.zeros((0, 3)), ())):
         assert localiser.beyond_the_ends(spine, 3.0).shape == (0, 3)
 
 
-@pytest.mark.parametrize(("code", "count"), [(28, 4), (1, 2)])
-def test_unlabelled_vertebrae_beyond_the_ends_count_for_nothing(data, code, count):
-    known = KnownSpine((code,), POINTS[1:2], (True,))
+def test_unlabelled_vertebrae_beyond_the_ends_count_for_nothing(data):
+    known = KnownSpine((28,), POINTS[1:2], (True,))
     incomplete = dataclasses.replace(
         data, cases=tuple(dataclasses.replace(case, spine=known) for case in data.cases)
     )
     ((drawn, _, target),) = built(incomplete, settings(), training=False)
     begin = POINTS[1] - (np.array([24, 28, 32]) - 1) / 2
     ends = localiser.beyond_the_ends(known, 3.0) - begin
-    np.testing.assert_allclose(drawn["ends"][:count], ends, atol=1e-4)
-    np.testing.assert_array_equal(drawn["ends"], np.resize(drawn["ends"][:count], (4, 3)))
+    np.testing.assert_allclose(drawn["ends"], ends, atol=1e-4)
     grid = np.stack(np.meshgrid(*map(np.arange, target.shape[:3]), indexing="ij"), axis=-1)
     distance_mm = 3 * np.min([np.linalg.norm(grid - end, axis=-1) for end in ends], axis=0)
     is_body = target[..., BODY] >= localiser.NEAR_CENTRE

@@ -23,7 +23,6 @@ from utils.verse.labels import MAX_RANK
 BODY, SACRUM, COUNTS = range(3)
 #: Unlabelled vertebrae beyond the ends of a scan of VerSe count for nothing: so many at each end, this near.
 ENDS, END_RADIUS_MM = 2, 16.0
-_C1_RANK = 1
 #: Step that the extrapolation takes where a scan has one point alone.
 USUAL_STEP_MM = 25.0
 #: A voxel of this heat or more belongs to a body that has its point.
@@ -128,16 +127,15 @@ def _seen(
         "present": by_rank[:, 3],
         "sacrum": in_crop(sacrum)[0],
         "has_sacrum": is_shown(sacrum)[0] * (spine.sacrum is not None),
-        "ends": np.resize(in_crop(ends), (2 * ENDS, 3)),  # fewer are repeated, none are zeros
+        "ends": in_crop(ends) if len(ends) else np.zeros((2 * ENDS, 3), np.float32),
         "has_ends": np.float32(len(ends) > 0),
     }
 
 
 def beyond_the_ends(spine: KnownSpine, spacing_mm: float) -> np.ndarray:
-    """Give where vertebrae may lie that have no point, as those that the field of view cuts: (n, 3).
+    """Give where vertebrae may lie that have no point, as those that the field of view cuts: (2 * ENDS, 3).
 
-    `ENDS` above the first and below the last one; none above C1, and none where every vertebra has its point,
-    or none has.
+    None, (0, 3), where every vertebra has its point, or none has.
     """
     points = spine.points
     if spine.is_complete or not len(points):
@@ -145,8 +143,7 @@ def beyond_the_ends(spine: KnownSpine, spacing_mm: float) -> np.ndarray:
     straight = np.array([[0.0, 0.0, USUAL_STEP_MM / spacing_mm]])
     steps = np.diff(points, axis=0) if len(points) > 1 else straight
     numbers = np.arange(1, ENDS + 1)[:, None]
-    above = points[:0] if spine.ranks[0] == _C1_RANK else points[0] - numbers * steps[0]
-    return np.concatenate([above, points[-1] + numbers * steps[-1]])
+    return np.concatenate([points[0] - numbers * steps[0], points[-1] + numbers * steps[-1]])
 
 
 def field_of_view(
