@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from utils.localisation import identify as module
-from utils.localisation.evidence import MOST_MISSED, gap_ratios, uniform_votes
+from utils.localisation.evidence import MOST_MISSED, Anchors, Rates, gap_ratios, uniform_votes
 from utils.localisation.identify import identify, names_of
 from utils.verse.labels import LEVEL_NAMES, MAX_RANK, code_of_name
 
@@ -80,6 +80,21 @@ def weight_of(sequence, emissions, ratios):
     return weight
 
 
+def none_of(shares, temperature):
+    """What speaks for no vertebra at each place: it looks like none, or like the vertebra beside it."""
+    return [
+        0.9 * shares[place, 0] ** (1 / temperature)
+        + 0.1
+        * max(
+            sum(shares[place, r] * shares[beside, r] for r in range(1, CLASSES)) ** (1 / temperature)
+            if 0 <= beside < len(shares)
+            else 0.0
+            for beside in (place - 1, place + 1)
+        )
+        for place in range(len(shares))
+    ]
+
+
 def random_case(seed):
     generator = np.random.default_rng(seed)
     count = int(generator.integers(1, 5))
@@ -97,7 +112,7 @@ def test_best_second_and_posterior_are_those_of_all_sequences(block):
         votes, centres, allowed, temperature = random_case(seed)
         found = identify(votes, centres, temperature=temperature)
         emissions = votes / temperature + np.log(0.98)
-        emissions[:, 0] += np.log(0.02) - np.log(0.98)
+        emissions[:, 0] = np.log(none_of(np.exp(votes), temperature)) + np.log(0.02)
         ratios = gap_ratios(centres)
         sequences = list(itertools.product(allowed, repeat=len(votes)))
         all_weights = np.array([weight_of(sequence, emissions, ratios) for sequence in sequences])
@@ -161,6 +176,29 @@ def test_what_is_no_vertebra_gets_no_label_and_its_neighbours_follow_each_other(
     assert found.names == ("L1", "L2", "-", "L3", "L4")
     assert found.codes[2] == 0
     assert labelled(["L4", "L5", "-"], [36, 30]).names == ("L4", "L5", "-")
+
+
+def test_a_vertebra_that_was_found_twice_counts_once():
+    # All look like vertebrae, and each a little like its neighbours.
+    votes = votes_for(["C1", "C1", "C2", "C3", "C4"], strength=6.0, blur=2.0)
+    votes[:, 0] = -12.0
+    steps = line([12, 15, 17, 17])
+    found, without = (
+        identify(votes, steps, anchors=Anchors(np.zeros(5), rates=rates), temperature=2.0)
+        for rates in (Rates(), Rates(doubles=0.0))
+    )
+    assert found.names == ("-", "C1", "C2", "C3", "C4") and found.sequence_probability > 0.75
+    # Without doubles two errors of the anchor and five of the votes are likelier than one none.
+    assert without.names == ("C1", "C2", "C3", "C4", "C5") and without.sequence_probability > 0.9
+
+
+def test_neighbours_that_agree_on_nothing_are_not_doubles():
+    found = labelled(["T6", "T7", "T8", "T9"], [22, 22, 23])
+    before = identify(
+        votes_for(["T6", "T7", "T8", "T9"]), line([22, 22, 23]), anchors=Anchors(rates=Rates(doubles=0.0))
+    )
+    assert found.names == before.names == ("T6", "T7", "T8", "T9")
+    assert found.sequence_probability == pytest.approx(before.sequence_probability, abs=0.01)
 
 
 def test_temperature_makes_the_same_answer_less_sure():

@@ -50,6 +50,8 @@ class Rates:
     ----------
     missed, no_vertebra : float
         Of vertebrae missed between two (two that were taken for one among them), and of what is none.
+    doubles : float
+        Of neighbours found twice, among what is none.
     certain : float
         Probability of C1 or C2 from which a vote is read as the skull's base.
     skull, rib, sacrum : float
@@ -60,6 +62,7 @@ class Rates:
 
     missed: float = 0.01
     no_vertebra: float = 0.02
+    doubles: float = 0.1
     certain: float = 0.9
     skull: float = 0.02
     rib: float = 0.05
@@ -140,9 +143,13 @@ class ColumnVotes:
         """The rates of errors."""
         return Rates() if self.anchors is None else self.anchors.rates
 
+    def votes(self, temperature: float) -> np.ndarray:
+        """Give the votes, (n, 27), divided by a temperature, where a vertebra may have been found twice."""
+        return with_doubles(np.asarray(self.log_probabilities, float), temperature, self.rates.doubles)
+
     def read_anchors(self) -> dict[str, np.ndarray]:
         """Give the log-likelihoods of the anchors in view, (n, 27), by name."""
-        return {} if self.anchors is None else anchor_weights(self.log_probabilities, self.anchors)
+        return {} if self.anchors is None else anchor_weights(self.votes(1.0), self.anchors)
 
     @property
     def transitions(self) -> dict[tuple[int, int], np.ndarray]:
@@ -171,12 +178,43 @@ def log_likelihoods(known: ColumnVotes, temperature: float) -> np.ndarray:
     -------
     np.ndarray, (n, 27)
     """
-    votes = np.asarray(known.log_probabilities, float) / temperature
+    votes = known.votes(temperature)
     read = known.read_anchors()
     if SKULL_BASE in read:
         # That vertebra's vote is the anchor itself: it counts once.
         votes[skull_place(known.log_probabilities, known.rates.certain)] = 0.0
     return votes + sum(read.values(), np.zeros(votes.shape))
+
+
+def with_doubles(log_probabilities: np.ndarray, temperature: float, share: float) -> np.ndarray:
+    """Divide votes by a temperature, and let what is no vertebra of its own look like a neighbour.
+
+    A vertebra may have been found twice, as the top of a neck that shows C1: then both are seen as that one.
+
+    Parameters
+    ----------
+    log_probabilities : np.ndarray, (n, 27)
+        Votes from the top down.
+    temperature : float
+        What they are divided by.
+    share : float
+        Of doubles among what is no vertebra.
+
+    Returns
+    -------
+    np.ndarray, (n, 27)
+        The vote for no vertebra is a mixture: as it was, or as two neighbours agree on their level. One of
+        `NEVER` stays.
+    """
+    votes = log_probabilities / temperature
+    levels = np.exp(log_probabilities[:, 1:])
+    agree = np.zeros(len(votes) + 1)
+    agree[1:-1] = (levels[1:] * levels[:-1]).sum(axis=1)
+    double = np.maximum(agree[1:], agree[:-1]) ** (1 / temperature)
+    none = (1 - share) * np.exp(votes[:, NO_VERTEBRA]) + share * double
+    is_open = log_probabilities[:, NO_VERTEBRA] > NEVER
+    votes[is_open, NO_VERTEBRA] = np.log(none[is_open])
+    return votes
 
 
 def emissions_of(votes: np.ndarray, fixed: Mapping[int, int], no_vertebra: float) -> np.ndarray:
