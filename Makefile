@@ -1,6 +1,6 @@
 # Everything runs in .venv, which the targets make when it is not there yet.
 #
-#   make demo         phantoms, three trainings, inference, evaluation: about 25 minutes on a laptop
+#   make demo         phantoms, three trainings, inference, evaluation: about 20 minutes on a laptop
 #   make train-small  the same with more phantoms and a longer training
 #   make starter      the recipe of the starter weights: about nine hours (experiments/starter.py says how), with
 #                     options such as ARGUMENTS="--data ../shared/data --without chest"

@@ -1,9 +1,10 @@
 """How long the inference takes from the command to the files, and parts of that; medians of fresh processes.
 
 Command python benchmarks/trial_start.py SCAN [--repeats 3]
-Prints  seconds of the import, of `infer.py` on the scan and again, of `--relabel`, and of `segment` twice in
-        one process, with the largest memory of each process
-Time    about two minutes for a chest CT
+Prints  seconds of the import, of `infer.py` on the scan, also with the garbage collector at work while
+        TensorFlow is imported, and again, of `--relabel`, and of `segment` twice in one process, with the
+        largest memory of each process
+Time    about three minutes for a chest CT
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ for _ in range(2):
 """
 
 
+#: `infer.py` without what `utils.quiet_start` does about the collector, as it was before.
+COLLECTED = """
+import contextlib, runpy, sys
+from utils import quiet_start
+quiet_start.without_collections = contextlib.nullcontext
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def run(*command: str) -> tuple[float, float, str]:
     """Run Python in the project's folder; gives seconds, the largest memory in GB, and what it printed."""
     begun = time.perf_counter()
@@ -49,10 +60,11 @@ def print_row(name: str, seconds: Sequence[float], gigabytes: Sequence[float] = 
     print(f"{name:<28} {statistics.median(seconds):7.2f} s  ({spread})  {memory}", flush=True)
 
 
-def print_runs(name: str, repeats: int, command: Callable[[int], Sequence[str]]) -> None:
-    """Run a command in fresh processes, and print its row."""
+def print_runs(name: str, repeats: int, command: Callable[[int], Sequence[str]]) -> float:
+    """Run a command in fresh processes, print its row, and give the median of its seconds."""
     runs = [run(*command(number)) for number in range(repeats)]
     print_row(name, [each[0] for each in runs], [each[1] for each in runs])
+    return statistics.median(each[0] for each in runs)
 
 
 def main() -> int:
@@ -67,13 +79,16 @@ def main() -> int:
         repeats = settings.repeats
         print_runs("import utils.prediction", repeats, lambda _: ("-c", "import utils.prediction"))
         print_runs("... import segment", repeats, lambda _: ("-c", "from utils.prediction import segment"))
-        print_runs("infer.py", repeats, lambda number: (*infer, "--output", f"{folder}/{number}"))
+        ours = print_runs("infer.py", repeats, lambda number: (*infer, "--output", f"{folder}/{number}"))
+        collected = ("-c", COLLECTED, *infer, "--output")
+        baseline = print_runs("... collecting", repeats, lambda number: (*collected, f"{folder}/c{number}"))
         print_runs("infer.py, predicted already", repeats, lambda _: (*infer, "--output", f"{folder}/0"))
         print_runs("infer.py --relabel", repeats, lambda _: (*infer, "--output", f"{folder}/0", "--relabel"))
         calls = [run("-c", TWICE, scan) for _ in range(repeats)]
         cold, warm = zip(*(map(float, printed.split()) for _, _, printed in calls))
         print_row("segment, first call", cold, [each[1] for each in calls])
         print_row("segment, second call", warm)
+    print(f"ratio: {baseline / ours:.2f}")
     return 0
 
 
