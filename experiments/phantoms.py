@@ -3,8 +3,8 @@
 Command python experiments/phantoms.py demo            (make demo)
         python experiments/phantoms.py train-small     (make train-small)
 Time    demo 19 minutes on two CPU cores (27 minutes of CPU), train-small an hour and a half
-Result  demo, 32 vertebrae of 5 scans: 23 found, none extra, mean Dice .644 (.000 to .896); whatever the labels,
-        all found, .892 (.872 to .911)
+Result  demo, 32 vertebrae of 5 scans: 23 found, none extra, mean Dice .644 (.000 to .896); whatever the
+        labels, all found, .892 (.872 to .911)
         train-small: not run since the heatmap network finds every vertebra by itself
 
 Reads   nothing
