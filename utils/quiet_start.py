@@ -11,12 +11,13 @@ through them again and again while they are imported, and at the end: 1.5 s of e
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -84,18 +85,21 @@ class _Finder:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
-
-            def load_quietly(module: ModuleType) -> None:
-                with without_collections():
-                    (_load_tensorflow if name == _TENSORFLOW else load)(module)
-
-            def _load_tensorflow(module: ModuleType) -> None:
-                try:
-                    with native_lines_in_log():
-                        load(module)
-                        module.config.list_physical_devices()  # its look for GPUs writes lines too
-                except ImportError as error:
-                    raise ImportError(f"{error} (what TensorFlow said before: {LOG})") from error
-
-            spec.loader.exec_module = load_quietly
+            if name == _TENSORFLOW:
+                load = functools.partial(_load_tensorflow, load)
+            spec.loader.exec_module = functools.partial(_load_at_rest, load)
         return spec
+
+
+def _load_at_rest(load: Callable[[ModuleType], None], module: ModuleType) -> None:
+    with without_collections():
+        load(module)
+
+
+def _load_tensorflow(load: Callable[[ModuleType], None], module: ModuleType) -> None:
+    try:
+        with native_lines_in_log():
+            load(module)
+            module.config.list_physical_devices()  # its look for GPUs writes lines too
+    except ImportError as error:
+        raise ImportError(f"{error} (what TensorFlow said before: {LOG})") from error
