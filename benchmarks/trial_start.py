@@ -60,11 +60,14 @@ def print_row(name: str, seconds: Sequence[float], gigabytes: Sequence[float] = 
     print(f"{name:<28} {statistics.median(seconds):7.2f} s  ({spread})  {memory}", flush=True)
 
 
-def print_runs(name: str, repeats: int, command: Callable[[int], Sequence[str]]) -> float:
-    """Run a command in fresh processes, print its row, and give the median of its seconds."""
-    runs = [run(*command(number)) for number in range(repeats)]
+def print_runs(name: str, repeats: int, command: Callable[[int], Sequence[str]]) -> None:
+    """Run a command in fresh processes, and print its row."""
+    print_done(name, [run(*command(number)) for number in range(repeats)])
+
+
+def print_done(name: str, runs: Sequence[tuple[float, float, str]]) -> None:
+    """Print the row of what `run` gave."""
     print_row(name, [each[0] for each in runs], [each[1] for each in runs])
-    return statistics.median(each[0] for each in runs)
 
 
 def main() -> int:
@@ -79,9 +82,16 @@ def main() -> int:
         repeats = settings.repeats
         print_runs("import utils.prediction", repeats, lambda _: ("-c", "import utils.prediction"))
         print_runs("... import segment", repeats, lambda _: ("-c", "from utils.prediction import segment"))
-        ours = print_runs("infer.py", repeats, lambda number: (*infer, "--output", f"{folder}/{number}"))
-        collected = ("-c", COLLECTED, *infer, "--output")
-        baseline = print_runs("... collecting", repeats, lambda number: (*collected, f"{folder}/c{number}"))
+        # In turn, so that what else the machine does meets both.
+        commands = {"infer.py": infer, "... collecting": ["-c", COLLECTED, *infer]}
+        runs = {name: [] for name in commands}
+        for number in range(repeats):
+            for name, command in commands.items():
+                folder_of_run = f"{folder}/{number if command is infer else f'collecting-{number}'}"
+                runs[name].append(run(*command, "--output", folder_of_run))
+        for name, done in runs.items():
+            print_done(name, done)
+        ours, baseline = (statistics.median(each[0] for each in done) for done in runs.values())
         print_runs("infer.py, predicted already", repeats, lambda _: (*infer, "--output", f"{folder}/0"))
         print_runs("infer.py --relabel", repeats, lambda _: (*infer, "--output", f"{folder}/0", "--relabel"))
         calls = [run("-c", TWICE, scan) for _ in range(repeats)]

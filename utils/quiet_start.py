@@ -5,7 +5,8 @@ leads into `LOG` while TensorFlow is imported and looks for GPUs, wherever in th
 Errors that have to do with the start name the file.
 
 Their modules make six hundred thousand objects, all of which stay. Python's garbage collector would look
-through them again and again while they are imported, and at the end: 1.5 s of every run on a CPU.
+through them again and again while they are imported, and at the end: about a second of every run
+(`benchmarks/trial_start.py`).
 """
 
 from __future__ import annotations
