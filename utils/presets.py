@@ -69,7 +69,7 @@ _SMALL: dict[type, dict[str, Any]] = {
         "norm_momentum": 0.9,
     },
     # The segmentation network of this preset has the size of the others' student.
-    settings.DistillationSettings: {"filters": (4, 8, 16, 32)},
+    settings.DistillationSettings: {"filters": (4, 8, 16, 32), "optimizer": "muon"},
 }
 #: What the starter weights change of it: longer, on a mixture that carries over to real scans, and averaged.
 _STARTER: dict[type, dict[str, Any]] = {

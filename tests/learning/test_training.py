@@ -434,14 +434,14 @@ def test_memory_that_runs_out_is_one_line_and_costs_no_epoch(tmp_path, monkeypat
         return loss
 
     def counted(*arguments):
-        loss = vertebra_loss(*arguments)
+        loss = occupancy_loss(*arguments)
         found = tf.numpy_function(count, [loss], tf.float32)
         return loss + 0 * tf.stop_gradient(tf.ensure_shape(found, loss.shape))
 
-    vertebra_loss = training.losses.vertebra_loss
-    monkeypatch.setattr(training.losses, "vertebra_loss", counted)
+    occupancy_loss = training.losses.occupancy_loss
+    monkeypatch.setattr(training.losses, "occupancy_loss", counted)
     assert training.train_segmentation(examples.training_settings(tmp_path)) == 1
-    monkeypatch.setattr(training.losses, "vertebra_loss", vertebra_loss)
+    monkeypatch.setattr(training.losses, "occupancy_loss", occupancy_loss)
     (line,) = [text for text in capfd.readouterr().err.splitlines() if text.startswith("error")]
     assert "--batch-size 1 --accumulate 2," in line and "memory of the CPU" in line
     halved = examples.training_settings(tmp_path, batch_size=1, accumulate=2)
