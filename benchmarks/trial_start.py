@@ -83,21 +83,19 @@ def main() -> int:
         print_runs("import utils.prediction", repeats, lambda _: ("-c", "import utils.prediction"))
         print_runs("... import segment", repeats, lambda _: ("-c", "from utils.prediction import segment"))
         # In turn, so that what else the machine does meets both.
-        commands = {"infer.py": infer, "... collecting": ["-c", COLLECTED, *infer]}
-        runs = {name: [] for name in commands}
+        resting, collecting = [], []
         for number in range(repeats):
-            for name, command in commands.items():
-                folder_of_run = f"{folder}/{number if command is infer else f'collecting-{number}'}"
-                runs[name].append(run(*command, "--output", folder_of_run))
-        for name, done in runs.items():
-            print_done(name, done)
-        ours, baseline = (statistics.median(each[0] for each in done) for done in runs.values())
+            resting.append(run(*infer, "--output", f"{folder}/{number}"))
+            collecting.append(run("-c", COLLECTED, *infer, "--output", f"{folder}/collecting-{number}"))
+        print_done("infer.py", resting)
+        print_done("... collecting", collecting)
         print_runs("infer.py, predicted already", repeats, lambda _: (*infer, "--output", f"{folder}/0"))
         print_runs("infer.py --relabel", repeats, lambda _: (*infer, "--output", f"{folder}/0", "--relabel"))
         calls = [run("-c", TWICE, scan) for _ in range(repeats)]
         cold, warm = zip(*(map(float, printed.split()) for _, _, printed in calls))
         print_row("segment, first call", cold, [each[1] for each in calls])
         print_row("segment, second call", warm)
+    ours, baseline = (statistics.median(each[0] for each in runs) for runs in (resting, collecting))
     print(f"ratio: {baseline / ours:.2f}")
     return 0
 

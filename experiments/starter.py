@@ -4,8 +4,8 @@ Command python experiments/starter.py --shared ../shared --options --precision b
         python experiments/starter.py --shared ../shared --without chest_ct     leaves a patient out: a fold
         python experiments/starter.py --dry-run                                 prints the steps, does nothing
         nohup make starter > starter.log 2>&1 &                                 in the background
-Time    on two CPU cores (bfloat16), in minutes of wall time: heatmap some 150 and labelling some 45, as they
-        came about in pieces; segmentation 40, then 5 and 22 on one of the cores; a fold 29 minutes of CPU
+Time    on two CPU cores (bfloat16), in minutes of wall time: heatmap some 150, as it came about in pieces;
+        labelling 55 on one of the cores; segmentation 40, then 5 and 22 on one; a fold 29 minutes of CPU
 Result  three networks in FOLDER/shipped
 
 Reads   SHARED, as experiments/real/centres.json names the scans in it, and the masks in SHARED/data that have

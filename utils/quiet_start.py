@@ -83,6 +83,8 @@ class _Finder:
         if name not in self.left:
             return None
         self.left.remove(name)
+        if not self.left:
+            sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
