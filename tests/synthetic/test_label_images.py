@@ -16,6 +16,7 @@ from utils.synthetic.appearance import draw_appearance
 from utils.synthetic.label_images import bone_parts, field_of_view, label_image
 from utils.synthetic.label_maps import (
     DEPTH_UNIT_MM,
+    SAMPLE_KINDS,
     label_map_of,
     level_of,
     with_narrow_discs,
@@ -50,6 +51,16 @@ def look(seed=0, **changes):
     return dataclasses.replace(drawn, **{"bone": bone, **plain, **wide, **changes})
 
 
+def depth_of(labels):
+    """The depth of every sample, of the shape of the fine mask; 0 where there is no bone."""
+    depth = np.zeros(labels.fine_codes.shape, np.uint8)
+    for part, kinds in zip(np.ndindex((labels.fine,) * 3), labels.bones.kinds):
+        at = labels.fine * labels.bones.places.astype(int) + np.array(part)[:, None]
+        codes, _, depth[tuple(at)] = np.unravel_index(kinds, SAMPLE_KINDS)
+        np.testing.assert_array_equal(codes, labels.fine_codes[tuple(at)])
+    return depth
+
+
 def drawn_at(labels, seed, epoch=0, position=0, **block):
     return label_image(labels, draw_appearance(np.random.default_rng([seed, epoch, position])), **block)
 
@@ -79,7 +90,7 @@ def test_labels_stay_what_they_are():
 def test_a_mask_without_a_vertebra_has_soft_tissue_alone():
     labels = label_map_of(np.zeros((20, 24, 30), np.uint8), SPACING_MM)
     image = label_image(labels, look())
-    assert not labels.depth.any() and image.shape == (20, 24, 30)
+    assert not depth_of(labels).any() and image.shape == (20, 24, 30)
     assert np.mean(image > 400) < 0.02
 
 
@@ -88,7 +99,7 @@ def test_a_block_shows_the_same_bones_as_the_whole(sharp):
     chosen = look(5)
     block = label_image(labels, chosen, (18, 8, 10), (40, 32, 61))
     whole = label_image(labels, chosen)[18:40, 8:32, 10:61]
-    bone = labels.depth[18:40, 8:32, 10:61] > 0
+    bone = depth_of(labels)[18:40, 8:32, 10:61] > 0
     np.testing.assert_array_equal(block[bone], whole[bone])
 
 
@@ -106,7 +117,7 @@ def test_any_block_can_be_asked_for(begin):
 def test_bone_is_within_its_priors(sharp, seed):
     labels = label_map_of(column([L3, L4]), SPACING_MM)
     chosen = look(seed)
-    image, depth = label_image(labels, chosen), labels.depth * DEPTH_UNIT_MM
+    image, depth = label_image(labels, chosen), depth_of(labels) * DEPTH_UNIT_MM
     # Body ends 3 mm behind the centre, at voxel 28.
     labelled, in_body = labels.codes > 0, np.arange(60)[:, None, None] <= 28
     bone, core = chosen.bone, labelled & (depth > 5)
@@ -153,7 +164,7 @@ def test_noise_has_the_deviation_that_was_drawn():
 
 def test_neighbours_have_depth_and_no_label():
     labels = label_map_of(column([L3, L4], top=20), SPACING_MM)
-    unlabelled = (labels.depth > 0) & (labels.codes == 0)
+    unlabelled = (depth_of(labels) > 0) & (labels.codes == 0)
     # L3 copied one pitch (16 voxels) up, and L4 one down: 36 + 16 = 52.
     expected = np.zeros_like(unlabelled)
     expected[20:35, 10:30, 4:16] = expected[20:35, 10:30, 52:64] = True
@@ -162,9 +173,9 @@ def test_neighbours_have_depth_and_no_label():
 
 def test_c1_has_no_vertebra_above_and_l5_a_sacrum_below():
     above = label_map_of(column([1, 2]), SPACING_MM)
-    assert not above.depth[:, :, :20].any()
+    assert not depth_of(above)[:, :, :20].any()
     below = label_map_of(column([L4, L5], top=10), SPACING_MM)
-    sacrum = np.argwhere((below.depth > 0) & (below.codes == 0) & (np.arange(90) > 38))
+    sacrum = np.argwhere((depth_of(below) > 0) & (below.codes == 0) & (np.arange(90) > 38))
     assert below.ends_at_sacrum and not above.ends_at_sacrum
     # It lies under L5 and leans back: its lower half behind its upper one.
     middle = np.median(sacrum[:, 2])
@@ -185,7 +196,7 @@ def test_ribs_run_from_the_bodys_upper_end_to_before_the_transverse_process():
     mask = thoracic(code_of_name("T6"))
     labels = label_map_of(mask, SPACING_MM)
     # Copies of the vertebra lie a pitch of 30 mm above and below, their nearest planes at 15 and 35.
-    rib = (labels.depth > 0) & (mask == 0)
+    rib = (depth_of(labels) > 0) & (mask == 0)
     rib[..., :15] = rib[..., 35:] = False
     for side in (slice(None, 35), slice(35, None)):
         one = np.zeros_like(rib)
@@ -198,9 +209,9 @@ def test_ribs_run_from_the_bodys_upper_end_to_before_the_transverse_process():
         assert head[:, 0].mean() < 33 and head[:, 2].mean() < 24
         # What lies beyond the process: farther back than the head, before the process or beside it.
         assert len(beyond) and head[:, 0].mean() + 2 < beyond[:, 0].mean() < 42
-    assert (labels.codes == mask).all() and labels.depth[mask > 0].all()
+    assert (labels.codes == mask).all() and depth_of(labels)[mask > 0].all()
     again = label_map_of(mask, SPACING_MM)
-    np.testing.assert_array_equal(labels.depth, again.depth)
+    np.testing.assert_array_equal(depth_of(labels), depth_of(again))
 
 
 def test_a_lumbar_vertebra_and_a_piece_of_one_have_no_ribs():
@@ -208,7 +219,7 @@ def test_a_lumbar_vertebra_and_a_piece_of_one_have_no_ribs():
     piece[25:29, 30:34, 23:27] = code_of_name("T6")
     for mask in (thoracic(L3), piece):
         labels = label_map_of(mask, SPACING_MM)
-        assert not ((labels.depth > 0) & (labels.codes == 0))[:, :, 20:30].any()
+        assert not ((depth_of(labels) > 0) & (labels.codes == 0))[:, :, 20:30].any()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +236,7 @@ def test_discs_become_thinner_and_never_vanish(voxels, expected):
 
 def test_a_missing_level_counts_as_two_pitches():
     gap = label_map_of(column([L3, L5], pitch=32), SPACING_MM)
-    unlabelled = (gap.depth > 0) & (gap.codes == 0)
+    unlabelled = (depth_of(gap) > 0) & (gap.codes == 0)
     assert unlabelled[27, 20, 4:16].all() and not unlabelled[27, 20, 16:20].any()
 
 
@@ -280,9 +291,9 @@ def test_real_masks_give_images_that_show_their_vertebrae(name):
     mask = read_mask(real(f"{name}_seg-vert_msk.nii.gz"))
     labels = label_map_of(resample_labels(mask, working_grid(mask.grid, 4.0)).data, 4.0)
     image = drawn_at(labels, 0)
-    bone, around = labels.codes > 0, labels.depth == 0
+    bone, around = labels.codes > 0, depth_of(labels) == 0
     assert np.median(image[bone]) > np.median(image[around]) + 100
-    assert labels.depth[bone].min() > 0
+    assert depth_of(labels)[bone].min() > 0
 
 
 # ---------------------------------------------------------------- finer masks
@@ -298,14 +309,17 @@ def test_a_fine_mask_of_whole_voxels_draws_the_bones_of_the_coarse_one(sharp):
     coarse, fine = column([L3, L4]), fine_column()
     plain = label_map_of(coarse, SPACING_MM)
     finer = label_map_of(coarse, SPACING_MM, fine)
-    assert (plain.fine, finer.fine) == (1, 2) and finer.depth.shape == fine.shape
-    assert finer.nbytes == coarse.nbytes + 2 * fine.nbytes
+    assert (plain.fine, finer.fine) == (1, 2) and depth_of(finer).shape == fine.shape
+    # Four bones, two of them copies beyond the ends; of a voxel three places, and eight samples of two bytes.
+    bony = depth_of(finer).reshape(60, 2, 40, 2, 90, 2).any(axis=(1, 3, 5))
+    assert bony.sum() == 4 * 15 * 20 * 12
+    assert finer.nbytes == coarse.nbytes + fine.nbytes + bony.sum() * (3 * 2 + 8 * 2)
     for name in ("spine_p", "spine_r", "level"):
         np.testing.assert_allclose(getattr(finer.course, name), getattr(plain.course, name), atol=0.6)
     np.testing.assert_allclose(finer.pitch_mm, plain.pitch_mm, rtol=0.01)
     chosen = look(0)
     first, second = (label_image(labels, chosen) for labels in (plain, finer))
-    core = plain.depth * DEPTH_UNIT_MM > 6
+    core = depth_of(plain) * DEPTH_UNIT_MM > 6
     np.testing.assert_allclose(first[core & (coarse > 0)], second[core & (coarse > 0)], atol=1)
 
 

@@ -20,10 +20,9 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from utils.imaging.crops import box_between
 from utils.imaging.intensities import whole_hu
 from utils.synthetic.appearance import Appearance
-from utils.synthetic.label_maps import DEPTH_UNIT_MM, LabelMap, level_of
+from utils.synthetic.label_maps import DEPTH_UNIT_MM, SAMPLE_KINDS, LabelMap, level_of
 from utils.synthetic.noise import smooth_noise
 from utils.synthetic.phantom.soft import AIR_HU, GAS_HU, paint_tube
 from utils.verse.labels import code_of_name
@@ -292,33 +291,35 @@ def _paint_bones(
 ) -> None:
     """Vertebrae and their unlabelled neighbours over what is there, by depth. `where` is begin and field."""
     begin, field = where
-    parts, step = labels.fine, labels.spacing_mm / labels.fine
-    box = box_between(parts * begin, parts * (begin + hu.shape))
-    samples = np.nonzero(labels.depth[box])
-    depth = labels.depth[box][samples].astype(np.float32) * np.float32(DEPTH_UNIT_MM)
-    voxels = tuple(axis // parts for axis in samples)
-    course = labels.course
-    # The centre of mass lies behind the body, where the canal begins. Both count from the middle of a voxel.
-    along_p = (samples[0] + parts * begin[0] + 0.5) * step[0] - labels.spacing_mm[0] / 2
-    in_body = along_p < course.spine_p[voxels[2] + begin[2]] + 3
-    bone, cortex, _ = bone_parts(depth, in_body, appearance, step_mm=float(step.min()))
-    spread = np.concatenate([[0.0], appearance.bone.spread]).astype(np.float32)
+    places, kinds = labels.bones.places, labels.bones.kinds
+    low, high = (side.astype(places.dtype)[:, None] for side in (begin, begin + hu.shape))
+    here = np.flatnonzero(np.all((places >= low) & (places < high), axis=0))
+    at = tuple(places.take(here, axis=1) - low)
+    of_kinds = _parts_of_kinds(appearance, step_mm=float(labels.spacing_mm.min()) / labels.fine)
+    cancellous, cortex, cancellous_hu = of_kinds.take(kinds.take(here, axis=1), axis=0).mean(axis=0).T
+    # The denser and thinner places of every bone, and its trabeculae.
+    texture, uneven = np.float32(appearance.bone.texture), field[at]
+    bony_hu = cancellous_hu + np.float32(0.7) * texture * uneven * cancellous
+    bony_hu += np.float32(appearance.bone.cortex) * (1 + np.float32(appearance.unevenness) * uneven) * cortex
+    share = cancellous + cortex
+    bony_hu += texture * share * rng.standard_normal(here.size, np.float32)
+    hu[at] = (1 - share) * hu[at] + bony_hu
+
+
+def _parts_of_kinds(appearance: Appearance, *, step_mm: float) -> np.ndarray:
+    """Give how much of a sample of each kind is cancellous bone and cortex, and the first times its HU.
+
+    The kinds are those of `SAMPLE_KINDS`, laid flat: float32 (kinds, 3).
+    """
+    codes, _, depths = SAMPLE_KINDS
+    depth_mm = np.arange(depths, dtype=np.float32) * np.float32(DEPTH_UNIT_MM)
+    in_body = np.array([[False], [True]])
+    parts = np.array(bone_parts(depth_mm, in_body, appearance, step_mm=step_mm)[:2], np.float32)
+    parts[..., 0] = 0  # outside of bones
     inside = np.where(in_body, np.float32(appearance.bone.body), np.float32(appearance.bone.arch))
-    inside += spread[labels.fine_codes[box][samples]]
-    # The denser and thinner places of every bone.
-    inside += np.float32(0.7 * appearance.bone.texture) * field[voxels]
-    shell = np.float32(appearance.bone.cortex) * (1 + np.float32(appearance.unevenness) * field[voxels])
-    flat = np.ravel_multi_index(voxels, hu.shape)
-    share, added = (
-        np.bincount(flat, values, hu.size).astype(np.float32).reshape(hu.shape) / parts**3
-        for values in (bone + cortex, bone * inside + cortex * shell)
-    )
-    hu += added - share * hu
-    # Trabeculae.
-    bony = np.nonzero(share)
-    hu[bony] += (
-        np.float32(appearance.bone.texture) * share[bony] * rng.standard_normal(bony[0].size, np.float32)
-    )
+    spread = np.concatenate([[0.0], appearance.bone.spread]).astype(np.float32)[:, None, None]
+    cancellous, cortex = np.broadcast_to(parts[:, None], (2, codes, *parts.shape[1:]))
+    return np.stack([cancellous, cortex, cancellous * (inside + spread)], axis=-1).reshape(-1, 3)
 
 
 def bone_parts(
