@@ -207,7 +207,11 @@ def test_float16_on_several_replicas_ends_with_status_2(capsys):
 
 @pytest.mark.parametrize(
     ("flags", "lacks"),
-    [("fma avx2", True), ("fma avx2 avx512f avx512_bf16", False), ("asimd bf16", False), (None, False)],
+    [
+        *(("fma avx2", True), ("fma avx2 avx512f avx512bw avx512vl", True)),
+        *(("fma avx2 avx512f avx512_bf16", False), ("fma avx2 avx512f amx_bf16", False)),
+        *(("asimd bf16", False), (None, False)),
+    ],
 )
 def test_processor_that_has_no_bfloat16(tmp_path, flags, lacks):
     facts = tmp_path / "cpuinfo"

@@ -107,7 +107,7 @@ def start_runtime(settings: RunSettings, preset: str) -> Runtime:
     keras.mixed_precision.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     print(f"Training on {replicas} replica{'s' * (replicas > 1)} in {precision}.", flush=True)
     if device == "cpu" and precision == "bfloat16" and lacks_bfloat16():
-        print("This processor has no AVX-512: bfloat16 takes many times as long as float32.", flush=True)
+        print("This processor multiplies no bfloat16: it takes several times as long as float32.", flush=True)
     xla = settings.xla if device == "cpu" else _xla_of_gpu(settings.xla)
     compile_examples(xla != "off")
     return Runtime(device, strategy, precision, xla)
@@ -399,10 +399,10 @@ def lacks_bfloat16(cpu_facts: Path = Path("/proc/cpuinfo")) -> bool:
     Returns
     -------
     bool
-        True on an x86 processor without AVX-512.
+        True on an x86 processor that has instructions for it neither of AVX-512 nor of AMX.
     """
     text = cpu_facts.read_text() if cpu_facts.is_file() else ""
-    return "avx2" in text and "avx512" not in text
+    return "avx2" in text and "avx512_bf16" not in text and "amx_bf16" not in text
 
 
 def _compute_capability(device: str) -> tuple[int, int] | None:
