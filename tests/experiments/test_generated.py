@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments import generated
 from experiments.generated import phantom_steps, vertebrae_by_kind, write_scans_without_spine
 from utils.imaging.nifti import read_ct
 from utils.synthetic.no_spine import NO_SPINE_KINDS
@@ -47,3 +48,22 @@ def test_both_ranges_have_seeds_of_their_own(tmp_path):
 
     assert "--phantoms 0 0 40 --ranges usual --seed 7001" in commands[0]
     assert "--phantoms 0 0 40 --ranges wide --seed 7002" in commands[1]
+    assert "--ranges wide --seed 7102" in str(phantom_steps("wide", tmp_path, (), phantoms=1, seed=7101)[0])
+
+
+def test_tables_of_what_was_chosen(tmp_path, monkeypatch, capsys):
+    """Steps do not run here: what they would leave is there already."""
+    ran = []
+    monkeypatch.setattr(generated, "run_steps", lambda steps, dry_run: ran.extend(map(str, steps)))
+    for ranges in ("usual", "old"):
+        folder = tmp_path / ranges / "evaluation"
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({**dict.fromkeys(generated.SCORES, 0.5), "extra": 3}))
+    arguments = ["--folder", str(tmp_path), "--ranges", "usual", "old", "--seed", "7101", "--phantoms", "2"]
+
+    assert generated.main([*arguments, "--of-a-kind", "0", "--options", "--batch-size 1"]) == 0
+
+    table = capsys.readouterr().out
+    assert "usual" in table and "old" in table and "wide" not in table and "no spine" not in table
+    assert [line.split()[1] for line in ran] == ["get_verse_data.py", "infer.py", "evaluate.py"] * 2
+    assert "--ranges old --seed 7101" in ran[3] and ran[4].endswith("--batch-size 1")
