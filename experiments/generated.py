@@ -116,7 +116,7 @@ def run(chosen: argparse.Namespace, options: Sequence[str]) -> str:
         run_steps(phantom_steps(ranges, folder / ranges, options, **how), dry_run=False)
         summary = json.loads((folder / ranges / "evaluation" / "summary.json").read_text())
         columns[ranges] = [summary[name] for name in SCORES]
-    tables = [markdown_table(pd.DataFrame({"score": SCORES, **columns}))]
+    tables = [markdown_table(pd.DataFrame({"score": SCORES, **columns}))] if columns else []
     if chosen.of_a_kind:
         how = {"of_a_kind": chosen.of_a_kind, "seed": chosen.seed}
         scans = write_scans_without_spine(folder / "no-spine" / "scans", **how)
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--folder", type=Path, default=Path("generated"), help="folder that receives everything"
     )
     parser.add_argument("--phantoms", type=int, default=PHANTOMS, help="phantoms of each of the ranges")
-    parser.add_argument("--ranges", nargs="+", choices=RANGES, default=RANGES, help="ranges of the phantoms")
+    parser.add_argument("--ranges", nargs="*", choices=RANGES, default=RANGES, help="phantoms of these")
     parser.add_argument(
         "--of-a-kind", type=int, default=SCANS_OF_A_KIND, help="scans without a spine, each kind"
     )

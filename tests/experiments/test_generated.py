@@ -66,4 +66,6 @@ def test_tables_of_what_was_chosen(tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out
     assert "usual" in table and "old" in table and "wide" not in table and "no spine" not in table
     assert [line.split()[1] for line in ran] == ["get_verse_data.py", "infer.py", "evaluate.py"] * 2
+    assert generated.main([*arguments[:2], "--ranges", "--of-a-kind", "0"]) == 0
+    assert len(ran) == 6 and not capsys.readouterr().out.strip()
     assert "--ranges old --seed 7101" in ran[3] and ran[4].endswith("--batch-size 1")
