@@ -112,15 +112,16 @@ def run(chosen: argparse.Namespace, options: Sequence[str]) -> str:
     """Run what was chosen on the command line, and give the tables in Markdown."""
     folder, columns = chosen.folder, {}
     for ranges in chosen.ranges:
-        how = {"phantoms": chosen.phantoms, "seed": chosen.seed}
-        run_steps(phantom_steps(ranges, folder / ranges, options, **how), dry_run=False)
-        summary = json.loads((folder / ranges / "evaluation" / "summary.json").read_text())
+        place = folder / ranges
+        steps = phantom_steps(ranges, place, options, phantoms=chosen.phantoms, seed=chosen.seed)
+        run_steps(steps, dry_run=False)
+        summary = json.loads((place / "evaluation" / "summary.json").read_text())
         columns[ranges] = [summary[name] for name in SCORES]
     tables = [markdown_table(pd.DataFrame({"score": SCORES, **columns}))] if columns else []
     if chosen.of_a_kind:
-        how = {"of_a_kind": chosen.of_a_kind, "seed": chosen.seed}
-        scans = write_scans_without_spine(folder / "no-spine" / "scans", **how)
-        predictions = folder / "no-spine" / "predictions"
+        place = folder / "no-spine"
+        scans = write_scans_without_spine(place / "scans", of_a_kind=chosen.of_a_kind, seed=chosen.seed)
+        predictions = place / "predictions"
         run_steps([script("infer.py", *scans, "--output", predictions, *options)], dry_run=False)
         counts = vertebrae_by_kind(predictions)
         none = {"no spine": counts.keys(), "scans": chosen.of_a_kind, "vertebrae": counts.values()}

@@ -25,7 +25,7 @@ from utils.synthetic.label_maps import LabelMap, label_map_of, with_narrow_discs
 #: Cases of a split that stay mapped. Each holds three files open: training and validation together hold half
 #: of the 1,024 that a process may usually open. Mapping anew reads the pages anew: 8 ms an example at 1 mm.
 MAPPED_CASES = 84
-#: Memory for label maps, and for scans at 2 mm: 60 label maps of a trunk at 1 mm, or all of VerSe at 2 mm.
+#: Memory for label maps, and for scans at 2 mm: sixty label maps of a trunk at 1 mm, all of VerSe at 2 mm.
 KEPT_BYTES = 2 * 2**30
 #: A vertebra's voxels are thinned out to about this many, enough to tell whether a third lies in a patch.
 MOST_TARGET_VOXELS = 2000

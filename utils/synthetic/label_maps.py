@@ -22,9 +22,8 @@ from utils.imaging.volume import label_boxes
 from utils.synthetic.rib_necks import rib_necks
 from utils.verse.labels import MAX_CODE, T13_CODE, code_of_name, rank_of_code
 
-#: Depths are kept in units of this many mm, up to 255 of them: finer than any voxel, and a byte each.
-DEPTH_UNIT_MM = 0.1
-_DEPTHS = 256
+#: Depths are kept in units of this many mm, and so many are told apart: finer than a voxel, and a byte each.
+DEPTH_UNIT_MM, _DEPTHS = 0.1, 256
 #: What a bony sample can be: of each code, 0 for none, in an arch or in a body, at each depth.
 SAMPLE_KINDS = (MAX_CODE + 1, 2, _DEPTHS)
 #: A body ends so far behind the centre of mass of its vertebra, where the canal begins, mm.
@@ -222,7 +221,7 @@ def _add_depth(
 ) -> None:
     """Enter one bone, whose first voxel is `begin`, as far as it lies inside the volume."""
     to_outside = ndimage.distance_transform_edt(np.pad(bone, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
-    found = np.clip((to_outside - spacing.min() / 2) / DEPTH_UNIT_MM, 1, 255).astype(np.uint8)
+    found = np.clip((to_outside - spacing.min() / 2) / DEPTH_UNIT_MM, 1, _DEPTHS - 1).astype(np.uint8)
     here, own = overlap(begin, bone.shape, depth.shape)
     depth[here][bone[own]] = found[own][bone[own]]
 
