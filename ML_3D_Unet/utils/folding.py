@@ -1,20 +1,21 @@
-"""Networks that are only run, made lighter: without batch normalisation, and without joined channels.
+"""Networks that are only run, made lighter: without batch normalisation, joined channels and repeated voxels.
 
 With fixed statistics a normalisation is a factor and an addend a channel, and so a part of the convolution
 before it: kernel · γ / √(σ² + ε), and (bias − μ) · γ / √(σ² + ε) + β. The network then passes over its
 largest arrays once less.
 
 A convolution of joined channels is the sum of the convolutions of its parts, so the joined array, the largest
-of a U-Net, need not be made.
+of a U-Net, need not be made. Nor need one that is twice as large by repeating its voxels: what a convolution
+makes of it is a transposed convolution of the smaller one, with 8 products for 27.
 
     fast = without_norms(keras.models.load_model("best.keras"))
-    small = without_concats(fast)
+    small = without_large_arrays(fast)
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -23,6 +24,8 @@ from .blocks import Tensor, norm_kind
 from .layer_blocks import Block
 
 _Convolution = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
+#: From the three taps of a kernel to the four that it has on an array of which each voxel stands twice.
+_TAPS_OF_HALVES = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
 
 
 def without_norms(model: keras.Model) -> keras.Model:
@@ -61,8 +64,9 @@ def without_norms(model: keras.Model) -> keras.Model:
     return copy
 
 
-def without_concats(model: keras.Model, *, least_channels: int = 8) -> keras.Model:
-    """Give a network of the same output in which channels are convolved part by part, not joined before.
+def without_large_arrays(model: keras.Model, *, least_channels: int = 8) -> keras.Model:
+    """Give a network of the same output that convolves channels part by part, and arrays before their voxels
+    are repeated.
 
     Parameters
     ----------
@@ -78,6 +82,7 @@ def without_concats(model: keras.Model, *, least_channels: int = 8) -> keras.Mod
     """
     known = {id(tensor): tensor for tensor in model.inputs}
     parts: dict[int, list[Tensor]] = {}
+    halves: dict[int, Tensor] = {}
     given = {id(tensor) for tensor in model.outputs}
     for node in [node for layer in model.layers for node in layer._inbound_nodes]:
         layer, inputs = node.operation, node.input_tensors
@@ -87,11 +92,14 @@ def without_concats(model: keras.Model, *, least_channels: int = 8) -> keras.Mod
         output = id(node.output_tensors[0])
         if output not in given and _is_joined_for_convolutions(layer, least_channels):
             parts[output] = [known[id(each)] for each in inputs]
-        elif id(inputs[0]) in parts:
-            known[output] = _convolved(layer, parts[id(inputs[0])])
-        else:
-            found = [known[id(each)] for each in inputs]
-            known[output] = layer(found if len(found) > 1 else found[0])
+            continue
+        found = parts.get(id(inputs[0])) or [known[id(each)] for each in inputs]
+        if id(inputs[0]) in parts or (id(found[0]) in halves and _reads_neighbours(layer)):
+            known[output] = _convolved(layer, found, halves)
+            continue
+        known[output] = layer(found if len(found) > 1 else found[0])
+        if isinstance(layer, keras.layers.UpSampling3D) and tuple(layer.size) == (2, 2, 2):
+            halves[id(known[output])] = found[0]
     outputs = [known[id(tensor)] for tensor in model.outputs]
     return keras.Model(model.input, outputs if len(outputs) > 1 else outputs[0], name=model.name)
 
@@ -107,20 +115,50 @@ def _is_joined_for_convolutions(layer: keras.layers.Layer, least_channels: int) 
     )
 
 
-def _convolved(convolution: keras.layers.Conv3D, parts: Sequence[Tensor]) -> Tensor:
-    """Convolve tensors as if their channels were joined."""
+def _reads_neighbours(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is a plain convolution with a kernel of 3×3×3."""
+    return (
+        type(layer) is keras.layers.Conv3D
+        and (tuple(layer.kernel_size), tuple(layer.strides)) == ((3, 3, 3), (1, 1, 1))
+        and (layer.padding, tuple(layer.dilation_rate), layer.groups) == ("same", (1, 1, 1), 1)
+    )
+
+
+def _convolved(
+    convolution: keras.layers.Conv3D, parts: Sequence[Tensor], halves: Mapping[int, Tensor]
+) -> Tensor:
+    """Convolve tensors as if their channels were joined; `halves` has what was repeated, by what it became."""
     kernel, *bias = convolution.get_weights()
     kernels = np.split(kernel, np.cumsum([part.shape[-1] for part in parts])[:-1], axis=3)
     sums = []
     for number, (part, own) in enumerate(zip(parts, kernels)):
         # The last one has the bias; what follows the sum follows all of it.
         has_bias = bool(bias) and number == len(parts) - 1
-        config = {**convolution.get_config(), "name": f"{convolution.name}_{number}", "activation": None}
-        layer = keras.layers.Conv3D.from_config({**config, "use_bias": has_bias})
+        config = {
+            **{name: convolution.get_config()[name] for name in ("filters", "padding", "dtype")},
+            **{"name": f"{convolution.name}_{number}", "use_bias": has_bias},
+        }
+        if id(part) in halves and _reads_neighbours(convolution):
+            layer = keras.layers.Conv3DTranspose(kernel_size=4, strides=2, **config)
+            part, own = halves[id(part)], _kernel_of_halves(own)
+        else:
+            sizes = ("kernel_size", "strides", "dilation_rate")
+            config.update((name, getattr(convolution, name)) for name in sizes)
+            layer = keras.layers.Conv3D(**config)
         sums.append(layer(part))
         layer.set_weights([own, *bias] if has_bias else [own])
-    total = keras.layers.Add(name=f"{convolution.name}_sum", dtype=convolution.dtype_policy)(sums)
+    total = sums[0]
+    if len(sums) > 1:
+        total = keras.layers.Add(name=f"{convolution.name}_sum", dtype=convolution.dtype_policy)(sums)
     return keras.layers.Activation(convolution.activation, name=convolution.name)(total)
+
+
+def _kernel_of_halves(kernel: np.ndarray) -> np.ndarray:
+    """Give the kernel (4, 4, 4, out, in) of the transposed convolution with stride 2 that does to an array
+    what a kernel (3, 3, 3, in, out) does to the one in which each of its voxels stands twice along each axis.
+    """
+    taps = _TAPS_OF_HALVES
+    return np.einsum("ia,jb,kc,abcxy->ijkyx", taps, taps, taps, kernel)
 
 
 def _norms_by_convolution(model: keras.Model) -> dict[int, keras.layers.BatchNormalization]:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from ML_3D_Unet.utils.folding import without_concats, without_norms
+from ML_3D_Unet.utils.folding import without_large_arrays, without_norms
 from ML_3D_Unet.utils.layers import ConvBlock, create_unet3d_class
 from ML_3D_Unet.utils.layers_func import create_unet3d
 
@@ -114,17 +114,38 @@ def test_a_norm_that_cannot_be_folded_stays():
 def test_joined_channels_are_convolved_part_by_part():
     keras.utils.set_random_seed(0)
     model = create_unet3d((None, None, None, 2), n_filters=[8, 12, 16], norm="instance_norm", n_outputs=3)
-    lighter = without_concats(model)
+    lighter = without_large_arrays(model)
     assert [type(layer).__name__ for layer in lighter.layers].count("Concatenate") == 0
     patch = np.random.default_rng(0).normal(size=(2, 8, 12, 16, 2)).astype(np.float32)
     with warnings.catch_warnings():  # Keras warns of an input that is none of the form it knows
         warnings.simplefilter("error")
         np.testing.assert_allclose(lighter(patch).numpy(), model(patch).numpy(), atol=1e-5)
     # Parts of few channels stay joined, and so does what is not convolved.
-    whole = without_concats(model, least_channels=9)
+    whole = without_large_arrays(model, least_channels=9)
     assert "Concatenate" in [type(layer).__name__ for layer in whole.layers]
     inputs = keras.Input((4, 4, 4, 8))
     joined = keras.layers.Concatenate()([inputs, keras.layers.ReLU()(inputs)])
     plain = keras.Model(inputs, joined)
     constant = np.ones((1, 4, 4, 4, 8), np.float32)
-    np.testing.assert_array_equal(without_concats(plain)(constant), plain(constant))
+    np.testing.assert_array_equal(without_large_arrays(plain)(constant), plain(constant))
+
+
+def test_repeated_voxels_are_convolved_before_they_are_repeated():
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = keras.Input((None, None, None, 3))
+    twice = layers.UpSampling3D(2)(inputs)
+    alone = layers.Conv3D(4, 3, padding="same", activation="relu", name="alone")(twice)
+    joined = layers.Conv3D(5, 3, padding="same", name="joined")(layers.Concatenate()([twice, alone]))
+    # What is not a plain convolution of the whole array stays.
+    others = [layers.Conv3D(2, 1)(twice), layers.Conv3D(2, 3)(twice), layers.Conv3D(2, 3, strides=2)(twice)]
+    model = trained(keras.Model(inputs, [joined, alone, twice, *others]))
+    lighter = without_large_arrays(model, least_channels=3)
+    kinds = [type(layer).__name__ for layer in lighter.layers]
+    assert kinds.count("Conv3DTranspose") == 2 and "Concatenate" not in kinds
+    image = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 3)).astype(np.float32)
+    for found, expected in zip(lighter(image), model(image), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+    unet = create_unet3d((None, None, None, 2), n_filters=[8, 12, 16], norm="instance_norm")
+    assert "UpSampling3D" in [type(layer).__name__ for layer in unet.layers]
+    assert "UpSampling3D" not in [type(layer).__name__ for layer in without_large_arrays(unet).layers]

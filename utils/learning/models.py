@@ -13,7 +13,7 @@ import h5py
 import keras
 
 from ML_3D_Unet.utils.files import check_room
-from ML_3D_Unet.utils.folding import without_concats
+from ML_3D_Unet.utils.folding import without_large_arrays
 from ML_3D_Unet.utils.layers_func import create_unet3d, encoder_unet3d, upsample_block
 from ML_3D_Unet.utils.residual import create_residual_unet3d
 from ML_3D_Unet.utils.run_directory import bytes_of_weights
@@ -301,7 +301,7 @@ def of_any_shape(localiser: keras.Model, found: dict[str, Any]) -> keras.Model:
         network = compute_in(_localiser_of(found), "float32")
         network.set_weights(localiser.get_weights())
     # The joined channels of a whole scan would be the largest array of an inference.
-    return without_concats(network)
+    return without_large_arrays(network)
 
 
 def load_model(directory: Path) -> tuple[keras.Model, dict[str, Any]]:

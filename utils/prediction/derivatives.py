@@ -98,7 +98,7 @@ def write_case(
     write_centroids(path(CENTROIDS_SUFFIX), points, prediction.labels.grid, source="mask")
     figure = _snapshot_of(prediction, points, path(COLUMN_SUFFIX))
     with written_whole(path(SNAPSHOT_SUFFIX)) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", pil_kwargs={"compress_level": 3})
     write_volume(path(MASK_SUFFIX), prediction.labels, forms=prediction.forms)
     for export in exports.values():
         export.write(path(export.suffix), prediction.labels, prediction.numbering.name)

@@ -109,8 +109,14 @@ def snapshot_figure(
     sagittal, coronal = curved_slices(ct, labels, points)
     widths, height = _inches([each.ct.shape for each in (sagittal, coronal)])
     size = np.add((sum(widths), height), _MARGIN_INCHES)
-    figure = Figure(figsize=tuple(size), dpi=_DPI, facecolor="black", layout="compressed")
-    left, right = figure.subplots(1, 2, width_ratios=widths)
+    figure = Figure(figsize=tuple(size), dpi=_DPI, facecolor="black")
+    # Placed by hand: a layout of matplotlib's draws the whole picture once more to measure it.
+    gap, bottom = _MARGIN_INCHES[0] / 3, _MARGIN_INCHES[1] / 4
+    begins = (gap, 2 * gap + widths[0])
+    left, right = (
+        figure.add_axes((begin / size[0], bottom / size[1], width / size[0], height / size[1]))
+        for begin, width in zip(begins, widths)
+    )
     _draw(left, sagittal, marks=marks, ends=("A", "P"))
     _draw(right, coronal, marks=marks, ends=("R", "L"))
     _draw_notes(left, sagittal, marks)
