@@ -55,7 +55,8 @@ def phantom_steps(
     data, predictions = ("--data-dir", folder / "data"), folder / "predictions"
     drawn = ("--source", "phantom", "--phantoms", 0, 0, phantoms, "--ranges", ranges)
     scored = (*data, "--split", "test", "--predictions", predictions, "--output", folder / "evaluation")
-    tests = [folder / "data" / name for name in TEST_FOLDERS]
+    # Phantoms go to these in turn, the first one to the first.
+    tests = [folder / "data" / name for name in TEST_FOLDERS[:phantoms]]
     return [
         script("get_verse_data.py", *data, *drawn, "--seed", seed + ADDED[ranges]),
         script("infer.py", *tests, "--output", predictions, *options),

@@ -51,6 +51,12 @@ def test_both_ranges_have_seeds_of_their_own(tmp_path):
     assert "--ranges wide --seed 7102" in str(phantom_steps("wide", tmp_path, (), phantoms=1, seed=7101)[0])
 
 
+def test_one_phantom_lies_in_one_of_the_folders(tmp_path):
+    found = [str(phantom_steps("usual", tmp_path, (), phantoms=count)[1]) for count in (1, 2)]
+    assert ["VerSe19" in found[0], "VerSe20" in found[0]] == [True, False]
+    assert ["VerSe19" in found[1], "VerSe20" in found[1]] == [True, True]
+
+
 def test_tables_of_what_was_chosen(tmp_path, monkeypatch, capsys):
     """Steps do not run here: what they would leave is there already."""
     ran = []
