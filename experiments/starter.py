@@ -61,8 +61,10 @@ LABELLING = {
     "labelling-first": "--epochs 40",
     "labelling": "--epochs 60 --final-learning-rate 3e-5 --seed 1",
 }
-#: Networks of `Recipe.models` that are shipped.
+#: Networks of `Recipe.models` that are shipped: those that find and name, and the base of the segmentation,
+#: from which folds and trainings on scans of one's own go on.
 LOCALISATION = ("heatmap", "labelling")
+BASE_NAME = "segmentation-base"
 
 #: Generated spines: series for training, validation and test, variants, ranges, seed.
 SPINES = (
@@ -101,6 +103,8 @@ class Recipe:
         Numbers of drawn scans, as `DRAWN_SCANS`.
     trunks
         Number of drawn trunks, as `TRUNKS`.
+    trained : Path, optional
+        Folder with the networks that saw no real scan, if they are trained already: all folds share them.
     more : mapping of str to tuple of str
         Last options of a training script, such as those of a trial of seconds.
     """
@@ -112,12 +116,13 @@ class Recipe:
     spines: tuple = SPINES
     drawn: tuple[int, int] = DRAWN_SCANS
     trunks: int = TRUNKS
+    trained: Path | None = None
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def models(self) -> Path:
         """Folder of the networks that saw no real scan."""
-        return self.folder / "work" / "models"
+        return self.trained or self.folder / "work" / "models"
 
     def own(self, name: str) -> Path:
         """Give a folder whose contents depend on the scans that are left out."""
@@ -161,12 +166,12 @@ def data_steps(recipe: Recipe) -> list[Step]:
     for key, mask in masks_alone(recipe.shared).items():
         steps.append(script("get_verse_data.py", "--source", "pairs", "--mask", mask, "--key", key, *masks))
     work = ("--work-dir", recipe.folder / "work", "--preset", "starter")
+    drawn = script("pre_processing_heatmap.py", *data, *work, "--drawn", *recipe.drawn)
     return [
         *steps,
         script("experiments/real/trunks.py", *shared, *masks, "--count", recipe.trunks),
         script("experiments/real/label.py", "add", *shared, *masks),
-        script("pre_processing_heatmap.py", *data, *work, "--drawn", *recipe.drawn),
-        *preparation_steps(recipe.folder / "work", data[1]),
+        *([] if recipe.trained else [drawn, *preparation_steps(recipe.folder / "work", data[1])]),
     ]
 
 
@@ -186,12 +191,12 @@ def localisation_steps(recipe: Recipe) -> list[Step]:
 def segmentation_steps(recipe: Recipe) -> list[Step]:
     """Train the base, go on with scans that have a mask, outline the others with that, go on with all."""
     data, masks, labels = recipe.folder / "data", recipe.own("data-masks"), recipe.own("data-labels")
-    base = recipe.models / "segmentation-base"
+    base = recipe.models / BASE_NAME
     first = recipe.own("work-masks") / "models" / "segmentation-masks"
     real = recipe.own("work-real") / "models" / "segmentation-real"
     shared, outlined = ("--shared", recipe.shared), recipe.own("labels")
     return [
-        training_step(recipe, base, *BASE.split()),
+        *([] if recipe.trained else [training_step(recipe, base, *BASE.split())]),
         *preparation_steps(first.parents[1], data, masks),
         training_step(
             recipe, first, *_left_out(recipe, sees_outlined=False), "--start-from", base, *FIRST.split()
@@ -210,7 +215,8 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
 def shipping_steps(recipe: Recipe) -> list[Step]:
     """Leave what inference needs in `shipped`."""
     real = recipe.own("work-real") / "models" / "segmentation-real"
-    networks = {**{name: recipe.models / name for name in LOCALISATION}, "segmentation": real}
+    alike = (*LOCALISATION, BASE_NAME)
+    networks = {**{name: recipe.models / name for name in alike}, "segmentation": real}
     return [
         script("experiments/compact.py", network, "--output", recipe.own("shipped") / name)
         for name, network in networks.items()
@@ -228,7 +234,7 @@ def all_steps(recipe: Recipe) -> list[Step]:
     left_out_keys(recipe)
     return [
         *data_steps(recipe),
-        *localisation_steps(recipe),
+        *([] if recipe.trained else localisation_steps(recipe)),
         *segmentation_steps(recipe),
         *shipping_steps(recipe),
     ]
@@ -281,6 +287,9 @@ def recipe_from_command_line(arguments: list[str] | None = None) -> tuple[Recipe
     parser.add_argument("--shared", type=Path, default=Recipe.shared, help="folder of the real scans")
     parser.add_argument("--folder", type=Path, default=Recipe.folder, help="folder that receives everything")
     parser.add_argument("--without", nargs="+", default=(), help="scans whose patients a fold leaves out")
+    parser.add_argument(
+        "--trained", type=Path, help="folder with the networks that saw no real scan, such as models/starter"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the steps, do nothing")
     parser.add_argument(
         "--options",
@@ -290,9 +299,8 @@ def recipe_from_command_line(arguments: list[str] | None = None) -> tuple[Recipe
     )
     chosen = parser.parse_args(arguments)
     options = tuple(word for text in chosen.options for word in shlex.split(text))
-    return Recipe(
-        chosen.shared, chosen.folder, without=tuple(chosen.without), options=options
-    ), chosen.dry_run
+    kept = {"without": tuple(chosen.without), "options": options, "trained": chosen.trained}
+    return Recipe(chosen.shared, chosen.folder, **kept), chosen.dry_run
 
 
 def main(recipe: Recipe, *, dry_run: bool = False) -> int:

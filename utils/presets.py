@@ -96,6 +96,8 @@ _STARTER: dict[type, dict[str, Any]] = {
         "keep_last": True,
     },
     settings.SegmentationTrainingSettings: {
+        # After eight epochs of the base .881 of Dice held out, .855 without the blocks at full resolution.
+        "network": "fine_residual",
         # Multiples of 16, for which convolutions and normalisation are fast.
         "filters": (16, 32, 64, 128),
         # Few real scans are shown often, and their masks too, in looks that no scan repeats; phantoms bring

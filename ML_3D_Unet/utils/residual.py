@@ -2,7 +2,8 @@
 
 At full resolution a U-Net spends most of its operations on few filters. Here a convolution of kernel and
 stride 2 brings the input to half the resolution at once, and the last features come back to the full one by a
-transposed convolution, where one convolution joins them with the input.
+transposed convolution, where one convolution joins them with the input. A `fine` one has a convolution before
+that and a residual block after it, for outlines that depend on single voxels.
 
 Every level of the decoder gives logits, which are summed (Isensee et al. 2018, "Brain tumor segmentation and
 radiomics survival prediction"): deep supervision without further outputs or losses.
@@ -87,6 +88,7 @@ def create_residual_unet3d(
     norm: Norm = "instance_norm",
     activation: Activation = "relu",
     *,
+    fine: bool = False,
     places: bool = False,
     n_outputs: int = 1,
     final_activation: Activation = "sigmoid",
@@ -103,6 +105,9 @@ def create_residual_unet3d(
         Filters of each level, full resolution first, at least two.
     norm, activation, **norms
         See `blocks.norm_and_activation`.
+    fine : bool
+        Whether a convolution and a residual block work at full resolution too, before the first step down and
+        after the last one up.
     places : bool
         Whether every voxel is told where in the patch it lies (`PatchPlace`); the shape must be known then.
     n_outputs : int
@@ -129,6 +134,10 @@ def create_residual_unet3d(
     layers, how = keras.layers, {"norm": norm, "activation": activation, **norms}
     inputs = keras.Input(shape, name="input")
     x, skips = inputs, []
+    if fine:
+        first = n_conv_block(inputs, 1, full, name="encoder_1", use_bias=False, **how)
+        # The input too, as normalised features no longer tell how dense the bone is.
+        x = layers.Concatenate(name="read_1")([first, inputs])
     for level, count in enumerate(deeper, start=2):
         x = layers.Conv3D(count, 2, strides=2, name=f"down_{level}")(x)
         if level == 2 and places:
@@ -144,8 +153,12 @@ def create_residual_unet3d(
             x = residual_block(x, deeper[level - 2], name=f"decoder_{level}", **how)
         logits = _with_logits(logits, x, n_outputs, str(level))
     x = layers.Conv3DTranspose(full, 2, strides=2, name="up_1")(x)
-    x = layers.Concatenate(name="joined_1")([x, inputs])
-    x = n_conv_block(x, 1, full, name="decoder_1", use_bias=False, **how)
+    if fine:
+        x = layers.Add(name="joined_1")([x, first])
+        x = residual_block(x, full, name="decoder_1", **how)
+    else:
+        x = layers.Concatenate(name="joined_1")([x, inputs])
+        x = n_conv_block(x, 1, full, name="decoder_1", use_bias=False, **how)
     # The sum is the layer that a distillation reads.
     own = layers.Conv3D(n_outputs, 1, dtype="float32", name="logits_1")(x)
     coarse = layers.UpSampling3D(2, dtype="float32", name="logits_up_1")(logits)

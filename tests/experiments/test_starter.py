@@ -183,16 +183,17 @@ def test_the_steps_stand_in_their_order(folder):
         *(*["pre_processing_segmentation.py"] * 2, "train_segmentation.py"),
         *["experiments/real/label.py"] * 2,
         *(*["pre_processing_segmentation.py"] * 3, "train_segmentation.py"),
-        *["experiments/compact.py"] * 3,
+        *["experiments/compact.py"] * 4,
     ]
     labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
     assert labelled == ["add", "predict", "add"]
 
 
 def test_what_is_shipped(folder):
-    assert lines_of(folder)[-3:] == [
+    assert lines_of(folder)[-4:] == [
         f"experiments/compact.py {MODELS}/heatmap --output s/shipped/heatmap",
         f"experiments/compact.py {MODELS}/labelling --output s/shipped/labelling",
+        f"experiments/compact.py {MODELS}/segmentation-base --output s/shipped/segmentation-base",
         f"experiments/compact.py {REAL_MODELS}/segmentation-real --output s/shipped/segmentation",
     ]
 
@@ -229,6 +230,29 @@ def test_a_fold_leaves_a_patient_out_everywhere(folder, without, with_mask, labe
     }
 
 
+def test_a_fold_goes_on_from_networks_that_are_there(folder):
+    lines = lines_of(folder, without=("chest_ct",), trained=Path("m"))
+    found = [
+        tuple(value_of(words, option) for option in ("--name", "--start-from"))
+        for words in trainings_of(lines)
+    ]
+    first = "s/work-masks-without-chest_ct/models/segmentation-masks"
+    assert found == [
+        (["segmentation-masks"], ["m/segmentation-base"]),
+        (["segmentation-real"], [first]),
+    ]
+    # Nothing is made that these alone would have learned from; all else is as it was.
+    whole = lines_of(folder, without=("chest_ct",))
+    left_out = [line for line in whole if line.replace("s/work/models/", "m/") not in lines]
+    assert [line.split()[0] for line in left_out] == [
+        *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
+        *("train_heatmap.py", *["train_labelling.py"] * 2, "experiments/fit_temperature.py"),
+        "train_segmentation.py",
+    ]
+    assert len(lines) == len(whole) - len(left_out)
+    assert "experiments/compact.py m/heatmap --output s/shipped-without-chest_ct/heatmap" in lines
+
+
 def test_a_scan_to_leave_out_must_be_known(folder, capsys):
     assert main(Recipe(shared=folder, without=("chset",)), dry_run=True) == 1
     said = capsys.readouterr()
@@ -242,9 +266,9 @@ def test_a_scan_to_leave_out_must_be_known(folder, capsys):
 def test_options_are_the_last_and_may_be_one_word():
     for words in (["--precision", "bfloat16"], ["--precision bfloat16"]):
         recipe, dry_run = recipe_from_command_line(
-            ["--shared", "d", "--without", "a", "b", "--options", *words]
+            ["--shared", "d", "--trained", "m", "--without", "a", "b", "--options", *words]
         )
-        options = {"without": ("a", "b"), "options": ("--precision", "bfloat16")}
+        options = {"without": ("a", "b"), "options": ("--precision", "bfloat16"), "trained": Path("m")}
         assert recipe == Recipe(Path("d"), **options)
         assert not dry_run
 
@@ -260,5 +284,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 26 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 27 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()

@@ -21,9 +21,10 @@ def patch(seed=0):
     return np.random.default_rng(seed).normal(size=(2, 8, 12, 16, 2)).astype(np.float32)
 
 
+@pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("filters", [[4, 6], FILTERS, [4, 6, 8, 8]])
-def test_the_output_has_the_size_of_the_input(filters):
-    model = create_residual_unet3d((8, 16, 24, 2), filters)
+def test_the_output_has_the_size_of_the_input(filters, fine):
+    model = create_residual_unet3d((8, 16, 24, 2), filters, fine=fine)
     assert model.output_shape == (None, 8, 16, 24, 1)
     assert model(np.zeros((1, 8, 16, 24, 2), np.float32)).dtype == "float32"
 
@@ -77,16 +78,30 @@ def test_what_lies_in_the_middle_can_be_told_with_places():
     assert differ == [False, True]
 
 
+def test_a_fine_network_convolves_the_input_before_it_is_halved():
+    """One that is not fine halves at once: what a block of 2×2×2 holds is mixed by one kernel."""
+    for fine, filtered in ((False, 0), (True, 1)):
+        model = network(fine=fine)
+        halved = model.get_layer("down_2").input.shape
+        assert halved[1:4] == (8, 12, 16) and halved[4] == 2 + filtered * FILTERS[0]
+        whole = [each.name for each in model.layers if isinstance(each, keras.layers.Conv3D)]
+        whole = [name for name in whole if model.get_layer(name).output.shape[1:4] == (8, 12, 16)]
+        # Beside the convolution that gives the logits, and the one after the last step up.
+        assert len([name for name in whole if not name.startswith("logits")]) == 1 + 2 * filtered
+
+
+@pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("norm", ["instance_norm", "batch_norm", None])
-def test_a_saved_model_comes_back_without_custom_objects(tmp_path, norm):
-    model = network(norm=norm, places=True)
+def test_a_saved_model_comes_back_without_custom_objects(tmp_path, norm, fine):
+    model = network(norm=norm, places=True, fine=fine)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(again(patch()).numpy(), model(patch()).numpy(), atol=1e-6)
 
 
-def test_batch_normalisation_folds_away():
-    model = network(norm="batch_norm", places=True)
+@pytest.mark.parametrize("fine", [False, True])
+def test_batch_normalisation_folds_away(fine):
+    model = network(norm="batch_norm", places=True, fine=fine)
     model(patch(), training=True)  # statistics that are not those of the beginning
     folded = without_norms(model)
     assert not [each for each in folded.layers if isinstance(each, keras.layers.BatchNormalization)]

@@ -176,6 +176,7 @@ def build_segmentation_network(settings: SegmentationTrainingSettings, *, replic
         shape,
         settings.filters,
         f"{settings.norm}_norm",
+        fine=settings.network == "fine_residual",
         places=settings.patch_kinds == "centred",
         norm_momentum=settings.norm_momentum,
         norm_synchronized=replicas > 1,
