@@ -78,7 +78,7 @@ SPINES = (
 TRUNKS, TRUNK_SCAN = 4, "chest_ct"
 #: Options of the base, on generated spines and images drawn from their masks; of what goes on from it on
 #: scans that have a mask; and of what goes on from that on these and on scans that it has outlined.
-BASE = "--epochs 60 --mixture 0.45 0 0.55 0 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 5"
+BASE = "--epochs 44 --mixture 0.45 0 0.55 0 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 5"
 FIRST = "--epochs 4 --learning-rate 2e-3 --final-learning-rate 2e-4 --seed 2"
 REAL = "--seed 3"
 

@@ -127,7 +127,7 @@ def _reads_neighbours(layer: keras.layers.Layer) -> bool:
 def _convolved(
     convolution: keras.layers.Conv3D, parts: Sequence[Tensor], halves: Mapping[int, Tensor]
 ) -> Tensor:
-    """Convolve tensors as if their channels were joined; `halves` has, by what it became, what was repeated."""
+    """Convolve tensors as if their channels were joined; `halves` has what was repeated, by its result."""
     kernel, *bias = convolution.get_weights()
     kernels = np.split(kernel, np.cumsum([part.shape[-1] for part in parts])[:-1], axis=3)
     sums = []

@@ -16,7 +16,7 @@ from utils.synthetic.phantom.make import make_phantom
 from utils.verse.labels import code_of_name
 
 REFERENCE = Path(__file__).with_name("starter_reference.nii.gz")
-NETWORKS = ("heatmap", "segmentation", "labelling")
+NETWORKS = ("heatmap", "segmentation", "labelling", "segmentation-base")
 KEY = "sub-reference"
 
 
