@@ -2,7 +2,7 @@
 
 Command python experiments/starter.py --shared ../shared --options --precision bfloat16
         python experiments/starter.py --shared ../shared --without chest_ct     leaves a patient out: a fold
-        python experiments/starter.py --trained models/starter --without chest_ct       only what sees real scans
+        python experiments/starter.py --trained models/starter --without chest_ct     a fold, quicker
         python experiments/starter.py --dry-run                                 prints the steps, does nothing
         nohup make starter > starter.log 2>&1 &                                 in the background
 Time    on two CPU cores (bfloat16), in minutes of wall time: heatmap some 150, as it came about in pieces;

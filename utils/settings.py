@@ -385,7 +385,7 @@ class SegmentationTrainingSettings(TrainingSettings):
     each example alone."""
     network: Literal["unet", "residual", "fine_residual"] = "residual"
     """The published U-Net; one of residual blocks that works from half the resolution down; or that with a
-    convolution and a residual block at full resolution too, at some 1.2 times the time."""
+    convolution and a residual block at full resolution too, at 1.3 times the time."""
     patch_voxels: int = bounded(128, FROM_1)
     """Edge of the cubic patch in voxels of the working grid."""
     patch_kinds: Literal["paper", "centred"] = "centred"

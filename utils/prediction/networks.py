@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / "starter"
 #: Patches that the labelling network sees at once: the last ones are filled up, so that it is compiled once.
 LABELLED_TOGETHER = 16
-#: Where networks are traced, one after the other in the order of their use.
-_TRACING = ThreadPoolExecutor(1, thread_name_prefix="tracing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +132,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
             f"{segmentation_dir}: a model of another method than {heatmap_dir}: expected one trained with "
             f"--patch-kinds {'centred' if finds_centres else 'paper'}, found {trained.get('patch_kinds')!r}."
         )
-    # In the order of their use, in which they are traced.
-    heat = (_tile_function if finds_centres else _heat_function)(heatmap, heatmap_trained)
+    heat = _tile_function if finds_centres else _heat_function
     directories = {"segmentation": segmentation_dir, "heatmap": heatmap_dir}
     labels, temperature = None, 1.0
     if finds_centres:
@@ -144,7 +140,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
         loaded["labelling"] = load_model(directories["labelling"])
         labels, temperature = _labels_of(directories["labelling"], *loaded["labelling"], heatmap_mm)
     return Networks(
-        heat=heat,
+        heat=heat(heatmap, heatmap_trained),
         patch=_patch_function(without_norms(segmentation)),
         heatmap_shape=tuple(heatmap.input_shape[1:4]),
         patch_voxels=segmentation.input_shape[1],
@@ -335,8 +331,6 @@ def _compiled(model: keras.Model, batch_size: int = 1):
     def forward(batch: tf.Tensor) -> tf.Tensor:
         return model(batch, training=False)
 
-    # Meanwhile the scan is read, and one network waits for what another one finds.
-    _TRACING.submit(forward.get_concrete_function)
     return lambda batch: forward(tf.constant(batch, tf.float32)).numpy()
 
 
