@@ -243,7 +243,7 @@ def test_a_fold_goes_on_from_networks_that_are_there(folder):
     ]
     # Nothing is made that these alone would have learned from; all else is as it was.
     whole = lines_of(folder, without=("chest_ct",))
-    left_out = [line for line in whole if line.replace("s/work/models/", "m/") not in lines]
+    left_out = [line for line in whole if line.replace(str(MODELS), "m") not in lines]
     assert [line.split()[0] for line in left_out] == [
         *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
         *("train_heatmap.py", *["train_labelling.py"] * 2, "experiments/fit_temperature.py"),

@@ -156,7 +156,6 @@ def _draw_bone(rng: np.random.Generator) -> BoneValues:
     In three of ten images the arches are denser by up to 600 HU: worn facet joints, whose bone is sclerotic.
     """
     dense = rng.random()
-    is_dense = rng.random(MAX_CODE) < 0.1
     worn = rng.uniform(0, 600) if rng.random() < 0.3 else 0.0
     return BoneValues(
         body=10 + 250 * dense,
@@ -164,8 +163,13 @@ def _draw_bone(rng: np.random.Generator) -> BoneValues:
         cortex=250 + 1250 * np.clip(0.7 * dense + rng.uniform(-0.1, 0.4), 0, 1),
         shell_mm=rng.uniform(0.4, 1.2) + 0.4 * dense,
         texture=rng.uniform(10, 30 + 50 * dense),
-        spread=rng.normal(0, 20, MAX_CODE) + np.where(is_dense, rng.uniform(0, 300, MAX_CODE), 0.0),
+        spread=rng.normal(0, 20, MAX_CODE) + _draw_dense(rng.spawn(1)[0]),
     )
+
+
+def _draw_dense(rng: np.random.Generator) -> np.ndarray:
+    """One vertebra in ten is up to 300 HU denser than the others: collapsed, or sclerotic."""
+    return np.where(rng.random(MAX_CODE) < 0.1, rng.uniform(0, 300, MAX_CODE), 0.0)
 
 
 def _draw_vessels(rng: np.random.Generator, *, contrast: bool) -> tuple[Vessel, ...]:
