@@ -12,16 +12,18 @@ Result  four networks in FOLDER/shipped
 
 Reads   SHARED, as experiments/real/centres.json names the scans in it, and the masks in SHARED/data that have
         no CT. The series sub-gl* are left out: their licence forbids derivatives.
-Writes  FOLDER/data and FOLDER/work (generated), and with real scans FOLDER/data-masks, FOLDER/labels,
-        FOLDER/data-labels, FOLDER/work-masks, FOLDER/work-real, FOLDER/shipped. Folds share the first two;
-        what they leave out stands in the names of the others.
+Writes  FOLDER/data and FOLDER/work (generated), and with real scans FOLDER/data-masks; FOLDER/labels-first,
+        FOLDER/data-labels-first, FOLDER/work-outlined; FOLDER/labels, FOLDER/data-labels, FOLDER/work-real;
+        FOLDER/shipped. Folds share all but the network *real* and what is shipped, in whose names stands what
+        they leave out; a scan without a mask that is left out stands in the names of all that follow it too.
 
 Heatmap and labelling network learn from drawn scans and generated spines alone, so that every real scan is a
 test of them; how far the levels may be trusted is fitted on drawn scans held out. So does the base of the
-segmentation network. It goes on with real scans that have a mask, and with trunks drawn from the organs of
-one of them; outlines the real scans without a mask, with the corrections that are written down
-(experiments/real/label.py); and goes on with all of these. A fold leaves a patient out of all that. A killed
-run goes on with the same command.
+segmentation network. It outlines the real scans that have no mask (experiments/real/label.py), with the
+corrections that are written down, and goes on with these: *outlined*. That outlines them once more, corrected
+again, and goes on with these, with the scans that have a mask, and with trunks drawn from the organs of one
+of them: *real*. A fold leaves a patient out of all that; *outlined* has seen none of those with a mask, so
+one is enough for all of their folds. A killed run goes on with the same command.
 
 The base might find nothing for ever: by Adam and with another seed its accuracy still stood at .07 after six
 epochs, where .52 is usual after two (history.csv); then start it again with another seed.
@@ -39,7 +41,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.real.facts import read_facts
-from experiments.real.label import case_key
+from experiments.real.label import CORRECTIONS, case_key
 from experiments.real.masks import reference_of
 from experiments.steps import Step, run_steps, script
 from utils.command_line import ended_in_a_line
@@ -48,6 +50,8 @@ from utils.presets import preset_settings
 from utils.settings import HeatmapTrainingSettings
 from utils.verse.cases import visible_files
 
+#: Corrections of the outlines of the base; those of the outlines of *outlined* lie above.
+FIRST_CORRECTIONS = CORRECTIONS / "first"
 MASK_END, CT_END = "_seg-vert_msk.nii.gz", "_ct.nii.gz"
 FORBIDDEN = "sub-gl"
 
@@ -79,10 +83,10 @@ SPINES = (
 #: patches showed a real CT, and the network fitted those that it trained on no better than others.
 TRUNKS, TRUNK_SCAN = 4, "chest_ct"
 #: Options of the base, on generated spines and images drawn from their masks; of what goes on from it on
-#: scans that have a mask; and of what goes on from that on these and on scans that it has outlined.
+#: scans that it has outlined; and of what goes on from that on these and on scans that have a mask.
 BASE = "--epochs 38 --mixture 0.45 0 0.55 0 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 5"
-FIRST = "--epochs 4 --learning-rate 2e-3 --final-learning-rate 2e-4 --seed 2"
-REAL = "--seed 3"
+OUTLINED = "--epochs 4 --learning-rate 2e-3 --final-learning-rate 2e-4 --seed 2"
+REAL = "--epochs 5 --seed 3"
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,15 @@ class Recipe:
         """Folder of the networks that saw no real scan."""
         return self.trained or self.folder / "work" / "models"
 
-    def own(self, name: str) -> Path:
-        """Give a folder whose contents depend on the scans that are left out."""
-        left_out = "-without" + "".join(f"-{each}" for each in sorted(self.without)) if self.without else ""
-        return self.folder / f"{name}{left_out}"
+    def own(self, name: str, *, sees_masks: bool = True) -> str:
+        """Give the name of what depends on the scans that are left out; on those without a mask alone."""
+        facts = read_facts()
+        left_out = [each for each in sorted(self.without) if sees_masks or reference_of(facts[each]) is None]
+        return "-".join([name, *(["without"] if left_out else []), *left_out])
+
+    def outlined(self, name: str) -> Path:
+        """Give a folder of what is made of scans that have no mask."""
+        return self.folder / self.own(name, sees_masks=False)
 
 
 def masks_alone(shared: Path) -> dict[str, Path]:
@@ -163,7 +172,7 @@ def spine_steps(recipe: Recipe) -> list[Step]:
 
 def data_steps(recipe: Recipe) -> list[Step]:
     """Generate spines, and prepare them; take in scans and masks that are labelled, and draw trunks."""
-    data, masks = ("--data-dir", recipe.folder / "data"), ("--data-dir", recipe.own("data-masks"))
+    data, masks = (("--data-dir", recipe.folder / name) for name in ("data", "data-masks"))
     steps, shared = spine_steps(recipe), ("--shared", recipe.shared)
     for key, mask in masks_alone(recipe.shared).items():
         steps.append(script("get_verse_data.py", "--source", "pairs", "--mask", mask, "--key", key, *masks))
@@ -191,36 +200,43 @@ def localisation_steps(recipe: Recipe) -> list[Step]:
 
 
 def segmentation_steps(recipe: Recipe) -> list[Step]:
-    """Train the base, go on with scans that have a mask, outline the others with that, go on with all."""
-    data, masks, labels = recipe.folder / "data", recipe.own("data-masks"), recipe.own("data-labels")
-    base = recipe.models / BASE_NAME
-    first = recipe.own("work-masks") / "models" / "segmentation-masks"
-    real = recipe.own("work-real") / "models" / "segmentation-real"
-    shared, outlined = ("--shared", recipe.shared), recipe.own("labels")
+    """Train the base, go on with scans that it outlines, outline them again, go on with all."""
+    data, base = recipe.folder / "data", recipe.models / BASE_NAME
+    outlined = recipe.outlined("work-outlined") / "models" / "segmentation-outlined"
+    real = _real(recipe)
+    first, labels = recipe.outlined("data-labels-first"), recipe.outlined("data-labels")
     return [
         *([] if recipe.trained else [training_step(recipe, base, *BASE.split())]),
-        *preparation_steps(first.parents[1], data, masks),
+        *outlining_steps(recipe, base, first, "--corrections", FIRST_CORRECTIONS),
+        *preparation_steps(outlined.parents[1], data, first),
         training_step(
-            recipe, first, *_left_out(recipe, sees_outlined=False), "--start-from", base, *FIRST.split()
+            recipe, outlined, *_left_out(recipe, sees_masks=False), "--start-from", base, *OUTLINED.split()
         ),
-        script(
-            "experiments/real/label.py", "predict", *shared, "--segmentation", first, "--output", outlined
-        ),
-        script("experiments/real/label.py", "add", *shared, "--labels", outlined, "--data-dir", labels),
-        *preparation_steps(real.parents[1], data, masks, labels),
+        *outlining_steps(recipe, outlined, labels),
+        *preparation_steps(real.parents[1], data, recipe.folder / "data-masks", labels),
         training_step(
-            recipe, real, *_left_out(recipe, sees_outlined=True), "--start-from", first, *REAL.split()
+            recipe, real, *_left_out(recipe, sees_masks=True), "--start-from", outlined, *REAL.split()
         ),
+    ]
+
+
+def outlining_steps(recipe: Recipe, network: Path, data: Path, *corrections: object) -> list[Step]:
+    """Outline the scans that have no mask, correct the outlines, and make training cases of them."""
+    outlines = data.with_name(data.name.removeprefix("data-"))
+    label, shared = "experiments/real/label.py", ("--shared", recipe.shared)
+    return [
+        script(label, "predict", *shared, "--segmentation", network, "--output", outlines),
+        script(label, "add", *shared, "--labels", outlines, *corrections, "--data-dir", data),
     ]
 
 
 def shipping_steps(recipe: Recipe) -> list[Step]:
     """Leave what inference needs in `shipped`."""
-    real = recipe.own("work-real") / "models" / "segmentation-real"
     alike = (*LOCALISATION, BASE_NAME)
-    networks = {**{name: recipe.models / name for name in alike}, "segmentation": real}
+    networks = {**{name: recipe.models / name for name in alike}, "segmentation": _real(recipe)}
+    shipped = recipe.folder / recipe.own("shipped")
     return [
-        script("experiments/compact.py", network, "--output", recipe.own("shipped") / name)
+        script("experiments/compact.py", network, "--output", shipped / name)
         for name, network in networks.items()
     ]
 
@@ -267,10 +283,14 @@ def preparation_steps(work: Path, *data: Path) -> list[Step]:
     return [script("pre_processing_segmentation.py", "--data-dir", folder, *place) for folder in data]
 
 
-def _left_out(recipe: Recipe, *, sees_outlined: bool) -> tuple:
+def _real(recipe: Recipe) -> Path:
+    return recipe.outlined("work-real") / "models" / recipe.own("segmentation-real")
+
+
+def _left_out(recipe: Recipe, *, sees_masks: bool) -> tuple:
     """Give what leaves out the cases that a training may not see; a scan has a mask, or is outlined."""
     outlined = {case_key(name) for name, scan in read_facts().items() if reference_of(scan) is None}
-    there = [key for key in left_out_keys(recipe) if sees_outlined or key not in outlined]
+    there = [key for key in left_out_keys(recipe) if sees_masks or key in outlined]
     return ("--exclude", *there) if there else ()
 
 

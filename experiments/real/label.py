@@ -1,17 +1,18 @@
 """Label real scans with a trained network, correct its masks, and make training cases of them.
 
-Command python experiments/real/label.py predict --segmentation MODELS/base --output starter/labels
+Command python experiments/real/label.py predict --segmentation MODELS/outlined --output starter/labels
         python experiments/real/label.py add --labels starter/labels --data-dir starter/data
         python experiments/real/label.py add --data-dir starter/data
 Time    a minute for the five scans without labels, on two CPU cores; adding takes some seconds a scan
 Result  training cases sub-real-<scan>: of scans that were labelled, or of those that have a reference mask
 
-Reads   experiments/real/centres.json, experiments/real/corrections/<scan>.txt, the scans in SHARED
+Reads   experiments/real/centres.json, the scans in SHARED, experiments/real/corrections/<scan>.txt
 Writes  LABELS/<scan>_msk.nii.gz and <scan>.png, or DATA/own-training
 
 `predict` goes from known centre to known centre, so that levels and their number are right, and only the
-outlines are the network's. Whoever looks at the pictures writes down in `corrections` which vertebrae are
-accepted as they are, which are corrected and how, and which are left out (see `apply_corrections`). `add`
+outlines are the network's; a scan whose mask is there is left as it is. Whoever looks at the pictures writes
+down in `corrections` which vertebrae are accepted as they are, which are corrected and how, and which are
+left out (see `apply_corrections`); the outlines of another network have another folder of corrections. `add`
 makes a case of each scan, CT and mask at 1 mm: without LABELS of those that have a reference mask, brought to
 VerSe's convention of where bone ends.
 """
@@ -263,19 +264,24 @@ def predict(shared: Path, segmentation: Path | None, output: Path, names: Sequen
     for name, facts in available_scans(shared, names).items():
         if not facts.points_mm or (reference_of(facts) is not None and not names):
             continue
+        path = output / f"{name}_msk.nii.gz"
+        if path.exists():
+            print(f"{name}: {path} is there", flush=True)
+            continue
         ct = read_ct(shared / facts.ct)
         mask = predicted_mask(ct, facts, networks)
-        write_volume(output / f"{name}_msk.nii.gz", mask)
         codes = sorted(mask.label_boxes, key=rank_of_code)
         print(f"{name}: {' '.join(map(name_of_code, codes))}", flush=True)
         fine = resample_ct(ct, working_grid(ct.grid, SPACING_MM), bounds=HU_RANGE)
         page_of(fine, mask, title=name).savefig(output / f"{name}.png", dpi=55)
+        # Last, so that a mask that is there has its picture.
+        write_volume(path, mask)
 
 
-def add(shared: Path, labels: Path | None, data_dir: Path) -> None:
+def add(shared: Path, labels: Path | None, data_dir: Path, corrections: Path = CORRECTIONS) -> None:
     """Make a training case of every scan that has labels and corrections; without labels, a reference."""
     for name, facts in available_scans(shared).items():
-        mask_path = mask_of(facts, shared, labels)
+        mask_path = mask_of(facts, shared, labels, corrections)
         if mask_path is None:
             continue
         ct = read_ct(shared / facts.ct)
@@ -285,7 +291,7 @@ def add(shared: Path, labels: Path | None, data_dir: Path) -> None:
         if labels is None:
             mask = grown_mask(mask, grid, growth_mm(CONVENTIONS[facts.labels]))
         else:
-            source = CORRECTIONS / f"{name}.txt"
+            source = corrections / f"{name}.txt"
             mask = apply_corrections(mask, fine, source.read_text().splitlines(), source=str(source))
         # What the scan shows of a vertebra whose body lies outside is no target.
         mask.data[~np.isin(mask.data, [*facts.points_mm])] = 0
@@ -293,13 +299,15 @@ def add(shared: Path, labels: Path | None, data_dir: Path) -> None:
         print(f"{name}: {len(mask.label_boxes)} vertebrae", flush=True)
 
 
-def mask_of(facts: ScanFacts, shared: Path, labels: Path | None) -> Path | None:
+def mask_of(
+    facts: ScanFacts, shared: Path, labels: Path | None, corrections: Path = CORRECTIONS
+) -> Path | None:
     """Give the mask that a scan is added with: of `labels` if it has corrections, or its reference."""
     reference = reference_of(facts)
     if labels is None:
         return None if reference is None else shared / reference
     labelled = labels / f"{facts.name}_msk.nii.gz"
-    is_ready = (CORRECTIONS / f"{facts.name}.txt").is_file() and labelled.is_file()
+    is_ready = (corrections / f"{facts.name}.txt").is_file() and labelled.is_file()
     return labelled if is_ready and reference is None else None
 
 
@@ -329,12 +337,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adding.add_argument(
         "--labels", type=Path, help="folder that `predict` wrote; without it scans that have a mask are added"
     )
+    adding.add_argument(
+        "--corrections", type=Path, default=CORRECTIONS, help="folder of the corrections of these labels"
+    )
     adding.add_argument("--data-dir", type=Path, required=True, help="the data set")
     chosen = parser.parse_args(arguments)
     if chosen.command == "predict":
         run = partial(predict, chosen.shared, chosen.segmentation, chosen.output, chosen.scans)
     else:
-        run = partial(add, chosen.shared, chosen.labels, chosen.data_dir)
+        run = partial(add, chosen.shared, chosen.labels, chosen.data_dir, chosen.corrections)
     return exit_status_of(run)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.real.facts import ScanFacts, read_facts
+from experiments.real.masks import reference_of
 from experiments.starter import LABELLING
 from tests.imaging.examples import DATA, needs_data
 from utils.learning.models import load_model
@@ -32,6 +34,10 @@ def start(data: Path, folder: Path, log: Path) -> subprocess.Popen:
     with log.open("w") as output:
         streams = {"stdout": output, "stderr": subprocess.STDOUT}
         return subprocess.Popen(command, cwd=PROJECT, start_new_session=True, **streams)
+
+
+def is_outlined(scan: ScanFacts) -> bool:
+    return bool(scan.points_mm) and reference_of(scan) is None
 
 
 def kill_at(step: str, run: subprocess.Popen, log: Path, *, delay: float) -> None:
@@ -56,11 +62,11 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
         **{path.name: path for path in (folder / "work" / "models").iterdir()},
         **{
             f"segmentation-{n}": folder / f"work-{n}" / "models" / f"segmentation-{n}"
-            for n in ("masks", "real")
+            for n in ("outlined", "real")
         },
     }
     assert sorted(models) == sorted(
-        ["heatmap", *LABELLING, *(f"segmentation-{name}" for name in ("base", "masks", "real"))]
+        ["heatmap", *LABELLING, *(f"segmentation-{name}" for name in ("base", "outlined", "real"))]
     )
     shipped_from = {name: models[name] for name in ("heatmap", "labelling")}
     shipped_from["segmentation"] = models["segmentation-real"]
@@ -73,9 +79,8 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     assert cases["segmentation-base"] == generated
     for name in ("heatmap", *LABELLING):
         assert cases[name] == sorted([*generated, "drawn-0-0000000", "drawn-0-0000001"])
+    outlined = {f"sub-real-{name}" for name, scan in read_facts().items() if is_outlined(scan)}
+    assert set(cases["segmentation-outlined"]) <= {*generated, *outlined}
     others = {"sub-mask-verse004", "sub-trunk6201x000"}
     others |= {"sub-real-chest_ct", "sub-real-abdomen_ct", "sub-real-verse014"}
-    assert set(cases["segmentation-masks"]) == {*generated, *others}
-    more = set(cases["segmentation-real"]) - set(cases["segmentation-masks"])
-    assert all(case.startswith("sub-real-") for case in more)
-    assert set(cases["segmentation-masks"]) <= set(cases["segmentation-real"])
+    assert {*generated, *others} <= set(cases["segmentation-real"]) <= {*generated, *others, *outlined}

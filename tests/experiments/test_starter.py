@@ -1,5 +1,6 @@
 """The steps of the starter recipe: which cases enter, what a fold leaves out, the trainings."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import pytest
 
 from experiments.starter import (
     BASE,
-    FIRST,
+    FIRST_CORRECTIONS,
     LABELLING,
+    OUTLINED,
     REAL,
     Recipe,
     all_steps,
@@ -40,10 +42,12 @@ TRAINED = [
     ("train_heatmap.py", "--origins 0.2 0.8 0 --precision float32"),
     *(("train_labelling.py", f"--origins 0.2 0.8 0 {options}") for options in LABELLING.values()),
     ("train_segmentation.py", BASE),
-    ("train_segmentation.py", FIRST),
+    ("train_segmentation.py", OUTLINED),
     ("train_segmentation.py", REAL),
 ]
-MODELS, WITH_MASKS, REAL_MODELS = (Path("s", work, "models") for work in ("work", "work-masks", "work-real"))
+MODELS, OUTLINED_MODELS, REAL_MODELS = (
+    Path("s", work, "models") for work in ("work", "work-outlined", "work-real")
+)
 
 
 @pytest.fixture
@@ -103,8 +107,8 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
         (["labelling-first"], [], []),
         (["labelling"], [], [str(MODELS / "labelling-first")]),
         (["segmentation-base"], [], []),
-        (["segmentation-masks"], [], [str(MODELS / "segmentation-base")]),
-        (["segmentation-real"], [], [str(WITH_MASKS / "segmentation-masks")]),
+        (["segmentation-outlined"], [], [str(MODELS / "segmentation-base")]),
+        (["segmentation-real"], [], [str(OUTLINED_MODELS / "segmentation-outlined")]),
     ]
 
 
@@ -148,9 +152,9 @@ def test_what_is_real_is_kept_from_the_networks_that_see_generated_scans_alone(f
     for words in map(shlex.split, lines):
         is_real = words[0].startswith("experiments/real") and "predict" not in words
         if is_real or "pairs" in words:
-            assert value_of(words, "--data-dir") == [
-                "s/data-labels" if "--labels" in words else "s/data-masks"
-            ]
+            labels = value_of(words, "--labels")
+            own = f"s/data-{Path(labels[0]).name}" if labels else "s/data-masks"
+            assert value_of(words, "--data-dir") == [own]
         if words[0].startswith("pre_") and value_of(words, "--work-dir") == ["s/work"]:
             assert value_of(words, "--data-dir") == ["s/data"]
         if words[0] == "pre_processing_heatmap.py":
@@ -160,9 +164,11 @@ def test_what_is_real_is_kept_from_the_networks_that_see_generated_scans_alone(f
 
 
 def test_every_training_finds_its_cases(folder):
-    prepared = {"s/work": ["s/data"], "s/work-masks": [], "s/work-real": []}
-    prepared["s/work-masks"] = [*prepared["s/work"], "s/data-masks"]
-    prepared["s/work-real"] = [*prepared["s/work-masks"], "s/data-labels"]
+    prepared = {
+        "s/work": ["s/data"],
+        "s/work-outlined": ["s/data", "s/data-labels-first"],
+        "s/work-real": ["s/data", "s/data-masks", "s/data-labels"],
+    }
     for work, data in prepared.items():
         lines = [shlex.split(line) for line in lines_of(folder)]
         ready = [words for words in lines if words[0] == "pre_processing_segmentation.py"]
@@ -180,13 +186,31 @@ def test_the_steps_stand_in_their_order(folder):
         *("pre_processing_heatmap.py", "pre_processing_segmentation.py"),
         *("train_heatmap.py", *["train_labelling.py"] * 2, "experiments/fit_temperature.py"),
         "train_segmentation.py",
+        *["experiments/real/label.py"] * 2,
         *(*["pre_processing_segmentation.py"] * 2, "train_segmentation.py"),
         *["experiments/real/label.py"] * 2,
         *(*["pre_processing_segmentation.py"] * 3, "train_segmentation.py"),
         *["experiments/compact.py"] * 4,
     ]
     labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
-    assert labelled == ["add", "predict", "add"]
+    assert labelled == ["add", "predict", "add", "predict", "add"]
+
+
+def test_the_outlines_of_each_network_have_their_corrections(folder):
+    """Those of the base, which knows no real scan, and those of what learned from them."""
+    lines = [shlex.split(line) for line in lines_of(folder) if line.startswith("experiments/real/label.py")]
+    found = [
+        tuple(
+            value_of(words, option) for option in ("--segmentation", "--output", "--labels", "--corrections")
+        )
+        for words in lines[1:]
+    ]
+    assert found == [
+        ([str(MODELS / "segmentation-base")], ["s/labels-first"], [], []),
+        ([], [], ["s/labels-first"], [str(FIRST_CORRECTIONS)]),
+        ([str(OUTLINED_MODELS / "segmentation-outlined")], ["s/labels"], [], []),
+        ([], [], ["s/labels"], []),
+    ]
 
 
 def test_what_is_shipped(folder):
@@ -212,22 +236,29 @@ def test_what_is_shipped(folder):
 )
 def test_a_fold_leaves_a_patient_out_everywhere(folder, without, with_mask, labelled):
     assert sorted(left_out_keys(Recipe(without=without))) == sorted(with_mask + labelled)
-    lines, end = lines_of(folder, without=without), "-without" + "".join(f"-{w}" for w in sorted(without))
+    lines = lines_of(folder, without=without)
+    outlined = [name for name in sorted(without) if name == "lidc0028"]
+    ends = {
+        name: "-".join(["", "without", *names]) if names else ""
+        for name, names in (("outlined", outlined), ("real", sorted(without)))
+    }
     excluded = {
         value_of(words, "--name")[0]: sorted(value_of(words, "--exclude")) for words in trainings_of(lines)
     }
-    assert excluded.pop("segmentation-masks") == sorted(with_mask)
-    assert excluded.pop("segmentation-real") == sorted(with_mask + labelled)
+    assert excluded.pop("segmentation-outlined") == sorted(labelled)
+    assert excluded.pop(f"segmentation-real{ends['real']}") == sorted(with_mask + labelled)
     assert not any(excluded.values())
-    # What saw no real scan is shared, all else has a folder of its own.
-    ours = {word for line in lines for word in shlex.split(line) if word.startswith("s/")}
-    shared = {word for word in ours if end not in word}
-    folders = ("heatmap", *LABELLING, "segmentation-base")
-    places = (MODELS.parent / "heatmap" / "3mm" / "validation", *(MODELS / name for name in folders))
-    assert shared == {"s/data", "s/work", *map(str, places)}
-    assert {word.replace(end, "") for word in ours} == {
-        word for line in lines_of(folder) for word in shlex.split(line) if word.startswith("s/")
-    }
+    # What has not learned from who is left out is shared, all else has a place of its own.
+    whole = [word for line in lines_of(folder) for word in shlex.split(line) if word.startswith("s/")]
+    ours = [word for line in lines for word in shlex.split(line) if word.startswith("s/")]
+    made = ("data-labels-first", "labels-first", "work-outlined", "data-labels", "labels", "work-real")
+    names = sorted(made, key=len, reverse=True)
+    assert ours == [
+        re.sub(rf"(?<=^s/)({'|'.join(names)})(?=/|$)", rf"\g<1>{ends['outlined']}", word)
+        .replace("s/shipped", f"s/shipped{ends['real']}")
+        .replace("/segmentation-real", f"/segmentation-real{ends['real']}")
+        for word in whole
+    ]
 
 
 def test_a_fold_goes_on_from_networks_that_are_there(folder):
@@ -236,10 +267,9 @@ def test_a_fold_goes_on_from_networks_that_are_there(folder):
         tuple(value_of(words, option) for option in ("--name", "--start-from"))
         for words in trainings_of(lines)
     ]
-    first = "s/work-masks-without-chest_ct/models/segmentation-masks"
     assert found == [
-        (["segmentation-masks"], ["m/segmentation-base"]),
-        (["segmentation-real"], [first]),
+        (["segmentation-outlined"], ["m/segmentation-base"]),
+        (["segmentation-real-without-chest_ct"], [str(OUTLINED_MODELS / "segmentation-outlined")]),
     ]
     # Nothing is made that these alone would have learned from; all else is as it was.
     whole = lines_of(folder, without=("chest_ct",))
@@ -284,5 +314,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 27 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 29 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()

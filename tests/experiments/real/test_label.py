@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from experiments.real.facts import ScanFacts, read_facts
-from experiments.real.label import CORRECTIONS, apply_corrections, case_key, mask_of, page_of, predicted_mask
+from experiments.real.label import (
+    CORRECTIONS,
+    apply_corrections,
+    case_key,
+    mask_of,
+    page_of,
+    predict,
+    predicted_mask,
+)
+from experiments.real.masks import reference_of
 from utils.imaging.volume import Volume
 from utils.prediction.networks import Networks
 from utils.verse.labels import code_of_name
@@ -150,5 +159,33 @@ def test_a_scan_is_added_with_its_mask_or_with_what_outlined_it(tmp_path):
     assert mask_of(with_mask, tmp_path, tmp_path) is None
     assert mask_of(outlined, tmp_path, None) is None
     assert mask_of(outlined, tmp_path, tmp_path) == tmp_path / "lidc0028_msk.nii.gz"
-    # Not outlined yet.
+    # Not outlined yet, or nobody has looked at it.
     assert mask_of(facts["lidc0295"], tmp_path, tmp_path) is None
+    assert mask_of(outlined, tmp_path, tmp_path, tmp_path / "corrections") is None
+
+
+def test_a_scan_that_is_outlined_is_left_as_it_is(tmp_path, capsys):
+    """Nothing is read of it: the scan of this test is none."""
+    facts, shared = read_facts()["lidc0028"], tmp_path / "shared"
+    (shared / facts.ct).parent.mkdir(parents=True)
+    for path in (shared / facts.ct, tmp_path / "lidc0028_msk.nii.gz"):
+        path.write_bytes(b"as it was")
+    predict(shared, None, tmp_path, ("lidc0028",))
+    assert (tmp_path / "lidc0028_msk.nii.gz").read_bytes() == b"as it was"
+    assert "lidc0028_msk.nii.gz is there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", [CORRECTIONS, CORRECTIONS / "first"], ids=["outlined", "base"])
+def test_every_scan_without_a_mask_has_its_corrections(folder):
+    facts = read_facts()
+    names = {name for name, scan in facts.items() if scan.points_mm and reference_of(scan) is None}
+    assert {path.stem for path in folder.glob("*.txt")} == names
+    for path in folder.glob("*.txt"):
+        words = [line.partition("#")[0].split() for line in path.read_text().splitlines()]
+        codes = [
+            code_of_name(word)
+            for line in words
+            if line[:1] in (["accept"], ["leave-out"])
+            for word in line[1:]
+        ]
+        assert sorted(codes) == sorted(facts[path.stem].points_mm)
