@@ -86,7 +86,7 @@ TRUNKS, TRUNK_SCAN = 4, "chest_ct"
 #: scans that it has outlined; and of what goes on from that on these and on scans that have a mask.
 BASE = "--epochs 38 --mixture 0.45 0 0.55 0 --learning-rate 2e-3 --final-learning-rate 1e-4 --seed 5"
 OUTLINED = "--epochs 4 --learning-rate 2e-3 --final-learning-rate 2e-4 --seed 2"
-REAL = "--epochs 5 --seed 3"
+REAL = "--epochs 4 --seed 3"
 
 
 @dataclass(frozen=True)

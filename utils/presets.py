@@ -104,7 +104,7 @@ _STARTER: dict[type, dict[str, Any]] = {
         # the neck and the sacrum, of which the real ones show little.
         "mixture": (0.25, 0.5, 0.0, 0.25),
         "augmentation": STARTER_AUGMENTATION,
-        # The last 2,400 steps of a network that knows generated spines (see experiments/starter.py).
+        # Of a network that knows generated spines 480 steps will do (see experiments/starter.py).
         "epochs": 20,
         "examples_per_epoch": 240,
         "validate_every": 8,
