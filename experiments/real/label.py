@@ -104,6 +104,7 @@ def apply_corrections(mask: Volume, ct: Volume, lines: Sequence[str], *, source:
     - `close LEVEL MM`: fill holes and clefts up to this width.
     - `ribs LEVEL ...`: drop what lies where the heads of its ribs usually do, see `rib_heads`.
     - `largest LEVEL ...`: drop all pieces but the largest.
+    - `widen MM`: move all surfaces outwards, to another convention of where bone ends.
 
     Parameters
     ----------
@@ -142,6 +143,8 @@ def apply_corrections(mask: Volume, ct: Volume, lines: Sequence[str], *, source:
             elif command == "ribs":
                 for word in words:
                     _cut_ribs(labels, code_of_name(word), spacing)
+            elif command == "widen":
+                labels = grown_mask(Volume(labels, mask.affine), mask.grid, float(words[0])).data
             elif command == "largest":
                 for word in words:
                     _keep_largest(labels, code_of_name(word))
