@@ -67,6 +67,16 @@ def test_holes_are_closed_and_pieces_dropped():
     assert found[2, 2, 2] == 0 and np.count_nonzero(found) == 1600
 
 
+def test_surfaces_move_outwards():
+    """By a voxel across flat faces, and not into each other."""
+    found = corrected(blocks(), "widen 1.0", "accept T8 T9")
+    assert (found[9:21, 13:17, 11:13] == T8).all() and (found[13:17, 9:21, 23:25] == T9).all()
+    assert not found[[8, 21], 15, 12].any() and not found[15, [8, 21], 24].any()
+    wide = np.zeros(found.shape, bool)
+    wide[9:21, 9:21, 7:17] = wide[9:21, 9:21, 19:29] = True
+    assert not found[~wide].any()
+
+
 def thoracic_vertebra():
     """A body, an arch with transverse processes around the canal, and a spinous process, voxels of 1 mm."""
     p, r, i = np.indices((90, 110, 70)) - np.array([40, 55, 35])[:, None, None, None]
@@ -111,7 +121,7 @@ def test_what_cannot_be_done_names_the_line(lines, said):
 
 def test_every_file_of_corrections_belongs_to_a_scan_and_can_be_read():
     facts = read_facts()
-    files = sorted(CORRECTIONS.glob("*.txt"))
+    files = sorted(CORRECTIONS.rglob("*.txt"))
     assert files
     for path in files:
         # One voxel of each vertebra that the lines name, so that all are known.
