@@ -69,7 +69,7 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
         ["heatmap", *LABELLING, *(f"segmentation-{name}" for name in ("base", "outlined", "real"))]
     )
     shipped_from = {name: models[name] for name in ("heatmap", "labelling")}
-    shipped_from["segmentation"] = models["segmentation-real"]
+    shipped_from["segmentation"] = models["segmentation-real"].with_name("segmentation-average")
     for name, source in shipped_from.items():
         ours, theirs = (load_model(path)[0] for path in (folder / "shipped" / name, source))
         pairs = zip(ours.get_weights(), theirs.get_weights(), strict=True)

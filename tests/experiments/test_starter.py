@@ -189,7 +189,7 @@ def test_the_steps_stand_in_their_order(folder):
         *["experiments/real/label.py"] * 2,
         *(*["pre_processing_segmentation.py"] * 2, "train_segmentation.py"),
         *["experiments/real/label.py"] * 2,
-        *(*["pre_processing_segmentation.py"] * 3, "train_segmentation.py"),
+        *(*["pre_processing_segmentation.py"] * 3, "train_segmentation.py", "experiments/average.py"),
         *["experiments/compact.py"] * 4,
     ]
     labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
@@ -218,8 +218,15 @@ def test_what_is_shipped(folder):
         f"experiments/compact.py {MODELS}/heatmap --output s/shipped/heatmap",
         f"experiments/compact.py {MODELS}/labelling --output s/shipped/labelling",
         f"experiments/compact.py {MODELS}/segmentation-base --output s/shipped/segmentation-base",
-        f"experiments/compact.py {REAL_MODELS}/segmentation-real --output s/shipped/segmentation",
+        f"experiments/compact.py {REAL_MODELS}/segmentation-average --output s/shipped/segmentation",
     ]
+
+
+@pytest.mark.parametrize("without, end", [((), ""), (("chest_ct",), "-without-chest_ct")])
+def test_what_is_shipped_is_an_average(folder, without, end):
+    (line,) = [each for each in lines_of(folder, without=without) if "average.py" in each]
+    networks = f"{REAL_MODELS}/segmentation-real{end} {OUTLINED_MODELS}/segmentation-outlined"
+    assert line == f"experiments/average.py {networks} --output {REAL_MODELS}/segmentation-average{end}"
 
 
 # Folds
@@ -257,6 +264,7 @@ def test_a_fold_leaves_a_patient_out_everywhere(folder, without, with_mask, labe
         re.sub(rf"(?<=^s/)({'|'.join(names)})(?=/|$)", rf"\g<1>{ends['outlined']}", word)
         .replace("s/shipped", f"s/shipped{ends['real']}")
         .replace("/segmentation-real", f"/segmentation-real{ends['real']}")
+        .replace("/segmentation-average", f"/segmentation-average{ends['real']}")
         for word in whole
     ]
 
@@ -314,5 +322,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 29 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 30 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()
