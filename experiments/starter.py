@@ -2,12 +2,13 @@
 
 Command python experiments/starter.py --shared ../shared --options --precision bfloat16
         python experiments/starter.py --shared ../shared --without chest_ct     leaves a patient out: a fold
-        python experiments/starter.py --trained models/starter --without chest_ct     a fold, quicker
+        python experiments/starter.py --trained models/starter --without chest_ct     a fold, in an hour
         python experiments/starter.py --dry-run                                 prints the steps, does nothing
         nohup make starter > starter.log 2>&1 &                                 in the background
 Time    on two CPU cores (bfloat16), in minutes of wall time: heatmap some 150, as it came about in pieces;
         labelling 55 on one of the cores; the base of the segmentation 70 (float32, without AVX-512); what
-        follows it 5 and 22 on one core with the network before (--network residual), a fold 29 minutes of CPU
+        follows it on a slow processor of 2017, in float32: outlined 17, real 15, and so a fold (28
+        minutes of CPU); besides some 15 for their data
 Result  four networks in FOLDER/shipped
 
 Reads   SHARED, as experiments/real/centres.json names the scans in it, and the masks in SHARED/data that have
