@@ -79,9 +79,12 @@ def write_temperature(directory: Path, temperature: float) -> None:
 
 
 def main(heatmap: Path, labelling: Path, folder: Path, *, keys: str, also: Sequence[Path]) -> None:
-    """Fit, write and print."""
+    """Fit, write and print; networks that have learned too little to see a vertebra keep what they have."""
     scans = (scan for each in (labelling, *also) for scan in candidates_of(heatmap, each, folder, keys=keys))
     votes, truths = votes_and_truths(scans)
+    if not votes:
+        print(f"{labelling}: the temperature stays; in no held-out scan of {folder} was a vertebra seen.")
+        return
     temperature = fitted_temperature(votes, truths)
     write_temperature(labelling, temperature)
     share, size = coverage(votes, truths, temperature)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments import fit_temperature
 from experiments.fit_temperature import coverage, fitted_temperature, votes_and_truths, write_temperature
 from tests.experiments.test_fit_chain import NOBODY, held_out
 from tests.localisation.simulated_spines import candidates_at, draw_spine, level_votes
@@ -50,3 +51,13 @@ def test_the_temperature_is_written_and_all_else_stays(tmp_path):
     assert json.loads((tmp_path / SETTINGS_FILE).read_text()) == {"name": "labelling", "temperature": 2.5}
     with pytest.raises(ValueError, match="missing"):
         write_temperature(tmp_path / "missing", 2.5)
+
+
+def test_networks_that_see_no_vertebra_keep_their_temperature(tmp_path, monkeypatch, capsys):
+    text = json.dumps({"name": "labelling", "temperature": 1.5})
+    (tmp_path / SETTINGS_FILE).write_text(text)
+    nothing = drawn_scan(0, sure=1.0)._replace(candidates=candidates_at(NOBODY, []))
+    monkeypatch.setattr(fit_temperature, "candidates_of", lambda *arguments, keys: [nothing])
+    fit_temperature.main(tmp_path, tmp_path, tmp_path / "held out", keys="*", also=())
+    assert (tmp_path / SETTINGS_FILE).read_text() == text
+    assert f"in no held-out scan of {tmp_path / 'held out'}" in capsys.readouterr().out
