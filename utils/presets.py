@@ -104,7 +104,7 @@ _STARTER: dict[type, dict[str, Any]] = {
         # the neck and the sacrum, of which the real ones show little.
         "mixture": (0.25, 0.5, 0.0, 0.25),
         "augmentation": STARTER_AUGMENTATION,
-        # Of a network that knows generated spines 480 steps will do (see experiments/starter.py).
+        # From nothing; what goes on from the base of the starter weights takes four (experiments/starter.py).
         "epochs": 20,
         "examples_per_epoch": 240,
         "validate_every": 8,
