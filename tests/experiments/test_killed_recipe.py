@@ -80,7 +80,7 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     for name in ("heatmap", *LABELLING):
         assert cases[name] == sorted([*generated, "drawn-0-0000000", "drawn-0-0000001"])
     outlined = {f"sub-real-{name}" for name, scan in read_facts().items() if is_outlined(scan)}
-    assert set(cases["segmentation-outlined"]) <= {*generated, *outlined}
+    assert {*generated} <= set(cases["segmentation-outlined"]) <= {*generated, *outlined}
     others = {"sub-mask-verse004", "sub-trunk6201x000"}
     others |= {"sub-real-chest_ct", "sub-real-abdomen_ct", "sub-real-verse014"}
     assert {*generated, *others} <= set(cases["segmentation-real"]) <= {*generated, *others, *outlined}
