@@ -61,13 +61,12 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     models = {
         **{path.name: path for path in (folder / "work" / "models").iterdir()},
         **{
-            f"segmentation-{n}": folder / f"work-{n}" / "models" / f"segmentation-{n}"
-            for n in ("outlined", "real")
+            f"segmentation-{name}": folder / work / "models" / f"segmentation-{name}"
+            for name, work in (("outlined", "work-outlined"), ("real", "work-real"), ("again", "work-real"))
         },
     }
-    assert sorted(models) == sorted(
-        ["heatmap", *LABELLING, *(f"segmentation-{name}" for name in ("base", "outlined", "real"))]
-    )
+    names = ("base", "outlined", "real", "again")
+    assert sorted(models) == sorted(["heatmap", *LABELLING, *(f"segmentation-{name}" for name in names)])
     shipped_from = {name: models[name] for name in ("heatmap", "labelling")}
     shipped_from["segmentation"] = models["segmentation-real"].with_name("segmentation-average")
     for name, source in shipped_from.items():
@@ -84,3 +83,4 @@ def test_the_recipe_killed_twice_ends_whole(tmp_path):
     others = {"sub-mask-verse004", "sub-trunk6201x000"}
     others |= {"sub-real-chest_ct", "sub-real-abdomen_ct", "sub-real-verse014"}
     assert {*generated, *others} <= set(cases["segmentation-real"]) <= {*generated, *others, *outlined}
+    assert cases["segmentation-again"] == cases["segmentation-real"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.starter import (
+    AGAIN,
     BASE,
     FIRST_CORRECTIONS,
     LABELLING,
@@ -44,6 +45,7 @@ TRAINED = [
     ("train_segmentation.py", BASE),
     ("train_segmentation.py", OUTLINED),
     ("train_segmentation.py", REAL),
+    ("train_segmentation.py", AGAIN),
 ]
 MODELS, OUTLINED_MODELS, REAL_MODELS = (
     Path("s", work, "models") for work in ("work", "work-outlined", "work-real")
@@ -109,15 +111,16 @@ def test_each_training_has_its_cases_and_begins_with_its_network(folder):
         (["segmentation-base"], [], []),
         (["segmentation-outlined"], [], [str(MODELS / "segmentation-base")]),
         (["segmentation-real"], [], [str(OUTLINED_MODELS / "segmentation-outlined")]),
+        (["segmentation-again"], [], [str(REAL_MODELS / "segmentation-so-far")]),
     ]
 
 
 def test_the_command_lines_are_those_of_the_scripts(folder):
     lines = lines_of(folder, options=("--precision", "bfloat16"))
     settings = [settings_from_command_line(SCRIPTS[w[0]], w[1:]) for w in trainings_of(lines)]
-    assert [chosen.seed for chosen in settings] == [0, 0, 1, 5, 2, 3]
-    assert [chosen.precision for chosen in settings] == ["float32", *["bfloat16"] * 5]
-    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 3 + [2.0] * 3
+    assert [chosen.seed for chosen in settings] == [0, 0, 1, 5, 2, 3, 4]
+    assert [chosen.precision for chosen in settings] == ["float32", *["bfloat16"] * 6]
+    assert [chosen.spacing_mm for chosen in settings] == [3.0] * 3 + [2.0] * 4
     assert settings[0].target == "centres" and settings[3].targets == "occupancies"
     for line in lines:
         script, *words = shlex.split(line)
@@ -189,7 +192,8 @@ def test_the_steps_stand_in_their_order(folder):
         *["experiments/real/label.py"] * 2,
         *(*["pre_processing_segmentation.py"] * 2, "train_segmentation.py"),
         *["experiments/real/label.py"] * 2,
-        *(*["pre_processing_segmentation.py"] * 3, "train_segmentation.py", "experiments/average.py"),
+        *["pre_processing_segmentation.py"] * 3,
+        *["train_segmentation.py", "experiments/average.py"] * 2,
         *["experiments/compact.py"] * 4,
     ]
     labelled = [line.split()[1] for line in lines if line.startswith("experiments/real/label.py")]
@@ -223,10 +227,16 @@ def test_what_is_shipped(folder):
 
 
 @pytest.mark.parametrize("without, end", [((), ""), (("chest_ct",), "-without-chest_ct")])
-def test_what_is_shipped_is_an_average(folder, without, end):
-    (line,) = [each for each in lines_of(folder, without=without) if "average.py" in each]
-    networks = f"{REAL_MODELS}/segmentation-real{end} {OUTLINED_MODELS}/segmentation-outlined"
-    assert line == f"experiments/average.py {networks} --output {REAL_MODELS}/segmentation-average{end}"
+def test_the_last_training_begins_with_an_average_and_what_is_shipped_is_one(folder, without, end):
+    lines = [each for each in lines_of(folder, without=without) if "average.py" in each]
+    real, again, so_far, average = (
+        f"{REAL_MODELS}/segmentation-{name}{end}" for name in ("real", "again", "so-far", "average")
+    )
+    before = f"{OUTLINED_MODELS}/segmentation-outlined {MODELS}/segmentation-base"
+    assert lines == [
+        f"experiments/average.py {real} {before} --output {so_far}",
+        f"experiments/average.py {again} {so_far} --output {average}",
+    ]
 
 
 # Folds
@@ -253,7 +263,8 @@ def test_a_fold_leaves_a_patient_out_everywhere(folder, without, with_mask, labe
         value_of(words, "--name")[0]: sorted(value_of(words, "--exclude")) for words in trainings_of(lines)
     }
     assert excluded.pop("segmentation-outlined") == sorted(labelled)
-    assert excluded.pop(f"segmentation-real{ends['real']}") == sorted(with_mask + labelled)
+    for name in ("real", "again"):
+        assert excluded.pop(f"segmentation-{name}{ends['real']}") == sorted(with_mask + labelled)
     assert not any(excluded.values())
     # What has not learned from who is left out is shared, all else has a place of its own.
     whole = [word for line in lines_of(folder) for word in shlex.split(line) if word.startswith("s/")]
@@ -261,10 +272,11 @@ def test_a_fold_leaves_a_patient_out_everywhere(folder, without, with_mask, labe
     made = ("data-labels-first", "labels-first", "work-outlined", "data-labels", "labels", "work-real")
     names = sorted(made, key=len, reverse=True)
     assert ours == [
-        re.sub(rf"(?<=^s/)({'|'.join(names)})(?=/|$)", rf"\g<1>{ends['outlined']}", word)
-        .replace("s/shipped", f"s/shipped{ends['real']}")
-        .replace("/segmentation-real", f"/segmentation-real{ends['real']}")
-        .replace("/segmentation-average", f"/segmentation-average{ends['real']}")
+        re.sub(
+            r"(?<=/segmentation-)(real|so-far|again|average)$",
+            rf"\g<1>{ends['real']}",
+            re.sub(rf"(?<=^s/)({'|'.join(names)})(?=/|$)", rf"\g<1>{ends['outlined']}", word),
+        ).replace("s/shipped", f"s/shipped{ends['real']}")
         for word in whole
     ]
 
@@ -278,6 +290,10 @@ def test_a_fold_goes_on_from_networks_that_are_there(folder):
     assert found == [
         (["segmentation-outlined"], ["m/segmentation-base"]),
         (["segmentation-real-without-chest_ct"], [str(OUTLINED_MODELS / "segmentation-outlined")]),
+        (
+            ["segmentation-again-without-chest_ct"],
+            [str(REAL_MODELS / "segmentation-so-far-without-chest_ct")],
+        ),
     ]
     # Nothing is made that these alone would have learned from; all else is as it was.
     whole = lines_of(folder, without=("chest_ct",))
@@ -322,5 +338,5 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 30 and all(line.startswith("+ ") for line in lines)
+    assert len(lines) == 32 and all(line.startswith("+ ") for line in lines)
     assert not (tmp_path / "made").exists()
