@@ -1,9 +1,10 @@
 """How long the inference takes from the command to the files, and parts of that; medians of fresh processes.
 
-Command python benchmarks/trial_start.py SCAN [--repeats 3]
+Command python benchmarks/trial_start.py SCAN [--repeats 3] [--before CHECKOUT]
 Prints  seconds of the import, of `infer.py` on the scan, also with the garbage collector at work while
         TensorFlow is imported, and again, of `--relabel`, and of `segment` twice in one process, with the
-        largest memory of each process
+        largest memory of each process; with --before also of `infer.py` of another checkout of this
+        project, such as one of an earlier version, in turn with this one, and their ratio
 Time    about three minutes for a chest CT
 """
 
@@ -40,10 +41,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(*command: str) -> tuple[float, float, str]:
-    """Run Python in the project's folder; gives seconds, the largest memory in GB, and what it printed."""
+def run(*command: str, project: Path = PROJECT) -> tuple[float, float, str]:
+    """Run Python in a project's folder; gives seconds, the largest memory in GB, and what it printed."""
     begun = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *command], cwd=project, stdout=subprocess.PIPE, text=True)
     with process:
         printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -70,11 +71,18 @@ def print_done(name: str, runs: Sequence[tuple[float, float, str]]) -> None:
     print_row(name, [each[0] for each in runs], [each[1] for each in runs])
 
 
+def print_ratio(name: str, ours: Sequence[tuple], baseline: Sequence[tuple]) -> None:
+    """Print how many times the seconds of ours a baseline takes, by the medians of what `run` gave."""
+    seconds = [statistics.median(each[0] for each in runs) for runs in (baseline, ours)]
+    print(f"{name}: {seconds[0] / seconds[1]:.2f}")
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scan", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--before", type=Path, help="another checkout of this project, to compare with")
     settings = parser.parse_args()
     scan = str(settings.scan.absolute())
     with tempfile.TemporaryDirectory() as folder:
@@ -83,20 +91,26 @@ def main() -> int:
         print_runs("import utils.prediction", repeats, lambda _: ("-c", "import utils.prediction"))
         print_runs("... import segment", repeats, lambda _: ("-c", "from utils.prediction import segment"))
         # In turn, so that what else the machine does meets both.
-        resting, collecting = [], []
+        resting, collecting, before = [], [], []
         for number in range(repeats):
             resting.append(run(*infer, "--output", f"{folder}/{number}"))
             collecting.append(run("-c", COLLECTED, *infer, "--output", f"{folder}/collecting-{number}"))
+            if settings.before:
+                output = f"{folder}/before-{number}"
+                before.append(run(*infer, "--output", output, project=settings.before))
         print_done("infer.py", resting)
         print_done("... collecting", collecting)
+        if before:
+            print_done("... of the other checkout", before)
         print_runs("infer.py, predicted already", repeats, lambda _: (*infer, "--output", f"{folder}/0"))
         print_runs("infer.py --relabel", repeats, lambda _: (*infer, "--output", f"{folder}/0", "--relabel"))
         calls = [run("-c", TWICE, scan) for _ in range(repeats)]
         cold, warm = zip(*(map(float, printed.split()) for _, _, printed in calls))
         print_row("segment, first call", cold, [each[1] for each in calls])
         print_row("segment, second call", warm)
-    ours, baseline = (statistics.median(each[0] for each in runs) for runs in (resting, collecting))
-    print(f"ratio: {baseline / ours:.2f}")
+    print_ratio("ratio", resting, collecting)
+    if before:
+        print_ratio("ratio of the other checkout", resting, before)
     return 0
 
 
