@@ -209,7 +209,9 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
     """Train the base, go on with scans that it outlines, outline them again, go on with all; average."""
     data, base = recipe.folder / "data", recipe.models / BASE_NAME
     outlined = recipe.outlined("work-outlined") / "models" / "segmentation-outlined"
-    real, so_far, again = (_of_masks(recipe, name) for name in ("real", "so-far", "again"))
+    real, so_far, again, average = (
+        _of_masks(recipe, name) for name in ("real", "so-far", "again", "average")
+    )
     without = _left_out(recipe, sees_masks=True)
     first, labels = recipe.outlined("data-labels-first"), recipe.outlined("data-labels")
     return [
@@ -224,7 +226,7 @@ def segmentation_steps(recipe: Recipe) -> list[Step]:
         training_step(recipe, real, *without, "--start-from", outlined, *REAL.split()),
         script("experiments/average.py", real, outlined, base, "--output", so_far),
         training_step(recipe, again, *without, "--start-from", so_far, *AGAIN.split()),
-        script("experiments/average.py", again, so_far, "--output", _average(recipe)),
+        script("experiments/average.py", again, so_far, "--output", average),
     ]
 
 
@@ -241,7 +243,7 @@ def outlining_steps(recipe: Recipe, network: Path, data: Path, *corrections: obj
 def shipping_steps(recipe: Recipe) -> list[Step]:
     """Leave what inference needs in `shipped`."""
     alike = (*LOCALISATION, BASE_NAME)
-    networks = {**{name: recipe.models / name for name in alike}, "segmentation": _average(recipe)}
+    networks = {**{name: recipe.models / name for name in alike}, "segmentation": _of_masks(recipe, "average")}
     shipped = recipe.folder / recipe.own("shipped")
     return [
         script("experiments/compact.py", network, "--output", shipped / name)
@@ -293,10 +295,6 @@ def preparation_steps(work: Path, *data: Path) -> list[Step]:
 
 def _of_masks(recipe: Recipe, name: str) -> Path:
     return recipe.outlined("work-real") / "models" / recipe.own(f"segmentation-{name}")
-
-
-def _average(recipe: Recipe) -> Path:
-    return _of_masks(recipe, "average")
 
 
 def _left_out(recipe: Recipe, *, sees_masks: bool) -> tuple:
