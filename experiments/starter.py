@@ -243,7 +243,8 @@ def outlining_steps(recipe: Recipe, network: Path, data: Path, *corrections: obj
 def shipping_steps(recipe: Recipe) -> list[Step]:
     """Leave what inference needs in `shipped`."""
     alike = (*LOCALISATION, BASE_NAME)
-    networks = {**{name: recipe.models / name for name in alike}, "segmentation": _of_masks(recipe, "average")}
+    networks = {name: recipe.models / name for name in alike}
+    networks["segmentation"] = _of_masks(recipe, "average")
     shipped = recipe.folder / recipe.own("shipped")
     return [
         script("experiments/compact.py", network, "--output", shipped / name)
